@@ -1,0 +1,23 @@
+"""Ask the tables and views in SQL, by their names: query_tables.py "select * from hub limit 20"."""
+
+import sys
+
+from personahub_spark.session import exit_code, open_context, parser
+from personahub_spark.settings import load
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("query", help="one SQL statement")
+    made.add_argument("--rows", type=int, default=100, help="rows to show (default: %(default)s)")
+    arguments = made.parse_args()
+    with exit_code():
+        settings = load(arguments.conf, arguments.set)
+        context = open_context(settings)
+        context.store.use()
+        rows = context.spark.sql(arguments.query)
+        rows.show(arguments.rows, truncate=120 if sys.stdout.isatty() else 0, vertical=len(rows.columns) > 5)
+
+
+if __name__ == "__main__":
+    main()

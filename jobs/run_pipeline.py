@@ -1,0 +1,20 @@
+"""Run the steps of the settings' pipeline.steps, in their order, in one Spark session."""
+
+import create_tables
+import dedup_surface
+import extract_personas
+import ingest_documents
+import synthesize
+
+from personahub_spark.session import main_steps
+
+STEPS = {
+    "create_tables": create_tables.run,
+    "ingest_documents": ingest_documents.run,
+    "extract_personas": extract_personas.run,
+    "dedup_surface": dedup_surface.run,
+    "synthesize": synthesize.run,
+}
+
+if __name__ == "__main__":
+    main_steps(lambda settings: {step: STEPS[step] for step in settings.pipeline.steps}, doc=__doc__)

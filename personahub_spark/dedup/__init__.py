@@ -1,0 +1,1 @@
+"""Near-duplicate personas: what is similar (``surface``), and who is kept (``survivors``)."""

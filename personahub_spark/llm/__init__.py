@@ -1,0 +1,1 @@
+"""Talking to OpenAI-compatible endpoints: no Spark in here, so its tests are instant."""

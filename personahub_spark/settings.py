@@ -1,0 +1,332 @@
+"""Settings: a YAML file plus ``--set a.b=c``, checked before anything starts.
+
+Every key has one place here, a default where a sensible one exists, and a constraint where a bad value would only
+show after money was spent. An unknown key is an error that names its nearest neighbour.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from personahub_spark.errors import SettingsError
+
+Verb = Literal["read", "write", "like", "dislike"]
+Granularity = Literal["coarse", "fine"]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSettings(_Group):
+    """Where the tables live."""
+
+    root: str | None = Field(
+        default="warehouse",
+        description="folder or object-store address of the tables; null: managed tables of the session's catalog",
+    )
+    database: str = Field(
+        default="personahub",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?$",
+        description="database, or catalog.database",
+    )
+    state: str | None = Field(
+        default=None, description="folder for answers on their way to the ledger; null: <root>/_state"
+    )
+
+    @model_validator(mode="after")
+    def _state_has_a_place(self) -> StoreSettings:
+        if self.root is None and self.state is None:
+            raise ValueError("store.state must name a folder when store.root is null")
+        return self
+
+    @property
+    def state_root(self) -> str:
+        """Folder of the write-ahead log."""
+        return self.state if self.state is not None else f"{(self.root or '').rstrip('/')}/_state"
+
+
+class SparkSettings(_Group):
+    """How a session is built when none was submitted."""
+
+    master: str = "local[*]"
+    app_name: str = "personahub"
+    jars: Literal["cache", "packages", "provided"] = Field(
+        default="cache",
+        description="cache: resolved once into a local folder; packages: by coordinates, for clusters; "
+        "provided: the cluster has them",
+    )
+    spark_nlp: bool = Field(default=False, description="load the Spark NLP jars too")
+    ivy_settings: str | None = Field(default=None, description="an Ivy settings file, for a mirror of your own")
+    conf: dict[str, str] = Field(default_factory=dict, description="more Spark settings, as they are")
+
+
+class Endpoint(_Group):
+    """One model at one OpenAI-compatible address. It travels to executors; the key's value never does."""
+
+    model: str = Field(min_length=1, description="the model's name as the endpoint knows it")
+    base_url: str = Field(
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
+        description="address up to and including /v1, without a key, query or fragment",
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="name of the environment variable that holds the key, on the driver and on executors",
+    )
+    structured_output: Literal["json_schema", "none"] = "none"
+    in_flight: int = Field(default=64, ge=1, le=4096, description="calls at once per Python worker")
+    workers: int = Field(default=2, ge=1, description="Spark tasks that call at once")
+    timeout_s: float = Field(default=120.0, gt=0, description="hard limit of one attempt")
+    deadline_s: float = Field(default=600.0, gt=0, description="hard limit of one request with its retries")
+    max_attempts: int = Field(default=6, ge=1)
+    terms: str | None = Field(default=None, description="licence or terms of the model, kept with its rows")
+
+
+class DocumentSettings(_Group):
+    """What to ingest, and which field means what."""
+
+    paths: list[str] = Field(default_factory=list)
+    format: Literal["auto", "jsonl", "parquet", "text"] = "auto"
+    mapping: Literal["plain", "redpajama_v2", "fineweb", "dolma", "c4"] = "plain"
+    columns: dict[Literal["text", "url", "title", "lang", "licence", "source"], str] = Field(
+        default_factory=dict, description="overrides of the mapping: our column -> their field (dots reach inside)"
+    )
+    source: str | None = Field(default=None, description="source of rows that name none")
+    licence: str | None = Field(default=None, description="licence of rows that name none")
+    lang: str | None = Field(default=None, description="language of rows that name none")
+
+
+class PersonaSettings(_Group):
+    """Text-to-Persona (paper section 2.1)."""
+
+    model: str = "default"
+    verb: Verb = "read"
+    granularity: Granularity = "fine"
+    language: str | None = Field(
+        default="en",
+        pattern=r"^(same|[a-z]{2,3})$",
+        description="language of the answer: a code, 'same' for the text's, null for the model's choice",
+    )
+    max_document_tokens: int = Field(default=1500, ge=50, description="a longer text is cut at a sentence end")
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=160, ge=16)
+
+
+class FilterSettings(_Group):
+    """Thresholds of the quality rules; ``off`` names rules not to apply."""
+
+    off: list[str] = Field(default_factory=list)
+    min_words: int = Field(default=4, ge=1)
+    max_words: int = Field(default=80, ge=1)
+    copied_share: float = Field(default=0.5, gt=0, le=1, description="share of the persona's 5-grams in its source")
+    repeated_share: float = Field(default=0.5, gt=0, le=1, description="share of words that repeat earlier words")
+
+
+class SurfaceSettings(_Group):
+    """Surface dedup (paper section 2.3: 1-grams, signature 128, similarity 0.9)."""
+
+    threshold: Decimal = Field(default=Decimal("0.9"), ge=Decimal("0.3"), le=Decimal("1"))
+    num_hashes: int = Field(default=128, ge=16, le=512)
+    recall: float = Field(
+        default=0.999, gt=0.5, lt=1, description="wanted chance that a pair at the threshold shares a band"
+    )
+    seed: int = 42
+
+
+class DedupSettings(_Group):
+    surface: SurfaceSettings = SurfaceSettings()
+
+
+class SynthesisSettings(_Group):
+    """One kind of text to write for every persona of the hub (paper sections 3 and 4)."""
+
+    task: Literal["math"] = "math"
+    variant: Literal["plain", "topic", "olympiad"] = "plain"
+    topic: str | None = None
+    pattern: Literal["zero_shot"] = "zero_shot"
+    model: str = "default"
+    fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=2048, ge=16)
+
+    @model_validator(mode="after")
+    def _topic_where_asked(self) -> SynthesisSettings:
+        if (self.variant == "topic") != (self.topic is not None):
+            raise ValueError("topic must be given with variant 'topic', and only there")
+        return self
+
+
+Step = Literal["create_tables", "ingest_documents", "extract_personas", "dedup_surface", "synthesize"]
+
+
+class PipelineSettings(_Group):
+    steps: list[Step] = Field(default_factory=lambda: list(typing.get_args(Step)))
+
+
+class Price(_Group):
+    """US dollars per million tokens."""
+
+    input: Decimal = Field(ge=0)
+    cached_input: Decimal | None = Field(default=None, ge=0, description="null: as input")
+    output: Decimal = Field(ge=0)
+
+
+class Settings(_Group):
+    """All settings of a run."""
+
+    store: StoreSettings = StoreSettings()
+    spark: SparkSettings = SparkSettings()
+    models: dict[str, Endpoint] = Field(default_factory=dict)
+    documents: DocumentSettings = DocumentSettings()
+    personas: PersonaSettings = PersonaSettings()
+    filters: FilterSettings = FilterSettings()
+    dedup: DedupSettings = DedupSettings()
+    synthesis: list[SynthesisSettings] = Field(default_factory=list)
+    pipeline: PipelineSettings = PipelineSettings()
+    prices: str | None = Field(default=None, description="price file; null: prices.yaml beside the settings file")
+
+    def endpoint(self, name: str) -> Endpoint:
+        """The endpoint called ``name`` under ``models``; SettingsError when there is none."""
+        if name not in self.models:
+            known = ", ".join(sorted(self.models)) or "none"
+            raise SettingsError(f"models.{name} is not set (models here: {known}); add it to the settings file")
+        return self.models[name]
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change when any setting does."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Settings:
+    """Settings of the YAML file at ``path``, each ``a.b=value`` of ``overrides`` put over it.
+
+    Values of overrides are read as YAML (``--set spark.spark_nlp=true``, ``--set pipeline.steps=[synthesize]``).
+    Raises SettingsError with one sentence for the first thing that is wrong.
+    """
+    file = Path(path)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise SettingsError(f"settings file {file} does not exist; give one with --conf") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"settings file {file} cannot be read: {_one_line(error)}") from None
+    if not isinstance(raw, dict):
+        raise SettingsError(f"settings file {file} must hold keys and values, found {type(raw).__name__}")
+    for override in overrides or []:
+        _put(raw, override)
+    if raw.get("prices") is None:
+        raw["prices"] = str(file.parent / "prices.yaml")
+    return validate(raw)
+
+
+def validate(raw: dict[str, Any]) -> Settings:
+    """``raw`` as Settings, or a SettingsError that names the key."""
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def load_prices(path: str | Path) -> dict[str, Price]:
+    """Prices by model name; an absent file is an error, an absent model is not (its cost is unknown)."""
+    file = Path(path)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        return {str(name): Price.model_validate(price) for name, price in dict(raw).items()}
+    except FileNotFoundError:
+        raise SettingsError(f"price file {file} does not exist; set prices to one, its models may be few") from None
+    except ValidationError as error:
+        raise SettingsError(f"price file {file}: {_explain(error)}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"price file {file} cannot be read: {_one_line(error)}") from None
+
+
+def _put(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise SettingsError(f"--set wants a.b=value, found {override!r}")
+    node: Any = raw
+    for part in parts[:-1]:
+        node = _descend(node, part, key)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {key}: {_one_line(error)}") from None
+    if isinstance(node, list):
+        node[_index(node, parts[-1], key)] = parsed
+    else:
+        node[parts[-1]] = parsed
+
+
+def _descend(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, key)]
+    child = node.setdefault(part, {})
+    if child is None:
+        child = node[part] = {}
+    if not isinstance(child, dict | list):
+        raise SettingsError(f"--set {key}: {part} holds a value, not keys")
+    return child
+
+
+def _index(node: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise SettingsError(f"--set {key}: {part!r} is no position in a list of {len(node)}")
+    return int(part)
+
+
+def _explain(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    problem = (unknown or problems)[0]  # a misspelt key often makes another one missing: name the cause
+    where = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "extra_forbidden":
+        parent, name = problem["loc"][:-1], str(problem["loc"][-1])
+        known = _known_keys(Settings, parent)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
+        return f"unknown setting {where}; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    return f"bad setting {where}: {message}{found}"
+
+
+def _known_keys(group: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        if isinstance(part, str) and part in group.model_fields:
+            inner = _group_inside(group.model_fields[part].annotation)
+            if inner is None:
+                return []
+            group = inner
+    return list(group.model_fields)
+
+
+def _group_inside(annotation: Any) -> type[BaseModel] | None:
+    """The settings group that an annotation such as ``dict[str, Endpoint]`` holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType):
+        for argument in typing.get_args(annotation):
+            found = _group_inside(argument)
+            if found is not None:
+                return found
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

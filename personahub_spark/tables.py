@@ -1,0 +1,387 @@
+"""The tables and views of the hub, and the one way rows get into them.
+
+Every table is Delta, has a primary key that :meth:`Store.add_new` enforces, and says on every row which run wrote it.
+A row is added once: adding the same rows again adds nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import resources
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import Window
+from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    DecimalType,
+    DoubleType,
+    IntegerType,
+    LongType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+from personahub_spark.errors import PersonaHubError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+    from personahub_spark.settings import StoreSettings
+
+COST = DecimalType(24, 6)
+"""Micro-dollars, exact to a millionth of one."""
+
+
+class MissingTable(PersonaHubError):
+    """A table is read before it was created."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A declared table: its columns without the two that every row gets (``run_id``, ``created_at``)."""
+
+    name: str
+    comment: str
+    columns: tuple[StructField, ...]
+    key: tuple[str, ...]
+    checks: dict[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def schema(self) -> StructType:
+        """All columns, in order."""
+        return StructType([*self.columns, *_STAMPS])
+
+
+def _column(name: str, kind: DataType, comment: str, *, nullable: bool = True) -> StructField:
+    return StructField(name, kind, nullable, {"comment": comment})
+
+
+_text, _long, _integer = StringType(), LongType(), IntegerType()
+_names = ArrayType(StringType(), containsNull=False)
+
+_STAMPS = (
+    _column("run_id", _text, "run that wrote the row", nullable=False),
+    _column("created_at", TimestampType(), "start of the step that wrote the row: one value a step", nullable=False),
+)
+
+DOCUMENTS = Table(
+    "documents",
+    "Texts that personas are inferred from, one row per distinct normalised text",
+    (
+        _column("doc_id", _text, "sha256 of the normalised text", nullable=False),
+        _column("text", _text, "the text as read", nullable=False),
+        _column("title", _text, "title, where the source gives one"),
+        _column("url", _text, "address, where the source gives one"),
+        _column("lang", _text, "language code, where given"),
+        _column("licence", _text, "licence or terms, where given"),
+        _column("source", _text, "corpus or collection the text belongs to", nullable=False),
+        _column("file", _text, "file the text was read from", nullable=False),
+        _column("line", _long, "line or row in that file, from 1", nullable=False),
+    ),
+    key=("doc_id",),
+    checks={"doc_id_is_sha256": "length(doc_id) = 64", "text_not_blank": "length(trim(text)) > 0"},
+)
+
+PERSONAS = Table(
+    "personas",
+    "Every persona ever found, flagged and removed ones included; the view hub has the published ones",
+    (
+        _column("persona_id", _text, "sha256 of the normalised text", nullable=False),
+        _column("text", _text, "the persona, one or two sentences", nullable=False),
+        _column("lang", _text, "language asked for"),
+        _column("hop", _integer, "0: inferred from a text; n: n relations away from such a one", nullable=False),
+        _column("first_origin", _text, "source_key of the origin it was first found in", nullable=False),
+        _column("quality_flags", _names, "names of the quality rules it breaks; empty: none", nullable=False),
+    ),
+    key=("persona_id",),
+    checks={"hop_in_range": "hop between 0 and 6", "persona_id_is_sha256": "length(persona_id) = 64"},
+)
+
+PERSONA_ORIGINS = Table(
+    "persona_origins",
+    "Where each persona was found; one found twice has two origins",
+    (
+        _column("persona_id", _text, "personas.persona_id", nullable=False),
+        _column("source_key", _text, "doc_id of the text, or persona_id of the parent", nullable=False),
+        _column("recipe", _text, "prompt, model and sampling that were used", nullable=False),
+        _column("source_kind", _text, "document or persona", nullable=False),
+        _column("relation", _text, "relation to the parent persona"),
+        _column("verb", _text, "who is likely to read, write, like or dislike the text"),
+        _column("granularity", _text, "coarse or fine"),
+        _column("hop", _integer, "hop of the persona found here", nullable=False),
+        _column("prompt_version", _text, "prompt that was used", nullable=False),
+        _column("call_key", _text, "llm_calls.request_key", nullable=False),
+    ),
+    key=("persona_id", "source_key", "recipe"),
+    checks={
+        "source_kind_known": "source_kind in ('document', 'persona')",
+        "verb_known": "verb is null or verb in ('read', 'write', 'like', 'dislike')",
+        "granularity_known": "granularity is null or granularity in ('coarse', 'fine')",
+    },
+)
+
+PERSONA_REMOVALS = Table(
+    "persona_removals",
+    "Near-duplicates taken out of the hub, each with the kept persona that stands for it",
+    (
+        _column("persona_id", _text, "the removed persona", nullable=False),
+        _column("tier", _text, "what found it: exact_tokens or surface", nullable=False),
+        _column("kept_id", _text, "the kept persona it is a duplicate of", nullable=False),
+        _column("similarity", DoubleType(), "Jaccard similarity of the two token sets", nullable=False),
+        _column("parameters_version", _text, "hash of the settings that decided", nullable=False),
+    ),
+    key=("persona_id", "tier"),
+    checks={
+        "tier_known": "tier in ('exact_tokens', 'surface')",
+        "similarity_in_range": "similarity between 0 and 1",
+        "not_its_own_witness": "persona_id <> kept_id",
+    },
+)
+
+SYNTHESES = Table(
+    "syntheses",
+    "Texts written for personas, with the checks they fail",
+    (
+        _column("synthesis_id", _text, "sha256 of the request and the persona", nullable=False),
+        _column("task", _text, "kind of text: math", nullable=False),
+        _column("variant", _text, "plain, topic or olympiad", nullable=False),
+        _column("topic", _text, "topic asked for, with variant topic"),
+        _column("pattern", _text, "prompt pattern: zero_shot", nullable=False),
+        _column("persona_id", _text, "personas.persona_id", nullable=False),
+        _column("text", _text, "the answer as it came", nullable=False),
+        _column("fields", MapType(_text, _text, False), "parts read from the answer, by name", nullable=False),
+        _column("checks", _names, "names of the checks it fails; empty: it passes all", nullable=False),
+        _column("recipe", _text, "prompt, model and sampling that were used", nullable=False),
+        _column("prompt_version", _text, "prompt that was used", nullable=False),
+        _column("call_key", _text, "llm_calls.request_key", nullable=False),
+    ),
+    key=("synthesis_id",),
+    checks={"variant_has_its_topic": "(variant = 'topic') = (topic is not null)"},
+)
+
+LLM_CALLS = Table(
+    "llm_calls",
+    "The ledger: every request that has an outcome, once, and what it cost",
+    (
+        _column("request_key", _text, "sha256 of everything that decides the answer", nullable=False),
+        _column("step", _text, "step that asked first", nullable=False),
+        _column("model", _text, "model asked", nullable=False),
+        _column("prompt_version", _text, "prompt that was used", nullable=False),
+        _column("status", _text, "answered, or failed: it would fail again unchanged", nullable=False),
+        _column("text", _text, "the answer as it came; null where there was none"),
+        _column("finish_reason", _text, "why the model stopped, as it said"),
+        _column("input_tokens", _long, "tokens in, cached ones included; null: not said"),
+        _column("cached_tokens", _long, "tokens in that the endpoint had cached"),
+        _column("output_tokens", _long, "tokens out, reasoning included"),
+        _column("reasoning_tokens", _long, "tokens out that were reasoning"),
+        _column("cost_microusd", COST, "micro-dollars; null: no price or no usage known"),
+        _column("attempts", _integer, "times it was sent", nullable=False),
+        _column("latency_ms", _long, "milliseconds of the last attempt", nullable=False),
+        _column("model_returned", _text, "model as the endpoint named it"),
+        _column("response_id", _text, "the endpoint's id of the answer"),
+        _column("endpoint", _text, "host, port and path asked", nullable=False),
+        _column("terms", _text, "licence or terms of the model"),
+        _column("error_class", _text, "kind of failure"),
+        _column("error_message", _text, "what the endpoint said of the failure"),
+    ),
+    key=("request_key",),
+    checks={"status_known": "status in ('answered', 'failed')"},
+)
+
+QUARANTINE = Table(
+    "quarantine",
+    "Input rows and model answers that could not be read, and why",
+    (
+        _column("source", _text, "file, or step:recipe of a model answer", nullable=False),
+        _column("line", _text, "line or row of the file from 1, or id of the row asked about", nullable=False),
+        _column("reason", _text, "name of the fault", nullable=False),
+        _column("raw", _text, "the start of what was found"),
+        _column("call_key", _text, "llm_calls.request_key of a model answer"),
+    ),
+    key=("source", "line"),
+)
+
+RUNS = Table(
+    "runs",
+    "What each run changed, step by step; a step that changed nothing leaves no row",
+    (
+        _column("step", _text, "name of the step", nullable=False),
+        _column("duration_s", DoubleType(), "seconds", nullable=False),
+        _column("settings_hash", _text, "changes when any setting does", nullable=False),
+        _column("code_version", _text, "version and hash of the code", nullable=False),
+        _column("rows_in", _long, "rows looked at", nullable=False),
+        _column("outcomes", MapType(_text, _long, False), "what became of them; adds up to rows_in", nullable=False),
+        _column("rows_added", MapType(_text, _long, False), "rows added, by table", nullable=False),
+        _column("requests", _long, "requests that got an outcome in this step", nullable=False),
+        _column("input_tokens", _long, "tokens in", nullable=False),
+        _column("output_tokens", _long, "tokens out", nullable=False),
+        _column("cost_microusd", COST, "micro-dollars; null: some price unknown"),
+    ),
+    key=("run_id", "step"),
+)
+
+TABLES = (DOCUMENTS, PERSONAS, PERSONA_ORIGINS, PERSONA_REMOVALS, SYNTHESES, LLM_CALLS, QUARANTINE, RUNS)
+
+VIEWS = ("hub", "persona_lineage", "problems", "spend", "rejects")
+"""In the order they are made: a view may read those before it."""
+
+
+@functools.cache
+def view_query(name: str) -> str:
+    """The SELECT of a view, its tables as ``{name}``; its first line is a comment: the question it answers."""
+    return resources.files("personahub_spark.views").joinpath(f"{name}.sql").read_text(encoding="utf-8")
+
+
+class Store:
+    """The tables at one place. ``dry_run``: rows that would be added are counted, none is written."""
+
+    def __init__(self, spark: SparkSession, settings: StoreSettings, *, dry_run: bool = False) -> None:
+        self._spark = spark
+        self._database = settings.database
+        self._root = absolute(settings.root) if settings.root is not None else None
+        self.state_root = absolute(settings.state_root)
+        self.dry_run = dry_run
+
+    def create(self) -> list[str]:
+        """Make the database, tables and views that are missing; names of the tables that were made."""
+        self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
+        made = []
+        for table in TABLES:
+            if not self._exists(table):
+                made.append(table.name)
+            self._spark.sql(self._create_statement(table))
+        self._create_views()
+        return made
+
+    def use(self) -> None:
+        """Let SQL name the tables and views without their database; MissingTable when they were not created."""
+        for table in TABLES:
+            self.read(table)
+        self.create()  # makes them known to this session's catalog, where it does not last
+        self._spark.sql(f"USE {self._database}")
+
+    def read(self, table: Table) -> DataFrame:
+        """All rows of ``table``; MissingTable when it was not created."""
+        try:
+            return self._spark.table(self._reference(table.name))
+        except AnalysisException:
+            raise MissingTable(
+                f"table {table.name} does not exist in {self._root or self._database}; "
+                "run jobs/create_tables.py with the same settings first"
+            ) from None
+
+    def view(self, name: str) -> DataFrame:
+        """What the view answers now."""
+        return self._spark.sql(self._view_select(name))
+
+    def add_new(self, table: Table, rows: DataFrame, *, run_id: str, created_at: datetime) -> int:
+        """Add those ``rows`` whose key ``table`` does not have yet; how many those were.
+
+        ``rows`` has the table's columns without the stamps, in any order. Raises PersonaHubError when columns or types
+        differ, and fails the write when two rows have the same key.
+        """
+        _check_columns(table, rows)
+        once = Window.partitionBy(*table.key).orderBy(*table.key)
+        twice = F.concat(
+            F.lit(f"two rows for one key of {table.name}: "), F.concat_ws(", ", *[F.col(name) for name in table.key])
+        )
+        stamped = (
+            rows.withColumn("run_id", F.lit(run_id))
+            .withColumn("created_at", F.lit(created_at))
+            .withColumn("_nth", F.row_number().over(once))
+            .withColumn("_nth", F.when(F.col("_nth") > 1, F.raise_error(twice).cast("int")).otherwise(F.col("_nth")))
+            .where(F.col("_nth") == 1)
+            .select(*[F.col(column.name) for column in table.schema])
+        )
+        if self.dry_run:
+            known = self.read(table).select(*table.key)
+            return stamped.join(known, on=list(table.key), how="left_anti").count()
+        same_key = " AND ".join(f"known.{name} = new.{name}" for name in table.key)
+        try:
+            merged = self._spark.sql(
+                f"MERGE INTO {self._reference(table.name)} AS known USING {{rows}} AS new ON {same_key} "
+                "WHEN NOT MATCHED THEN INSERT *",
+                rows=stamped,
+            )
+        except Exception as error:  # PySpark raises captured errors or bare Py4J ones, depending on where Delta failed
+            fault = re.search(r"two rows for one key of [^\n]*|CHECK constraint \w+[^\n]*", str(error))
+            if fault is None:
+                raise
+            raise PersonaHubError(f"table {table.name} refused the rows: {fault[0]}") from error
+        return int(merged.collect()[0]["num_inserted_rows"])
+
+    def _exists(self, table: Table) -> bool:
+        try:
+            self.read(table)
+        except MissingTable:
+            return False
+        return True
+
+    def _reference(self, name: str) -> str:
+        """How SQL names a table, whether or not the session's catalog knows it."""
+        return f"delta.`{self._root}/{name}`" if self._root is not None else f"{self._database}.{name}"
+
+    def _create_statement(self, table: Table) -> str:
+        columns = ",\n".join(
+            f"  {column.name} {column.dataType.simpleString()}{'' if column.nullable else ' NOT NULL'} "
+            f"COMMENT {_quoted(column.metadata['comment'])}"
+            for column in table.schema
+        )
+        properties = {f"delta.constraints.{name}": check for name, check in table.checks.items()}
+        properties["personahub.primaryKey"] = ", ".join(table.key)
+        stated = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in properties.items())
+        place = f" LOCATION {_quoted(f'{self._root}/{table.name}')}" if self._root is not None else ""
+        if place and self._exists(table):  # known to storage, perhaps not to this session's catalog
+            return f"CREATE TABLE IF NOT EXISTS {self._database}.{table.name} USING DELTA{place}"
+        return (
+            f"CREATE TABLE IF NOT EXISTS {self._database}.{table.name} (\n{columns}\n) USING DELTA{place} "
+            f"COMMENT {_quoted(table.comment)} TBLPROPERTIES ({stated})"
+        )
+
+    def _create_views(self) -> None:
+        names = {name: f"{self._database}.{name}" for name in (*VIEWS, *(table.name for table in TABLES))}
+        for name in VIEWS:
+            self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {view_query(name).format(**names)}")
+
+    def _view_select(self, name: str) -> str:
+        names = {table.name: self._reference(table.name) for table in TABLES}
+        for view in VIEWS:
+            query = view_query(view).format(**names)
+            if view == name:
+                return query
+            names[view] = f"(\n{query})"
+        raise KeyError(name)
+
+
+def _check_columns(table: Table, rows: DataFrame) -> None:
+    wanted = {column.name: column.dataType for column in table.columns}
+    found = {column.name: column.dataType for column in rows.schema}
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{name} is unknown" for name in found if name not in wanted]
+    faults += [
+        f"{name} is {found[name].simpleString()}, wanted {wanted[name].simpleString()}"
+        for name in wanted
+        if name in found and found[name].simpleString() != wanted[name].simpleString()
+    ]
+    if faults:
+        raise PersonaHubError(f"rows for table {table.name} do not fit it: {'; '.join(faults)}")
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def absolute(place: str) -> str:
+    """``place`` as an absolute path, or as it is where it has a scheme (``s3a://…``)."""
+    return place.rstrip("/") if urlsplit(place).scheme else os.path.abspath(place)

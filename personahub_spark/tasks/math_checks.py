@@ -1,0 +1,155 @@
+"""What a math problem must be (paper section 4.1), as predicates that are true when it is not.
+
+They judge text of any script by its surface: each is a cheap filter, none is a proof.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from importlib import resources
+
+from personahub_spark.text import tokens
+
+MAX_SUBPROBLEMS = 2
+"""A problem asks at most this many things (paper section 4.1)."""
+
+PREFIX = re.compile(r"\A[\W_]*math\s+problem[*_]*\s*[::][*_\s]*", re.IGNORECASE)
+"""How an answer opens (paper section 4.1)."""
+
+
+def missing_prefix(answer: str) -> bool:
+    """True when the answer does not open with ``Math problem:`` (bold, or in any case, is good enough)."""
+    return PREFIX.match(answer) is None
+
+
+# A label counts where a line, a sentence or a bracket begins: "a 5 % salt solution: 200 ml" is none.
+_BOUNDARY = r"(?:^|(?<=[.!?。!?…]))[^\S\n]*[(\[{(【#>*_\-]*[^\S\n]*"
+_BLANK = r"[*_\s]*(?![*_\s.…()\[\])]|\Z)"
+_SOLUTION = re.compile(
+    rf"""\\boxed\s*\{{
+      | {_BOUNDARY}(?:(?:step[- ]by[- ]step|detailed|worked|full|sample|final|correct|the)\s+)*
+        (?:solutions?|answers?|answer\s+key|explanation|lösung|antwort|lösungsweg|soluci[oó]n|respuesta|réponse|soluzione|risposta|solução
+          |resposta|решение|ответ|解|解答|解析|解法|答案|答|答え|해설|풀이|정답|답)[*_\s]*[::]{_BLANK}
+      | ^[\#*_\s]*(?:solution|lösung|soluci[oó]n|解答|解析)[*_]*[^\S\n]*\n+(?=\s*\S)
+      | {_BOUNDARY}(?:(?:so|thus|hence|therefore)\b,?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s+is\b[:\s$\\(*]*[-+]?\d
+      | {_BOUNDARY}to\s+(?:solve|answer)\s+(?:this|the)\s+(?:math\s+)?(?:problem|question)\b
+      | {_BOUNDARY}(?:let[’']?s|let\s+us|we\s+can)\s+(?:first\s+)?(?:solve|calculate|compute|break\s+(?:this|it)\s+down)\b
+      | {_BOUNDARY}to\s+(?:find|calculate|determine|solve)\b[^.?!\n]{{1,160}}?,\s*(?:we|you|first|let|use|start|set)\b
+    """,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+
+
+def contains_solution(problem: str) -> bool:
+    """True when a solution, or an answer that is not left blank, follows the question or stands inside it."""
+    return _SOLUTION.search(problem) is not None
+
+
+_QUESTION = re.compile(r"[?？؟]+")
+_SENTENCE = re.compile(r"(?<=[.!?。！？؟;；:：])\s+|(?<=[。！？；])|\n+|(?<=[?!])(?=[A-Z(])")
+_LABEL = re.compile(
+    r"(?:^|(?<=[\s。；;，,：:]))(?:[(（]\s*(?:([a-h])|([1-8])|(i{1,3}|iv|v))\s*[)）]|(?:([a-h])|([1-8]))[.)）、](?=\s))",
+    re.MULTILINE,
+)
+_IMPERATIVE = re.compile(
+    r"""\A[\W\d_]*(?:(?:and|then|also|finally|next|now|furthermore|additionally|please)\b,?\s+)*
+    (?:find|calculate|compute|determine|prove|show\s+that|derive|evaluate|solve|how\s+(?:many|much|long|far|often)|what\s+(?:is|are|was)
+      |berechne|bestimme|beweise|zeige|calcula|determina|demuestra|calcule[rz]?|détermine[rz]?|démontre[rz]?|найдите|вычислите|докажите)\b
+    | \A[\W\d_]*(?:求|计算|計算|证明|證明|问|問|试求|確定|确定|求め)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def too_many_subproblems(problem: str) -> bool:
+    """True when more than MAX_SUBPROBLEMS things are asked; a list of data or of choices asks nothing by itself."""
+    asked = sum(map(_asks, _SENTENCE.split(_LABEL.sub("\n", problem))))
+    return max(asked, _listed_asks(problem)) > MAX_SUBPROBLEMS
+
+
+def _asks(sentence: str) -> bool:
+    return _QUESTION.search(sentence) is not None or _IMPERATIVE.match(sentence) is not None
+
+
+def _listed_asks(problem: str) -> int:
+    """How many labels (a), (b), … or 1., 2., … follow a sentence such as "Determine the following:"."""
+    longest = 0
+    for orders in (
+        ("a", "b", "c", "d", "e", "f", "g", "h"),
+        ("1", "2", "3", "4", "5", "6", "7", "8"),
+        ("i", "ii", "iii", "iv", "v"),
+    ):
+        first, count = -1, 0
+        for label in _LABEL.finditer(problem):
+            if count < len(orders) and orders[count] in label.groups():
+                first = label.start() if count == 0 else first
+                count += 1
+        stem = problem[: max(first, 0)].rstrip()
+        if stem.endswith((":", ":")) and _asks(_SENTENCE.split(stem[:-1].rstrip())[-1]):
+            longest = max(longest, count)
+    return longest
+
+
+# Words that say nothing about who a persona is, or that any word problem holds.
+_COMMON = frozenset(
+    (resources.files("personahub_spark.tasks") / "common_words.txt").read_text(encoding="utf-8").split()
+)
+_ENDINGS = (
+    "ationally", "ational", "ations", "ation", "ingly", "ments", "ment", "ings", "ing", "ists", "ist", "ians", "ian", "ies",
+    "ied", "iers", "ier", "ers", "er", "ors", "or", "ery", "ed", "es", "al", "ly", "ic", "ics", "innen", "in", "en", "s", "e", "y", "o", "a",
+)  # fmt: skip
+_SHORTEST_STEM = 3
+_SHARED_START = 6
+_FEW_WORDS = 6
+
+
+def persona_unused(problem: str, persona: str) -> bool:
+    """True when the problem could be anybody's: it shares too few of the persona's telling words, in any inflection.
+
+    One shared word is enough for a persona of up to six telling words, two for a longer one. Where the two are in
+    different scripts nothing can be said, and the answer is False.
+    """
+    wanted, found = _telling(persona), _telling(problem)
+    if not wanted or not set(map(_script, wanted)) & set(map(_script, found)):
+        return False
+    shared = sum(any(_same_word(word, other) for other in found) for word in wanted)
+    return shared < (1 if len(wanted) <= _FEW_WORDS else 2)
+
+
+def _telling(text: str) -> set[str]:
+    return {
+        word
+        for word in tokens(text)
+        if (len(word) >= 3 or _is_wide(word)) and word not in _COMMON and word[0].isalpha()
+    }
+
+
+def _script(word: str) -> str:
+    """The writing system of the first letter: LATIN, CYRILLIC, CJK, …; kana count as CJK, which they are mixed with."""
+    script = unicodedata.name(word[0], "").split("-")[0].split(" ")[0]
+    return "CJK" if script in ("HIRAGANA", "KATAKANA") else script
+
+
+def _same_word(word: str, other: str) -> bool:
+    if word == other:
+        return True
+    if _is_wide(word) or _is_wide(other):
+        return False
+    return (
+        _stem(word) == _stem(other)
+        or word[:_SHARED_START] == other[:_SHARED_START]
+        and len(word) > _SHARED_START < len(other)
+    )
+
+
+def _stem(word: str) -> str:
+    """``word`` without endings, one after the other: nurse, nurses and nursing are all ``nurs``."""
+    while True:
+        ending = next((e for e in _ENDINGS if word.endswith(e) and len(word) - len(e) >= _SHORTEST_STEM), None)
+        if ending is None:
+            return word
+        word = word[: -len(ending)]
+
+
+def _is_wide(word: str) -> bool:
+    return _script(word) == "CJK"

@@ -1,0 +1,81 @@
+"""What every task does first with an answer: it is data, and may be hostile, empty, or not an answer at all."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from personahub_spark.text import clean
+
+# Bidirectional controls, zero-width spaces, tags; joiners only where no letter of Persian, Indic or an emoji needs them.
+_UNSEEN = re.compile(
+    "[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0fff]"
+    r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+)
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_TOOL_CALL = re.compile(r"\A\W*(?:<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>)", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"""\A\W*(?:
+        (?:i[’']?m|i\ am)\ (?:very\ |so\ |really\ )?(?:sorry|afraid\ i)\b | sorry,?\ (?:but\ )?i\b | my\ apologies\b | i\ apologi[sz]e\b
+      | (?:unfortunately,?\ )?i\ (?:can\ ?not|can[’']?t|won[’']?t|am\ (?:unable|not\ able)\ to|must\ decline\ to)\ (?:\w+\ ){0,2}?
+        (?:help|assist|provide|create|write|generate|comply|fulfil|do|answer|continue|infer|describe|identify|produce|determine|support)
+      | as\ an\ ai\b(?=\ (?:language|assistant|model)|,\ i\b)
+      | (?:很)?抱歉 | 对不起 | 對不起 | 我(?:无法|不能|無法) | 申し訳 | 恐れ入りますが | 죄송
+      | lo\ siento\b | es\ tut\ mir\ leid\b | (?:je\ suis\ )?désolée?,?\ (?:mais\ )?je\b | desculpe\b | mi\ dispiace\b | извините\b | к\ сожалению,\ я\b
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an answer says: its ``text``, or None and the name of the ``failure``.
+
+    ``checks`` names the checks that a text failed; the text is there all the same, for a filter to judge.
+    """
+
+    text: str | None
+    failure: str | None
+    checks: tuple[str, ...] = ()
+
+
+def failed(name: str) -> Reading:
+    """A reading without a text."""
+    return Reading(text=None, failure=name)
+
+
+def visible(text: str) -> str:
+    """``text`` without what a reader does not see: controls, bidirectional overrides, zero-width characters."""
+    return _UNSEEN.sub("", clean(text)).strip()
+
+
+def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> str | Reading:
+    """The visible answer, or a failed Reading that names why there is none to read.
+
+    ``longest`` bounds the work in characters: what is longer is ``too_long`` unread. Failures: filtered, refusal,
+    tool_call, cut_off (nothing came before the token limit), empty, no_text, too_long.
+    """
+    if finish_reason == "content_filter":
+        return failed("filtered")
+    if finish_reason == "refusal":
+        return failed("refusal")
+    text = (answer or "").strip()
+    if len(text) > longest:
+        return failed("too_long")
+    text = visible(text)
+    thought = _THOUGHT.match(text)
+    text = text[thought.end() :].strip() if thought else text
+    if _TOOL_CALL.match(text) or (not text and finish_reason in ("tool_calls", "function_call")):
+        return failed("tool_call")
+    if not text or text.startswith("<think>"):
+        return failed("cut_off" if finish_reason == "length" else "empty")
+    if not any(map(str.isalpha, text)):
+        return failed("no_text")
+    if _REFUSAL.match(text):
+        return failed("refusal")
+    return text
+
+
+def is_refusal(text: str) -> bool:
+    """Whether ``text`` opens as a model does that will not answer."""
+    return _REFUSAL.match(text) is not None

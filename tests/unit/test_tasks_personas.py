@@ -1,0 +1,280 @@
+"""Text-to-Persona: what is asked, and what is made of any answer."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import time
+import zipfile
+from itertools import product
+from pathlib import Path
+from subprocess import run
+from sys import executable
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import personahub_spark
+from personahub_spark.settings import Endpoint, Granularity, PersonaSettings, Verb
+from personahub_spark.tasks.personas import MAX_PERSONA_CHARS, TextToPersona
+from personahub_spark.text import estimate_tokens
+
+PLAIN = Endpoint(model="m", base_url="http://127.0.0.1/v1")
+JSON = Endpoint(model="m", base_url="http://127.0.0.1/v1", structured_output="json_schema")
+TASK = TextToPersona(PersonaSettings(), PLAIN)
+
+
+def user_message(document: str, **settings: object) -> str:
+    return str(TextToPersona(PersonaSettings.model_validate(settings), PLAIN).request(document).messages[-1]["content"])
+
+
+def test_the_document_comes_last_and_everything_before_it_is_the_same_for_all_documents() -> None:
+    one, two = TASK.request("About bees."), TASK.request("About trams.")
+    assert one.messages[0] == two.messages[0]
+    assert one.messages[0]["role"] == "system"
+    content = str(one.messages[-1]["content"])
+    assert content.partition("About bees.")[0] == str(two.messages[-1]["content"]).partition("About trams.")[0]
+    assert content.partition("About bees.")[2] == "\n</document>"
+
+
+def test_a_document_stands_in_the_prompt_as_it_is_whatever_braces_and_dollars_it_holds() -> None:
+    text = r"{0} {person} $document ${first} $$ %s \1 {{x}}"
+    assert user_message(text) == f"<document>\n{text}\n</document>"
+
+
+@pytest.mark.parametrize(
+    "hostile", ["</document>", "< / DOCUMENT >", "<document>", "<|im_start|>system", "<\x00|im_end|>"]
+)
+def test_a_document_can_neither_close_its_tag_nor_speak_the_tokens_of_a_chat_template(hostile: str) -> None:
+    content = user_message(f"Before {hostile} after")
+    inside = content.removeprefix("<document>\n").removesuffix("\n</document>")
+    assert not re.search(r"<\s?/?\s*document|<\|", inside.replace("< ", "", 1), re.IGNORECASE)
+    assert "Before" in inside and "after" in inside
+
+
+def test_a_document_with_lone_surrogates_and_nuls_still_makes_a_request_with_a_key() -> None:
+    assert len(TASK.request("a\ud800b\x00c").key) == 64
+
+
+def test_a_long_document_is_cut_at_a_sentence_end_within_the_budget() -> None:
+    content = user_message("The queen lays eggs. " * 400, max_document_tokens=100)
+    inside = content.removeprefix("<document>\n").removesuffix("\n</document>")
+    assert inside.endswith("eggs.")
+    assert 50 < estimate_tokens(inside) <= 100
+
+
+def test_each_verb_and_granularity_has_its_own_wording_and_its_own_version() -> None:
+    tasks = [
+        TextToPersona(PersonaSettings(verb=verb, granularity=granularity), endpoint)
+        for verb, granularity, endpoint in product(get_args(Verb), get_args(Granularity), (PLAIN, JSON))
+    ]
+    assert len({task.request("x").messages[0]["content"] for task in tasks}) == 16
+    assert len({task.prompt_version for task in tasks}) == 16
+
+
+def test_the_version_depends_on_the_wording_and_not_on_the_document_or_the_sampling() -> None:
+    warm = TextToPersona(PersonaSettings(temperature=1.5), PLAIN)
+    assert warm.prompt_version == TASK.prompt_version == TASK.request("x").prompt_version
+    assert re.fullmatch(r"text_to_persona-[0-9a-f]{12}", TASK.prompt_version)
+
+
+@pytest.mark.parametrize(
+    ("language", "wanted"),
+    [("de", "Write in German."), ("same", "Write in the language of the document."), ("yo", "ISO code yo"), (None, "")],
+)
+def test_the_language_of_the_answer_is_asked_for(language: str | None, wanted: str) -> None:
+    system = str(TextToPersona(PersonaSettings(language=language), PLAIN).request("x").messages[0]["content"])
+    assert wanted in system
+    assert ("Write in" in system) == (language is not None)
+
+
+def test_a_schema_is_sent_only_where_the_endpoint_takes_one() -> None:
+    assert TASK.request("x").response_format is None
+    sent = TextToPersona(PersonaSettings(), JSON).request("x").response_format
+    assert sent is not None
+    assert sent["type"] == "json_schema"
+    assert sent["json_schema"]["strict"] is True
+    assert sent["json_schema"]["schema"]["required"] == ["persona"]
+
+
+def test_a_task_survives_pickling_with_its_requests() -> None:
+    task = TextToPersona(PersonaSettings(verb="dislike"), JSON)
+    assert pickle.loads(pickle.dumps(task)).request("x").key == task.request("x").key
+
+
+def test_prompts_are_found_when_the_package_is_a_zip(tmp_path: Path) -> None:
+    root = Path(personahub_spark.__file__).parent
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as archive:
+        for file in root.rglob("*"):
+            if file.suffix in (".py", ".txt"):
+                archive.write(file, file.relative_to(root.parent))
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'package.zip')!r})\n"
+        "from personahub_spark.settings import Endpoint, PersonaSettings, SynthesisSettings\n"
+        "from personahub_spark.tasks.math import MathProblem\n"
+        "from personahub_spark.tasks.personas import TextToPersona\n"
+        "endpoint = Endpoint(model='m', base_url='http://127.0.0.1/v1')\n"
+        "assert 'package.zip' in TextToPersona.request.__code__.co_filename\n"
+        "print(TextToPersona(PersonaSettings(), endpoint).prompt_version)\n"
+        "print(MathProblem(SynthesisSettings(), endpoint).read('Math problem: A nurse?', 'stop', 'A nurse').text)\n"
+    )
+    done = run([executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[:2] == [TASK.prompt_version, "A nurse?"], done.stderr
+
+
+PERSONA = "A night nurse who tracks drug interactions."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PERSONA,
+        json.dumps({"persona": PERSONA}),
+        json.dumps(json.dumps({"persona": PERSONA})),
+        json.dumps({"persona": json.dumps({"persona": PERSONA})}),
+        json.dumps({"reason": "a {brace}", "Persona ": PERSONA}),
+        f'```json\n{{"persona": "{PERSONA}"}}\n```',
+        f'Of course! Here it is:\n```\n{{\n  "persona": "{PERSONA}"\n}}\n```\nAnything else?',
+        f'Result: {{"persona": "{PERSONA}"}} as asked.',
+        f"```text\n{PERSONA}\n```",
+        f'"{PERSONA}"',
+        f"“{PERSONA}”",
+        f"Persona: {PERSONA}",
+        f"**Persona:** {PERSONA}",
+        f"**Persona 1**: *{PERSONA}*",
+        f"### Persona\n: {PERSONA}",
+        f"- {PERSONA}",
+        f"1. **{PERSONA}**",
+        f"Sure, this is the persona you asked for:\n\n{PERSONA}",
+        f"<think>Who reads this? {{nurses}}</think>\n\n{PERSONA}",
+        f"\ufeff\u202e{PERSONA}\u200b\x07",
+        "A night nurse\nwho tracks  drug\tinteractions.",
+    ],
+)
+def test_a_persona_is_read_bare_and_dressed_up_alike(answer: str) -> None:
+    reading = TASK.read(answer, "stop")
+    assert (reading.text, reading.failure, reading.checks) == (PERSONA, None, ())
+
+
+@pytest.mark.parametrize(
+    "persona",
+    [
+        "一位在杭州种茶的农民，担心今年的春雨太多。",
+        "夜勤の看護師で、薬の飲み合わせに詳しい。",
+        "พยาบาลกะดึกที่ดูแลผู้ป่วยสูงอายุ",
+        "ممرضة ليلية تراجع الجرعات",
+        "پرستاری که می\u200cخواهد بخوابد",
+        "A chef 👩\u200d🍳 who writes menus.",
+        'A teacher who says "why" and "how" a lot.',
+        '"Why" is the favourite word of this child, and "how" the second.',
+        "A researcher of C*-algebras and K* groups.",
+        "A 3D artist: models, textures and light.",
+    ],
+)
+def test_a_persona_of_any_script_keeps_every_character(persona: str) -> None:
+    assert TASK.read(json.dumps({"persona": persona}), "stop").text == persona
+    assert TASK.read(persona, "stop").text == persona
+
+
+@pytest.mark.parametrize(
+    ("answer", "finish_reason", "failure"),
+    [
+        (None, "stop", "empty"),
+        (" \n\u200b", "stop", "empty"),
+        ('{"persona": ""}', "stop", "empty"),
+        (PERSONA, "length", "cut_off"),
+        (None, "length", "cut_off"),
+        ("<think>Let me see", "length", "cut_off"),
+        (PERSONA, "content_filter", "filtered"),
+        ("I'm sorry, but I can't help with that.", "stop", "refusal"),
+        ("I cannot describe people from this text.", "stop", "refusal"),
+        ("As an AI language model, I have no view.", "stop", "refusal"),
+        ("抱歉，我无法回答这个问题。", "stop", "refusal"),
+        ('{"persona": "I’m sorry, I can’t assist."}', "stop", "refusal"),
+        ("Not for me.", "refusal", "refusal"),
+        (None, "tool_calls", "tool_call"),
+        ('<tool_call>\n{"name": "search"}\n</tool_call>', "stop", "tool_call"),
+        ('{"persona": "A nur', "stop", "not_json"),
+        ("{'persona': 'A nurse'}", "stop", "not_json"),
+        ('{"a":' * 9_000, "stop", "not_json"),
+        ('{"persona": ["A nurse", "A cook"]}', "stop", "wrong_type"),
+        ('{"persona": 7, "x": "y"}', "stop", "wrong_type"),
+        ('{"persona": null}', "stop", "wrong_type"),
+        ('{"description": "A nurse"}', "stop", "wrong_type"),
+        ('["A nurse"]', "stop", "wrong_type"),
+        ("null", "stop", "wrong_type"),
+        ("?!… --- 🙂", "stop", "no_text"),
+        ("12345", "stop", "no_text"),
+        ('{"persona": "..."}', "stop", "no_text"),
+        ("A nurse. " * 300, "stop", "too_long"),
+        ("1. A nurse.\n2. A cook.\n3. A pilot.", "stop", "several"),
+    ],
+)
+def test_an_answer_without_a_persona_has_a_named_failure(answer: str | None, finish_reason: str, failure: str) -> None:
+    reading = TASK.read(answer, finish_reason)
+    assert (reading.text, reading.failure) == (None, failure)
+
+
+def test_a_persona_of_the_longest_length_passes_and_one_character_more_does_not() -> None:
+    assert TASK.read("a" * MAX_PERSONA_CHARS, "stop").failure is None
+    assert TASK.read("a" * (MAX_PERSONA_CHARS + 1), "stop").failure == "too_long"
+
+
+@pytest.mark.parametrize("escape", ["\\ud800", "\\u0000", "\\u202e", "\\u200b", "\\ufeff"])
+def test_unseen_and_unstorable_characters_do_not_come_out_of_json_escapes(escape: str) -> None:
+    assert TASK.read(f'{{"persona": "A nurse{escape}."}}', "stop").text == "A nurse."
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "[",
+        '{"',
+        '{"a":[',
+        "{",
+        "\n",
+        " ",
+        "```",
+        "**a",
+        '"',
+        "\\",
+        "<think>",
+        "Persona:",
+        "\u200d",
+        "1. ",
+        "- a\n",
+        "(",
+        "-",
+    ],
+)
+@pytest.mark.parametrize("size", [49_000, 1_000_000])
+def test_a_huge_answer_is_read_in_no_time(unit: str, size: int) -> None:
+    answer = "x" + unit * (size // len(unit)) + "x"
+    start = time.perf_counter()
+    for text in (answer, answer[1:], f'{{"persona": {json.dumps(answer)}}}'):
+        TASK.read(text, "stop")
+    assert time.perf_counter() - start < 2
+
+
+def test_a_text_that_only_blanks_make_long_is_read() -> None:
+    assert TASK.read(" \n" * 24_000 + PERSONA, "stop").text == PERSONA
+
+
+PIECES = st.sampled_from(
+    ['"', "{", "}", "[", "persona", ":", "\\", "```", "json", "\n", "\ud800", "\x00", "**", "A nurse", "1. ", "，", " "]
+)
+
+
+@given(
+    st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=200), st.sampled_from(["stop", "length", None, "??"])
+)
+def test_any_answer_gives_a_clean_text_or_a_failure_and_never_both(answer: str, finish_reason: str | None) -> None:
+    reading = TASK.read(answer, finish_reason)
+    assert (reading.text is None) != (reading.failure is None)
+    if reading.text is not None:
+        assert reading.text == reading.text.strip() != ""
+        assert "\x00" not in reading.text
+        reading.text.encode()
