@@ -19,7 +19,7 @@ def run(context: Context) -> StepResult:
     # Whoever came first stays: a published persona is never displaced by a later one.
     ranked = published.select("persona_id", "text", F.struct("created_at", "hop").alias("priority"))
     found = deduplicate(ranked, settings=settings)
-    rows = found.removals.withColumn("parameters_version", F.lit(parameters_version(settings))).persist()
+    rows = store.stage(found.removals.withColumn("parameters_version", F.lit(parameters_version(settings))))
     unreadable = found.undecidable.select(
         F.lit(STEP).alias("source"),
         F.col("persona_id").alias("line"),
@@ -32,7 +32,6 @@ def run(context: Context) -> StepResult:
         PERSONA_REMOVALS.name: context.add_new(PERSONA_REMOVALS, rows),
         QUARANTINE.name: context.add_new(QUARANTINE, unreadable),
     }
-    rows.unpersist()
     total, candidates = personas.count(), ranked.count() + (sum(tiers.values()) if not store.dry_run else 0)
     flagged = personas.where(F.size("quality_flags") > 0).count()
     outcomes = {

@@ -25,9 +25,9 @@ def run(context: Context) -> StepResult:
     failures = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
     pending = documents.join(origins.union(failures), on="id", how="left_anti")
 
-    asked = frames.requests(pending, task).persist()
+    asked = store.stage(frames.requests(pending, task))
     spend = complete_all(context, asked, endpoint, step=STEP)
-    findings = frames.read_personas(frames.answers(asked, store.read(LLM_CALLS)), task).persist()
+    findings = store.stage(frames.read_personas(frames.answers(asked, store.read(LLM_CALLS)), task))
     counts = frames.tally(findings)
 
     expected_lang = F.col("lang") if settings.language == "same" else F.lit(settings.language).cast("string")
@@ -70,8 +70,6 @@ def run(context: Context) -> StepResult:
         QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source)),
         PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges),
     }
-    asked.unpersist()
-    findings.unpersist()
     before = documents.count() - sum(counts.values())
     return StepResult(before + sum(counts.values()), {"done_before": before, **counts}, added, spend)
 

@@ -8,17 +8,14 @@ from personahub_spark.tables import DOCUMENTS, QUARANTINE
 
 
 def run(context: Context) -> StepResult:
-    rows = documents.read(context.spark, context.settings.documents)
-    try:
-        counts = rows.agg(
-            F.count(F.lit(1)).alias("rows"),
-            F.count("reason").alias("quarantined"),
-            F.count_distinct("doc_id").alias("distinct"),
-        ).collect()[0]
-        added = context.add_new(DOCUMENTS, documents.distinct(rows))
-        quarantined = context.add_new(QUARANTINE, documents.rejected(rows))
-    finally:
-        rows.unpersist()
+    rows = documents.read(context.spark, context.settings.documents, stage=context.store.stage)
+    counts = rows.agg(
+        F.count(F.lit(1)).alias("rows"),
+        F.count("reason").alias("quarantined"),
+        F.count_distinct("doc_id").alias("distinct"),
+    ).collect()[0]
+    added = context.add_new(DOCUMENTS, documents.distinct(rows))
+    quarantined = context.add_new(QUARANTINE, documents.rejected(rows))
     return StepResult(
         rows_in=counts["rows"],
         outcomes={

@@ -39,12 +39,12 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
     failures = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
     pending = hub.join(written.union(failures), on="id", how="left_anti")
 
-    asked = frames.requests(pending, task).persist()
+    asked = store.stage(frames.requests(pending, task))
     spend = complete_all(context, asked, endpoint, step=STEP)
     answers = frames.answers(asked, store.read(LLM_CALLS)).join(
         hub.select("id", F.col("text").alias("persona")), on="id", how="inner"
     )
-    findings = frames.read_problems(answers, task).persist()
+    findings = store.stage(frames.read_problems(answers, task))
     counts = frames.tally(findings)
     read = findings.where(F.col("problem").isNotNull())
     syntheses = read.select(
@@ -66,8 +66,6 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
         QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source)),
     }
     failing = read.where(F.size("checks") > 0).count()
-    asked.unpersist()
-    findings.unpersist()
     before = hub.count() - sum(counts.values())
     outcomes = {"done_before": before, "passed": counts.pop("read") - failing, "failed_checks": failing, **counts}
     return StepResult(sum(outcomes.values()), outcomes, added, spend)

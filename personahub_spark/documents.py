@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -120,16 +120,19 @@ def judge_text(found: Mapping[str, Any]) -> Judged:
     return Judged({"text": text, **rest})
 
 
-def read(spark: SparkSession, settings: DocumentSettings) -> DataFrame:
+def read(
+    spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[DataFrame], DataFrame]
+) -> DataFrame:
     """Rows of all files of ``settings.paths``: file, line (from 1), doc_id, the fields, or a reason and the raw row.
 
     Blank lines are no rows. A file that breaks off or is no such file gives the rows before the break, and one row with
-    reason ``unreadable_file`` at the line after them (a broken Parquet file gives that row alone). The frame is persisted: the caller unpersists it. Raises
-    SettingsError for a path that does not exist or a format that is not known.
+    reason ``unreadable_file`` at the line after them (a broken Parquet file gives that row alone). ``stage`` evaluates
+    a frame once and keeps it (``Store.stage``). Raises SettingsError for a path that does not exist or a format that is
+    not known.
     """
     files = _files(spark, settings)
     try:
-        return _persisted(_read(spark, files, settings))
+        return stage(_read(spark, files, settings))
     except PersonaHubError:
         raise
     except Exception:  # whatever a file did to Spark: find out which one it was, else it is not ours to mend
@@ -139,9 +142,9 @@ def read(spark: SparkSession, settings: DocumentSettings) -> DataFrame:
     log.warning("%d of %d files cannot be read to their end", len(broken), len(files))
     sound = {path: file for path, file in files.items() if path not in broken}
     started = {path: file for path, file in files.items() if path in broken and file.kind != "parquet"}
-    parts = [_persisted(_read(spark, part, settings, forgiving=part is started)) for part in (sound, started) if part]
+    parts = [stage(_read(spark, part, settings, forgiving=part is started)) for part in (sound, started) if part]
     parts.append(_breaks(spark, parts, broken))
-    return _persisted(functools.reduce(DataFrame.unionByName, parts))
+    return stage(functools.reduce(DataFrame.unionByName, parts))
 
 
 def distinct(rows: DataFrame) -> DataFrame:
@@ -213,17 +216,6 @@ def _read(
         if chosen:
             frames.append(reader(spark, chosen, settings, forgiving))
     return functools.reduce(DataFrame.unionByName, frames)
-
-
-def _persisted(rows: DataFrame) -> DataFrame:
-    """``rows``, read once: the input is not read again for each table that it goes to."""
-    rows = rows.persist()
-    try:
-        rows.count()
-    except BaseException:
-        rows.unpersist()
-        raise
-    return rows
 
 
 def _json_lines(

@@ -240,7 +240,7 @@ def copies_source(text: Column, *, source_text: Column, copied_share: float) -> 
 
 
 def _copied_share(words: Column, source: Column) -> Column:
-    grams = F.size(words) - (_GRAM - 1)
+    grams = F.array_size(words) - (_GRAM - 1)
     starts = F.sequence(F.lit(1), F.greatest(grams, F.lit(1)))
     copied = F.filter(
         starts,
@@ -248,7 +248,7 @@ def _copied_share(words: Column, source: Column) -> Column:
             F.concat(F.lit(" "), F.array_join(F.slice(words, start, _GRAM), " "), F.lit(" "))
         ),
     )
-    return F.when(grams >= 1, F.size(copied) / grams)
+    return F.when(grams >= 1, F.array_size(copied) / grams)
 
 
 def contact_data(text: Column) -> Column:
@@ -264,8 +264,8 @@ def placeholder(text: Column) -> Column:
 def repeated_words(text: Column, *, repeated_share: float) -> Column:
     """More than ``repeated_share`` of its words repeat earlier ones, or a phrase runs three times; null does not."""
     words = F.split(F.trim(F.regexp_replace(F.lower(text), r"[^\p{L}\p{M}\p{N}]+", " ")), " ")
-    repeats = F.size(words) - F.size(F.array_distinct(words))
-    return _known((repeats > repeated_share * F.size(words)) | text.rlike(_LOOP))
+    repeats = F.array_size(words) - F.array_size(F.array_distinct(words))
+    return _known((repeats > repeated_share * F.array_size(words)) | text.rlike(_LOOP))
 
 
 def wrong_language(text: Column, *, expected_lang: Column) -> Column:

@@ -20,13 +20,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DecimalType, IntegerType, LongType, StringType, StructField, StructType
 
+from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.costs import Spend
@@ -103,17 +103,17 @@ def complete_all(run: Run, requests: DataFrame, endpoint: Endpoint, *, step: str
     planned = plan.count()
     if planned:
         spend += _ask(run, plan, planned, endpoint, step=step, plan_id=plan_id)
-    _delete(plan_path)
+    files.delete(plan_path)
     return spend
 
 
 def recover(run: Run) -> Spend:
     """Fold outcomes that an interrupted run left behind into the ledger; what was new there."""
     spend = Spend()
-    for plan_id in _folders(f"{run.store.state_root}/wal"):
+    for plan_id in files.names(f"{run.store.state_root}/wal", folders=True):
         spend += _commit(run, plan_id)
-    for plan_id in _folders(f"{run.store.state_root}/plans"):
-        _delete(f"{run.store.state_root}/plans/{plan_id}")
+    for plan_id in files.names(f"{run.store.state_root}/plans", folders=True):
+        files.delete(f"{run.store.state_root}/plans/{plan_id}")
     if spend.requests:
         run.progress.say(f"recovered {spend.requests:,} answers of an interrupted run")
     return spend
@@ -217,17 +217,18 @@ class _Shards:
     """Outcomes of one task, written as whole files; each name says its partition, rows and cost."""
 
     def __init__(self, folder: str, partition: int) -> None:
-        self._files, self._folder = _filesystem(folder)
+        self._folder = folder
         self._partition = partition
         self._rows: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
 
     def keys(self) -> set[str]:
         """Request keys that earlier attempts of this task have stored."""
+        system, path = files.filesystem(self._folder)
         found: set[str] = set()
-        for path, name in _shards(self._files, self._folder):
-            if int(name["partition"]) == self._partition:
-                table = pq.read_table(path, filesystem=self._files, columns=["request_key"])
+        for shard in _shards(self._folder):
+            if int(shard["partition"]) == self._partition:
+                table = pq.read_table(f"{path}/{shard[0]}", filesystem=system, columns=["request_key"])
                 found.update(table.column("request_key").to_pylist())
         return found
 
@@ -248,22 +249,15 @@ class _Shards:
         name = f"p{self._partition:05d}-{uuid.uuid4().hex}-n{len(self._rows)}-c{microusd}.parquet"
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
-        self._files.create_dir(self._folder, recursive=True)
-        # An object store shows an object when it is whole; a file system shows a file while it grows.
-        part = f"{self._folder}/.{name}" if self._files.type_name in ("local", "hdfs") else f"{self._folder}/{name}"
-        with self._files.open_output_stream(part) as stream:
-            stream.write(buffer.getvalue())
-        if part != f"{self._folder}/{name}":
-            self._files.move(part, f"{self._folder}/{name}")
+        files.write_whole(self._folder, name, buffer.getvalue())
         self._rows = []
 
 
 def _commit(run: Run, plan_id: str) -> Spend:
     """Make the shards of a plan rows of the ledger, then drop them. Safe to repeat: a known key adds nothing."""
     folder = f"{run.store.state_root}/wal/{plan_id}"
-    files, path = _filesystem(folder)
-    if not any(_shards(files, path)):
-        _delete(folder)
+    if not _shards(folder):
+        files.delete(folder)
         return Spend()
     best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
     found = (
@@ -282,47 +276,20 @@ def _commit(run: Run, plan_id: str) -> Spend:
         F.count_if(F.col("cost_microusd").isNull() & (F.col("status") == "answered")).alias("unpriced"),
     ).collect()[0]
     run.store.add_new(LLM_CALLS, found, run_id=run.run_id, created_at=run.started_at)
-    _delete(folder)
+    files.delete(folder)
     cost = None if totals["unpriced"] else (totals["cost"] or Decimal(0))
     return Spend(totals["requests"], totals["input_tokens"], totals["output_tokens"], cost)
 
 
 def _progress(folder: str, planned: int, *, priced: bool) -> Status:
-    files, path = _filesystem(folder)
-    names = [name for _, name in _shards(files, path)]
-    cost = Decimal(sum(int(name["microusd"]) for name in names)) if priced else None
-    return Status(sum(int(name["rows"]) for name in names), planned, unit="answers", cost_microusd=cost)
+    shards = _shards(folder)
+    cost = Decimal(sum(int(shard["microusd"]) for shard in shards)) if priced else None
+    return Status(sum(int(shard["rows"]) for shard in shards), planned, unit="answers", cost_microusd=cost)
 
 
-def _shards(files: pafs.FileSystem, folder: str) -> Iterator[tuple[str, re.Match[str]]]:
-    for info in files.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
-        name = _SHARD.fullmatch(info.base_name)
-        if name is not None:
-            yield info.path, name
-
-
-def _folders(place: str) -> list[str]:
-    files, path = _filesystem(place)
-    found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
-
-
-def _delete(folder: str) -> None:
-    files, path = _filesystem(folder)
-    if files.get_file_info(path).type == pafs.FileType.Directory:
-        files.delete_dir(path)
-
-
-def _filesystem(place: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of ``place`` without a JVM, as executors' Python has none; Hadoop's s3a is Arrow's s3."""
-    try:
-        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(re.sub(r"^s3[an]://", "s3://", place))
-    except pa.ArrowInvalid as error:
-        raise PersonaHubError(
-            f"store.state {place} is on a file system that Python tasks cannot write ({error}); use local disk, "
-            "hdfs://, s3a:// or gs://"
-        ) from None
-    return found
+def _shards(folder: str) -> list[re.Match[str]]:
+    found = (_SHARD.fullmatch(name) for name in files.names(folder))
+    return [shard for shard in found if shard is not None]
 
 
 def _arrow(schema: StructType) -> pa.Schema:

@@ -221,7 +221,7 @@ def open_context(settings: Settings, *, dry_run: bool = False, progress: Progres
     """A context with a session and a store."""
     prices = settings_module.load_prices(settings.prices) if settings.prices is not None else {}
     spark = build(settings.spark)
-    now = _now()
+    started_at = now()
     return Context(
         spark=spark,
         settings=settings,
@@ -236,9 +236,12 @@ def open_context(settings: Settings, *, dry_run: bool = False, progress: Progres
 def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) -> StepResult:
     """Run one step, show how it goes, check that its counts add up, and record it if it changed anything."""
     started = time.monotonic()
-    context = dataclasses.replace(context, started_at=_now())
-    with context.progress.watch(step, lambda: _spark_tasks(context.spark)):
-        result = run(context)
+    context = dataclasses.replace(context, started_at=now())
+    try:
+        with context.progress.watch(step, lambda: _spark_tasks(context.spark)):
+            result = run(context)
+    finally:
+        context.store.drop_staged()
     accounted = sum(result.outcomes.values())
     if accounted != result.rows_in:
         raise PersonaHubError(
@@ -302,7 +305,7 @@ def exit_code() -> Iterator[None]:
         sys.exit(130)
 
 
-def _now() -> datetime:
+def now() -> datetime:
     """Now in UTC, which is the session's time zone; without a zone, as Spark's Python timestamps are."""
     return datetime.now(timezone.utc).replace(tzinfo=None)
 

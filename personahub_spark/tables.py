@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
@@ -32,6 +33,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
 
 if TYPE_CHECKING:
@@ -252,6 +254,7 @@ class Store:
         self._root = absolute(settings.root) if settings.root is not None else None
         self.state_root = absolute(settings.state_root)
         self.dry_run = dry_run
+        self._staged: list[str] = []
 
     def create(self) -> list[str]:
         """Make the database, tables and views that are missing; names of the tables that were made."""
@@ -320,6 +323,21 @@ class Store:
                 raise
             raise PersonaHubError(f"table {table.name} refused the rows: {fault[0]}") from error
         return int(merged.collect()[0]["num_inserted_rows"])
+
+    def stage(self, rows: DataFrame) -> DataFrame:
+        """``rows``, evaluated once: written under the state folder and read back.
+
+        A persisted frame would not do: Spark evaluates it again once a table that it was read from has changed.
+        """
+        place = f"{self.state_root}/staged/{uuid.uuid4().hex}"
+        self._staged.append(place)
+        rows.write.parquet(place)
+        return self._spark.read.schema(rows.schema).parquet(place)
+
+    def drop_staged(self) -> None:
+        """Delete what was staged; the frames are of no use afterwards."""
+        while self._staged:
+            files.delete(self._staged.pop())
 
     def _exists(self, table: Table) -> bool:
         try:

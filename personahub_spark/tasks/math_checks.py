@@ -14,7 +14,7 @@ from personahub_spark.text import tokens
 MAX_SUBPROBLEMS = 2
 """A problem asks at most this many things (paper section 4.1)."""
 
-PREFIX = re.compile(r"\A[\W_]*math\s+problem[*_]*\s*[::][*_\s]*", re.IGNORECASE)
+PREFIX = re.compile(r"\A[\W_]*math\s+problem[*_]*\s*[:\uff1a][*_\s]*", re.IGNORECASE)
 """How an answer opens (paper section 4.1)."""
 
 
@@ -24,15 +24,15 @@ def missing_prefix(answer: str) -> bool:
 
 
 # A label counts where a line, a sentence or a bracket begins: "a 5 % salt solution: 200 ml" is none.
-_BOUNDARY = r"(?:^|(?<=[.!?。!?…]))[^\S\n]*[(\[{(【#>*_\-]*[^\S\n]*"
+_BOUNDARY = r"(?:^|(?<=[.!?。\uff01\uff1f…]))[^\S\n]*[(\[{\uff08【#>*_\-]*[^\S\n]*"
 _BLANK = r"[*_\s]*(?![*_\s.…()\[\])]|\Z)"
 _SOLUTION = re.compile(
     rf"""\\boxed\s*\{{
       | {_BOUNDARY}(?:(?:step[- ]by[- ]step|detailed|worked|full|sample|final|correct|the)\s+)*
         (?:solutions?|answers?|answer\s+key|explanation|lösung|antwort|lösungsweg|soluci[oó]n|respuesta|réponse|soluzione|risposta|solução
-          |resposta|решение|ответ|解|解答|解析|解法|答案|答|答え|해설|풀이|정답|답)[*_\s]*[::]{_BLANK}
-      | ^[\#*_\s]*(?:solution|lösung|soluci[oó]n|解答|解析)[*_]*[^\S\n]*\n+(?=\s*\S)
-      | {_BOUNDARY}(?:(?:so|thus|hence|therefore)\b,?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s+is\b[:\s$\\(*]*[-+]?\d
+          |resposta|решение|ответ|解|解答|解析|解法|答案|答|答え|해설|풀이|정답|답)[*_\s]*[:\uff1a]{_BLANK}
+      | ^[\#*_ ]*(?:solution|lösung|soluci[oó]n|解答|解析)[*_]*[^\S\n]*\n+(?=\s*\S)
+      | {_BOUNDARY}(?:(?:so|thus|hence|therefore)\b,?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s+is\b[:\s$\\(*]*(?:[-+]?\d|d?frac|sqrt)
       | {_BOUNDARY}to\s+(?:solve|answer)\s+(?:this|the)\s+(?:math\s+)?(?:problem|question)\b
       | {_BOUNDARY}(?:let[’']?s|let\s+us|we\s+can)\s+(?:first\s+)?(?:solve|calculate|compute|break\s+(?:this|it)\s+down)\b
       | {_BOUNDARY}to\s+(?:find|calculate|determine|solve)\b[^.?!\n]{{1,160}}?,\s*(?:we|you|first|let|use|start|set)\b
@@ -85,7 +85,7 @@ def _listed_asks(problem: str) -> int:
                 first = label.start() if count == 0 else first
                 count += 1
         stem = problem[: max(first, 0)].rstrip()
-        if stem.endswith((":", ":")) and _asks(_SENTENCE.split(stem[:-1].rstrip())[-1]):
+        if stem.endswith((":", "\uff1a")) and _asks(_SENTENCE.split(stem[:-1].rstrip())[-1]):
             longest = max(longest, count)
     return longest
 
@@ -120,7 +120,7 @@ def _telling(text: str) -> set[str]:
     return {
         word
         for word in tokens(text)
-        if (len(word) >= 3 or _is_wide(word)) and word not in _COMMON and word[0].isalpha()
+        if (len(word) >= 3 or _runs_together(word)) and word not in _COMMON and word[0].isalpha()
     }
 
 
@@ -133,7 +133,7 @@ def _script(word: str) -> str:
 def _same_word(word: str, other: str) -> bool:
     if word == other:
         return True
-    if _is_wide(word) or _is_wide(other):
+    if _runs_together(word) or _runs_together(other):
         return False
     return (
         _stem(word) == _stem(other)
@@ -143,13 +143,13 @@ def _same_word(word: str, other: str) -> bool:
 
 
 def _stem(word: str) -> str:
-    """``word`` without endings, one after the other: nurse, nurses and nursing are all ``nurs``."""
-    while True:
-        ending = next((e for e in _ENDINGS if word.endswith(e) and len(word) - len(e) >= _SHORTEST_STEM), None)
-        if ending is None:
-            return word
-        word = word[: -len(ending)]
+    """``word`` without its last two endings and a doubled last letter: nurse, nurses, nursing are all ``nurs``."""
+    for _ in range(2):
+        ending = next((e for e in _ENDINGS if word.endswith(e) and len(word) - len(e) >= _SHORTEST_STEM), "")
+        word = word.removesuffix(ending)
+    return word[:-1] if word[-2:-1] == word[-1] and len(word) > _SHORTEST_STEM else word
 
 
-def _is_wide(word: str) -> bool:
-    return _script(word) == "CJK"
+def _runs_together(word: str) -> bool:
+    """Whether the tokens of this script are pairs of characters, which have neither stems nor endings."""
+    return _script(word) in ("CJK", "THAI", "LAO", "MYANMAR", "KHMER")

@@ -113,11 +113,11 @@ _EXAMPLES: dict[tuple[Granularity, Verb], tuple[str, str]] = {
 
 _OBJECT = re.compile(r'\{\s*["}]')
 _BROKEN_JSON = re.compile(r"""\A[\[{]|["'“]persona["'”]\s*:""", re.IGNORECASE)
-_INTRODUCTION = re.compile(r"\A[^\n]{0,200}[::][^\S\n]*\n+(?=[^\n]*\w)")
+_INTRODUCTION = re.compile(r"\A[^\n]{0,200}[:\uff1a][^\S\n]*\n+(?=[^\n]*\w)")
 _ITEM = re.compile(r"^[^\S\n]*(?:[-*•·–]|\d{1,2}[.)、])[^\S\n]+\S", re.MULTILINE)
 _ORNAMENT = re.compile(
     r"\A(?:[#>\s]+|[-*•·–]\s+|\d{1,2}[.)、]\s*"
-    r"|[*`]*(?:the\s+)?(?:persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[::][*`]*\s*)",
+    r"|[*`]*(?:the\s+)?(?:persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[:\uff1a][*`]*\s*)",
     re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*|`)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")

@@ -1,0 +1,53 @@
+"""Folders and whole files on any file system, without a JVM: executors' Python has none."""
+
+from __future__ import annotations
+
+import re
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from personahub_spark.errors import PersonaHubError
+
+
+def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of an absolute path or an address, and the path there; Hadoop's s3a is Arrow's s3.
+
+    Raises PersonaHubError where Arrow knows no such file system.
+    """
+    try:
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(re.sub(r"^s3[an]://", "s3://", place))
+    except pa.ArrowInvalid as error:
+        raise PersonaHubError(
+            f"{place} is on a file system that Python tasks cannot write ({error}); let store.state name a folder on a "
+            "shared disk, hdfs://, s3a:// or gs://"
+        ) from None
+    return found
+
+
+def write_whole(place: str, name: str, content: bytes) -> None:
+    """Write ``content`` as ``place``/``name``, so that no reader ever sees a part of it."""
+    files, folder = filesystem(place)
+    files.create_dir(folder, recursive=True)
+    # An object store shows an object when it is whole; a file system shows a file while it grows.
+    grows = files.type_name in ("local", "hdfs")
+    written = f"{folder}/.{name}" if grows else f"{folder}/{name}"
+    with files.open_output_stream(written) as stream:
+        stream.write(content)
+    if grows:
+        files.move(written, f"{folder}/{name}")
+
+
+def names(place: str, *, folders: bool = False) -> list[str]:
+    """Names of the files (or folders) in ``place``, in order; none where it does not exist."""
+    files, path = filesystem(place)
+    wanted = pafs.FileType.Directory if folders else pafs.FileType.File
+    found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == wanted)
+
+
+def delete(place: str) -> None:
+    """Delete a folder and all in it, if it is there."""
+    files, path = filesystem(place)
+    if files.get_file_info(path).type == pafs.FileType.Directory:
+        files.delete_dir(path)

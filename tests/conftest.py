@@ -1,0 +1,97 @@
+"""One Spark session, one fake endpoint and fresh tables for the tests that need them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from personahub_spark import session, settings
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.progress import Progress
+from personahub_spark.settings import Settings, SparkSettings
+from personahub_spark.tables import Store
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "jobs"), str(ROOT / "tests")]
+
+QUICK = {"spark.sql.shuffle.partitions": "2", "spark.default.parallelism": "2", "spark.driver.memory": "2g"}
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    built = session.build(SparkSettings(master="local[2]", app_name="tests", conf=QUICK))
+    yield built
+    built.stop()
+
+
+@pytest.fixture(scope="session")
+def _endpoint() -> Iterator[FakeEndpoint]:
+    with FakeEndpoint() as fake:
+        yield fake
+
+
+@pytest.fixture
+def endpoint(_endpoint: FakeEndpoint) -> FakeEndpoint:
+    """A loopback endpoint that counts; it answers by rule, and from nothing but the question without one."""
+    _endpoint.set_script([])
+    _endpoint.reset()
+    return _endpoint
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path, endpoint: FakeEndpoint) -> Callable[..., Settings]:
+    """Settings with a store of this test's own and the fake endpoint; keyword arguments go over them, by group."""
+
+    def make(**groups: dict[str, Any] | list[Any]) -> Settings:
+        raw: dict[str, Any] = {
+            "store": {"root": str(tmp_path / "store"), "database": f"db_{abs(hash(tmp_path)):x}"},
+            "spark": {"master": "local[2]"},
+            "models": {
+                "default": {
+                    "model": "test-model",
+                    "base_url": endpoint.url,
+                    "structured_output": "json_schema",
+                    "in_flight": 4,
+                    "workers": 2,
+                    "timeout_s": 20,
+                    "deadline_s": 40,
+                }
+            },
+            "documents": {"paths": [str(tmp_path / "documents")]},
+            "synthesis": [{}],
+        }
+        for name, group in groups.items():
+            raw[name] = {**raw.get(name, {}), **group} if isinstance(group, dict) else group
+        return settings.validate(raw)
+
+    return make
+
+
+@pytest.fixture
+def make_context(
+    spark: SparkSession, make_settings: Callable[..., Settings]
+) -> Callable[..., session.Context]:
+    """A context on this test's store, the tables made, with a price for the test's model."""
+
+    def make(chosen: Settings | None = None, *, dry_run: bool = False) -> session.Context:
+        chosen = chosen or make_settings()
+        now = session.now()
+        context = session.Context(
+            spark=spark,
+            settings=chosen,
+            store=Store(spark, chosen.store, dry_run=dry_run),
+            run_id=f"test-{now:%H%M%S%f}",
+            prices={"test-model": settings.Price.model_validate({"input": 1, "output": 2})},
+            progress=Progress(),
+            started_at=now,
+        )
+        if not dry_run:
+            context.store.create()
+        return context
+
+    return make

