@@ -20,8 +20,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import LongType, StringType, StructField, StructType
 
 from personahub_spark.errors import PersonaHubError, SettingsError
+from personahub_spark.files import absolute
 from personahub_spark.settings import DocumentSettings
-from personahub_spark.tables import absolute
 from personahub_spark.text import clean, content_id, only_markup
 
 if TYPE_CHECKING:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from personahub_spark.errors import PersonaHubError
+
+
+def absolute(place: str) -> str:
+    """``place`` as an absolute path, or as it is where it has a scheme (``s3a://…``)."""
+    return place.rstrip("/") if urlsplit(place).scheme else os.path.abspath(place)
 
 
 def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
@@ -39,11 +46,11 @@ def write_whole(place: str, name: str, content: bytes) -> None:
 
 
 def names(place: str, *, folders: bool = False) -> list[str]:
-    """Names of the files (or folders) in ``place``, in order; none where it does not exist."""
+    """Names of the whole files (or folders) in ``place``, in order; none where it does not exist."""
     files, path = filesystem(place)
     wanted = pafs.FileType.Directory if folders else pafs.FileType.File
     found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == wanted)
+    return sorted(info.base_name for info in found if info.type == wanted and not info.base_name.startswith("."))
 
 
 def delete(place: str) -> None:

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
 
 import pyspark
 from pyspark import SparkConf
@@ -137,10 +136,13 @@ def build(spark_settings: SparkSettings) -> SparkSession:
 def java() -> str:
     """The java program, at least version 17; PersonaHubError says what to install."""
     home = os.environ.get("JAVA_HOME")
-    program = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    advice = f"install a Java {OLDEST_JAVA} runtime (package openjdk-{OLDEST_JAVA}-jre-headless on Debian) and put it on PATH or in JAVA_HOME"
-    if program is None or not Path(program).exists():
-        raise PersonaHubError(f"Java was not found; {advice}")
+    program = shutil.which(str(Path(home) / "bin" / "java") if home else "java")
+    advice = (
+        f"install a Java {OLDEST_JAVA} runtime (package openjdk-{OLDEST_JAVA}-jre-headless on Debian) and put it on PATH "
+        "or in JAVA_HOME"
+    )
+    if program is None:
+        raise PersonaHubError(f"Java was not found {f'in JAVA_HOME={home}' if home else 'on PATH'}; {advice}")
     said = subprocess.run([program, "-version"], capture_output=True, text=True, check=False).stderr
     version = re.search(r'version "(?:1\.)?(\d+)', said)
     if version is None or int(version[1]) < OLDEST_JAVA:
@@ -226,10 +228,10 @@ def open_context(settings: Settings, *, dry_run: bool = False, progress: Progres
         spark=spark,
         settings=settings,
         store=Store(spark, settings.store, dry_run=dry_run),
-        run_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
+        run_id=f"{started_at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
         prices=prices,
         progress=progress or Progress(),
-        started_at=now,
+        started_at=started_at,
     )
 
 
@@ -361,7 +363,6 @@ def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
         (root / "ivy.xml").write_text(module, encoding="utf-8")
         (root / "settings.xml").write_text(
             '<ivysettings><settings defaultResolver="central"/>'
-            f"<caches defaultCacheDir={quoteattr(str(root / 'cache'))}/>"
             '<resolvers><ibiblio name="central" m2compatible="true" useMavenMetadata="false"/></resolvers>'
             "</ivysettings>",
             encoding="utf-8",
@@ -369,6 +370,7 @@ def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
         ivy = next(Path(pyspark.__file__).parent.glob("jars/ivy-*.jar"))
         command = [
             java(), "-jar", str(ivy), "-settings", ivy_settings or str(root / "settings.xml"),
+            "-cache", str(root / "cache"),
             "-ivy", str(root / "ivy.xml"), "-retrieve",
             f"{root}/jars/[organisation]_[artifact]-[revision](-[classifier]).[ext]", "-types", "jar", "bundle",
         ]  # fmt: skip

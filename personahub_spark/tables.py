@@ -7,14 +7,12 @@ A row is added once: adding the same rows again adds nothing.
 from __future__ import annotations
 
 import functools
-import os
 import re
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import Window
@@ -251,8 +249,8 @@ class Store:
     def __init__(self, spark: SparkSession, settings: StoreSettings, *, dry_run: bool = False) -> None:
         self._spark = spark
         self._database = settings.database
-        self._root = absolute(settings.root) if settings.root is not None else None
-        self.state_root = absolute(settings.state_root)
+        self._root = files.absolute(settings.root) if settings.root is not None else None
+        self.state_root = files.absolute(settings.state_root)
         self.dry_run = dry_run
         self._staged: list[str] = []
 
@@ -398,8 +396,3 @@ def _check_columns(table: Table, rows: DataFrame) -> None:
 
 def _quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def absolute(place: str) -> str:
-    """``place`` as an absolute path, or as it is where it has a scheme (``s3a://…``)."""
-    return place.rstrip("/") if urlsplit(place).scheme else os.path.abspath(place)

@@ -32,9 +32,11 @@ _SOLUTION = re.compile(
         (?:solutions?|answers?|answer\s+key|explanation|lösung|antwort|lösungsweg|soluci[oó]n|respuesta|réponse|soluzione|risposta|solução
           |resposta|решение|ответ|解|解答|解析|解法|答案|答|答え|해설|풀이|정답|답)[*_\s]*[:\uff1a]{_BLANK}
       | ^[\#*_ ]*(?:solution|lösung|soluci[oó]n|解答|解析)[*_]*[^\S\n]*\n+(?=\s*\S)
-      | {_BOUNDARY}(?:(?:so|thus|hence|therefore)\b,?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s+is\b[:\s$\\(*]*(?:[-+]?\d|d?frac|sqrt)
+      | {_BOUNDARY}(?:(?:so|thus|hence|therefore)\b,?\s+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer\s+is\b
+        [:\s$\\(*]*(?:[-+]?\d|d?frac|sqrt)
       | {_BOUNDARY}to\s+(?:solve|answer)\s+(?:this|the)\s+(?:math\s+)?(?:problem|question)\b
-      | {_BOUNDARY}(?:let[’']?s|let\s+us|we\s+can)\s+(?:first\s+)?(?:solve|calculate|compute|break\s+(?:this|it)\s+down)\b
+      | {_BOUNDARY}(?:let[’']?s|let\s+us|we\s+can)\s+(?:first\s+)?
+        (?:solve|calculate|compute|break\s+(?:this|it)\s+down)\b
       | {_BOUNDARY}to\s+(?:find|calculate|determine|solve)\b[^.?!\n]{{1,160}}?,\s*(?:we|you|first|let|use|start|set)\b
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
@@ -94,11 +96,11 @@ def _listed_asks(problem: str) -> int:
 _COMMON = frozenset(
     (resources.files("personahub_spark.tasks") / "common_words.txt").read_text(encoding="utf-8").split()
 )
-_ENDINGS = (
-    "ationally", "ational", "ations", "ation", "ingly", "ments", "ment", "ings", "ing", "ists", "ist", "ians", "ian", "ies",
-    "ied", "iers", "ier", "ers", "er", "ors", "or", "ery", "ed", "es", "al", "ly", "ic", "ics", "innen", "in", "en", "s", "e", "y", "o", "a",
-)  # fmt: skip
-_SHORTEST_STEM = 3
+# A stem keeps three letters; the leftmost match is the longest ending.
+_ENDING = re.compile(
+    r"(?<=\w{3})(?:ation(?:al|ally|s)?|ingly|ments?|ings?|ists?|ians?|ie[sdr]|iers|ers?|ery|ors?|ed|es|al|ly|ics?"
+    r"|in|innen|en|[seyoa])\Z"
+)
 _SHARED_START = 6
 _FEW_WORDS = 6
 
@@ -135,19 +137,15 @@ def _same_word(word: str, other: str) -> bool:
         return True
     if _runs_together(word) or _runs_together(other):
         return False
-    return (
-        _stem(word) == _stem(other)
-        or word[:_SHARED_START] == other[:_SHARED_START]
-        and len(word) > _SHARED_START < len(other)
-    )
+    starts_alike = min(len(word), len(other)) > _SHARED_START and word[:_SHARED_START] == other[:_SHARED_START]
+    return starts_alike or _stem(word) == _stem(other)
 
 
 def _stem(word: str) -> str:
     """``word`` without its last two endings and a doubled last letter: nurse, nurses, nursing are all ``nurs``."""
     for _ in range(2):
-        ending = next((e for e in _ENDINGS if word.endswith(e) and len(word) - len(e) >= _SHORTEST_STEM), "")
-        word = word.removesuffix(ending)
-    return word[:-1] if word[-2:-1] == word[-1] and len(word) > _SHORTEST_STEM else word
+        word = _ENDING.sub("", word)
+    return word[:-1] if word[-2:-1] == word[-1] and len(word) > 3 else word
 
 
 def _runs_together(word: str) -> bool:

@@ -59,9 +59,10 @@ _PERSON: dict[Verb, str] = {
     "dislike": "would most likely dislike it or object to it",
 }
 _DETAIL: dict[Granularity, str] = {
-    "coarse": "Name a broad kind of person in 3 to 12 words: an occupation or a role in life, and a general field.",
-    "fine": "Name one narrow kind of person in one sentence of 20 to 40 words: an occupation or a role in life, the "
-    "special subject that this person knows or cares about, and a present task or worry.",
+    "coarse": "Think of a broad kind of person: an occupation or a role in life, and a general field. "
+    "Write that$language in 3 to 12 words.",
+    "fine": "Think of one real kind of person: an occupation or a role in life, the narrow subject that this person "
+    "knows or cares about, and a present task or worry. Write that as one$language sentence of 15 to 35 words.",
 }
 # The persona of each of the two example documents in the template.
 _EXAMPLES: dict[tuple[Granularity, Verb], tuple[str, str]] = {
@@ -71,42 +72,42 @@ _EXAMPLES: dict[tuple[Granularity, Verb], tuple[str, str]] = {
     ("coarse", "dislike"): ("A conservator of historic instruments.", "An umpire at rowing regattas."),
     ("fine", "read"): (
         (
-            "An amateur violin maker in a home workshop who varnishes her first instruments by hand and is worried about "
-            "brush marks and uneven drying."
+            "An amateur violin maker in a home workshop who varnishes her first instruments by hand and is "
+            "worried about brush marks and uneven drying."
         ),
         (
-            "A volunteer coach of a rowing crew who plans line-ups for regional regattas and has to know every detail of "
-            "the rules on substitutes."
+            "A volunteer coach of a rowing crew who plans line-ups for regional regattas and has to know every "
+            "detail of the rules on substitutes."
         ),
     ),
     ("fine", "write"): (
         (
-            "A teacher of violin making who has mixed spirit varnishes for thirty years and wants beginners to level their "
-            "first coats without brush marks."
+            "A teacher of violin making who has mixed spirit varnishes for thirty years and wants beginners to "
+            "level their first coats without brush marks."
         ),
         (
-            "A secretary of a rowing association who explains changes of the racing rules to clubs and is tired of disputes "
-            "about late substitutes."
+            "A secretary of a rowing association who explains changes of the racing rules to clubs and is tired"
+            " of disputes about late substitutes."
         ),
     ),
     ("fine", "like"): (
         (
-            "A hobbyist furniture restorer who loves old finishing recipes and is looking for a slow varnish for a walnut "
-            "table from his grandmother."
+            "A hobbyist furniture restorer who loves old finishing recipes and is looking for a slow varnish "
+            "for a walnut table from his grandmother."
         ),
         (
-            "A reserve rower of a student crew who has waited on the bank for two seasons and hopes to be swapped into a "
-            "final at last."
+            "A reserve rower of a student crew who has waited on the bank for two seasons and hopes to be "
+            "swapped into a final at last."
         ),
     ),
     ("fine", "dislike"): (
         (
-            "A conservator of historic string instruments who insists on proven original recipes and has to remove oily home "
-            "made varnish from damaged violins."
+            "A conservator of historic string instruments who insists on proven original recipes and has to "
+            "remove oily home made varnish from damaged violins."
         ),
         (
-            "A regatta umpire who already juggles late paperwork between the heats and fears that swapped rowers will delay "
-            "every final."
+            "A regatta umpire who already juggles late paperwork between the heats and fears that swapped "
+            "rowers will delay every final."
         ),
     ),
 }

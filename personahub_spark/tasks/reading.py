@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from personahub_spark.text import clean
 
-# Bidirectional controls, zero-width spaces, tags; joiners only where no letter of Persian, Indic or an emoji needs them.
+# Bidirectional controls, zero-width spaces, tags; joiners only where no Persian, Indic or emoji character needs them.
 _UNSEEN = re.compile(
     "[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0fff]"
     r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
@@ -16,12 +16,15 @@ _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _TOOL_CALL = re.compile(r"\A\W*(?:<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>)", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"""\A\W*(?:
-        (?:i[’']?m|i\ am)\ (?:very\ |so\ |really\ )?(?:sorry|afraid\ i)\b | sorry,?\ (?:but\ )?i\b | my\ apologies\b | i\ apologi[sz]e\b
-      | (?:unfortunately,?\ )?i\ (?:can\ ?not|can[’']?t|won[’']?t|am\ (?:unable|not\ able)\ to|must\ decline\ to)\ (?:\w+\ ){0,2}?
-        (?:help|assist|provide|create|write|generate|comply|fulfil|do|answer|continue|infer|describe|identify|produce|determine|support)
+        (?:i[’']?m|i\ am)\ (?:very\ |so\ |really\ )?(?:sorry|afraid\ i)\b
+      | sorry,?\ (?:but\ )?i\b | my\ apologies\b | i\ apologi[sz]e\b
+      | (?:unfortunately,?\ )?i\ (?:can\ ?not|can[’']?t|won[’']?t|am\ (?:unable|not\ able)\ to|must\ decline\ to)[ ]
+        (?:\w+\ ){0,2}?(?:help|assist|provide|create|write|generate|comply|fulfil|do|answer|
+        continue|infer|describe|identify|produce|determine|support)
       | as\ an\ ai\b(?=\ (?:language|assistant|model)|,\ i\b)
       | (?:很)?抱歉 | 对不起 | 對不起 | 我(?:无法|不能|無法) | 申し訳 | 恐れ入りますが | 죄송
-      | lo\ siento\b | es\ tut\ mir\ leid\b | (?:je\ suis\ )?désolée?,?\ (?:mais\ )?je\b | desculpe\b | mi\ dispiace\b | извините\b | к\ сожалению,\ я\b
+      | lo\ siento\b | es\ tut\ mir\ leid\b | desculpe\b | mi\ dispiace\b | извините\b | к\ сожалению,\ я\b
+      | (?:je\ suis\ )?désolée?,?\ (?:mais\ )?je\b
     )""",
     re.IGNORECASE | re.VERBOSE,
 )

