@@ -125,7 +125,7 @@ def _ask(run: Run, plan: DataFrame, planned: int, endpoint: Endpoint, *, step: s
         log.warning("model %s has no price in the price file: its cost is unknown, not zero", endpoint.model)
     shards = f"{run.store.state_root}/wal/{plan_id}"
     calls = plan.repartition(endpoint.workers, "request_key").mapInArrow(
-        _Caller(endpoint, price, shards, step), _MANIFEST
+        _Caller(endpoint, price, shards, step, FLUSH_S), _MANIFEST
     )
     with run.progress.watch(
         f"{step}: asking {endpoint.model}", lambda: _progress(shards, planned, priced=price is not None)
@@ -152,11 +152,12 @@ class _Caller:
     price: Price | None
     folder: str
     step: str
+    flush_s: float
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         assert context is not None, "runs in a Spark task"
-        shards = _Shards(self.folder, context.partitionId())
+        shards = _Shards(self.folder, context.partitionId(), self.flush_s)
         asked = shards.keys()
         versions: dict[str, str] = {}  # of the requests in flight
         manifest: Counter[tuple[str, str]] = Counter()
@@ -216,9 +217,10 @@ def _requests(batches: Iterator[pa.RecordBatch], asked: set[str], versions: dict
 class _Shards:
     """Outcomes of one task, written as whole files; each name says its partition, rows and cost."""
 
-    def __init__(self, folder: str, partition: int) -> None:
+    def __init__(self, folder: str, partition: int, flush_s: float) -> None:
         self._folder = folder
         self._partition = partition
+        self._flush_s = flush_s
         self._rows: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
 
@@ -237,7 +239,7 @@ class _Shards:
         self.flush_if_due()
 
     def flush_if_due(self) -> None:
-        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= FLUSH_S:
+        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= self._flush_s:
             self.flush()
 
     def flush(self) -> None:

@@ -105,7 +105,7 @@ def test_a_task_that_starts_again_skips_what_its_shards_hold(
             return 3
 
     monkeypatch.setattr(ledger.TaskContext, "get", staticmethod(lambda: Partition()))
-    caller = ledger._Caller(context.settings.endpoint("default"), price, folder, "ask")
+    caller = ledger._Caller(context.settings.endpoint("default"), price, folder, "ask", 5.0)
     batches = frame(context, questions).toPandas()
     first = pa.RecordBatch.from_pandas(batches.iloc[:5], preserve_index=False)
     whole = pa.RecordBatch.from_pandas(batches, preserve_index=False)
@@ -210,7 +210,7 @@ def test_a_repeated_commit_adds_nothing(make_context: MakeContext, endpoint: Fak
     ask(context, [question("warm")])
     folder = f"{context.store.state_root}/wal/again"
     row = {**ledger_rows(context)[question("warm").key].asDict(), "latency_ms": 1}
-    shards = ledger._Shards(folder, 0)
+    shards = ledger._Shards(folder, 0, 5.0)
     shards.add({name: row[name] for name in ledger._CALLS.fieldNames()})
     shards.flush()
     before = ledger_rows(context)
