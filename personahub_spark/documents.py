@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import LongType, StringType, StructField, StructType
+from pyspark.sql.types import ArrayType, LongType, MapType, StringType, StructField, StructType
 
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.files import absolute
@@ -54,8 +54,8 @@ _ENDINGS = {
     "text": (".txt", ".text", ".md", ".html", ".htm"),
 }
 _PACKED = (".gz", ".zst", ".bz2")
-# Spark does not split a smaller file, so its lines can be numbered in one pass.
-_SPLIT_BYTES = 4 * 1024 * 1024
+_NEVER_SPLIT = (".gz", ".zst")
+"""What Spark reads from start to end in one task; any other file it may split, its settings say how small."""
 
 _ROWS = StructType(
     [
@@ -136,12 +136,12 @@ def read(
     except PersonaHubError:
         raise
     except Exception:  # whatever a file did to Spark: find out which one it was, else it is not ours to mend
-        broken = {path: why for path, file in files.items() if (why := _why_unreadable(spark, path, file)) is not None}
+        broken = {path: why for path, kind in files.items() if (why := _why_unreadable(spark, path, kind)) is not None}
         if not broken:
             raise
     log.warning("%d of %d files cannot be read to their end", len(broken), len(files))
-    sound = {path: file for path, file in files.items() if path not in broken}
-    started = {path: file for path, file in files.items() if path in broken and file.kind != "parquet"}
+    sound = {path: kind for path, kind in files.items() if path not in broken}
+    started = {path: kind for path, kind in files.items() if path in broken and kind != "parquet"}
     parts = [stage(_read(spark, part, settings, forgiving=part is started)) for part in (sound, started) if part]
     parts.append(_breaks(spark, parts, broken))
     return stage(functools.reduce(DataFrame.unionByName, parts))
@@ -169,24 +169,19 @@ def rejected(rows: DataFrame) -> DataFrame:
     )
 
 
-@dataclass(frozen=True)
-class _File:
-    kind: str
-    bytes: int
-
-
-def _files(spark: SparkSession, settings: DocumentSettings) -> dict[str, _File]:
+def _files(spark: SparkSession, settings: DocumentSettings) -> dict[str, str]:
+    """Path -> kind of every file, in order."""
     if not settings.paths:
         raise SettingsError("documents.paths is empty; name the files or folders to read")
-    found: dict[str, _File] = {}
+    found: dict[str, str] = {}
     for path in settings.paths:
         listing = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
         try:
-            rows = listing.load(_escaped(absolute(path))).select("path", "length").collect()
+            rows = listing.load(_escaped(absolute(path))).select("path").collect()
         except AnalysisException:
             raise SettingsError(f"documents.paths: {path} does not exist or cannot be listed") from None
         for row in rows:
-            found[row["path"]] = _File(_kind(row["path"], settings.format), row["length"])
+            found[row["path"]] = _kind(row["path"], settings.format)
     if not found:
         raise SettingsError(f"documents.paths: no file in {', '.join(settings.paths)}")
     return dict(sorted(found.items()))
@@ -208,18 +203,18 @@ def _kind(path: str, wanted: str) -> str:
 
 
 def _read(
-    spark: SparkSession, files: Mapping[str, _File], settings: DocumentSettings, *, forgiving: bool = False
+    spark: SparkSession, files: Mapping[str, str], settings: DocumentSettings, *, forgiving: bool = False
 ) -> DataFrame:
     frames = []
     for kind, reader in (("jsonl", _json_lines), ("parquet", _parquet), ("text", _whole_texts)):
-        chosen = {path: file for path, file in files.items() if file.kind == kind}
+        chosen = [path for path, found in files.items() if found == kind]
         if chosen:
             frames.append(reader(spark, chosen, settings, forgiving))
     return functools.reduce(DataFrame.unionByName, frames)
 
 
 def _json_lines(
-    spark: SparkSession, files: Mapping[str, _File], settings: DocumentSettings, forgiving: bool
+    spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool
 ) -> DataFrame:
     lines = (
         spark.read.option("ignoreCorruptFiles", str(forgiving).lower())
@@ -230,8 +225,8 @@ def _json_lines(
             F.col("_metadata.file_block_start").alias("start"),
         )
     )
-    may_split = any(file.bytes > _SPLIT_BYTES and not path.lower().endswith(_PACKED) for path, file in files.items())
-    if may_split:  # a task that starts inside a file must know how many lines came before
+    if not all(path.lower().endswith(_NEVER_SPLIT) for path in files):
+        # A task that starts inside a file must know how many lines came before.
         before = Window.partitionBy("file").orderBy("start").rowsBetween(Window.unboundedPreceding, -1)
         counts = lines.groupBy("file", "start").agg(F.count(F.lit(1)).alias("lines"))
         offsets = counts.select("file", "start", F.coalesce(F.sum("lines").over(before), F.lit(0)).alias("offset"))
@@ -257,14 +252,14 @@ def _json_lines(
     return lines.select("value", "file", "start", "offset").mapInArrow(judge, _ROWS)
 
 
-def _parquet(spark: SparkSession, files: Mapping[str, _File], settings: DocumentSettings, forgiving: bool) -> DataFrame:
+def _parquet(spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool) -> DataFrame:
     table = spark.read.parquet(*[_escaped(path) for path in files])
     mapping = mapping_of(settings)
     columns = {name: _column(table.schema, mapping[name]) for name in FIELDS if name in mapping}
     if columns["text"] is None:
         raise SettingsError(
-            f"documents: no column {mapping['text']} in the Parquet files (columns: {', '.join(table.columns)}); "
-            "choose documents.mapping or set documents.columns.text"
+            f"documents: no column {mapping['text']} of plain values in the Parquet files (columns: "
+            f"{', '.join(table.columns)}); choose documents.mapping or set documents.columns.text"
         )
     return _judged_fields(
         table.select(
@@ -280,7 +275,7 @@ def _parquet(spark: SparkSession, files: Mapping[str, _File], settings: Document
 
 
 def _whole_texts(
-    spark: SparkSession, files: Mapping[str, _File], settings: DocumentSettings, forgiving: bool
+    spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool
 ) -> DataFrame:
     texts = (
         spark.read.option("ignoreCorruptFiles", str(forgiving).lower())
@@ -345,7 +340,7 @@ def _column(schema: StructType, paths: str) -> Column | None:
         kind: Any = schema
         for part in path.split("."):
             kind = kind[part].dataType if isinstance(kind, StructType) and part in kind.fieldNames() else None
-        if kind is not None:
+        if kind is not None and not isinstance(kind, StructType | ArrayType | MapType):
             found.append(F.col(".".join(f"`{part}`" for part in path.split("."))).cast("string"))
     return F.coalesce(*found) if found else None
 
@@ -356,10 +351,10 @@ def _plain(value: Any) -> str | None:
     return clean(str(value)).strip() or None
 
 
-def _why_unreadable(spark: SparkSession, path: str, file: _File) -> str | None:
+def _why_unreadable(spark: SparkSession, path: str, kind: str) -> str | None:
     """None when the file can be read to its end."""
     try:
-        if file.kind == "parquet":
+        if kind == "parquet":
             spark.read.parquet(_escaped(path)).write.format("noop").mode("overwrite").save()
         else:
             spark.read.text(_escaped(path)).write.format("noop").mode("overwrite").save()

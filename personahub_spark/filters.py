@@ -1,4 +1,4 @@
-"""Quality rules for personas: each a function ``Column -> Column``, true when the row is bad; rows are flagged, never dropped.
+"""Quality rules for personas: functions ``Column -> Column``, true when the row is bad; rows are never dropped.
 
 Everything runs inside the JVM. The rules would rather miss a fault than flag a good row: what they cannot judge
 (an unknown language, a script without words) passes.
@@ -38,7 +38,10 @@ _GRAM = 5
 _JUDGED_WORDS = 200
 _JUDGED_SOURCE_CHARACTERS = 200_000
 
-_TEXT_NOUN = "text|article|passage|document|paragraph|excerpt|abstract|essay|book|paper|story|web ?page|website|blog post|chapter"
+_TEXT_NOUN = (
+    "text|article|passage|document|paragraph|excerpt|abstract|essay|book|paper|story|web ?page|website|blog post"
+    "|chapter"
+)
 _THING_NOUN = (
     "company|organi[sz]ation|corporation|institution|agency|start-?up|firm|foundation|university|non-?profit"
     "|government|ministry|association|product|device|machine|software|tool|app|application|dataset|program|system"
@@ -58,7 +61,7 @@ def _any_of(*patterns: str) -> str:
 
 
 _NO_PERSON = _any_of(
-    # "A small company that ...", but not "An owner of a company that ...", "A company founder", "A University of X fan".
+    # "A small company that ...", but not "An owner of a company that ...", "A firm founder", "A University of X fan".
     r"(?i)^\W*(?:an?|the|this)\s+(?:(?!(?:an?|the|of|at|for|from|in|on|to|with|by|as|and|who|whose|that|which|his|her"
     rf"|their|its)\b)[\p{{L}}\p{{M}}\p{{N}}'\u2019-]++\s+){{0,4}}?"
     rf"(?:(?:{_TEXT_NOUN})\s+(?:of|on|about|from|by|titled|{_GOES_ON})|(?:{_THING_NOUN})\s+(?:{_GOES_ON}))\b",
@@ -69,7 +72,8 @@ _NO_PERSON = _any_of(
     r"(?i)^\W*(?:here (?:is|are)|here['\u2019]s|sure\b|certainly\b|based on the)",
     # Titles.
     r"(?i)^\W*(?:chapter|section|part|figure|table|lesson|unit|episode|volume) (?:\d|[ivx]+\b)",
-    r"(?i)^\W*(?:how to|what (?:is|are)|why|introduction to|(?:a |the )?(?:brief |complete )?(?:guide|history|overview) (?:to|of))\b",
+    r"(?i)^\W*(?:how to|what (?:is|are)|why|introduction to)\b",
+    r"(?i)^\W*(?:a |the )?(?:brief |complete )?(?:guide|history|overview) (?:to|of)\b",
     r"(?i)^\W*\d+ (?:\p{L}+ )?(?:ways|things|tips|reasons|steps|facts)\b",
     r"^\W*(?:这|本|该|此|這|該)(?:是一?)?(?:篇|段|则|份|個|个|本)?(?:文章|文本|文字|文档|短文|公司|网站|網站|段落)",
     r"^\W*(?:この|その|本)?(?:記事|文章|テキスト|本文|文書|会社)(?:は|では|には)",
@@ -79,7 +83,8 @@ _NO_PERSON = _any_of(
     r"(?:est|décrit|parle|traite|explique|présente|qui|sur)\b",
     r"(?i)^\W*(?:dieser|dieses|diese|der|das|die|eine?) (?:text|artikel|dokument|firma|unternehmen)"
     r"(?:,| (?:ist|beschreibt|handelt|erklärt|über))",
-    r"(?i)^\W*(?:этот |данный |эта |данная )?(?:текст|статья|документ|компания) (?:о|об|про|это|описывает|рассказывает)\b",
+    r"(?i)^\W*(?:этот |данный |эта |данная )?(?:текст|статья|документ|компания)"
+    r" (?:о|об|про|это|описывает|рассказывает)\b",
     r"^\W*(?:บทความ|ข้อความ)(?:นี้)",
     r"^\W*(?:هذا|هذه) (?:النص|المقال|المقالة|الوثيقة|الشركة)",
 )
@@ -94,7 +99,7 @@ _FIRST_PERSON = _any_of(
     rf"{_NOT_QUOTED}\b(?:my|myself)\b|(?:^|[.!?]\s)\s*My \p{{Ll}}|\b(?:with|for|to|from|about) me\b",
     r"\b[Ii]ch (?:bin|habe|war|arbeite|liebe|mag)\b|\b(?:bin|habe|liebe) ich\b",
     r"\b[Jj]e (?:suis|travaille|vis|m['\u2019])|\b[Jj]['\u2019](?:ai|aime|étais|adore|habite)\b",
-    r"(?i)\bsoy (?:un|una|el|la)\b|\bestoy\b|\btrabajo como\b|\bsou (?:um|uma|o|a)\b|\bsono un[a'\u2019]?(?:\b|(?=\p{L}))",
+    r"(?i)\bsoy (?:un|una|el|la)\b|\bestoy\b|\btrabajo como\b|\bsou (?:um|uma|o|a)\b|\bsono un(?:a|['\u2019]|\b)",
     r"\b[Ii]k (?:ben|heb|werk|hou)\b|\b[Jj]ag (?:är|har|arbetar)\b|\b[Jj]eg (?:er|har|arbejder|jobber)\b|\b[Jj]estem\b",
     r"\b(?:[Яя]|[Мм]оя|[Мм]ой|[Мм]оё|[Мм]оего|[Мм]еня|[Мм]не)\b",
     r"(?<![自忘])我(?![国國])|(?:私|僕|俺|わたし)(?=[はがのもを])",
@@ -173,7 +178,7 @@ _SCRIPTS = {
 _LATIN = "en de fr es it pt nl sv da no nb nn pl cs sk ro hu fi tr vi id ms ca hr sl et lv lt is ga eu gl sq af sw"
 
 _FUNCTION_WORDS = {
-    "en": "the and of to with who that for is are from his her their has have by in on at as a an or about which was i my am",
+    "en": "the and of to with who that for is are from his her their has have by in on at as a an or about which i my am",
     "de": "der die das und mit ist ein eine einen einem einer von für auf zu den im nicht aus bei sich",
     "fr": "le la les des du un une et qui est pour dans avec sur au aux de en ses son par",
     "es": "el la los las un una de del y que en con para por su sus es al como",
@@ -304,13 +309,13 @@ def refusal(text: Column) -> Column:
 def quality_flags(text: Column, *, source_text: Column, expected_lang: Column, settings: FilterSettings) -> Column:
     """``array<string>``: names of the rules that ``text`` breaks, in the order of ``RULES``; empty when it is fine.
 
-    A null text is ``too_short`` and nothing else. Raises SettingsError when ``settings.off`` names no rule.
+    A null text is ``too_short`` and nothing else. Raises SettingsError when ``settings.disabled`` names no rule.
     """
-    for name in settings.off:
+    for name in settings.disabled:
         if name not in RULES:
             near = difflib.get_close_matches(name, RULES, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the rules are {', '.join(RULES)}"
-            raise SettingsError(f"filters.off names an unknown rule {name!r}; {hint}")
+            raise SettingsError(f"filters.disabled names an unknown rule {name!r}; {hint}")
     faults = {
         "too_short": too_short(text, min_words=settings.min_words),
         "too_long": too_long(text, max_words=settings.max_words),
@@ -324,7 +329,7 @@ def quality_flags(text: Column, *, source_text: Column, expected_lang: Column, s
         "wrong_language": wrong_language(text, expected_lang=expected_lang),
         "refusal": refusal(text),
     }
-    named = [F.when(faults[name], F.lit(name)) for name in RULES if name not in settings.off]
+    named = [F.when(faults[name], F.lit(name)) for name in RULES if name not in settings.disabled]
     return F.array_compact(F.array(*named)).cast(ArrayType(StringType()))
 
 

@@ -48,16 +48,22 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._live = self._stream.isatty()
         self._log_every_s = log_every_s
+        self._watched: list[threading.Event] = []
 
     @contextlib.contextmanager
     def watch(self, label: str, poll: Callable[[], Status | None]) -> Iterator[None]:
-        """Show ``poll()`` until the block ends; None means that there is nothing to show yet."""
+        """Show ``poll()`` until the block ends; None means that there is nothing to show yet.
+
+        A watch inside another one is shown instead of it.
+        """
         stop = threading.Event()
         thread = threading.Thread(target=self._show, args=(label, poll, stop), name=f"progress-{label}", daemon=True)
+        self._watched.append(stop)
         thread.start()
         try:
             yield
         finally:
+            self._watched.remove(stop)
             stop.set()
             thread.join()
             if self._live:
@@ -75,7 +81,7 @@ class Progress:
     def _show(self, label: str, poll: Callable[[], Status | None], stop: threading.Event) -> None:
         started = time.monotonic()
         while not stop.wait(0.5 if self._live else self._log_every_s):
-            status = poll()
+            status = poll() if self._watched[-1:] == [stop] else None
             if status is None:
                 continue
             text = line(label, status, time.monotonic() - started)

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import resources
+from importlib.abc import Traversable
 from pathlib import Path
 
 import pyspark
@@ -106,6 +107,8 @@ def build(spark_settings: SparkSettings) -> SparkSession:
         options["spark.app.name"] = spark_settings.app_name
         if spark_settings.master.startswith("local"):
             options |= LAPTOP
+            log_settings = Path(__file__).with_name("log4j2.properties")
+            options["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={log_settings.as_uri()}"
         if spark_settings.jars == "cache":
             options["spark.jars"] = ",".join(map(str, jars(spark_settings)))
         elif spark_settings.jars == "packages":
@@ -120,7 +123,7 @@ def build(spark_settings: SparkSettings) -> SparkSession:
     for key, value in options.items():
         if key not in given or key in ALWAYS:
             conf.set(key, value)
-    if conf.get("spark.speculation", "false") == "true":
+    if str(conf.get("spark.speculation", "false")).lower() == "true":
         raise PersonaHubError("spark.speculation is on: a speculative twin would ask a model twice; turn it off")
     try:
         spark = SparkSession.builder.config(conf=conf).getOrCreate()
@@ -169,11 +172,10 @@ def package_zip() -> Path:
     """The package as a zip that executors can import, named by its content."""
     target = Path(tempfile.gettempdir()) / f"personahub_spark-{code_version()}.zip"
     if not target.exists():
-        root = Path(personahub_spark.__file__).parent
         part = target.with_suffix(f".{os.getpid()}")
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in _package_files():
-                archive.write(file, Path("personahub_spark") / file.relative_to(root))
+            for name, content in _package_files():
+                archive.writestr(f"personahub_spark/{name}", content)
         part.replace(target)
     return target
 
@@ -182,8 +184,8 @@ def package_zip() -> Path:
 def code_version() -> str:
     """Version of the package and a hash of its files: two runs with the same one ran the same code."""
     digest = hashlib.sha256()
-    for file in _package_files():
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for name, content in _package_files():
+        digest.update(name.encode() + b"\0" + content)
     return f"{personahub_spark.__version__}+{digest.hexdigest()[:12]}"
 
 
@@ -393,9 +395,17 @@ def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
                 raise
 
 
-def _package_files() -> list[Path]:
-    with resources.as_file(resources.files("personahub_spark")) as root:
-        return sorted(f for f in root.rglob("*") if f.suffix in (".py", ".sql", ".txt"))
+def _package_files() -> Iterator[tuple[str, bytes]]:
+    """Name inside the package and content of each of its files, in order, also where the package lies in a zip."""
+
+    def walk(folder: Traversable, inside: str) -> Iterator[tuple[str, bytes]]:
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from walk(entry, f"{inside}{entry.name}/")
+            elif entry.name.endswith((".py", ".sql", ".txt")):
+                yield inside + entry.name, entry.read_bytes()
+
+    return walk(resources.files("personahub_spark"), "")
 
 
 def _first_line(error: Exception) -> str:

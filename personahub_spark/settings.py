@@ -125,9 +125,9 @@ class PersonaSettings(_Group):
 
 
 class FilterSettings(_Group):
-    """Thresholds of the quality rules; ``off`` names rules not to apply."""
+    """Thresholds of the quality rules; ``disabled`` names rules not to apply."""
 
-    off: list[str] = Field(default_factory=list)
+    disabled: list[str] = Field(default_factory=list)
     min_words: int = Field(default=4, ge=1)
     max_words: int = Field(default=80, ge=1)
     copied_share: float = Field(default=0.5, gt=0, le=1, description="share of the persona's 5-grams in its source")

@@ -12,7 +12,7 @@ Pair = tuple[str, str]
 
 
 def similar_pairs(token_sets: Mapping[str, frozenset[str]], threshold: Decimal) -> dict[Pair, Fraction]:
-    """All pairs of ids (smaller id first) whose token sets have at least this Jaccard similarity; empty sets have none."""
+    """All pairs of ids, smaller first, whose token sets have at least this Jaccard similarity; empty sets have none."""
     least = Fraction(threshold)
     found: dict[Pair, Fraction] = {}
     for (id_a, a), (id_b, b) in combinations(sorted(token_sets.items()), 2):
@@ -24,7 +24,7 @@ def similar_pairs(token_sets: Mapping[str, frozenset[str]], threshold: Decimal) 
 
 
 def greedy_removals(best_first: Sequence[str], pairs: Mapping[Pair, Fraction]) -> dict[str, tuple[str, Fraction]]:
-    """From best to worst, keep whoever has no kept partner; removed id -> (its most similar kept partner, similarity)."""
+    """From best to worst, keep whoever has no kept partner; removed id -> (most similar kept partner, similarity)."""
     partners: dict[str, dict[str, Fraction]] = {}
     for (id_a, id_b), similarity in pairs.items():
         partners.setdefault(id_a, {})[id_b] = similarity

@@ -41,10 +41,10 @@ def deduplicate(personas: DataFrame, *, settings: SurfaceSettings) -> SurfaceDed
     """Who goes because a better persona has the same words, or nearly (Jaccard similarity >= ``settings.threshold``).
 
     ``personas``: ``persona_id``, unique; ``text``; ``priority`` of any orderable type, never null: the smallest is
-    best, equals go by id. Give published rows the smallest priorities, so that later ones never displace them, and leave removed rows
-    out. No two kept rows have equal token sets; two that are as similar as the threshold are missed with a chance
-    of at most 1 - ``settings.recall``, less the more similar they are. The same personas give the same removals in
-    whatever order and partitions they come.
+    best, equals go by id. Give published rows the smallest priorities, so that later ones never displace them, and
+    leave removed rows out. No two kept rows have equal token sets; two that are as similar as the threshold are missed
+    with a chance of at most 1 - ``settings.recall``, less the more similar they are. The same personas give the same
+    removals in whatever order and partitions they come.
 
     Runs Spark jobs. Raises SettingsError when the recall is out of reach.
     """

@@ -15,11 +15,11 @@ def survivors(rows: DataFrame, pairs: DataFrame) -> DataFrame:
     """Rows to remove, so that no two kept rows are a pair and every removed row is paired with a better kept row.
 
     ``rows``: ``persona_id``, unique, and ``priority`` of any orderable type, never null: the smallest is best;
-    equals go by ``persona_id``. ``pairs``: ``id_a``, ``id_b``, ``similarity`` (double), ``tier``, in either order. Returns
-    ``persona_id``, ``kept_id``, ``similarity``, ``tier``: the most similar of the better kept rows it is paired with,
-    the best by priority among equally similar ones. Going through the rows from best to worst and keeping whoever has
-    no kept partner so far gives the same. Worse rows never touch what happens to better ones, so a later batch, with
-    a worse priority, changes no earlier decision.
+    equals go by ``persona_id``. ``pairs``: ``id_a``, ``id_b``, ``similarity`` (double), ``tier``, in either order.
+    Returns ``persona_id``, ``kept_id``, ``similarity``, ``tier``: the most similar of the better kept rows it is paired
+    with, the best by priority among equally similar ones. Going through the rows from best to worst and keeping whoever
+    has no kept partner so far gives the same. Worse rows never touch what happens to better ones, so a later batch,
+    with a worse priority, changes no earlier decision.
 
     Runs Spark jobs, and keeps what they find on the executors until the result is let go. Raises PersonaHubError when
     ``MAX_ROUNDS`` do not decide.
@@ -63,7 +63,7 @@ def survivors(rows: DataFrame, pairs: DataFrame) -> DataFrame:
 
 
 def _oriented(rows: DataFrame, pairs: DataFrame) -> DataFrame:
-    """``pairs`` with the better row first: ``better_id``, ``better_priority``, ``worse_id``, ``similarity``, ``tier``."""
+    """``pairs``, better row first: ``better_id``, ``better_priority``, ``worse_id``, ``similarity``, ``tier``."""
     ranked = F.struct("priority", "persona_id")
     of_a = rows.select(F.col("persona_id").alias("id_a"), ranked.alias("a"))
     of_b = rows.select(F.col("persona_id").alias("id_b"), ranked.alias("b"))

@@ -136,7 +136,7 @@ def test_flags_come_in_the_order_of_the_rules(flags: dict[tuple[str, str], list[
 
 def test_rules_that_are_off_flag_nothing_and_all_may_be_off(spark: SparkSession) -> None:
     def judged(off: list[str]) -> list[str]:
-        settings = FilterSettings(off=off, min_words=9)
+        settings = FilterSettings(disabled=off, min_words=9)
         text, lang = F.lit("I'm sorry, www.example.org"), F.lit("en")
         flags = quality_flags(text, source_text=F.lit(None), expected_lang=lang, settings=settings)
         return spark.range(1).select(flags.alias("flags")).head().flags
@@ -149,7 +149,10 @@ def test_rules_that_are_off_flag_nothing_and_all_may_be_off(spark: SparkSession)
 def test_an_unknown_rule_in_off_is_named_with_its_neighbour(spark: SparkSession) -> None:
     with pytest.raises(SettingsError, match=r"'to_short'; did you mean too_short"):
         quality_flags(
-            F.lit("x"), source_text=F.lit("x"), expected_lang=F.lit("en"), settings=FilterSettings(off=["to_short"])
+            F.lit("x"),
+            source_text=F.lit("x"),
+            expected_lang=F.lit("en"),
+            settings=FilterSettings(disabled=["to_short"]),
         )
 
 

@@ -365,16 +365,6 @@ def test_the_key_is_in_no_outcome_and_no_log_even_when_the_endpoint_echoes_it(
     assert "sesame" not in caplog.text
 
 
-def test_credentials_in_the_address_are_in_no_outcome_and_no_log(
-    fake: FakeEndpoint, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    url = fake.url.replace("http://", "http://user:pa55word@")
-    told = answers([ask("x")], endpoint(fake, base_url=url))
-    assert "pa55word" not in repr(told)
-    assert "pa55word" not in caplog.text
-
-
 def test_what_is_sent_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener of ours writes down one request, headers and all."""
     monkeypatch.setenv("HUB_KEY", KEY)

@@ -1,0 +1,63 @@
+"""spark-submit to a master with executors of its own: what they need is really shipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyspark
+import yaml
+
+from personahub_spark import session
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.session import Context
+from personahub_spark.settings import Settings, SparkSettings
+from personahub_spark.tables import LLM_CALLS, PERSONAS, RUNS
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what_was_shipped(
+    make_settings: Callable[..., Settings],
+    make_context: Callable[..., Context],
+    endpoint: FakeEndpoint,
+    tmp_path: Path,
+) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    rows = [json.dumps({"text": f"Notes number {n} on river gauges and floods."}) for n in range(6)]
+    (documents / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    endpoint.set_script([{"match": "<document>", "reply": '{"persona": "A hydrologist with {number} gauges in the hills"}'}])
+    chosen = make_settings(prices=None)
+    raw: dict[str, Any] = chosen.model_dump(mode="json")
+    raw["pipeline"]["steps"] = ["create_tables", "ingest_documents", "extract_personas", "dedup_surface"]
+    raw["prices"] = str(ROOT / "conf" / "prices.yaml")
+    conf = tmp_path / "conf.yaml"
+    conf.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    # A Python that does not know this checkout, as on another machine: the editable install's hook is left out.
+    python = tmp_path / "python"
+    site = Path(pyspark.__file__).parent.parent
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{site}:$PYTHONPATH" exec "{os.path.realpath(sys.executable)}" "$@"\n')
+    python.chmod(0o755)
+    jars = ",".join(map(str, session.jars(SparkSettings())))
+    command = [
+        str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local-cluster[2,1,1024]",
+        "--jars", jars, "--conf", "spark.ui.enabled=false", "--conf", "spark.sql.shuffle.partitions=2",
+        "--conf", "spark.driver.host=127.0.0.1", "--conf", f"spark.pyspark.python={python}",
+        "--conf", f"spark.pyspark.driver.python={sys.executable}",
+        "--conf", "spark.databricks.delta.snapshotPartitions=2",
+        "jobs/run_pipeline.py", "--conf", str(conf),
+    ]  # fmt: skip
+    environment = {**os.environ, "SPARK_HOME": str(Path(pyspark.__file__).parent)}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    context = make_context(chosen)
+    assert context.store.read(LLM_CALLS).count() == 6 == endpoint.counts()["billed"]
+    assert context.store.read(PERSONAS).count() == 6
+    assert {row["step"] for row in context.store.read(RUNS).collect()} >= {"ingest_documents", "extract_personas"}

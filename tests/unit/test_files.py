@@ -1,0 +1,86 @@
+"""Files: whole or not there, wherever they are."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.files import absolute, delete, filesystem, names, write_whole
+
+
+def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
+    contents = [bytes([digit]) * 4_000_000 for digit in b"ab"]
+    done, seen, parts = threading.Event(), 0, []
+
+    def read() -> None:
+        nonlocal seen
+        while not done.is_set():
+            for name in names(str(tmp_path)):
+                content = (tmp_path / name).read_bytes()
+                seen += 1
+                if content not in contents:
+                    parts.append((name, len(content)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for turn in range(40):
+            write_whole(str(tmp_path), f"file{turn % 4}", contents[turn % 2])
+    finally:
+        done.set()
+        reader.join()
+    assert parts == []
+    assert seen > 0
+    assert sorted(os.listdir(tmp_path)) == ["file0", "file1", "file2", "file3"]
+
+
+def test_a_write_that_breaks_off_shows_nothing(tmp_path: Path) -> None:
+    write_whole(str(tmp_path), "kept", b"before")
+    for name in ("kept", "new"):
+        with pytest.raises(TypeError):
+            write_whole(str(tmp_path), name, 5)  # type: ignore[arg-type]
+    assert names(str(tmp_path)) == ["kept"]
+    assert (tmp_path / "kept").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("folder", ["plain", "with blank", "brackets [1]{2}", "per%20cent", "日本#?&"])
+def test_any_path_is_taken_as_it_is_written(tmp_path: Path, folder: str) -> None:
+    place = tmp_path / folder / "deeper"
+    write_whole(str(place), "a", b"1")
+    write_whole(str(place), "b", b"")
+    assert (place / "a").read_bytes() == b"1"
+    assert names(str(place)) == ["a", "b"]
+    assert names(str(place.parent), folders=True) == ["deeper"]
+    assert names(str(place.parent)) == []
+    delete(str(place))
+    assert not place.exists()
+
+
+def test_what_is_not_there_has_no_names_and_needs_no_deleting(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    assert names(absent) == names(absent, folders=True) == []
+    delete(absent)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_address_is_found_by_its_scheme(tmp_path: Path) -> None:
+    write_whole(tmp_path.as_uri(), "a", b"1")
+    assert names(str(tmp_path)) == ["a"]
+    system, path = filesystem("s3a://bucket/folder?region=us-east-1")
+    assert (system.type_name, path) == ("s3", "bucket/folder")
+
+
+def test_an_unknown_file_system_says_what_to_do_instead() -> None:
+    with pytest.raises(PersonaHubError, match=r"dbfs:/x is on a file system .* let store\.state name a folder"):
+        filesystem("dbfs:/x")
+
+
+def test_a_place_becomes_absolute_unless_it_is_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a/../b/") == str(tmp_path / "b")
+    assert absolute("/x/y [1]/") == "/x/y [1]"
+    assert absolute("s3a://bucket/x/") == "s3a://bucket/x"

@@ -1,0 +1,92 @@
+"""Progress: one line that says how far, how fast, how long still and for how much."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+from decimal import Decimal
+
+import pytest
+
+from personahub_spark.progress import Progress, Status, line
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("status", "elapsed_s", "said"),
+    [
+        (Status(0, 10), 5.0, "x [                    ] 0/10 rows"),
+        (Status(5, 10), 0.0, "x [##########          ] 5/10 rows"),
+        (Status(5, 10), 2.0, "x [##########          ] 5/10 rows · 2.5/s · about 2 s left"),
+        (Status(1_000, 4_000, "tasks"), 60.0, "x [#####               ] 1,000/4,000 tasks · 16.7/s · about 3 min 00 s left"),
+        (Status(1, 101), 72.0, "x [                    ] 1/101 rows · 0.0/s · about 2 h 00 min left"),
+        (Status(12, 10), 1.0, "x [####################] 12/10 rows · 12.0/s · about 0 s left"),
+        (Status(0, 0), 1.0, "x [####################] 0/0 rows"),
+        (Status(0, 10, cost_microusd=Decimal("1234567.8")), 1.0, "x [                    ] 0/10 rows · $1.2346"),
+    ],
+)
+def test_a_line_says_share_rate_time_left_and_cost(status: Status, elapsed_s: float, said: str) -> None:
+    assert line("x", status, elapsed_s) == said
+
+
+def polled_until(times: int) -> tuple[threading.Event, list[Status | None]]:
+    return threading.Event(), [None, *[Status(n, times) for n in range(1, times + 1)]]
+
+
+def test_without_a_terminal_it_logs_lines_and_writes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stream, (seen, answers) = io.StringIO(), polled_until(2)
+
+    def poll() -> Status | None:
+        if len(answers) == 1:
+            seen.set()
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    progress = Progress(stream, log_every_s=0.01)
+    with progress.watch("step", poll):
+        assert seen.wait(10)
+    progress.say("done")
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0].startswith("step [##########          ] 1/2 rows")  # None, polled first, is not shown
+    assert told[-1] == "done"
+    assert stream.getvalue() == ""
+
+
+def test_it_logs_no_more_often_than_asked(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Progress(io.StringIO(), log_every_s=60).watch("step", lambda: Status(1, 2)):
+        assert not threading.Event().wait(0.7)
+    assert caplog.records == []
+
+
+def test_on_a_terminal_one_line_is_rewritten_and_gone_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stream, (seen, answers) = Terminal(), polled_until(2)
+
+    def poll() -> Status | None:
+        if len(answers) == 1:
+            seen.set()
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    progress = Progress(stream)
+    with progress.watch("step", poll):
+        assert seen.wait(10)
+    shown = stream.getvalue()
+    assert "\r\x1b[Kstep [##########          ] 1/2 rows" in shown
+    assert "\n" not in shown
+    assert shown.endswith("\r\x1b[K")
+    progress.say("done")
+    assert stream.getvalue() == shown + "\r\x1b[Kdone\n"
+    assert caplog.records == []
+
+
+def test_watching_ends_with_the_block_also_when_it_fails() -> None:
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError), Progress(io.StringIO(), log_every_s=60).watch("step", lambda: None):
+        raise ZeroDivisionError
+    assert threading.active_count() == before

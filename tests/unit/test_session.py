@@ -1,0 +1,334 @@
+"""What comes before Spark starts: Java, jars, settings, options; and what a job's end means. No Spark in here."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from personahub_spark import session, settings
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.progress import Progress
+from personahub_spark.session import Context, StepResult
+from personahub_spark.settings import SparkSettings, StoreSettings
+from personahub_spark.tables import Store
+
+ROOT = Path(__file__).parents[2]
+JAR = "io.delta_delta-spark_2.12-3.3.3.jar"
+JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+
+# Stands for java: says its version; as Ivy it leaves a mark and the jars named, or fails while $OFFLINE exists.
+FAKE_JAVA = """#!/bin/bash
+if [ "$1" = -version ]; then echo '{said}' >&2; exit 0; fi
+echo call >> {folder}/calls
+[ -e {folder}/offline ] && {{ echo 'SERVER ERROR: no route to host' ; exit 1; }}
+while [ $# -gt 0 ]; do [ "$1" = -retrieve ] && pattern=$2; shift; done
+mkdir -p "${{pattern%/*}}"
+for jar in {jars}; do echo content > "${{pattern%/*}}/$jar"; done
+"""
+
+
+@pytest.fixture
+def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Put a java program first on PATH; ``said`` is what it says of its version."""
+    folder = tmp_path / "java"
+    folder.mkdir()
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "cache"))
+
+    def make(said: str = 'openjdk version "17.0.9" 2023-10-17', jars: str = JAR) -> Path:
+        program = folder / "java"
+        program.write_text(FAKE_JAVA.format(said=said, folder=folder, jars=jars))
+        program.chmod(0o755)
+        session.java.cache_clear()
+        return folder
+
+    yield make
+    session.java.cache_clear()
+
+
+# --- Java
+
+
+@pytest.mark.parametrize(
+    "said", ['openjdk version "17" 2021-09-14', 'java version "17.0.9"', 'Picked up X\nopenjdk version "21.0.1"']
+)
+def test_java_17_or_newer_is_taken(fake_java: Callable[..., Path], said: str) -> None:
+    assert session.java() if (folder := fake_java(said)) else None
+    assert session.java() == str(folder / "java")
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [('java version "1.8.0_392"', "8"), ('openjdk version "11.0.21" 2023-10-17', "11"), ("what?", r"\?")],
+)
+def test_an_old_java_is_named_with_what_to_install(fake_java: Callable[..., Path], said: str, version: str) -> None:
+    folder = fake_java(said)
+    with pytest.raises(PersonaHubError, match=f"^{folder}/java is Java {version}, at least 17 is needed; install"):
+        session.java()
+
+
+def test_no_java_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_java: Callable[..., Path]
+) -> None:
+    program = fake_java() / "java"
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(PersonaHubError, match=f"^Java was not found in JAVA_HOME={tmp_path}; install a Java 17"):
+        session.java()
+    monkeypatch.delenv("JAVA_HOME")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PersonaHubError, match="^Java was not found on PATH; install a Java 17"):
+        session.java()
+    monkeypatch.setenv("PATH", str(program.parent))
+    program.chmod(0o644)
+    if shutil.which("java") is None:
+        with pytest.raises(PersonaHubError, match="^Java was not found on PATH"):
+            session.java()
+
+
+# --- jars
+
+
+def test_jars_are_fetched_once_and_then_need_no_network(fake_java: Callable[..., Path]) -> None:
+    folder = fake_java()
+    first = session.jars(SparkSettings())
+    assert [jar.name for jar in first] == [JAR]
+    (folder / "offline").touch()
+    assert session.jars(SparkSettings()) == first
+    assert (folder / "calls").read_text().count("call") == 1
+    with pytest.raises(PersonaHubError):  # another set of jars is another fetch
+        session.jars(SparkSettings(spark_nlp=True))
+
+
+@pytest.mark.parametrize("fault", ["offline", "incomplete"])
+def test_jars_that_cannot_be_had_leave_nothing_behind(
+    fake_java: Callable[..., Path], tmp_path: Path, fault: str
+) -> None:
+    folder = fake_java(jars="io.delta_delta-storage-3.3.3.jar")
+    if fault == "offline":
+        (folder / "offline").touch()
+    wanted = "SERVER ERROR: no route to host" if fault == "offline" else "no connection to a Maven repository"
+    with pytest.raises(PersonaHubError, match=rf"^jars could not be fetched \({wanted}\); check the network") as caught:
+        session.jars(SparkSettings())
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cache" / "jars").iterdir()) == []
+    (folder / "offline").unlink(missing_ok=True)
+    fake_java()
+    assert [jar.name for jar in session.jars(SparkSettings())] == [JAR]
+
+
+def test_a_half_filled_home_changes_nothing_and_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real Ivy, a repository in a folder, and a home whose caches know the jar but do not have it."""
+    place = "io/delta/delta-spark_2.12/3.3.3"
+    pom = (
+        "<project><modelVersion>4.0.0</modelVersion><groupId>io.delta</groupId>"
+        "<artifactId>delta-spark_2.12</artifactId><version>3.3.3</version></project>"
+    )
+    repository = tmp_path / "repository" / place
+    repository.mkdir(parents=True)
+    (repository / "delta-spark_2.12-3.3.3.pom").write_text(pom)
+    (repository / "delta-spark_2.12-3.3.3.jar").write_bytes(b"the jar")
+    ivy_settings = tmp_path / "ivysettings.xml"
+    ivy_settings.write_text(
+        '<ivysettings><settings defaultResolver="here"/><resolvers>'
+        f'<ibiblio name="here" m2compatible="true" useMavenMetadata="false" root="{repository.parents[3].as_uri()}/"/>'
+        "</resolvers></ivysettings>"
+    )
+    home = tmp_path / "home"
+    cached = home / ".ivy2" / "cache" / "io.delta" / "delta-spark_2.12"
+    for folder in (home / ".m2" / "repository" / place, cached):
+        folder.mkdir(parents=True)
+    (home / ".m2" / "repository" / place / "delta-spark_2.12-3.3.3.pom").write_text(pom)
+    (cached / "ivy-3.3.3.xml").write_text("<ivy-module")
+    before = sorted(home.rglob("*"))
+    session.java.cache_clear()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", f"-Duser.home={home}")
+    monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "cache"))
+    found = session.jars(SparkSettings(ivy_settings=str(ivy_settings)))
+    assert [(jar.name, jar.read_bytes()) for jar in found] == [(JAR, b"the jar")]
+    assert sorted(home.rglob("*")) == before
+
+
+def test_the_cache_is_where_the_variable_says_else_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONAHUB_CACHE", "/somewhere")
+    assert session.cache_root() == Path("/somewhere")
+    monkeypatch.delenv("PERSONAHUB_CACHE")
+    monkeypatch.setenv("HOME", "/home/x")
+    assert session.cache_root() == Path("/home/x/.cache/personahub")
+
+
+# --- the session
+
+
+@pytest.mark.parametrize("value", ["true", "TRUE"])
+def test_speculation_is_refused_before_spark_starts(fake_java: Callable[..., Path], value: str) -> None:
+    folder = fake_java()
+    with pytest.raises(PersonaHubError, match="speculation is on: a speculative twin would ask a model twice"):
+        session.build(SparkSettings(conf={"spark.speculation": value}))
+    assert (folder / "calls").read_text().count("call") == 1  # the jars; no java after them
+
+
+def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
+    archive = session.package_zip()
+    assert session.package_zip() == archive
+    shipped = {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("__init__.py")}
+    package = ROOT / "personahub_spark"
+    wanted = [file for kind in ("py", "sql", "txt") for file in package.rglob(f"*.{kind}")]
+    assert shipped == {str(file.relative_to(ROOT)) for file in wanted if file.name != "__init__.py"}
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from personahub_spark import session, tables\n"
+        "print(session.__file__.startswith(sys.argv[1]), session.code_version(), tables.view_query('hub')[:2])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(archive)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.stdout.strip() == f"True {session.code_version()} --", done.stderr
+
+
+# --- what a job's end means
+
+
+def context() -> Context:
+    """A context that never meets Spark."""
+    return Context(
+        spark=None,  # type: ignore[arg-type]
+        settings=settings.Settings(),
+        store=Store(None, StoreSettings(), dry_run=True),  # type: ignore[arg-type]
+        run_id="run",
+        prices={},
+        progress=Progress(io.StringIO()),
+        started_at=session.now(),
+    )
+
+
+@pytest.mark.parametrize("outcomes", [{"kept": 3, "flagged": 1}, {"kept": 3, "flagged": 3}, {}])
+def test_counts_that_do_not_add_up_raise_and_name_the_numbers(outcomes: dict[str, int]) -> None:
+    with pytest.raises(PersonaHubError) as caught:
+        session.run_step(context(), "a_step", lambda _: StepResult(5, outcomes))
+    said = str(caught.value)
+    assert said.startswith(f"a_step: 5 rows came in but {sum(outcomes.values())} are accounted for (")
+    assert "(nothing)" in said if not outcomes else f"3 kept + {outcomes['flagged']} flagged" in said
+
+
+def test_counts_that_add_up_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    result = session.run_step(context(), "a_step", lambda _: StepResult(1234, {"kept": 1230, "put_off": 4}))
+    assert not result.changed
+    assert caplog.messages[-1].startswith("a_step: 1,234 in = 1,230 kept + 4 put off; ")
+
+
+@pytest.mark.parametrize(("error", "code"), [(PersonaHubError("mend this"), 2), (KeyboardInterrupt(), 130)])
+def test_what_can_be_acted_on_ends_in_a_sentence_and_a_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, session.exit_code():
+        raise error
+    assert ended.value.code == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "mend this" in said if code == 2 else "run again to go on" in said
+
+
+def test_a_fault_of_ours_is_not_dressed_up() -> None:
+    with pytest.raises(ZeroDivisionError), session.exit_code():
+        raise ZeroDivisionError
+
+
+def run_job(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    return ended.value.code
+
+
+@pytest.mark.parametrize("name", [f"jobs/{job}" for job in JOBS] + ["demo/run.py"])
+def test_every_program_explains_itself_and_refuses_an_unknown_option(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_job(name, ["--help"], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "--conf" in said or name.startswith("demo")
+    assert len(said.split("\n\n")[1]) > 30  # what it does
+    more = ["select 1"] if "query" in name else []
+    assert run_job(name, [*more, "--frobnicate"], monkeypatch) == 2
+    assert "unrecognized arguments: --frobnicate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [f"jobs/{job}" for job in JOBS])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--conf", "absent.yaml"], "error: settings file absent.yaml does not exist; give one with --conf"),
+        (["--set", "personas.verv=read"], "error: unknown setting personas.verv; did you mean verb?"),
+    ],
+)
+def test_bad_settings_end_every_job_with_code_2_and_one_sentence(
+    name: str, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    more = ["select 1"] if "query" in name else []
+    assert run_job(name, [*more, *arguments], monkeypatch) == 2
+    assert capsys.readouterr().err.strip() == said
+
+
+# --- scripts/make_environment.sh
+
+
+def make_environment(tmp_path: Path, *, pythons: dict[str, str], variable: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the script where PATH has only ``pythons`` (name -> script) and what a shell needs."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("df", "awk", "mktemp", "rm", "tail", "grep", "cut", "touch"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    for name, script in pythons.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    return subprocess.run(
+        [str(shutil.which("bash")), str(ROOT / "scripts" / "make_environment.sh"), "made"],
+        capture_output=True, text=True, cwd=tmp_path, env={"PATH": str(tools), "PYTHON": variable}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pythons", "variable", "looked_for"),
+    [
+        ({}, "", "python3.11 python3.12 python3"),
+        ({"python3": "exit 1"}, "", "python3.11 python3.12 python3"),
+        ({"python3.11": f'exec {sys.executable} "$@"'}, "python2.7", "python2.7"),
+    ],
+    ids=["none", "too old", "another one named"],
+)
+def test_no_python_that_fits_is_one_sentence(
+    tmp_path: Path, pythons: dict[str, str], variable: str, looked_for: str
+) -> None:
+    done = make_environment(tmp_path, pythons=pythons, variable=variable)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: no Python 3.11 or 3.12 with venv was found (looked for: {looked_for}); install")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "made").exists()
+
+
+def test_packages_that_cannot_be_fetched_are_one_sentence(tmp_path: Path) -> None:
+    fits = (
+        f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'  # the check whether it fits
+        'if [ "$2" = venv ]; then mkdir -p made/bin; printf "#!/bin/sh\\necho ERROR: no connection; exit 1\\n" '
+        "> made/bin/python; chmod +x made/bin/python; fi"
+    )
+    for tool in ("mkdir", "chmod"):
+        fits = fits.replace(f"{tool} ", f"{shutil.which(tool)} ")
+    done = make_environment(tmp_path, pythons={"python3.11": fits})
+    assert done.returncode == 2
+    assert "error: packages could not be fetched; check the network" in done.stderr
+    assert not (tmp_path / "made" / "ready").exists()

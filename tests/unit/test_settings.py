@@ -1,0 +1,307 @@
+"""Settings: what is wrong is named before anything starts, and no setting changes unseen."""
+
+from __future__ import annotations
+
+import copy
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from personahub_spark.errors import SettingsError
+from personahub_spark.settings import Settings, load, load_prices, validate
+
+CONF = Path(__file__).parents[2] / "conf"
+ENDPOINT = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
+
+
+def refusal(raw: dict[str, Any]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        validate(raw)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    file = tmp_path / "conf.yaml"
+    file.write_text(yaml.safe_dump({"models": {"default": ENDPOINT}, "synthesis": [{"model": "a"}, {"model": "b"}]}))
+    return file
+
+
+def test_every_group_has_defaults_that_hold() -> None:
+    settings = validate({})
+    assert settings.store.state_root == "warehouse/_state"
+    assert settings.pipeline.steps[0] == "create_tables"
+    assert settings.dedup.surface.threshold == Decimal("0.9")
+
+
+@pytest.mark.parametrize(
+    ("raw", "where", "hint"),
+    [
+        ({"persona": {}}, "persona", "did you mean personas?"),
+        ({"personas": {"temprature": 1}}, "personas.temprature", "did you mean temperature?"),
+        ({"dedup": {"surface": {"treshold": 1}}}, "dedup.surface.treshold", "did you mean threshold?"),
+        ({"models": {"x": {**ENDPOINT, "modell": 1}}}, "models.x.modell", "did you mean model?"),
+        ({"models": {"x": {"base_url": "http://h/v1", "modle": "m"}}}, "models.x.modle", "did you mean model?"),
+        ({"synthesis": [{}, {"varient": "plain"}]}, "synthesis.1.varient", "did you mean variant?"),
+        ({"pipeline": {"zzzzqqqq": 1}}, "pipeline.zzzzqqqq", "known here: steps"),
+    ],
+)
+def test_an_unknown_key_names_its_place_and_its_nearest_neighbour(raw: dict[str, Any], where: str, hint: str) -> None:
+    assert refusal(raw) == f"unknown setting {where}; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("raw", "where", "found"),
+    [
+        ({"personas": {"temperature": 3}}, "personas.temperature", "3"),
+        ({"personas": {"temperature": "warm"}}, "personas.temperature", "'warm'"),
+        ({"personas": {"verb": "hate"}}, "personas.verb", "'hate'"),
+        ({"personas": {"language": "English"}}, "personas.language", "'English'"),
+        ({"personas": []}, "personas", "[]"),
+        ({"filters": {"min_words": 0}}, "filters.min_words", "0"),
+        ({"filters": {"off": "too_short"}}, "filters.off", "'too_short'"),
+        ({"dedup": {"surface": {"threshold": "1.1"}}}, "dedup.surface.threshold", "'1.1'"),
+        ({"dedup": {"surface": {"recall": 1.0}}}, "dedup.surface.recall", "1.0"),
+        ({"synthesis": [{"fraction": 0}]}, "synthesis.0.fraction", "0"),
+        ({"synthesis": {"task": "math"}}, "synthesis", ""),
+        ({"pipeline": {"steps": ["fly"]}}, "pipeline.steps.0", "'fly'"),
+        ({"store": {"database": "a;b"}}, "store.database", "'a;b'"),
+        ({"spark": {"conf": {"spark.x": [1]}}}, "spark.conf.spark.x", "[1]"),
+        ({"documents": {"columns": {"txt": "body"}}}, "documents.columns.txt", "'txt'"),
+        ({"models": {"x": {**ENDPOINT, "base_url": "h:8000/v1"}}}, "models.x.base_url", "'h:8000/v1'"),
+        ({"models": {"x": {**ENDPOINT, "in_flight": 0}}}, "models.x.in_flight", "0"),
+        ({"models": {"x": {**ENDPOINT, "in_flight": "many"}}}, "models.x.in_flight", "'many'"),
+        ({"models": {"x": {"model": "m"}}}, "models.x.base_url", ""),
+    ],
+)
+def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: str, found: str) -> None:
+    said = refusal(raw)
+    assert said.startswith(f"bad setting {where}")
+    assert said.endswith(f"(found {found})") if found else "(found" not in said
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        ({"store": {"root": None}}, "store.state must name a folder when store.root is null"),
+        ({"synthesis": [{"variant": "topic"}]}, "topic must be given with variant 'topic', and only there"),
+        ({"synthesis": [{"topic": "geometry"}]}, "topic must be given with variant 'topic', and only there"),
+    ],
+)
+def test_settings_that_need_each_other_are_refused_apart(raw: dict[str, Any], wanted: str) -> None:
+    assert wanted in refusal(raw)
+    validate({"store": {"root": None, "state": "/s"}, "synthesis": [{"variant": "topic", "topic": "geometry"}]})
+
+
+def test_state_lies_under_the_root_unless_named() -> None:
+    assert validate({"store": {"root": "s3a://b/x/"}}).store.state_root == "s3a://b/x/_state"
+    assert validate({"store": {"root": "s3a://b/x", "state": "/shared"}}).store.state_root == "/shared"
+
+
+@pytest.mark.xfail(strict=True, reason="the sentence repeats the value: personahub_spark/settings.py, _explain")
+@pytest.mark.parametrize(
+    "field", [{"api_key_env": "sk-proj-hush"}, {"base_url": "https://sk-proj-hush@host/v1"}], ids=["env", "url"]
+)
+def test_a_key_put_where_its_name_belongs_is_not_repeated(field: dict[str, str]) -> None:
+    said = refusal({"models": {"x": {**ENDPOINT, **field}}})
+    assert f"models.x.{next(iter(field))}" in said
+    assert "hush" not in said
+
+
+def test_a_missing_endpoint_names_the_known_ones() -> None:
+    settings = validate({"models": {"b": ENDPOINT, "a": ENDPOINT}})
+    assert settings.endpoint("a").model == "m"
+    with pytest.raises(SettingsError, match=re.escape("models.c is not set (models here: a, b)")):
+        settings.endpoint("c")
+    with pytest.raises(SettingsError, match=re.escape("models.c is not set (models here: none)")):
+        validate({}).endpoint("c")
+
+
+# --- files and overrides
+
+
+def test_an_empty_file_is_all_defaults_with_prices_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "empty.yaml"
+    file.write_text("")
+    assert load(file).prices == str(tmp_path / "prices.yaml")
+    file.write_text("prices: elsewhere.yaml")
+    assert load(file).prices == "elsewhere.yaml"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        (b"- a\n- b", "must hold keys and values, found list"),
+        (b"a: [1", "cannot be read"),
+        (b"\xff\xfe\xff", "cannot be read"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    file = tmp_path / "x.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingsError, match=said) as caught:
+        load(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_nested_keys_and_lists_and_are_read_as_yaml(conf: Path) -> None:
+    settings = load(
+        conf,
+        [
+            "spark.spark_nlp=true",
+            "pipeline.steps=[synthesize]",
+            "dedup.surface.threshold=0.5",
+            "synthesis.1.model=c",
+            "synthesis.0={model: d}",
+            "models.default.base_url=http://h/v1?no".removesuffix("?no"),
+            "models.second={model: n, base_url: 'http://h/v1'}",
+            "documents.source=a=b",
+            "documents.lang=",
+            "personas.temperature=0.1",
+            "personas.temperature=0.2",
+        ],
+    )
+    assert settings.spark.spark_nlp is True
+    assert settings.pipeline.steps == ["synthesize"]
+    assert settings.dedup.surface.threshold == Decimal("0.5")
+    assert [entry.model for entry in settings.synthesis] == ["d", "c"]
+    assert settings.models["default"].base_url == "http://h/v1"
+    assert settings.endpoint("second").model == "n"
+    assert settings.documents.source == "a=b"
+    assert settings.documents.lang is None
+    assert settings.personas.temperature == 0.2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("personas.temperature", "--set wants a.b=value, found 'personas.temperature'"),
+        ("=1", "--set wants a.b=value, found '=1'"),
+        ("personas..verb=read", "--set wants a.b=value"),
+        ("synthesis.2.model=x", "--set synthesis.2.model: '2' is no position in a list of 2"),
+        ("synthesis.last=x", "--set synthesis.last: 'last' is no position in a list of 2"),
+        ("models.default.model.name=x", "--set models.default.model.name: model holds a value, not keys"),
+        ("filters.off=[a", "--set filters.off: "),
+        ("personas.verv=read", "unknown setting personas.verv; did you mean verb?"),
+    ],
+)
+def test_a_bad_override_is_named(conf: Path, override: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(conf, [override])
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def keys(node: Any, place: str = "") -> set[str]:
+    """Places of all keys; what is free to choose (Spark's settings, column names) counts as a value."""
+    if place in ("spark.conf", "documents.columns") or not isinstance(node, dict | list):
+        return {place}
+    pairs = node.items() if isinstance(node, dict) else [("*", entry) for entry in node]
+    return {place, *(key for name, value in pairs for key in keys(value, f"{place}.{name}".lstrip(".")))}
+
+
+def test_the_shipped_files_load_and_state_every_setting_there_is() -> None:
+    local, cluster = load(CONF / "local.yaml"), load(CONF / "cluster.yaml")
+    written = [keys(yaml.safe_load((CONF / name).read_text())) for name in ("local.yaml", "cluster.yaml")]
+    assert written[0] == written[1]
+    assert written[0] == keys(local.model_dump(mode="json"))
+    assert {local.synthesis[0].task, cluster.synthesis[0].task} == {"math"}
+
+
+def test_the_shipped_models_have_prices() -> None:
+    for name in ("local.yaml", "cluster.yaml"):
+        settings = load(CONF / name)
+        assert settings.prices is not None
+        assert {endpoint.model for endpoint in settings.models.values()} <= load_prices(settings.prices).keys()
+
+
+# --- the fingerprint
+
+BASE: dict[str, Any] = {
+    "models": {"default": ENDPOINT},
+    "synthesis": [{}, {"variant": "topic", "topic": "geometry"}],
+    "documents": {"columns": {"text": "body"}},
+    "spark": {"conf": {"spark.x": "1"}},
+}
+CANDIDATES: list[Any] = [
+    None, True, False, 0, 1, 2, 17, 0.75, "other", "en", "write", "coarse", "packages", "parquet", "fineweb", "json_schema",
+    "olympiad", "http://h/v2", [], ["too_short"], ["synthesize"], {}, {"text": "raw"}, {"spark.x": "2"},
+]  # fmt: skip
+
+
+def leaves(node: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    if not isinstance(node, dict | list) or not node:
+        return [path]
+    pairs = node.items() if isinstance(node, dict) else enumerate(node)
+    return [leaf for key, value in pairs for leaf in leaves(value, (*path, key))]
+
+
+def changed(raw: dict[str, Any], path: tuple[str | int, ...], value: Any) -> Settings | None:
+    edited: Any = copy.deepcopy(raw)
+    node = edited
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    try:
+        settings = validate(edited)
+    except SettingsError:
+        return None
+    return settings if settings != validate(raw) else None
+
+
+def test_any_changed_setting_changes_the_fingerprint_and_the_same_ones_do_not() -> None:
+    raw = validate(BASE).model_dump(mode="json")
+    before = validate(raw).fingerprint()
+    assert re.fullmatch("[0-9a-f]{16}", before)
+    assert validate(copy.deepcopy(raw)).fingerprint() == before
+    stuck = []
+    for path in leaves(raw):
+        variants = [found for value in CANDIDATES if (found := changed(raw, path, value)) is not None]
+        assert all(variant.fingerprint() != before for variant in variants), path
+        if not variants:
+            stuck.append(".".join("*" if isinstance(part, int) else part for part in path))
+    # These have one legal value in their place so far: math is the only task, a topic binds its variant.
+    assert set(stuck) == {"synthesis.*.task", "synthesis.*.pattern", "synthesis.*.topic", "synthesis.*.variant"}
+
+
+# --- prices
+
+
+def test_prices_are_exact_and_say_what_cached_input_costs(tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text("a: {input: 0.15, cached_input: 0.075, output: 0.6}\nb: {input: 1, output: 2}")
+    prices = load_prices(file)
+    assert prices["a"].input == Decimal("0.15")
+    assert prices["a"].cached_input == Decimal("0.075")
+    assert prices["b"].cached_input is None
+    file.write_text("")
+    assert load_prices(file) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        ("a: {input: -1, output: 1}", "bad setting input"),
+        ("a: {input: 1}", "bad setting output"),
+        ("a: {input: 1, output: 1, outptu: 1}", "unknown setting outptu"),
+        ("a: [1", "cannot be read"),
+        ("words", "cannot be read"),
+    ],
+)
+def test_a_bad_price_file_is_named(tmp_path: Path, content: str | None, said: str) -> None:
+    file = tmp_path / "prices.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingsError, match=said) as caught:
+        load_prices(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
