@@ -1,4 +1,4 @@
-"""Read documents from files into the table documents; what cannot be read goes to quarantine, with file, line, reason."""
+"""Read files into the table documents; what cannot be read goes to quarantine, with file, line and reason."""
 
 from pyspark.sql import functions as F
 

@@ -1,4 +1,4 @@
-"""Write a text for each persona of the hub, for each entry of the settings' synthesis list, and check what comes back."""
+"""Write a text for each persona of the hub, for each entry of the settings' list synthesis, and check it."""
 
 from pyspark.sql import functions as F
 

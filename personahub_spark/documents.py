@@ -80,7 +80,7 @@ class Judged:
 
 def mapping_of(settings: DocumentSettings) -> dict[str, str]:
     """Our field -> their path, the settings' own columns put over the ready-made mapping."""
-    return {**MAPPINGS[settings.mapping], **settings.columns}
+    return MAPPINGS[settings.mapping] | {str(name): path for name, path in settings.columns.items()}
 
 
 def judge_line(raw: bytes, mapping: Mapping[str, str]) -> Judged:
@@ -120,9 +120,7 @@ def judge_text(found: Mapping[str, Any]) -> Judged:
     return Judged({"text": text, **rest})
 
 
-def read(
-    spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[DataFrame], DataFrame]
-) -> DataFrame:
+def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[DataFrame], DataFrame]) -> DataFrame:
     """Rows of all files of ``settings.paths``: file, line (from 1), doc_id, the fields, or a reason and the raw row.
 
     Blank lines are no rows. A file that breaks off or is no such file gives the rows before the break, and one row with
@@ -213,9 +211,7 @@ def _read(
     return functools.reduce(DataFrame.unionByName, frames)
 
 
-def _json_lines(
-    spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool
-) -> DataFrame:
+def _json_lines(spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool) -> DataFrame:
     lines = (
         spark.read.option("ignoreCorruptFiles", str(forgiving).lower())
         .text([_escaped(path) for path in files])
@@ -274,12 +270,9 @@ def _parquet(spark: SparkSession, files: Sequence[str], settings: DocumentSettin
     )
 
 
-def _whole_texts(
-    spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool
-) -> DataFrame:
-    texts = (
-        spark.read.option("ignoreCorruptFiles", str(forgiving).lower())
-        .text([_escaped(path) for path in files], wholetext=True)
+def _whole_texts(spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool) -> DataFrame:
+    texts = spark.read.option("ignoreCorruptFiles", str(forgiving).lower()).text(
+        [_escaped(path) for path in files], wholetext=True
     )
     return _judged_fields(
         texts.select(

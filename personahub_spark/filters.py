@@ -178,7 +178,7 @@ _SCRIPTS = {
 _LATIN = "en de fr es it pt nl sv da no nb nn pl cs sk ro hu fi tr vi id ms ca hr sl et lv lt is ga eu gl sq af sw"
 
 _FUNCTION_WORDS = {
-    "en": "the and of to with who that for is are from his her their has have by in on at as a an or about which i my am",
+    "en": "the and of to with who that for is are from his her their has have by in on at as a an about which i my am",
     "de": "der die das und mit ist ein eine einen einem einer von für auf zu den im nicht aus bei sich",
     "fr": "le la les des du un une et qui est pour dans avec sur au aux de en ses son par",
     "es": "el la los las un una de del y que en con para por su sus es al como",

@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import DataType, DecimalType, IntegerType, LongType, StringType, StructField, StructType
+from pyspark.sql.types import DataType, DecimalType, LongType, StringType, StructField, StructType
 
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
@@ -56,7 +56,7 @@ _MANIFEST = StructType(
 _SHARD = re.compile(r"p(?P<partition>\d+)-[0-9a-f]+-n(?P<rows>\d+)-c(?P<microusd>\d+)\.parquet$")
 
 
-class RunStopped(PersonaHubError):
+class RunStoppedError(PersonaHubError):
     """The endpoint said something that no retry mends (wrong key, unknown model, quota); answers so far are kept."""
 
 
@@ -83,7 +83,7 @@ def complete_all(run: Run, requests: DataFrame, endpoint: Endpoint, *, step: str
     ``requests`` has ``request_key`` and ``request`` (canonical JSON, see ``llm.wire``), duplicates allowed, and is
     evaluated once. Read the outcomes by joining ``llm_calls`` on ``request_key``: a request without a row there was
     put off (the endpoint kept failing) and is asked again by the next run. In a dry run nothing is sent. Raises
-    RunStopped, after keeping what was answered, when the endpoint refuses the whole run.
+    RunStoppedError, after keeping what was answered, when the endpoint refuses the whole run.
     """
     store = run.store
     known = store.read(LLM_CALLS).select("request_key")
@@ -140,7 +140,7 @@ def _ask(run: Run, plan: DataFrame, planned: int, endpoint: Endpoint, *, step: s
         log.warning("%s: %d calls put off to a later run (%s)", step, count, error_class)
     stops = sorted({row["reason"] for row in manifest if row["status"] == "stopped"})
     if stops:
-        raise RunStopped(f"{step}: {stops[0]}; {spend.requests:,} outcomes so far are kept, run again to go on")
+        raise RunStoppedError(f"{step}: {stops[0]}; {spend.requests:,} outcomes so far are kept, run again to go on")
     return spend
 
 
@@ -154,7 +154,7 @@ class _Caller:
     step: str
     flush_s: float
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         assert context is not None, "runs in a Spark task"
         shards = _Shards(self.folder, context.partitionId(), self.flush_s)
@@ -205,7 +205,7 @@ class _Caller:
         }
 
 
-def _requests(batches: Iterator[pa.RecordBatch], asked: set[str], versions: dict[str, str]) -> Iterator[Request]:
+def _requests(batches: Iterable[pa.RecordBatch], asked: set[str], versions: dict[str, str]) -> Iterator[Request]:
     for batch in batches:
         for row in batch.to_pylist():
             if row["request_key"] not in asked:
@@ -301,4 +301,5 @@ def _arrow(schema: StructType) -> pa.Schema:
 def _arrow_type(kind: DataType) -> pa.DataType:
     if isinstance(kind, DecimalType):
         return pa.decimal128(kind.precision, kind.scale)
-    return {StringType: pa.string(), LongType: pa.int64(), IntegerType: pa.int32()}[type(kind)]
+    plain = {"string": pa.string(), "long": pa.int64(), "integer": pa.int32()}
+    return plain[kind.typeName()]

@@ -58,13 +58,15 @@ def _counts(store: Store) -> Iterable[str]:
     asked = calls.get("extract_personas")
     if asked is not None:
         yield (
-            f"  answers    {asked['requests']:,} = {origins:,} with a persona + {answers['extract_personas']:,} unreadable "
-            f"+ {asked['failed']:,} failed calls"
+            f"  answers    {asked['requests']:,} = {origins:,} with a persona "
+            f"+ {answers['extract_personas']:,} unreadable + {asked['failed']:,} failed calls"
         )
     removed = " + ".join(f"{count:,} removed by {tier}" for tier, count in sorted(tiers.items()))
     yield f"personas     {total:,} distinct = {hub:,} in the hub + {flagged:,} flagged + {removed or '0 removed'}"
     if flags:
-        yield "  flags      " + ", ".join(f"{row['flag']} {row['count']:,}" for row in flags) + " (one may have several)"
+        yield (
+            "  flags      " + ", ".join(f"{row['flag']} {row['count']:,}" for row in flags) + " (one may have several)"
+        )
     asked = calls.get("synthesize")
     if asked is not None:
         yield (
@@ -73,13 +75,22 @@ def _counts(store: Store) -> Iterable[str]:
         )
     yield f"problems     {written:,} written = {written - failing:,} pass all checks + {failing:,} fail one or more"
     if checks:
-        yield "  failed     " + ", ".join(f"{row['check']} {row['count']:,}" for row in checks) + " (one may fail several)"
+        yield (
+            "  failed     "
+            + ", ".join(f"{row['check']} {row['count']:,}" for row in checks)
+            + " (one may fail several)"
+        )
     requests = sum(row["requests"] for row in calls.values())
     tokens = [sum(row[name] or 0 for row in calls.values()) for name in ("input", "cached", "output")]
     known = all(row["unpriced"] == 0 for row in calls.values())
-    cost = f"${sum(row['cost'] or 0 for row in calls.values()) / 1_000_000:,.4f}" if known else "unknown (a model has no price)"
+    cost = (
+        f"${sum(row['cost'] or 0 for row in calls.values()) / 1_000_000:,.4f}"
+        if known
+        else "unknown (a model has no price)"
+    )
     yield (
-        f"calls        {requests:,} requests in all, {tokens[0]:,} tokens in ({tokens[1]:,} cached), {tokens[2]:,} out, cost {cost}"
+        f"calls        {requests:,} requests in all, {tokens[0]:,} tokens in ({tokens[1]:,} cached), "
+        f"{tokens[2]:,} out, cost {cost}"
     )
 
 
@@ -126,4 +137,3 @@ def _problems(store: Store, examples: int) -> Iterable[str]:
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, width=116, subsequent_indent="    ", replace_whitespace=True)
-

@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import resources
 from importlib.abc import Traversable
 from pathlib import Path
@@ -130,7 +130,7 @@ def build(spark_settings: SparkSettings) -> SparkSession:
     except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
         raise PersonaHubError(f"Spark did not start: {_first_line(error)}") from error
     spark.sparkContext.setLogLevel("ERROR")
-    if not spark.sparkContext.master.startswith("local[") and spark.sparkContext.master != "local":
+    if not re.match(r"local(\[|$)", str(spark.sparkContext.master)):  # executors elsewhere, local-cluster included
         spark.sparkContext.addPyFile(str(package_zip()))
     return spark
 
@@ -141,8 +141,8 @@ def java() -> str:
     home = os.environ.get("JAVA_HOME")
     program = shutil.which(str(Path(home) / "bin" / "java") if home else "java")
     advice = (
-        f"install a Java {OLDEST_JAVA} runtime (package openjdk-{OLDEST_JAVA}-jre-headless on Debian) and put it on PATH "
-        "or in JAVA_HOME"
+        f"install a Java {OLDEST_JAVA} runtime (package openjdk-{OLDEST_JAVA}-jre-headless on Debian) and put it on "
+        "PATH or in JAVA_HOME"
     )
     if program is None:
         raise PersonaHubError(f"Java was not found {f'in JAVA_HOME={home}' if home else 'on PATH'}; {advice}")
@@ -311,7 +311,7 @@ def exit_code() -> Iterator[None]:
 
 def now() -> datetime:
     """Now in UTC, which is the session's time zone; without a zone, as Spark's Python timestamps are."""
-    return datetime.now(timezone.utc).replace(tzinfo=None)
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _record(context: Context, step: str, result: StepResult, duration_s: float) -> None:

@@ -43,7 +43,7 @@ COST = DecimalType(24, 6)
 """Micro-dollars, exact to a millionth of one."""
 
 
-class MissingTable(PersonaHubError):
+class MissingTableError(PersonaHubError):
     """A table is read before it was created."""
 
 
@@ -266,18 +266,18 @@ class Store:
         return made
 
     def use(self) -> None:
-        """Let SQL name the tables and views without their database; MissingTable when they were not created."""
+        """Let SQL name the tables and views without their database; MissingTableError when they were not created."""
         for table in TABLES:
             self.read(table)
         self.create()  # makes them known to this session's catalog, where it does not last
         self._spark.sql(f"USE {self._database}")
 
     def read(self, table: Table) -> DataFrame:
-        """All rows of ``table``; MissingTable when it was not created."""
+        """All rows of ``table``; MissingTableError when it was not created."""
         try:
             return self._spark.table(self._reference(table.name))
         except AnalysisException:
-            raise MissingTable(
+            raise MissingTableError(
                 f"table {table.name} does not exist in {self._root or self._database}; "
                 "run jobs/create_tables.py with the same settings first"
             ) from None
@@ -340,7 +340,7 @@ class Store:
     def _exists(self, table: Table) -> bool:
         try:
             self.read(table)
-        except MissingTable:
+        except MissingTableError:
             return False
         return True
 

@@ -73,9 +73,7 @@ def make_settings(tmp_path: Path, endpoint: FakeEndpoint) -> Callable[..., Setti
 
 
 @pytest.fixture
-def make_context(
-    spark: SparkSession, make_settings: Callable[..., Settings]
-) -> Callable[..., session.Context]:
+def make_context(spark: SparkSession, make_settings: Callable[..., Settings]) -> Callable[..., session.Context]:
     """A context on this test's store, the tables made, with a price for the test's model."""
 
     def make(chosen: Settings | None = None, *, dry_run: bool = False) -> session.Context:

@@ -224,7 +224,7 @@ class _Run:
         """Sleep, but no longer than the run lasts."""
         try:
             await asyncio.wait_for(self.stopping.wait(), pause_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return
 
     def _end(self, call: _Call, status: Status, failure: Failure) -> Outcome:

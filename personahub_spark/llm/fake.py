@@ -337,7 +337,7 @@ async def _gone_within(seconds: float | None, reader: asyncio.StreamReader) -> b
         return False
     try:
         await asyncio.wait_for(reader.read(1), seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return False
     return True
 

@@ -78,8 +78,8 @@ def read_personas(answers: DataFrame, task: TextToPersona) -> DataFrame:
 
 
 def read_problems(answers: DataFrame, task: MathProblem) -> DataFrame:
-    """``answers`` (with the persona's text as persona) as read: id, call_key, status, answer, and problem and checks, or
-    the name of the failure. All three are null where there is no answer."""
+    """``answers`` (with the persona's text as persona) as read: id, call_key, status, answer, and problem and checks,
+    or the name of the failure. All three are null where there is no answer."""
 
     def read(row: Mapping[str, Any]) -> dict[str, Any]:
         if row["status"] != "answered":

@@ -31,7 +31,9 @@ def test_a_real_model_answers_through_the_whole_pipeline_once(
     local_models.fetch(MODEL)
     with local_models.serve(MODEL) as base_url:
         chosen = make_settings(
-            models={"default": {"model": MODEL, "base_url": base_url, "structured_output": "json_schema", "in_flight": 1}},
+            models={
+                "default": {"model": MODEL, "base_url": base_url, "structured_output": "json_schema", "in_flight": 1}
+            },
             synthesis=[{"max_tokens": 64}],
         )
         context = make_context(chosen)

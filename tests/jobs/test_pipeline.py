@@ -1,9 +1,11 @@
-"""The whole slice, step by step, against an endpoint that counts: every job twice, counts that add up, hostile input."""
+"""The whole slice, step by step, against an endpoint that counts: every job twice, hostile answers, no secret."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,8 +54,12 @@ def answer_as_personas(endpoint: FakeEndpoint) -> None:
         {"match": f"(?s)<document>.*{word}: notes", "reply": json.dumps({"persona": text}, ensure_ascii=False)}
         for word, text in PERSONAS.items()
     ]
-    rules.append({"match": "(?s)<persona>.*hydrologist", "reply": "Math problem: The answer is 12. Solution: 3 rivers."})
-    rules.append({"match": "<persona>", "reply": "Math problem: A tailor sells 3 shawls and {number} cakes. How many in all?"})
+    rules.append(
+        {"match": "(?s)<persona>.*hydrologist", "reply": "Math problem: The answer is 12. Solution: 3 rivers."}
+    )
+    rules.append(
+        {"match": "<persona>", "reply": "Math problem: A tailor sells 3 shawls and {number} cakes. How many in all?"}
+    )
     endpoint.set_script(rules)
 
 
@@ -81,9 +87,7 @@ def pipeline(
     return make_context(chosen.model_copy(update={"models": {"default": keyed}}))
 
 
-def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
-    pipeline: Context, endpoint: FakeEndpoint
-) -> None:
+def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(pipeline: Context, endpoint: FakeEndpoint) -> None:
     first = run_all(pipeline)
     assert first["ingest_documents"].outcomes == {"new": 8, "known": 0, "repeated": 1, "quarantined": 4}
     assert first["extract_personas"].outcomes["read"] == 8
@@ -156,7 +160,8 @@ def test_ids_and_survivors_do_not_depend_on_partitions_or_order(
         ):
             declared = next(t for t in TABLES if t.name == table)
             found = [
-                sorted(repr(row) for row in c.store.read(declared).select(*columns).collect()) for c in (pipeline, other)
+                sorted(repr(row) for row in c.store.read(declared).select(*columns).collect())
+                for c in (pipeline, other)
             ]
             assert found[0] == found[1], table
     finally:
@@ -193,16 +198,20 @@ def test_a_step_whose_counts_do_not_add_up_fails_loudly(pipeline: Context) -> No
 
 
 def test_the_key_prompts_and_answers_are_in_no_log_table_plan_or_state(
-    pipeline: Context, endpoint: FakeEndpoint, caplog: pytest.LogCaptureFixture, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    pipeline: Context,
+    endpoint: FakeEndpoint,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.INFO)
     raw = pipeline.settings.model_dump(mode="json")
     raw["models"]["default"]["api_key_env"] = "PATH"  # a variable that workers have; its value is the secret here
-    import os  # noqa: PLC0415
-
     secret = os.environ["PATH"]
-    keyed = session.dataclasses.replace(pipeline, settings=settings.validate(raw))
-    endpoint.set_script([{"match": "knitting", "status": 400, "body": json.dumps({"error": {"message": f"key {secret}"}})}])
+    keyed = dataclasses.replace(pipeline, settings=settings.validate(raw))
+    endpoint.set_script(
+        [{"match": "knitting", "status": 400, "body": json.dumps({"error": {"message": f"key {secret}"}})}]
+    )
     run_all(keyed, ("ingest_documents", "extract_personas"))
     said = caplog.text + "".join(capfd.readouterr())
     assert "notes from a working week" not in said and secret not in said
@@ -229,7 +238,8 @@ def test_a_bad_setting_or_a_missing_table_is_one_sentence_and_exit_code_2(
     command = [sys.executable, "jobs/extract_personas.py", "--set", f"store.root={tmp_path}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")][0].count(said) == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and said in errors[0]
     assert "Traceback" not in done.stderr
 
 

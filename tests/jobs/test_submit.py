@@ -32,7 +32,9 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     documents.mkdir()
     rows = [json.dumps({"text": f"Notes number {n} on river gauges and floods."}) for n in range(6)]
     (documents / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    endpoint.set_script([{"match": "<document>", "reply": '{"persona": "A hydrologist with {number} gauges in the hills"}'}])
+    endpoint.set_script(
+        [{"match": "<document>", "reply": '{"persona": "A hydrologist with {number} gauges in the hills"}'}]
+    )
     chosen = make_settings(prices=None)
     raw: dict[str, Any] = chosen.model_dump(mode="json")
     raw["pipeline"]["steps"] = ["create_tables", "ingest_documents", "extract_personas", "dedup_surface"]

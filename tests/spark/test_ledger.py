@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame
 
 from personahub_spark import files, ledger
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.ledger import RunStopped, complete_all, recover
+from personahub_spark.ledger import RunStoppedError, complete_all, recover
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
@@ -35,7 +35,9 @@ def question(text: str) -> Request:
 
 
 def frame(context: Context, questions: list[Request]) -> DataFrame:
-    return context.spark.createDataFrame([(q.key, q.to_json()) for q in questions], "request_key string, request string")
+    return context.spark.createDataFrame(
+        [(q.key, q.to_json()) for q in questions], "request_key string, request string"
+    )
 
 
 def ask(context: Context, questions: list[Request]) -> Spend:
@@ -66,7 +68,7 @@ def test_each_distinct_request_is_asked_once_and_kept_with_its_cost(
     assert sum(row["cost_microusd"] for row in rows.values()) == spend.cost_microusd
     assert {row["model_returned"] for row in rows.values()} == {"fake/test-model"}
 
-    again = ask(context, questions + [question("one more")])
+    again = ask(context, [*questions, question("one more")])
     assert endpoint.counts()["requests"] == 31
     assert again.requests == 1
     # what was there is as it was, run and time included
@@ -153,7 +155,7 @@ def test_a_refused_key_stops_the_run_within_the_calls_in_flight_and_keeps_what_w
     endpoint.set_script([{"match": ".", "status": 401}])
     in_flight = context.settings.endpoint("default").in_flight * context.settings.endpoint("default").workers
     before = endpoint.counts()["requests"]
-    with pytest.raises(RunStopped, match="ask: "):
+    with pytest.raises(RunStoppedError, match="ask: "):
         ask(context, [question(f"number {n}") for n in range(200)])
     assert 1 <= endpoint.counts()["requests"] - before <= in_flight
     assert set(ledger_rows(context)) == {question("before").key}

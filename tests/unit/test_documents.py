@@ -59,7 +59,13 @@ def test_a_byte_order_mark_is_no_part_of_the_line() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["一位在北方教书的老师。", "東京の駅で働くピアニスト", "ครูสอนภาษาไทยในโรงเรียน", "مدرس رياضيات في القاهرة", "👩🏽‍🚀 pilot"],
+    [
+        "一位在北方教书的老师。",
+        "東京の駅で働くピアニスト",
+        "ครูสอนภาษาไทยในโรงเรียน",
+        "مدرس رياضيات في القاهرة",
+        "👩🏽‍🚀 pilot",
+    ],
 )
 def test_a_text_of_any_script_stays_as_it_is(text: str) -> None:
     for ascii_only in (True, False):
@@ -87,7 +93,17 @@ def test_a_ten_megabyte_line_is_read_whole_and_quickly() -> None:
 
 @pytest.mark.parametrize(
     ("value", "kept"),
-    [("x", "x"), (" x ", "x"), ("", None), (5, "5"), (1.5, "1.5"), (True, None), (None, None), (["x"], None), ({}, None)],
+    [
+        ("x", "x"),
+        (" x ", "x"),
+        ("", None),
+        (5, "5"),
+        (1.5, "1.5"),
+        (True, None),
+        (None, None),
+        (["x"], None),
+        ({}, None),
+    ],
 )
 def test_a_field_that_holds_no_plain_value_counts_as_absent(value: Any, kept: str | None) -> None:
     fields = judge_text({"text": "a", **{name: value for name in FIELDS if name != "text"}}).fields

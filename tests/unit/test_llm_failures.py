@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from random import Random
 from typing import Any
 
@@ -44,7 +43,7 @@ def connection_error(cause: Exception) -> openai.APIConnectionError:
         (status_error(503, {"message": "maximum context length"}), "retry", "server_error"),
         (status_error(529), "retry", "server_error"),
         (openai.APITimeoutError(ASKED), "retry", "timeout"),
-        (asyncio.TimeoutError(), "retry", "timeout"),
+        (TimeoutError(), "retry", "timeout"),
         (connection_error(httpx2.ConnectError("refused")), "retry", "connection"),
         (BadReplyError("not JSON"), "retry", "bad_reply"),
         (BadReplyError("no choices", {"message": "busy", "code": True}), "retry", "bad_reply"),

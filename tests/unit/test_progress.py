@@ -23,7 +23,11 @@ class Terminal(io.StringIO):
         (Status(0, 10), 5.0, "x [                    ] 0/10 rows"),
         (Status(5, 10), 0.0, "x [##########          ] 5/10 rows"),
         (Status(5, 10), 2.0, "x [##########          ] 5/10 rows · 2.5/s · about 2 s left"),
-        (Status(1_000, 4_000, "tasks"), 60.0, "x [#####               ] 1,000/4,000 tasks · 16.7/s · about 3 min 00 s left"),
+        (
+            Status(1_000, 4_000, "tasks"),
+            60.0,
+            "x [#####               ] 1,000/4,000 tasks · 16.7/s · about 3 min 00 s left",
+        ),
         (Status(1, 101), 72.0, "x [                    ] 1/101 rows · 0.0/s · about 2 h 00 min left"),
         (Status(12, 10), 1.0, "x [####################] 12/10 rows · 12.0/s · about 0 s left"),
         (Status(0, 0), 1.0, "x [####################] 0/0 rows"),

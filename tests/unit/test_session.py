@@ -64,7 +64,7 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     "said", ['openjdk version "17" 2021-09-14', 'java version "17.0.9"', 'Picked up X\nopenjdk version "21.0.1"']
 )
 def test_java_17_or_newer_is_taken(fake_java: Callable[..., Path], said: str) -> None:
-    assert session.java() if (folder := fake_java(said)) else None
+    folder = fake_java(said)
     assert session.java() == str(folder / "java")
 
 
@@ -286,7 +286,9 @@ def test_bad_settings_end_every_job_with_code_2_and_one_sentence(
 # --- scripts/make_environment.sh
 
 
-def make_environment(tmp_path: Path, *, pythons: dict[str, str], variable: str = "") -> subprocess.CompletedProcess[str]:
+def make_environment(
+    tmp_path: Path, *, pythons: dict[str, str], variable: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run the script where PATH has only ``pythons`` (name -> script) and what a shell needs."""
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -315,7 +317,9 @@ def test_no_python_that_fits_is_one_sentence(
 ) -> None:
     done = make_environment(tmp_path, pythons=pythons, variable=variable)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: no Python 3.11 or 3.12 with venv was found (looked for: {looked_for}); install")
+    assert done.stderr.startswith(
+        f"error: no Python 3.11 or 3.12 with venv was found (looked for: {looked_for}); install"
+    )
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "made").exists()
 

@@ -1,0 +1,244 @@
+"""Files of every shape become rows with their place; whatever is wrong with a file or a row is a row too."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
+
+from personahub_spark import documents
+from personahub_spark.errors import SettingsError
+from personahub_spark.settings import DocumentSettings, StoreSettings
+from personahub_spark.tables import DOCUMENTS, QUARANTINE, Store
+from personahub_spark.text import content_id
+
+TEXTS = {
+    "zh": "一位在北方城市教了三十年书的老师，最近退休了。",
+    "ja": "東京の小さな駅で、毎朝ピアノを弾く人がいる。",
+    "th": "ครูสอนภาษาไทยในโรงเรียนเล็ก ๆ แห่งหนึ่ง",
+    "ar": "مدرس رياضيات في القاهرة يحب الشعر القديم.",
+    "xx": "👩🏽‍🚀 trains for Mars 🇮🇹 — è vero!",
+}
+
+
+@pytest.fixture
+def read(spark: SparkSession, tmp_path: Path) -> Iterator[Any]:
+    """Read ``paths`` under the given settings; the frame of rows."""
+    store = Store(spark, StoreSettings(root=str(tmp_path / "store")))
+
+    def run(*paths: Path, **settings: Any) -> DataFrame:
+        chosen = DocumentSettings(paths=[str(path) for path in paths], **settings)
+        return documents.read(spark, chosen, stage=store.stage)
+
+    yield run
+    store.drop_staged()
+
+
+def lines(*records: dict[str, Any]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def by_place(rows: DataFrame, root: Path) -> dict[tuple[str, int], Row]:
+    """(file below root, line) -> row; a place is there once."""
+    collected = rows.collect()
+    found = {(row["file"].split(f"{root}/")[1], row["line"]): row for row in collected}
+    assert len(found) == len(collected)
+    return found
+
+
+def test_every_shape_of_file_is_read_with_exact_places(read: Any, tmp_path: Path) -> None:
+    root = tmp_path / "in [1] {a,b} 50%20 ü #?"
+    (root / "sub *").mkdir(parents=True)
+    (root / "sub *" / "scripts.jsonl").write_bytes(
+        lines(*({"text": text, "lang": lang, "license": "CC0"} for lang, text in TEXTS.items()))
+    )
+    (root / "odd.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"text": "first"}\r\n\n   \n{"text": "fourth"\n{"text": "caf\xe9 number five"}\n{"text": "\x00"}\n{"text":"last"}'
+    )
+    (root / "packed.jsonl.gz").write_bytes(gzip.compress(lines({"text": "from gz", "source": "named"}, {"txt": "x"})))
+    (root / "packed.jsonl.zst").write_bytes(zstandard.compress(lines({"text": "from zst"}, {"text": "FIRST  "})))
+    (root / "plain.txt").write_bytes("Two lines\n\nof one text \U0001f642".encode())
+    (root / "latin.md").write_bytes(b"caf\xe9")
+    (root / "page.html").write_bytes(b"<html><body><br></body></html>")
+    (root / "empty.jsonl").write_bytes(b"")
+    rows = read(root, licence="unknown", lang="en")
+    found = by_place(rows, root)
+
+    texts = {place: row["text"] for place, row in found.items() if row["reason"] is None}
+    assert texts == {
+        **{("sub */scripts.jsonl", line): text for line, text in enumerate(TEXTS.values(), start=1)},
+        ("odd.jsonl", 1): "first",
+        ("odd.jsonl", 7): "last",
+        ("packed.jsonl.gz", 1): "from gz",
+        ("packed.jsonl.zst", 1): "from zst",
+        ("packed.jsonl.zst", 2): "FIRST",
+        ("plain.txt", 1): "Two lines\n\nof one text \U0001f642",
+    }
+    assert {place: row["reason"] for place, row in found.items() if row["reason"] is not None} == {
+        ("odd.jsonl", 4): "malformed_json",
+        ("odd.jsonl", 5): "not_utf8",
+        ("odd.jsonl", 6): "malformed_json",
+        ("packed.jsonl.gz", 2): "missing_text",
+        ("latin.md", 1): "not_utf8",
+        ("page.html", 1): "only_markup",
+    }
+    assert all(row["doc_id"] == (content_id(row["text"]) if row["text"] else None) for row in found.values())
+    assert {row["lang"]: row["licence"] for row in found.values() if row["licence"] == "CC0"} == dict.fromkeys(
+        TEXTS, "CC0"
+    )
+    defaulted = found["odd.jsonl", 1]
+    assert (defaulted["licence"], defaulted["lang"], defaulted["source"]) == ("unknown", "en", "documents")
+    assert found["packed.jsonl.gz", 1]["source"] == "named"
+    assert found["odd.jsonl", 4]["raw"] == '{"text": "fourth"'
+    assert found["odd.jsonl", 6]["raw"] == '{"text": ""}'
+
+    kept, rejects = documents.distinct(rows), documents.rejected(rows)
+    assert set(kept.columns) == {column.name for column in DOCUMENTS.columns}
+    assert set(rejects.columns) == {column.name for column in QUARANTINE.columns}
+    places = by_place(kept, root)
+    assert set(places) == set(texts) - {("packed.jsonl.zst", 2)}  # "first", met before in odd.jsonl
+    assert {(row["source"].split("/")[-1], row["line"]) for row in rejects.collect()} >= {("odd.jsonl", "4")}
+
+
+def test_line_numbers_are_exact_in_files_that_spark_splits(read: Any, spark: SparkSession, tmp_path: Path) -> None:
+    rnd = random.Random(5)
+    content = lines(*({"text": f"row {line} " + rnd.randbytes(120).hex()} for line in range(1, 1801)))
+    content = content.replace(b'{"text": "row 900 ', b'\n{"text": "row 901 ', 1)  # a blank line counts, and is no row
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "plain.jsonl").write_bytes(content)
+    (tmp_path / "in" / "packed.jsonl.bz2").write_bytes(bz2.compress(content, 1))
+    usual = spark.conf.get("spark.sql.files.maxPartitionBytes")
+    spark.conf.set("spark.sql.files.maxPartitionBytes", str(64 * 1024))
+    try:
+        splits = spark.read.text(str(tmp_path / "in")).select("_metadata.file_name", "_metadata.file_block_start")
+        counted = {row["file_name"]: row["count"] for row in splits.distinct().groupBy("file_name").count().collect()}
+        assert min(counted["plain.jsonl"], counted["packed.jsonl.bz2"]) > 1  # else this test shows nothing
+        found = by_place(read(tmp_path / "in"), tmp_path / "in")
+    finally:
+        spark.conf.set("spark.sql.files.maxPartitionBytes", usual)
+    assert len(found) == 3600
+    shifted = {
+        (file, line): row["text"].split()[1]
+        for (file, line), row in found.items()
+        if int(row["text"].split()[1]) != (line if line < 900 or line == 901 else line - 1)
+    }
+    assert shifted == {}
+
+
+def test_fineweb_like_parquet_keeps_row_numbers_across_row_groups(read: Any, tmp_path: Path) -> None:
+    rows = [
+        {
+            "text": f"page {n}",
+            "url": f"https://x/{n}",
+            "language": "en",
+            "dump": "CC-MAIN-2024-10",
+            "language_score": 0.9,
+        }
+        for n in range(1, 251)
+    ]
+    rows[99]["text"], rows[199]["text"] = None, "<div>\n</div>"
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "000_00000.parquet", row_group_size=60)
+    found = by_place(read(folder, mapping="fineweb"), folder)
+    assert len(found) == 250
+    for (_, line), row in found.items():
+        if line in (100, 200):
+            assert row["reason"] == {100: "missing_text", 200: "only_markup"}[line]
+            continue
+        read_row = (row["text"], row["url"], row["lang"], row["source"], row["reason"])
+        assert read_row == (f"page {line}", f"https://x/{line}", "en", "CC-MAIN-2024-10", None)
+
+
+def test_a_mapping_reaches_inside_parquet_structs(read: Any, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(
+        [{"text": "t", "lang": "de", "url": ["no"], "source": {"x": 1}, "metadata": {"license": "MIT", "title": "T"}}]
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    row = read(tmp_path / "a.parquet", mapping="dolma").collect()[0]
+    assert (row["title"], row["licence"], row["lang"], row["url"], row["source"]) == ("T", "MIT", "de", None, "dolma")
+
+
+def test_a_file_that_breaks_off_gives_the_rows_before_and_one_that_says_so(
+    read: Any, spark: SparkSession, tmp_path: Path
+) -> None:
+    rnd = random.Random(6)
+    whole = lines(*({"text": f"row {line} " + rnd.randbytes(150).hex()} for line in range(1, 2001)))
+    folder = tmp_path / "in [x] y"
+    folder.mkdir()
+    packed = gzip.compress(whole)
+    (folder / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    packed = zstandard.compress(whole)
+    (folder / "cut.jsonl.zst").write_bytes(packed[: len(packed) // 2])
+    (folder / "junk.jsonl.gz").write_bytes(b"this is no gzip file")
+    (folder / "junk.parquet").write_bytes(b"this is no Parquet file" * 5)
+    (folder / "sound.jsonl").write_bytes(lines({"text": "sound"}, {"text": 5}))
+    (folder / "sound.txt").write_text("sound too")
+    spark.sparkContext.setLogLevel("OFF")  # what Spark says of such files is long
+    try:
+        rows = read(folder)
+    finally:
+        spark.sparkContext.setLogLevel("ERROR")
+    found = by_place(rows, folder)
+    broken = {place: row for place, row in found.items() if row["reason"] == "unreadable_file"}
+    last = {file: max(line for name, line in found if name == file) for file, _ in found}
+    assert set(broken) == {(file, last[file]) for file in last if not file.startswith("sound")}
+    assert {file for file, _ in broken} == {"cut.jsonl.gz", "cut.jsonl.zst", "junk.jsonl.gz", "junk.parquet"}
+    assert all(row["raw"] and "\n" not in row["raw"] for row in broken.values())
+    assert last["junk.parquet"] == last["junk.jsonl.gz"] == 1
+    for name in ("cut.jsonl.gz", "cut.jsonl.zst"):
+        assert 100 < last[name] < 2000
+        before = [found[name, line]["text"].split()[1] for line in range(1, last[name])]
+        assert before == [str(line) for line in range(1, last[name])]
+    assert found["sound.jsonl", 1]["text"] == "sound"
+    assert found["sound.jsonl", 2]["reason"] == "text_not_a_string"
+    assert found["sound.txt", 1]["text"] == "sound too"
+    assert len({row["file"].rpartition("/")[0] for row in found.values()}) == 1  # one way to write a path
+
+
+def test_repeated_texts_are_one_document_at_its_first_place(spark: SparkSession) -> None:
+    places = [("b", 1, "x"), ("a", 10, "x"), ("a", 9, "x"), ("c", 1, "y")]
+    rows = spark.createDataFrame(
+        [(file, line, doc, doc, None) for file, line, doc in places],
+        "file string, line long, doc_id string, text string, reason string",
+    ).select("*", *[F.lit("s").alias(name) for name in ("title", "url", "lang", "licence", "source")])
+    found = {row["doc_id"]: (row["file"], row["line"]) for row in documents.distinct(rows.repartition(3)).collect()}
+    assert found == {"x": ("a", 9), "y": ("c", 1)}
+
+
+def test_wrong_paths_formats_and_columns_are_named_before_anything_is_read(read: Any, tmp_path: Path) -> None:
+    def refusal(*paths: Path, **settings: Any) -> str:
+        with pytest.raises(SettingsError) as caught:
+            read(*paths, **settings)
+        return str(caught.value)
+
+    assert refusal() == "documents.paths is empty; name the files or folders to read"
+    assert refusal(tmp_path / "absent [1]") == (
+        f"documents.paths: {tmp_path}/absent [1] does not exist or cannot be listed"
+    )
+    (tmp_path / "empty").mkdir()
+    assert refusal(tmp_path / "empty") == f"documents.paths: no file in {tmp_path}/empty"
+    (tmp_path / "data.csv.gz").write_bytes(b"")
+    said = refusal(tmp_path / "data.csv.gz")
+    assert "data.csv.gz is of no known format (known: .jsonl" in said
+    assert said.endswith("set documents.format to jsonl, parquet or text")
+    pq.write_table(pa.Table.from_pylist([{"id": 1, "content": "t"}]), tmp_path / "a.parquet")
+    said = refusal(tmp_path / "a.parquet")
+    assert "no column text of plain values" in said
+    assert "(columns: id, content)" in said
+    pq.write_table(pa.Table.from_pylist([{"text": {"content": "t"}}]), tmp_path / "b.parquet")
+    assert "no column text of plain values" in refusal(tmp_path / "b.parquet")
+    assert read(tmp_path / "a.parquet", columns={"text": "content"}).collect()[0]["text"] == "t"
+    (tmp_path / "data.csv").write_text('{"text": "a line"}')
+    assert read(tmp_path / "data.csv", format="jsonl").collect()[0]["text"] == "a line"

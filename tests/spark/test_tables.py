@@ -1,0 +1,372 @@
+"""Tables: a row gets in once, whole and fitting, or is refused with a sentence; views answer their question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from personahub_spark import files
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.settings import StoreSettings
+from personahub_spark.tables import (
+    DOCUMENTS,
+    LLM_CALLS,
+    PERSONA_ORIGINS,
+    PERSONA_REMOVALS,
+    PERSONAS,
+    QUARANTINE,
+    RUNS,
+    SYNTHESES,
+    TABLES,
+    VIEWS,
+    MissingTableError,
+    Store,
+    Table,
+    view_query,
+)
+
+NOW = datetime(2024, 2, 29, 12, 0, 0, 123456)
+BY_NAME = {table.name: table for table in TABLES}
+
+
+def sha(letter: str) -> str:
+    return letter * 64
+
+
+# A sound row of each table; a test changes what it is about.
+SOUND: dict[str, dict[str, Any]] = {
+    "documents": {"doc_id": sha("d"), "text": "t", "source": "s", "file": "f", "line": 1},
+    "personas": {"persona_id": sha("p"), "text": "t", "hop": 0, "first_origin": sha("d"), "quality_flags": []},
+    "persona_origins": {
+        "persona_id": sha("p"), "source_key": sha("d"), "recipe": "r", "source_kind": "document", "verb": "read",
+        "granularity": "fine", "hop": 0, "prompt_version": "v1", "call_key": "c1",
+    },
+    "persona_removals": {
+        "persona_id": sha("q"), "tier": "surface", "kept_id": sha("p"), "similarity": 0.95, "parameters_version": "v",
+    },
+    "syntheses": {
+        "synthesis_id": sha("s"), "task": "math", "variant": "plain", "pattern": "zero_shot", "persona_id": sha("p"),
+        "text": "t", "fields": {"problem": "1 + 1?"}, "checks": [], "recipe": "r", "prompt_version": "v1", "call_key": "m1",
+    },
+    "llm_calls": {
+        "request_key": "c1", "step": "extract_personas", "model": "m", "prompt_version": "v1", "status": "answered",
+        "text": "a", "attempts": 1, "latency_ms": 5, "endpoint": "h:1/v1", "model_returned": "m-1", "terms": "open",
+    },
+    "quarantine": {"source": "file:/x", "line": "7", "reason": "malformed_json", "raw": "{"},
+    "runs": {
+        "step": "x", "duration_s": 1.0, "settings_hash": "h", "code_version": "v", "rows_in": 3,
+        "outcomes": {"kept": 3}, "rows_added": {}, "requests": 0, "input_tokens": 0, "output_tokens": 0,
+    },
+}  # fmt: skip
+
+
+def frame(spark: SparkSession, table: Table, *changes: dict[str, Any]) -> DataFrame:
+    """Sound rows of ``table``, each with its changes; no column is declared non-null."""
+    rows = [{**SOUND[table.name], **change} for change in changes]
+    columns = StructType([column.__class__(column.name, column.dataType, True) for column in table.columns])
+    return spark.createDataFrame([tuple(row.get(name) for name in columns.names) for row in rows], columns)
+
+
+def add(spark: SparkSession, store: Store, table: Table, *changes: dict[str, Any], run_id: str = "run-1") -> int:
+    return store.add_new(table, frame(spark, table, *changes), run_id=run_id, created_at=NOW)
+
+
+@pytest.fixture(scope="module")
+def store(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Tables that the tests of this module share; each uses keys of its own."""
+    root = tmp_path_factory.mktemp("it's a store")
+    made = Store(spark, StoreSettings(root=str(root), database="shared_tables"))
+    assert made.create() == [table.name for table in TABLES]
+    yield made
+    spark.sql("DROP DATABASE shared_tables CASCADE")
+
+
+def versions(store: Store) -> dict[str, list[str]]:
+    root = store.state_root.removesuffix("/_state")
+    return {name: files.names(f"{root}/{name}/_delta_log") for name in BY_NAME}
+
+
+def test_creating_twice_makes_nothing_new_and_says_what_tables_are(spark: SparkSession, store: Store) -> None:
+    before = versions(store)
+    assert all(before.values())
+    assert store.create() == []
+    assert versions(store) == before
+    for table in TABLES:
+        schema = store.read(table).schema
+        assert [(c.name, c.dataType, c.nullable) for c in schema] == [
+            (c.name, c.dataType, c.nullable) for c in table.schema
+        ]
+        assert [c.metadata["comment"] for c in schema] == [c.metadata["comment"] for c in table.schema]
+        assert {"run_id", "created_at"} <= set(schema.names)
+        detail = spark.sql(f"DESCRIBE DETAIL shared_tables.{table.name}").collect()[0]
+        assert detail["description"] == table.comment
+        assert detail["minReaderVersion"] == 1  # what other engines can read
+        assert detail["properties"] == {
+            "personahub.primaryKey": ", ".join(table.key),
+            **{f"delta.constraints.{name.lower()}": check for name, check in table.checks.items()},
+        }
+
+
+def test_a_row_is_added_once_stamped_and_a_known_key_stays_as_it_was(spark: SparkSession, store: Store) -> None:
+    first = [{"source": "once", "line": str(line)} for line in range(3)]
+    assert add(spark, store, QUARANTINE, *first) == 3
+    assert add(spark, store, QUARANTINE, *first, run_id="run-2") == 0
+    later = [{"source": "once", "line": "2", "reason": "changed"}, {"source": "once", "line": "3"}]
+    assert add(spark, store, QUARANTINE, *later, run_id="run-3") == 1
+    found = store.read(QUARANTINE).where("source = 'once'").collect()
+    assert sorted((row["line"], row["reason"], row["run_id"], row["created_at"]) for row in found) == [
+        ("0", "malformed_json", "run-1", NOW),
+        ("1", "malformed_json", "run-1", NOW),
+        ("2", "malformed_json", "run-1", NOW),
+        ("3", "malformed_json", "run-3", NOW),
+    ]
+
+
+def test_two_rows_of_one_key_refuse_the_whole_write(spark: SparkSession, store: Store) -> None:
+    rows = [
+        {"source": "twice", "line": line, "reason": reason} for line, reason in [("1", "a"), ("2", "b"), ("2", "c")]
+    ]
+    wanted = "^table quarantine refused the rows: two rows for one key of quarantine: twice, 2"
+    with pytest.raises(PersonaHubError, match=wanted):
+        add(spark, store, QUARANTINE, *rows)
+    dry = Store(
+        spark, StoreSettings(root=store.state_root.removesuffix("/_state"), database="shared_tables"), dry_run=True
+    )
+    with pytest.raises(PersonaHubError, match=wanted):
+        add(spark, dry, QUARANTINE, *rows)
+    assert store.read(QUARANTINE).where("source = 'twice'").count() == 0
+
+
+BAD = [
+    ("documents", "doc_id_is_sha256", {"doc_id": "short"}),
+    ("documents", "text_not_blank", {"text": "  "}),
+    ("personas", "hop_in_range", {"hop": 7}),
+    ("personas", "persona_id_is_sha256", {"persona_id": sha("p")[1:]}),
+    ("persona_origins", "source_kind_known", {"source_kind": "guess"}),
+    ("persona_origins", "verb_known", {"verb": "hate"}),
+    ("persona_origins", "granularity_known", {"granularity": "rough"}),
+    ("persona_removals", "tier_known", {"tier": "whim"}),
+    ("persona_removals", "similarity_in_range", {"similarity": 1.5}),
+    ("persona_removals", "not_its_own_witness", {"kept_id": sha("q")}),
+    ("syntheses", "variant_has_its_topic", {"variant": "topic"}),
+    ("syntheses", "variant_has_its_topic", {"topic": "geometry"}),
+    ("llm_calls", "status_known", {"status": "maybe"}),
+    ("quarantine", "NOT NULL", {"reason": None}),
+]
+
+
+def test_there_is_a_bad_row_for_every_check() -> None:
+    assert {(name, check) for name, check, _ in BAD} - {("quarantine", "NOT NULL")} == {
+        (table.name, check) for table in TABLES for check in table.checks
+    }
+
+
+@pytest.mark.parametrize(("name", "check", "change"), BAD)
+def test_a_row_outside_a_closed_domain_is_refused(
+    spark: SparkSession, store: Store, name: str, check: str, change: dict[str, Any]
+) -> None:
+    with pytest.raises(PersonaHubError, match=f"^table {name} refused the rows: .*{check}") as caught:
+        add(spark, store, BY_NAME[name], change)
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_that_do_not_fit_are_listed_all_at_once(spark: SparkSession, store: Store) -> None:
+    rows = frame(spark, QUARANTINE, {}).drop("raw", "reason").withColumn("line", F.lit(1)).withColumn("more", F.lit(1))
+    with pytest.raises(PersonaHubError) as caught:
+        store.add_new(QUARANTINE, rows, run_id="r", created_at=NOW)
+    assert str(caught.value) == (
+        "rows for table quarantine do not fit it: reason is missing; raw is missing; more is unknown; "
+        "line is int, wanted string"
+    )
+
+
+def test_the_order_of_columns_does_not_matter(spark: SparkSession, store: Store) -> None:
+    rows = frame(spark, QUARANTINE, {"source": "turned"})
+    turned = rows.select(*reversed(rows.columns))
+    assert store.add_new(QUARANTINE, turned, run_id="r", created_at=NOW) == 1
+    row = store.read(QUARANTINE).where("source = 'turned'").collect()[0]
+    assert (row["line"], row["reason"]) == ("7", "malformed_json")
+
+
+def test_a_table_that_was_not_created_says_how_to_make_it(spark: SparkSession, tmp_path: Path) -> None:
+    absent = Store(spark, StoreSettings(root=str(tmp_path / "absent"), database="absent_tables"))
+    for act in (lambda: absent.read(PERSONAS), absent.use):
+        with pytest.raises(
+            MissingTableError, match=f"does not exist in {tmp_path}/absent; run jobs/create_tables.py with"
+        ):
+            act()
+    assert not (tmp_path / "absent").exists()
+    managed = Store(spark, StoreSettings(root=None, state=str(tmp_path), database="absent_tables"))
+    with pytest.raises(
+        MissingTableError, match=r"^table runs does not exist in absent_tables; run jobs/create_tables\.py"
+    ):
+        managed.read(RUNS)
+
+
+def test_a_dry_run_counts_what_it_would_add_and_adds_nothing(spark: SparkSession, store: Store) -> None:
+    assert add(spark, store, QUARANTINE, {"source": "dry", "line": "1"}) == 1
+    dry = Store(
+        spark, StoreSettings(root=store.state_root.removesuffix("/_state"), database="shared_tables"), dry_run=True
+    )
+    assert add(spark, dry, QUARANTINE, *({"source": "dry", "line": line} for line in "123")) == 2
+    assert store.read(QUARANTINE).where("source = 'dry'").count() == 1
+    with pytest.raises(PersonaHubError, match="reason is missing"):
+        dry.add_new(QUARANTINE, frame(spark, QUARANTINE, {}).drop("reason"), run_id="r", created_at=NOW)
+
+
+def test_a_staged_frame_is_evaluated_once_and_gone_when_dropped(spark: SparkSession, store: Store) -> None:
+    rows = spark.range(3).select("id", F.expr("uuid()").alias("random"))
+    assert rows.collect() != rows.collect()
+    staged = store.stage(rows)
+    assert staged.columns == rows.columns
+    assert sorted(staged.collect()) == sorted(staged.collect())
+    place = f"{store.state_root}/staged"
+    assert len(files.names(place, folders=True)) == 1
+    store.drop_staged()
+    assert files.names(place, folders=True) == []
+    store.drop_staged()
+
+
+# --- views
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_begins_with_its_question(name: str) -> None:
+    first = view_query(name).splitlines()[0]
+    assert first.startswith("-- ")
+    assert first.endswith("?")
+
+
+def test_every_view_file_is_a_view() -> None:
+    folder = Path(__file__).parents[2] / "personahub_spark" / "views"
+    assert {file.stem for file in folder.glob("*.sql")} == set(VIEWS)
+
+
+CHECKS = {
+    "missing_prefix": "prefix_present",
+    "contains_solution": "no_solution_inside",
+    "too_many_subproblems": "at_most_two_subproblems",
+    "persona_unused": "persona_used",
+    "cut_off": "not_cut_off",
+}
+
+
+@pytest.fixture(scope="module")
+def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """p and its child r are published, f is flagged, q removed; two ways led to p, one of them twice."""
+    root = tmp_path_factory.mktemp("filled")
+    store = Store(spark, StoreSettings(root=str(root), database="filled_tables"))
+    store.create()
+    assert {name: store.view(name).collect() for name in VIEWS} == {name: [] for name in VIEWS}
+    p, f, q, r = sha("p"), sha("f"), sha("q"), sha("r")
+    add(spark, store, DOCUMENTS, {"doc_id": sha("d"), "licence": "CC0", "title": "T", "url": "u"}, {"doc_id": sha("e")})
+    add(
+        spark, store, PERSONAS, {"persona_id": p, "text": "a pilot"}, {"persona_id": q, "text": "one pilot"},
+        {"persona_id": f, "text": "I fly", "quality_flags": ["too_short", "first_person"], "first_origin": sha("e")},
+        {"persona_id": r, "text": "a pilot's child", "hop": 1, "first_origin": p},
+    )  # fmt: skip
+    add(spark, store, PERSONA_REMOVALS, {"persona_id": q, "kept_id": p})
+    add(
+        spark, store, PERSONA_ORIGINS, {"persona_id": p, "call_key": "c1"}, {"persona_id": q, "call_key": "c2"},
+        {"persona_id": p, "call_key": "c3", "recipe": "another"},
+        {"persona_id": p, "call_key": "c4", "source_key": sha("e")},
+        {"persona_id": f, "call_key": "c4", "source_key": sha("e")},
+        {"persona_id": r, "call_key": "h1", "source_key": p, "source_kind": "persona", "relation": "child", "hop": 1,
+         "verb": None, "granularity": None},
+    )  # fmt: skip
+    cost = Decimal("100.000001")
+    add(
+        spark, store, LLM_CALLS,
+        *({"request_key": f"c{n}", "cost_microusd": cost, "input_tokens": 10, "output_tokens": n, "cached_tokens": 4}
+          for n in range(1, 5)),
+        {"request_key": "c5", "status": "failed", "attempts": 3, "error_class": "content_filter", "error_message": "no"},
+        {"request_key": "h1", "cost_microusd": Decimal("7"), "model": "other"},
+        *({"request_key": f"m{n}", "step": "synthesize", "cost_microusd": Decimal(10)} for n in range(6)),
+    )  # fmt: skip
+    add(
+        spark, store, SYNTHESES, {"synthesis_id": sha("s"), "call_key": "m0"},
+        *({"synthesis_id": sha(str(n)), "call_key": f"m{n}", "checks": [check], "text": check}
+          for n, check in enumerate(CHECKS, start=1)),
+    )  # fmt: skip
+    add(spark, store, QUARANTINE, {})
+    yield store
+    spark.sql("DROP DATABASE filled_tables CASCADE")
+
+
+def test_the_hub_has_no_flagged_and_no_removed_persona(filled: Store) -> None:
+    assert {row["text"] for row in filled.view("hub").collect()} == {"a pilot", "a pilot's child"}
+
+
+def test_lineage_reaches_document_licence_model_and_cost(filled: Store) -> None:
+    rows = {(row["persona"], row["call_key"]): row for row in filled.view("persona_lineage").collect()}
+    assert len(rows) == 6
+    first = rows["a pilot", "c1"]
+    assert (first["doc_id"], first["title"], first["url"], first["licence"], first["file"], first["line"]) == (
+        sha("d"), "T", "u", "CC0", "f", 1,
+    )  # fmt: skip
+    assert (first["model"], first["model_returned"], first["model_terms"]) == ("m", "m-1", "open")
+    assert (first["cost_microusd"], first["verb"], first["prompt_version"]) == (Decimal("100.000001"), "read", "v1")
+    assert rows["a pilot", "c4"]["doc_id"] == sha("e")
+    child = rows["a pilot's child", "h1"]
+    assert (child["parent"], child["relation"], child["hop"], child["doc_id"]) == ("a pilot", "child", 1, None)
+
+
+def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: Store) -> None:
+    rows = {(row["step"], row["model"]): row.asDict() for row in filled.view("spend").collect()}
+    assert set(rows) == {("extract_personas", "m"), ("extract_personas", "other"), ("synthesize", "m")}
+    personas = rows["extract_personas", "m"]
+    counts = {
+        "requests": 5, "failed_requests": 1, "attempts": 7, "input_tokens": 40, "cached_tokens": 16, "output_tokens": 10,
+        "requests_without_cost": 1, "kept_rows": 1,
+    }  # fmt: skip
+    assert {name: personas[name] for name in counts} == counts
+    assert personas["cost_usd"] == pytest.approx(Decimal("0.000400000004"))
+    assert personas["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.000400000004"))
+    assert rows["extract_personas", "other"]["kept_rows"] == 1
+    problems = rows["synthesize", "m"]
+    assert (problems["requests"], problems["kept_rows"]) == (6, 1)
+    assert problems["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.00006"))
+
+
+def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> None:
+    rows = {(row["stage"], row["what"], row["reason"], row["detail"]) for row in filled.view("rejects").collect()}
+    assert rows == {
+        ("unreadable", "file:/x line 7", "malformed_json", "{"),
+        ("call failed", "c5", "content_filter", "no"),
+        ("persona flagged", sha("f"), "too_short, first_person", "I fly"),
+        ("persona removed", sha("q"), "surface", f"duplicate of {sha('p')}: a pilot"),
+        *{("synthesis failed checks", sha(str(n)), check, check) for n, check in enumerate(CHECKS, start=1)},
+    }
+
+
+def test_a_problem_fails_just_the_checks_it_fails(filled: Store) -> None:
+    rows = {row["call_key"]: row for row in filled.view("problems").collect()}
+    assert {key: row["passed"] for key, row in rows.items()} == {f"m{n}": n == 0 for n in range(6)}
+    for n, column in enumerate(CHECKS.values(), start=1):
+        assert [key for key, row in rows.items() if not row[column]] == [f"m{n}"]
+    assert (rows["m0"]["problem"], rows["m0"]["persona"], rows["m0"]["model"]) == ("1 + 1?", "a pilot", "m")
+    assert rows["m0"]["cost_microusd"] == 10
+
+
+def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(
+    spark: SparkSession, filled: Store
+) -> None:
+    root = filled.state_root.removesuffix("/_state")
+    elsewhere = Store(spark, StoreSettings(root=root, database="another_name"))
+    try:
+        elsewhere.use()
+        assert spark.sql("SELECT count(*) AS n FROM personas").collect()[0]["n"] == 4
+        for name in VIEWS:
+            assert spark.table(name).count() == filled.view(name).count() > 0
+    finally:
+        spark.sql("USE default")
+        spark.sql("DROP DATABASE IF EXISTS another_name CASCADE")
+    assert filled.read(PERSONAS).count() == 4
