@@ -128,7 +128,7 @@ class FilterSettings(_Group):
     """Thresholds of the quality rules; ``disabled`` names rules not to apply."""
 
     disabled: list[str] = Field(default_factory=list)
-    min_words: int = Field(default=4, ge=1)
+    min_words: int = Field(default=3, ge=1)
     max_words: int = Field(default=80, ge=1)
     copied_share: float = Field(default=0.5, gt=0, le=1, description="share of the persona's 5-grams in its source")
     repeated_share: float = Field(default=0.5, gt=0, le=1, description="share of words that repeat earlier words")

@@ -305,18 +305,18 @@ class Store:
             .where(F.col("_nth") == 1)
             .select(*[F.col(column.name) for column in table.schema])
         )
-        if self.dry_run:
-            known = self.read(table).select(*table.key)
-            return stamped.join(known, on=list(table.key), how="left_anti").count()
         same_key = " AND ".join(f"known.{name} = new.{name}" for name in table.key)
         try:
+            if self.dry_run:
+                known = self.read(table).select(*table.key)
+                return stamped.join(known, on=list(table.key), how="left_anti").count()
             merged = self._spark.sql(
                 f"MERGE INTO {self._reference(table.name)} AS known USING {{rows}} AS new ON {same_key} "
                 "WHEN NOT MATCHED THEN INSERT *",
                 rows=stamped,
             )
         except Exception as error:  # PySpark raises captured errors or bare Py4J ones, depending on where Delta failed
-            fault = re.search(r"two rows for one key of [^\n]*|CHECK constraint \w+[^\n]*", str(error))
+            fault = re.search(r"two rows for one key of [^\n]*|(CHECK|NOT NULL) constraint [^\n]*", str(error))
             if fault is None:
                 raise
             raise PersonaHubError(f"table {table.name} refused the rows: {fault[0]}") from error

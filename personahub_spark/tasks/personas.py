@@ -62,7 +62,7 @@ _DETAIL: dict[Granularity, str] = {
     "coarse": "Think of a broad kind of person: an occupation or a role in life, and a general field. "
     "Write that in 3 to 12 words.",
     "fine": "Think of one real kind of person: an occupation or a role in life, the narrow subject that this person "
-    "knows or cares about, and a present task or worry. Write that as one sentence of 15 to 35 words.",
+    "knows or cares about, and a present task or worry. Write that as one single sentence of 15 to 30 words.",
 }
 # The persona of each of the two example documents in the template.
 _EXAMPLES: dict[tuple[Granularity, Verb], tuple[str, str]] = {

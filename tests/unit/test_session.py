@@ -87,12 +87,12 @@ def test_no_java_says_where_it_was_looked_for(
         session.java()
     monkeypatch.delenv("JAVA_HOME")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PersonaHubError, match="^Java was not found on PATH; install a Java 17"):
+    with pytest.raises(PersonaHubError, match=r"^Java was not found on PATH; install a Java 17"):
         session.java()
     monkeypatch.setenv("PATH", str(program.parent))
     program.chmod(0o644)
     if shutil.which("java") is None:
-        with pytest.raises(PersonaHubError, match="^Java was not found on PATH"):
+        with pytest.raises(PersonaHubError, match=r"^Java was not found on PATH"):
             session.java()
 
 

@@ -64,7 +64,7 @@ def test_an_unknown_key_names_its_place_and_its_nearest_neighbour(raw: dict[str,
         ({"personas": {"language": "English"}}, "personas.language", "'English'"),
         ({"personas": []}, "personas", "[]"),
         ({"filters": {"min_words": 0}}, "filters.min_words", "0"),
-        ({"filters": {"off": "too_short"}}, "filters.off", "'too_short'"),
+        ({"filters": {"disabled": "too_short"}}, "filters.disabled", "'too_short'"),
         ({"dedup": {"surface": {"threshold": "1.1"}}}, "dedup.surface.threshold", "'1.1'"),
         ({"dedup": {"surface": {"recall": 1.0}}}, "dedup.surface.recall", "1.0"),
         ({"synthesis": [{"fraction": 0}]}, "synthesis.0.fraction", "0"),
@@ -189,7 +189,7 @@ def test_overrides_reach_nested_keys_and_lists_and_are_read_as_yaml(conf: Path) 
         ("synthesis.2.model=x", "--set synthesis.2.model: '2' is no position in a list of 2"),
         ("synthesis.last=x", "--set synthesis.last: 'last' is no position in a list of 2"),
         ("models.default.model.name=x", "--set models.default.model.name: model holds a value, not keys"),
-        ("filters.off=[a", "--set filters.off: "),
+        ("filters.disabled=[a", "--set filters.disabled: "),
         ("personas.verv=read", "unknown setting personas.verv; did you mean verb?"),
     ],
 )
@@ -232,8 +232,8 @@ BASE: dict[str, Any] = {
     "spark": {"conf": {"spark.x": "1"}},
 }
 CANDIDATES: list[Any] = [
-    None, True, False, 0, 1, 2, 17, 100, 0.75, "other", "en", "write", "coarse", "packages", "parquet", "fineweb", "json_schema",
-    "olympiad", "synthesize", "http://h/v2", [], ["too_short"], ["synthesize"], {}, {"text": "raw"}, {"spark.x": "2"},
+    None, True, False, 0, 1, 2, 17, 100, 0.75, "other", "en", "write", "coarse", "packages", "parquet", "fineweb",
+    "json_schema", "olympiad", "synthesize", "http://h/v2", [], ["too_short"], ["synthesize"], {}, {"text": "raw"}, {"spark.x": "2"},
 ]  # fmt: skip
 
 
