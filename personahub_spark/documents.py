@@ -124,9 +124,9 @@ def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[Da
     """Rows of all files of ``settings.paths``: file, line (from 1), doc_id, the fields, or a reason and the raw row.
 
     Blank lines are no rows. A file that breaks off or is no such file gives the rows before the break, and one row with
-    reason ``unreadable_file`` at the line after them (a broken Parquet file gives that row alone; a .zst file gives what
-    its decoder had let out, which may be nothing). ``stage`` evaluates a frame once and keeps it (``Store.stage``).
-    Raises SettingsError for a path that does not exist or a format that is not known.
+    reason ``unreadable_file`` at the line after them (a broken Parquet file gives that row alone; a .zst file what its
+    decoder had let out, which may be nothing). ``stage`` evaluates a frame once and keeps it (``Store.stage``). Raises
+    SettingsError for a path that does not exist or a format that is not known.
     """
     files = _files(spark, settings)
     try:

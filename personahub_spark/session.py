@@ -94,8 +94,9 @@ def cache_root() -> Path:
 def build(spark_settings: SparkSettings) -> SparkSession:
     """The session of these settings; the one that ``spark-submit`` prepared, where it did.
 
-    A submitted session keeps the master and jars it was submitted with. Raises PersonaHubError when Java is missing or
-    too old, jars cannot be had, or the session could not keep the promise to pay once.
+    A submitted session keeps the master and jars it was submitted with; ``spark.conf`` of the settings goes over its
+    other options. Raises PersonaHubError when Java is missing or too old, jars cannot be had, or the session could not
+    keep the promise to pay once.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     options = dict(ALWAYS)
@@ -118,17 +119,15 @@ def build(spark_settings: SparkSettings) -> SparkSession:
                 options["spark.jars.ivySettings"] = spark_settings.ivy_settings
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     options |= spark_settings.conf
-    conf = SparkConf(loadDefaults=True)
-    given = dict(conf.getAll()) if submitted else {}
+    conf = SparkConf()
     for key, value in options.items():
-        if key not in given or key in ALWAYS:
-            conf.set(key, value)
-    if str(conf.get("spark.speculation", "false")).lower() == "true":
-        raise PersonaHubError("spark.speculation is on: a speculative twin would ask a model twice; turn it off")
+        conf.set(key, value)
+    _refuse_speculation(conf)
     try:
         spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
         raise PersonaHubError(f"Spark did not start: {_first_line(error)}") from error
+    _refuse_speculation(spark.sparkContext.getConf())  # spark-submit or spark-defaults.conf may have turned it on
     spark.sparkContext.setLogLevel("ERROR")
     if not re.match(r"local(\[|$)", str(spark.sparkContext.master)):  # executors elsewhere, local-cluster included
         spark.sparkContext.addPyFile(str(package_zip()))
@@ -312,6 +311,11 @@ def exit_code() -> Iterator[None]:
 def now() -> datetime:
     """Now in UTC, which is the session's time zone; without a zone, as Spark's Python timestamps are."""
     return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _refuse_speculation(conf: SparkConf) -> None:
+    if str(conf.get("spark.speculation", "false")).lower() == "true":
+        raise PersonaHubError("spark.speculation is on: a speculative twin would ask a model twice; turn it off")
 
 
 def _record(context: Context, step: str, result: StepResult, duration_s: float) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
+import pyspark
 import pytest
 import yaml
 from pyspark.sql import SparkSession
@@ -14,7 +18,10 @@ from personahub_spark import session
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import Spend
 from personahub_spark.session import Context, StepResult
+from personahub_spark.settings import SparkSettings
 from personahub_spark.tables import RUNS
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_context: Callable[..., Context]) -> None:
@@ -52,3 +59,21 @@ def test_calls_put_off_end_a_job_with_code_3_but_not_a_dry_run(
     assert "1,200 calls were put off; run again to go on" in capsys.readouterr().err
     session.main(run, step="x", doc="A step.", argv=["--conf", str(conf), "--dry-run"])
     session.main(lambda _: StepResult(1, {"kept": 1}), step="x", doc="A step.", argv=["--conf", str(conf)])
+
+
+def test_speculation_is_refused_also_where_spark_submit_turned_it_on(tmp_path: Path) -> None:
+    conf = tmp_path / "conf.yaml"
+    conf.write_text(yaml.safe_dump({"store": {"root": str(tmp_path / "store")}}))
+    (tmp_path / "prices.yaml").write_text("")
+    done = subprocess.run(
+        [
+            str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local[1]",
+            "--jars", ",".join(map(str, session.jars(SparkSettings()))), "--conf", "spark.speculation=true",
+            str(ROOT / "jobs" / "create_tables.py"), "--conf", str(conf),
+        ],
+        capture_output=True, text=True, check=False, timeout=240,
+        env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "error: spark.speculation is on: a speculative twin would ask a model twice; turn it off" in done.stderr
+    assert not (tmp_path / "store").exists()
