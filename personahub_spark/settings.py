@@ -302,7 +302,9 @@ def _explain(error: ValidationError) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
         return f"unknown setting {where}; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    # A key pasted where its variable's name or an address belongs must not be repeated.
+    secret = problem["loc"][-1:] in (("api_key_env",), ("base_url",))
+    found = "" if secret or isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
     return f"bad setting {where}: {message}{found}"
 
 

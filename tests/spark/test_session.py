@@ -75,5 +75,6 @@ def test_speculation_is_refused_also_where_spark_submit_turned_it_on(tmp_path: P
         env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2
-    assert "error: spark.speculation is on: a speculative twin would ask a model twice; turn it off" in done.stderr
+    said = done.stdout + done.stderr  # spark-submit joins the two of its program
+    assert "error: spark.speculation is on: a speculative twin would ask a model twice; turn it off" in said
     assert not (tmp_path / "store").exists()

@@ -103,7 +103,6 @@ def test_state_lies_under_the_root_unless_named() -> None:
     assert validate({"store": {"root": "s3a://b/x", "state": "/shared"}}).store.state_root == "/shared"
 
 
-@pytest.mark.xfail(strict=True, reason="the sentence repeats the value: personahub_spark/settings.py, _explain")
 @pytest.mark.parametrize(
     "field", [{"api_key_env": "sk-proj-hush"}, {"base_url": "https://sk-proj-hush@host/v1"}], ids=["env", "url"]
 )

@@ -253,10 +253,10 @@ def test_unseen_and_unstorable_characters_do_not_come_out_of_json_escapes(escape
 @pytest.mark.parametrize("size", [49_000, 1_000_000])
 def test_a_huge_answer_is_read_in_no_time(unit: str, size: int) -> None:
     answer = "x" + unit * (size // len(unit)) + "x"
-    start = time.perf_counter()
+    start = time.process_time()
     for text in (answer, answer[1:], f'{{"persona": {json.dumps(answer)}}}'):
         TASK.read(text, "stop")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_text_that_only_blanks_make_long_is_read() -> None:
