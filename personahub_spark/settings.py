@@ -303,7 +303,7 @@ def _explain(error: ValidationError) -> str:
         return f"unknown setting {where}; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     # A key pasted where its variable's name or an address belongs must not be repeated.
-    secret = problem["loc"][-1:] in (("api_key_env",), ("base_url",))
+    secret = problem["loc"][-1:] == ("api_key_env",) or "@" in str(problem["input"])
     found = "" if secret or isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
     return f"bad setting {where}: {message}{found}"
 

@@ -26,10 +26,6 @@ def missing_prefix(answer: str) -> bool:
 # A label counts where a line, a sentence or a bracket begins: "a 5 % salt solution: 200 ml" is none.
 _BOUNDARY = r"(?:^|(?<=[.!?。\uff01\uff1f…]))[^\S\n]*[(\[{\uff08【#>*_\-]*[^\S\n]*"
 _BLANK = r"[*_\s]*(?![*_\s.…()\[\])]|\Z)"
-# Numbers with units and no variable among them, so that "2x + 3 = 7", which is to be solved, is no computation.
-_AMOUNT = r"[$€£]?\d[\d.,]{0,14}%?(?:\s?(?:[^\W\d_]{2,}|[mglshN]\b)(?:[ /][^\W\d_]{2,}){0,2})?"
-_OPERATOR = r"\s?[+\-−*×·÷/]\s?"
-_COMPUTED = rf"(?<![\w.,(+\-−*×·÷/=])(?<![+\-−*×·÷/=]\s){_AMOUNT}(?:{_OPERATOR}{_AMOUNT}){{1,9}}\s?=\s?[$€£-]?\d"
 _SOLUTION = re.compile(
     rf"""\\boxed\s*\{{
       | {_BOUNDARY}(?:(?:step[- ]by[- ]step|detailed|worked|full|sample|final|correct|the)\s+)*
@@ -42,8 +38,6 @@ _SOLUTION = re.compile(
       | {_BOUNDARY}(?:let[’']?s|let\s+us|we\s+can)\s+(?:first\s+)?
         (?:solve|calculate|compute|break\s+(?:this|it)\s+down)\b
       | {_BOUNDARY}to\s+(?:find|calculate|determine|solve)\b[^.?!\n]{{1,160}}?,\s*(?:we|you|first|let|use|start|set)\b
-      | (?<=[?\uff1f])[^?\uff1f]*?{_BOUNDARY}(?:therefore|thus|hence)\b
-      | {_COMPUTED}
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
