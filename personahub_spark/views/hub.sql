@@ -1,4 +1,5 @@
--- Which personas are published? Those that break no quality rule and are no duplicate of another.
+-- Which personas are published?
+-- Those that break no quality rule and are no duplicate of another.
 SELECT p.persona_id, p.text, p.lang, p.hop, p.first_origin, p.run_id, p.created_at
 FROM {personas} AS p
 LEFT ANTI JOIN {persona_removals} AS r ON r.persona_id = p.persona_id

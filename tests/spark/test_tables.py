@@ -278,8 +278,8 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
     add(
         spark, store, PERSONA_ORIGINS, {"persona_id": p, "call_key": "c1"}, {"persona_id": q, "call_key": "c2"},
         {"persona_id": p, "call_key": "c3", "recipe": "another"},
-        {"persona_id": p, "call_key": "c4", "source_key": sha("e")},
-        {"persona_id": f, "call_key": "c4", "source_key": sha("e")},
+        {"persona_id": p, "call_key": "a4", "source_key": sha("e")},
+        {"persona_id": f, "call_key": "a4", "source_key": sha("e")},
         {"persona_id": r, "call_key": "h1", "source_key": p, "source_kind": "persona", "relation": "child", "hop": 1,
          "verb": None, "granularity": None},
     )  # fmt: skip
@@ -287,7 +287,8 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
     add(
         spark, store, LLM_CALLS,
         *({"request_key": f"c{n}", "cost_microusd": cost, "input_tokens": 10, "output_tokens": n, "cached_tokens": 4}
-          for n in range(1, 5)),
+          for n in range(1, 4)),
+        {"request_key": "a4", "cost_microusd": Decimal(3), "model": "third"},
         {"request_key": "c5", "status": "failed", "attempts": 3, "error_class": "content_filter",
          "error_message": "no"},
         {"request_key": "h1", "cost_microusd": Decimal("7"), "model": "other"},
@@ -316,23 +317,25 @@ def test_lineage_reaches_document_licence_model_and_cost(filled: Store) -> None:
     )  # fmt: skip
     assert (first["model"], first["model_returned"], first["model_terms"]) == ("m", "m-1", "open")
     assert (first["cost_microusd"], first["verb"], first["prompt_version"]) == (Decimal("100.000001"), "read", "v1")
-    assert rows["a pilot", "c4"]["doc_id"] == sha("e")
+    assert rows["a pilot", "a4"]["doc_id"] == sha("e")
     child = rows["a pilot's child", "h1"]
     assert (child["parent"], child["relation"], child["hop"], child["doc_id"]) == ("a pilot", "child", 1, None)
 
 
 def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: Store) -> None:
     rows = {(row["step"], row["model"]): row.asDict() for row in filled.view("spend").collect()}
-    assert set(rows) == {("extract_personas", "m"), ("extract_personas", "other"), ("synthesize", "m")}
+    assert set(rows) == {*(("extract_personas", model) for model in ("m", "other", "third")), ("synthesize", "m")}
     personas = rows["extract_personas", "m"]
     counts = {
-        "requests": 5, "failed_requests": 1, "attempts": 7, "input_tokens": 40, "cached_tokens": 16,
-        "output_tokens": 10, "requests_without_cost": 1, "kept_rows": 1,
+        "requests": 4, "failed_requests": 1, "attempts": 6, "input_tokens": 30, "cached_tokens": 12,
+        "output_tokens": 6, "requests_without_cost": 1, "kept_rows": 1,
     }  # fmt: skip
     assert {name: personas[name] for name in counts} == counts
-    assert personas["cost_usd"] == pytest.approx(Decimal("0.000400000004"))
-    assert personas["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.000400000004"))
+    assert personas["cost_usd"] == pytest.approx(Decimal("0.000300000003"))
+    assert personas["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.000300000003"))
     assert rows["extract_personas", "other"]["kept_rows"] == 1
+    again = rows["extract_personas", "third"]  # found what was found before, and what is flagged: nothing kept for it
+    assert (again["cost_usd"], again["kept_rows"], again["cost_usd_per_kept_row"]) == (Decimal("0.000003"), 0, None)
     problems = rows["synthesize", "m"]
     assert (problems["requests"], problems["kept_rows"]) == (6, 1)
     assert problems["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.00006"))
