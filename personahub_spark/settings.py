@@ -13,7 +13,7 @@ import types
 import typing
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -71,10 +71,9 @@ class SparkSettings(_Group):
     conf: dict[str, str] = Field(default_factory=dict, description="more Spark settings, as they are")
 
 
-class Endpoint(_Group):
-    """One model at one OpenAI-compatible address. It travels to executors; the key's value never does."""
+class Address(_Group):
+    """Where a model is served. It travels to executors; the key's value never does, only where to find it."""
 
-    model: str = Field(min_length=1, description="the model's name as the endpoint knows it")
     base_url: str = Field(
         pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
         description="address up to and including /v1, without a key, query or fragment",
@@ -84,13 +83,68 @@ class Endpoint(_Group):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="name of the environment variable that holds the key, on the driver and on executors",
     )
+    api_key_file: str | None = Field(
+        default=None,
+        pattern=r"^/",
+        description="absolute path of a file that holds the key and nothing else, wherever calls are made",
+    )
+    api_key_credential: str | None = Field(
+        default=None,
+        pattern=r"^(databricks:[\w.@-]+/[\w.@-]+|hadoop:[\w.@-]+)$",
+        description="a secret that the driver looks up: databricks:<scope>/<key>, or hadoop:<alias>",
+    )
+    weight: float = Field(default=1.0, gt=0, description="share of the calls, relative to the model's other addresses")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="limit of all tasks together")
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="limit of all tasks together")
+    service_tier: str | None = Field(default=None, min_length=1, description="sent with each call, such as flex")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if sum(name is not None for name in (self.api_key_env, self.api_key_file, self.api_key_credential)) > 1:
+            raise ValueError("give one of api_key_env, api_key_file and api_key_credential")
+        return self
+
+
+class Endpoint(Address):
+    """One model, and how it is asked: at its own address and at ``others``."""
+
+    model: str = Field(min_length=1, description="the model's name as the endpoint knows it")
     structured_output: Literal["json_schema", "none"] = "none"
+    transport: Literal["openai", "aiohttp"] = Field(
+        default="openai", description="the HTTP client: the openai package, or a leaner one that costs less CPU a call"
+    )
+    mode: Literal["calls", "batch"] = Field(default="calls", description="batch: by the provider's batch files")
     in_flight: int = Field(default=64, ge=1, le=4096, description="calls at once per Python worker")
     workers: int = Field(default=2, ge=1, description="Spark tasks that call at once")
     timeout_s: float = Field(default=120.0, gt=0, description="hard limit of one attempt")
     deadline_s: float = Field(default=600.0, gt=0, description="hard limit of one request with its retries")
     max_attempts: int = Field(default=6, ge=1)
+    reasks: int = Field(
+        default=0, ge=0, le=5, description="times that an answer which breaks its JSON schema is shown its error"
+    )
+    inputs_per_request: int = Field(default=256, ge=1, le=2048, description="embeddings: inputs in one call")
+    others: tuple[Address, ...] = Field(
+        default=(), description="further addresses of the same model: they share the calls, and stand in for each other"
+    )
     terms: str | None = Field(default=None, description="licence or terms of the model, kept with its rows")
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses of the model, this one first."""
+        return (self, *self.others)
+
+
+class CallSettings(_Group):
+    """Bounds of all calls of a run."""
+
+    max_cost_usd: Decimal | None = Field(default=None, ge=0, description="no call starts that could exceed it")
+    wave_rows: int = Field(default=100_000, ge=1, description="requests between two commits to the ledger")
+    outage_limit_s: float = Field(
+        default=3600.0, gt=0, description="an outage of all addresses that is longer puts its requests off"
+    )
+    replay: str | None = Field(
+        default=None, description="folder of a recorded ledger to answer from; nothing is sent, a miss is an error"
+    )
 
 
 class DocumentSettings(_Group):
@@ -190,6 +244,7 @@ class Settings(_Group):
     store: StoreSettings = StoreSettings()
     spark: SparkSettings = SparkSettings()
     models: dict[str, Endpoint] = Field(default_factory=dict)
+    calls: CallSettings = CallSettings()
     documents: DocumentSettings = DocumentSettings()
     personas: PersonaSettings = PersonaSettings()
     filters: FilterSettings = FilterSettings()
@@ -298,12 +353,15 @@ def _explain(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         parent, name = problem["loc"][:-1], str(problem["loc"][-1])
         known = _known_keys(Settings, parent)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        missing = [
+            str(other["loc"][-1]) for other in problems if other["type"] == "missing" and other["loc"][:-1] == parent
+        ]
+        near = [near for keys in (missing, known) for near in difflib.get_close_matches(name, keys, n=1, cutoff=0.5)]
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
         return f"unknown setting {where}; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     # A key pasted where its variable's name or an address belongs must not be repeated.
-    secret = problem["loc"][-1:] == ("api_key_env",) or "@" in str(problem["input"])
+    secret = where.rpartition(".")[2].startswith("api_key") or "@" in str(problem["input"])
     found = "" if secret or isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
     return f"bad setting {where}: {message}{found}"
 
@@ -322,7 +380,7 @@ def _group_inside(annotation: Any) -> type[BaseModel] | None:
     """The settings group that an annotation such as ``dict[str, Endpoint]`` holds."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in (list, tuple, dict, typing.Union, types.UnionType):
         for argument in typing.get_args(annotation):
             found = _group_inside(argument)
             if found is not None:

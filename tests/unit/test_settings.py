@@ -47,6 +47,7 @@ def test_every_group_has_defaults_that_hold() -> None:
         ({"dedup": {"surface": {"treshold": 1}}}, "dedup.surface.treshold", "did you mean threshold?"),
         ({"models": {"x": {**ENDPOINT, "modell": 1}}}, "models.x.modell", "did you mean model?"),
         ({"models": {"x": {"base_url": "http://h/v1", "modle": "m"}}}, "models.x.modle", "did you mean model?"),
+        ({"models": {"x": {**ENDPOINT, "others": [{"wight": 1}]}}}, "models.x.others.0.wight", "did you mean weight?"),
         ({"synthesis": [{}, {"varient": "plain"}]}, "synthesis.1.varient", "did you mean variant?"),
         ({"pipeline": {"zzzzqqqq": 1}}, "pipeline.zzzzqqqq", "known here: steps"),
     ],
@@ -104,7 +105,15 @@ def test_state_lies_under_the_root_unless_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"api_key_env": "sk-proj-hush"}, {"base_url": "https://sk-proj-hush@host/v1"}], ids=["env", "url"]
+    "field",
+    [
+        {"api_key_env": "sk-proj-hush"},
+        {"api_key_file": "sk-proj-hush"},
+        {"api_key_credential": "sk-proj-hush"},
+        {"base_url": "https://sk-proj-hush@host/v1"},
+        {"others": [{"base_url": "http://h/v1", "api_key_file": "sk-proj-hush"}]},
+    ],
+    ids=["env", "file", "credential", "url", "other"],
 )
 def test_a_key_put_where_its_name_belongs_is_not_repeated(field: dict[str, str]) -> None:
     said = refusal({"models": {"x": {**ENDPOINT, **field}}})
@@ -119,6 +128,25 @@ def test_a_missing_endpoint_names_the_known_ones() -> None:
         settings.endpoint("c")
     with pytest.raises(SettingsError, match=re.escape("models.c is not set (models here: none)")):
         validate({}).endpoint("c")
+
+
+def test_an_address_has_one_key() -> None:
+    one = {"api_key_file": "/run/key"}
+    assert validate({"models": {"x": {**ENDPOINT, **one}}}).endpoint("x").api_key_file == "/run/key"
+    two = {"base_url": "http://h/v1", **one, "api_key_env": "KEY"}
+    for place in ({"model": "m", **two}, {**ENDPOINT, "others": [two]}):
+        assert "give one of api_key_env, api_key_file and api_key_credential" in refusal({"models": {"x": place}})
+
+
+def test_the_addresses_of_a_model_are_its_own_and_the_others() -> None:
+    model = validate({"models": {"x": {**ENDPOINT, "others": [{"base_url": "http://h/v2", "weight": 3}]}}}).endpoint(
+        "x"
+    )
+    assert [(address.base_url, address.weight) for address in model.addresses] == [
+        (ENDPOINT["base_url"], 1),
+        ("http://h/v2", 3),
+    ]
+    assert hash(model) == hash(model.model_copy())
 
 
 # --- files and overrides
@@ -233,7 +261,7 @@ BASE: dict[str, Any] = {
 CANDIDATES: list[Any] = [
     None, True, False, 0, 1, 2, 17, 100, 0.75, "other", "en", "write", "coarse", "packages", "parquet", "fineweb",
     "json_schema", "olympiad", "synthesize", "http://h/v2", [], ["too_short"], ["synthesize"], {}, {"text": "raw"},
-    {"spark.x": "2"},
+    {"spark.x": "2"}, "/key", "hadoop:key", "aiohttp", "batch", [{"base_url": "http://h/v2"}],
 ]  # fmt: skip
 
 
