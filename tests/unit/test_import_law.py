@@ -54,7 +54,8 @@ def faults(path: str, source: str) -> list[str]:
         theirs = parts[0]
         if theirs != own and RANK[theirs] >= RANK.get(own, 99):
             found.append(f"{path}: imports {name}, which is not below it")
-        if theirs == own == "llm" and len(parts) > 1 and LLM[parts[1]] >= LLM[rest]:
+        inner = rest.partition("/")[0]
+        if theirs == own == "llm" and len(parts) > 1 and parts[1] != inner and LLM[parts[1]] >= LLM[inner]:
             found.append(f"{path}: imports {name}, which is not below it inside llm")
     return found
 
