@@ -6,29 +6,15 @@ Everything runs inside the JVM. The rules would rather miss a fault than flag a 
 
 from __future__ import annotations
 
-import difflib
+from typing import get_args
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StringType
 
-from personahub_spark.errors import SettingsError
-from personahub_spark.settings import FilterSettings
+from personahub_spark.settings import FilterSettings, Rule
 
-RULES = (
-    "too_short",
-    "too_long",
-    "not_a_person",
-    "first_person",
-    "addresses_reader",
-    "copies_source",
-    "contact_data",
-    "placeholder",
-    "repeated_words",
-    "wrong_language",
-    "refusal",
-)
-"""Names of all rules, in the order in which a row's flags are listed."""
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 _CJK = r"\p{IsHan}\p{IsHiragana}\p{IsKatakana}\u30fc\u3005"
 _THAI_LIKE = r"\p{IsThai}\p{IsLao}\p{IsKhmer}\p{IsMyanmar}"
@@ -309,13 +295,8 @@ def refusal(text: Column) -> Column:
 def quality_flags(text: Column, *, source_text: Column, expected_lang: Column, settings: FilterSettings) -> Column:
     """``array<string>``: names of the rules that ``text`` breaks, in the order of ``RULES``; empty when it is fine.
 
-    A null text is ``too_short`` and nothing else. Raises SettingsError when ``settings.disabled`` names no rule.
+    A null text is ``too_short`` and nothing else.
     """
-    for name in settings.disabled:
-        if name not in RULES:
-            near = difflib.get_close_matches(name, RULES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the rules are {', '.join(RULES)}"
-            raise SettingsError(f"filters.disabled names an unknown rule {name!r}; {hint}")
     faults = {
         "too_short": too_short(text, min_words=settings.min_words),
         "too_long": too_long(text, max_words=settings.max_words),

@@ -277,6 +277,8 @@ def main_steps(
     with exit_code():
         settings = settings_module.load(arguments.conf, arguments.set)
         chosen = steps(settings)
+        for step in chosen:
+            settings.endpoints_of(step)  # a model that is not set shows before the first step spends anything
         context = open_context(settings, dry_run=arguments.dry_run)
         if arguments.dry_run:
             context.progress.say("dry run: nothing is asked, nothing is written")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from decimal import Decimal
@@ -22,6 +23,11 @@ from personahub_spark.errors import SettingsError
 
 Verb = Literal["read", "write", "like", "dislike"]
 Granularity = Literal["coarse", "fine"]
+Rule = Literal[
+    "too_short", "too_long", "not_a_person", "first_person", "addresses_reader", "copies_source", "contact_data",
+    "placeholder", "repeated_words", "wrong_language", "refusal",
+]  # fmt: skip
+"""Names of the quality rules of ``filters``, in the order in which a row's flags are listed."""
 
 
 class _Group(BaseModel):
@@ -181,11 +187,17 @@ class PersonaSettings(_Group):
 class FilterSettings(_Group):
     """Thresholds of the quality rules; ``disabled`` names rules not to apply."""
 
-    disabled: list[str] = Field(default_factory=list)
+    disabled: list[Rule] = Field(default_factory=list)
     min_words: int = Field(default=3, ge=1)
     max_words: int = Field(default=80, ge=1)
     copied_share: float = Field(default=0.5, gt=0, le=1, description="share of the persona's 5-grams in its source")
     repeated_share: float = Field(default=0.5, gt=0, le=1, description="share of words that repeat earlier words")
+
+    @model_validator(mode="after")
+    def _some_length_is_right(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}, which flags everything")
+        return self
 
 
 class SurfaceSettings(_Group):
@@ -197,6 +209,17 @@ class SurfaceSettings(_Group):
         default=0.999, gt=0.5, lt=1, description="wanted chance that a pair at the threshold shares a band"
     )
     seed: int = 42
+
+    @model_validator(mode="after")
+    def _recall_is_within_reach(self) -> Self:
+        # Bands of a single hash find the most pairs; dedup.surface looks for the longest bands that are good enough.
+        reach = 1 - (1 - float(self.threshold)) ** self.num_hashes
+        if reach < self.recall:
+            raise ValueError(
+                f"{self.num_hashes} hashes find a pair at {self.threshold} with a chance of {reach:.6f} at most, below "
+                f"the recall {self.recall}; raise num_hashes, or lower recall"
+            )
+        return self
 
 
 class DedupSettings(_Group):
@@ -260,6 +283,11 @@ class Settings(_Group):
             raise SettingsError(f"models.{name} is not set (models here: {known}); add it to the settings file")
         return self.models[name]
 
+    def endpoints_of(self, step: str) -> list[Endpoint]:
+        """The endpoints that ``step`` asks; SettingsError when one of them is not set."""
+        asked = {"extract_personas": [self.personas.model], "synthesize": [entry.model for entry in self.synthesis]}
+        return [self.endpoint(name) for name in asked.get(step, [])]
+
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when any setting does."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
@@ -277,8 +305,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Settings:
         raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise SettingsError(f"settings file {file} does not exist; give one with --conf") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"settings file {file} cannot be read: {_one_line(error)}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"settings file {file} cannot be read: {_unreadable(error)}") from None
     if not isinstance(raw, dict):
         raise SettingsError(f"settings file {file} must hold keys and values, found {type(raw).__name__}")
     for override in overrides or []:
@@ -306,22 +334,23 @@ def load_prices(path: str | Path) -> dict[str, Price]:
         raise SettingsError(f"price file {file} does not exist; set prices to one, its models may be few") from None
     except ValidationError as error:
         raise SettingsError(f"price file {file}: {_explain(error)}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SettingsError(f"price file {file} cannot be read: {_one_line(error)}") from None
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"price file {file} cannot be read: {_unreadable(error)}") from None
 
 
 def _put(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
-        raise SettingsError(f"--set wants a.b=value, found {override!r}")
+        found = "one that begins with models" if key.strip().startswith("models") else repr(override)
+        raise SettingsError(f"--set wants a.b=value, found {found}")
     node: Any = raw
     for part in parts[:-1]:
         node = _descend(node, part, key)
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--set {key}: {_one_line(error)}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"--set {key}: {_unreadable(error)}") from None
     if isinstance(node, list):
         node[_index(node, parts[-1], key)] = parsed
     else:
@@ -360,8 +389,14 @@ def _explain(error: ValidationError) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
         return f"unknown setting {where}; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
-    # A key pasted where its variable's name or an address belongs must not be repeated.
-    secret = where.rpartition(".")[2].startswith("api_key") or "@" in str(problem["input"])
+    if problem["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        near = difflib.get_close_matches(str(problem["input"]), choices, n=1)
+        message += f"; did you mean {near[0]}?" if near else ""
+    # Keys of models, stores and clusters are pasted into wrong places: what was found there is not repeated.
+    secret = (
+        problem["loc"][:1] == ("models",) or problem["loc"][:2] == ("spark", "conf") or "@" in str(problem["input"])
+    )
     found = "" if secret or isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
     return f"bad setting {where}: {message}{found}"
 
@@ -388,5 +423,16 @@ def _group_inside(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _unreadable(error: Exception) -> str:
+    """What is wrong with a YAML text, and where; nothing of the text itself, which may hold a key."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        # What stands in quotes is of the text, but for single characters and the names of tokens.
+        problem = re.sub(r"('.'|'<[^']*>')|'[^']*'", lambda quoted: quoted[1] or "…", error.problem or "not understood")
+        return f"line {error.problem_mark.line + 1}: {problem.partition('; ')[0]}"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    if isinstance(error, yaml.YAMLError):
+        return str(error).splitlines()[0]
+    return "a value has the form or tag of a number or date and is none"

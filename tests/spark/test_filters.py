@@ -8,7 +8,6 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark.errors import SettingsError
 from personahub_spark.filters import RULES, quality_flags
 from personahub_spark.settings import FilterSettings
 
@@ -144,16 +143,6 @@ def test_rules_that_are_off_flag_nothing_and_all_may_be_off(spark: SparkSession)
     assert judged([]) == ["too_short", "first_person", "contact_data", "refusal"]
     assert judged(["refusal", "too_short"]) == ["first_person", "contact_data"]
     assert judged(list(RULES)) == []
-
-
-def test_an_unknown_rule_in_off_is_named_with_its_neighbour(spark: SparkSession) -> None:
-    with pytest.raises(SettingsError, match=r"'to_short'; did you mean too_short"):
-        quality_flags(
-            F.lit("x"),
-            source_text=F.lit("x"),
-            expected_lang=F.lit("en"),
-            settings=FilterSettings(disabled=["to_short"]),
-        )
 
 
 def test_a_megabyte_of_text_is_judged_in_seconds_under_ansi_mode(spark: SparkSession) -> None:

@@ -284,6 +284,27 @@ def test_bad_settings_end_every_job_with_code_2_and_one_sentence(
     assert capsys.readouterr().err.strip() == said
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("synthesis.0.model=nobody", "models.nobody is not set (models here: default)"),
+        ("personas.model=nobody", "models.nobody is not set (models here: default)"),
+        ("filters.disabled=[too_shrt]", "did you mean too_short?"),
+        ("dedup.surface={threshold: 0.3, num_hashes: 16}", "16 hashes find a pair at 0.3"),
+    ],
+)
+def test_what_a_later_step_would_stumble_over_stops_the_pipeline_before_spark_starts(
+    override: str, said: str, fake_java: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = fake_java()
+    monkeypatch.chdir(ROOT)
+    assert run_job("jobs/run_pipeline.py", ["--set", override], monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and said in told and told.count("\n") == 1
+    assert not (folder / "calls").exists()
+
+
 # --- scripts/make_environment.sh
 
 

@@ -72,11 +72,11 @@ def test_an_unknown_key_names_its_place_and_its_nearest_neighbour(raw: dict[str,
         ({"synthesis": {"task": "math"}}, "synthesis", ""),
         ({"pipeline": {"steps": ["fly"]}}, "pipeline.steps.0", "'fly'"),
         ({"store": {"database": "a;b"}}, "store.database", "'a;b'"),
-        ({"spark": {"conf": {"spark.x": [1]}}}, "spark.conf.spark.x", "[1]"),
+        ({"spark": {"conf": {"spark.x": [1]}}}, "spark.conf.spark.x", ""),
         ({"documents": {"columns": {"txt": "body"}}}, "documents.columns.txt", "'txt'"),
-        ({"models": {"x": {**ENDPOINT, "base_url": "h:8000/v1"}}}, "models.x.base_url", "'h:8000/v1'"),
-        ({"models": {"x": {**ENDPOINT, "in_flight": 0}}}, "models.x.in_flight", "0"),
-        ({"models": {"x": {**ENDPOINT, "in_flight": "many"}}}, "models.x.in_flight", "'many'"),
+        ({"models": {"x": {**ENDPOINT, "base_url": "h:8000/v1"}}}, "models.x.base_url", ""),
+        ({"models": {"x": {**ENDPOINT, "in_flight": 0}}}, "models.x.in_flight", ""),
+        ({"filters": {"disabled": ["to_short"]}}, "filters.disabled.0", "'to_short'"),
         ({"models": {"x": {"model": "m"}}}, "models.x.base_url", ""),
     ],
 )
@@ -92,10 +92,20 @@ def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: st
         ({"store": {"root": None}}, "store.state must name a folder when store.root is null"),
         ({"synthesis": [{"variant": "topic"}]}, "topic must be given with variant 'topic', and only there"),
         ({"synthesis": [{"topic": "geometry"}]}, "topic must be given with variant 'topic', and only there"),
+        ({"filters": {"min_words": 81}}, "min_words 81 is above max_words 80, which flags everything"),
+        (
+            {"dedup": {"surface": {"threshold": "0.3", "num_hashes": 16}}},
+            "bad setting dedup.surface: 16 hashes find a pair at 0.3 with a chance of 0.996677 at most, below the "
+            "recall 0.999; raise num_hashes, or lower recall",
+        ),
     ],
 )
 def test_settings_that_need_each_other_are_refused_apart(raw: dict[str, Any], wanted: str) -> None:
     assert wanted in refusal(raw)
+
+
+def test_settings_that_go_together_are_taken() -> None:
+    validate({"filters": {"min_words": 80}, "dedup": {"surface": {"threshold": "0.3", "num_hashes": 20}}})
     validate({"store": {"root": None, "state": "/s"}, "synthesis": [{"variant": "topic", "topic": "geometry"}]})
 
 
@@ -111,14 +121,76 @@ def test_state_lies_under_the_root_unless_named() -> None:
         {"api_key_file": "sk-proj-hush"},
         {"api_key_credential": "sk-proj-hush"},
         {"base_url": "https://sk-proj-hush@host/v1"},
+        {"base_url": "https://host/v1?key=AIza-hush"},
+        {"in_flight": "sk-proj-hush"},
         {"others": [{"base_url": "http://h/v1", "api_key_file": "sk-proj-hush"}]},
     ],
-    ids=["env", "file", "credential", "url", "other"],
+    ids=["env", "file", "credential", "url", "query", "number", "other"],
 )
 def test_a_key_put_where_its_name_belongs_is_not_repeated(field: dict[str, str]) -> None:
     said = refusal({"models": {"x": {**ENDPOINT, **field}}})
     assert f"models.x.{next(iter(field))}" in said
     assert "hush" not in said
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"models": "sk-hush"},
+        {"models": {"x": "sk-hush"}},
+        {"models": {"x": ["sk-hush"]}},
+        {"models": {"x": {**ENDPOINT, "others": "sk-hush"}}},
+        {"spark": {"conf": {"spark.hadoop.fs.s3a.secret.key": ["hush"]}}},
+    ],
+    ids=["models", "model", "list", "others", "spark"],
+)
+def test_a_key_put_where_a_group_belongs_is_not_repeated(raw: dict[str, Any]) -> None:
+    said = refusal(raw)
+    assert said.startswith(f"bad setting {next(iter(raw))}")
+    assert "hush" not in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("models:\n  x: sk-hush: y", "line 2: mapping values are not allowed here"),
+        ("models:\n  x: 'sk-hush", "line 2: found unexpected end of stream"),
+        ("models:\n  x: [sk-hush", "line 2: expected ',' or ']', but got '<stream end>'"),
+        ("models: {x: *sk-hush}", "line 1: found undefined alias …"),
+        ("models: {x: !sk-hush y}", "line 1: could not determine a constructor for the tag …"),
+        ("models: {x: !!int sk-hush}", "a value has the form or tag of a number or date and is none"),
+        ("models:\n- &hush 1\n- &hush 2", "line 3: second occurrence"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_told_by_line_and_fault_and_not_repeated(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(content)
+    for read in (load, load_prices):
+        with pytest.raises(SettingsError) as caught:
+            read(file)
+        assert str(caught.value).endswith(f"{file} cannot be read: {said}")
+    _, _, value = content.replace("\n", " ").partition("models:")
+    with pytest.raises(SettingsError) as caught:
+        file.write_text("")
+        load(file, [f"models={value}"])
+    assert "hush" not in str(caught.value)
+
+
+def test_an_override_without_a_value_is_not_repeated_where_models_are(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("")
+    with pytest.raises(SettingsError, match=r"--set wants a.b=value, found one that begins with models"):
+        load(file, ["models.default.api_key_env:sk-hush"])
+
+
+def test_the_models_that_a_step_asks_are_looked_up_by_step() -> None:
+    settings = validate({"models": {"a": ENDPOINT}, "personas": {"model": "a"}, "synthesis": [{"model": "a"}, {}]})
+    assert settings.endpoints_of("ingest_documents") == []
+    assert settings.endpoints_of("extract_personas") == [settings.models["a"]]
+    with pytest.raises(SettingsError, match=re.escape("models.default is not set (models here: a)")):
+        settings.endpoints_of("synthesize")
 
 
 def test_a_missing_endpoint_names_the_known_ones() -> None:
