@@ -5,12 +5,12 @@ set -u
 folder=$1
 fail() { echo "error: $1" >&2; exit 2; }
 
-works() { "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+works() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
 python=
-for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
+for candidate in ${PYTHON:-python3.11 python3}; do
     if works "$candidate"; then python=$candidate; break; fi
 done
-[ -n "$python" ] || fail "no Python 3.11 or 3.12 with venv was found (looked for: ${PYTHON:-python3.11 python3.12 python3}); install Python 3.11 (on Debian also python3.11-venv), or name yours with PYTHON=path"
+[ -n "$python" ] || fail "no Python 3.11 with venv was found (looked for: ${PYTHON:-python3.11 python3}); install Python 3.11 (on Debian also python3.11-venv), or name yours with PYTHON=path"
 
 free_kb=$(df -Pk . | awk 'NR == 2 {print $4}')
 [ "$free_kb" -ge 3000000 ] || fail "less than 3 GB are free here; the environment needs about 2 GB"

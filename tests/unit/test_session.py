@@ -325,14 +325,20 @@ def make_environment(
     )  # fmt: skip
 
 
+def pretend(version: str) -> str:
+    """A script that is this Python, but for the version that it tells ``-c`` programs."""
+    return f'exec {sys.executable} -c "import sys; sys.version_info = ({version}); exec(sys.argv[1])" "$2"'
+
+
 @pytest.mark.parametrize(
     ("pythons", "variable", "looked_for"),
     [
-        ({}, "", "python3.11 python3.12 python3"),
-        ({"python3": "exit 1"}, "", "python3.11 python3.12 python3"),
+        ({}, "", "python3.11 python3"),
+        ({"python3": pretend("3, 10, 9")}, "", "python3.11 python3"),
+        ({"python3": pretend("3, 12, 0")}, "", "python3.11 python3"),
         ({"python3.11": f'exec {sys.executable} "$@"'}, "python2.7", "python2.7"),
     ],
-    ids=["none", "too old", "another one named"],
+    ids=["none", "too old", "too new", "another one named"],
 )
 def test_no_python_that_fits_is_one_sentence(
     tmp_path: Path, pythons: dict[str, str], variable: str, looked_for: str
@@ -340,7 +346,7 @@ def test_no_python_that_fits_is_one_sentence(
     done = make_environment(tmp_path, pythons=pythons, variable=variable)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
-        f"error: no Python 3.11 or 3.12 with venv was found (looked for: {looked_for}); install"
+        f"error: no Python 3.11 with venv was found (looked for: {looked_for}); install"
     )
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "made").exists()
