@@ -259,6 +259,19 @@ class Price(_Group):
     input: Decimal = Field(ge=0)
     cached_input: Decimal | None = Field(default=None, ge=0, description="null: as input")
     output: Decimal = Field(ge=0)
+    batch_share: Decimal = Field(
+        default=Decimal("0.5"), ge=0, le=1, description="part of these prices that a call in a batch file costs"
+    )
+
+    @property
+    def of_batches(self) -> Price:
+        """The price of calls in batch files."""
+        share = self.batch_share
+        return Price(
+            input=self.input * share,
+            cached_input=None if self.cached_input is None else self.cached_input * share,
+            output=self.output * share,
+        )
 
 
 class Settings(_Group):

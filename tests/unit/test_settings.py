@@ -382,6 +382,10 @@ def test_prices_are_exact_and_say_what_cached_input_costs(tmp_path: Path) -> Non
     assert prices["a"].input == Decimal("0.15")
     assert prices["a"].cached_input == Decimal("0.075")
     assert prices["b"].cached_input is None
+    assert prices["a"].of_batches.cached_input == Decimal("0.0375")
+    assert (prices["b"].of_batches.input, prices["b"].of_batches.cached_input) == (Decimal("0.5"), None)
+    file.write_text("a: {input: 1, output: 2, batch_share: 0.75}")
+    assert load_prices(file)["a"].of_batches.output == Decimal("1.5")
     file.write_text("")
     assert load_prices(file) == {}
 
