@@ -5,22 +5,27 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
+# Recipes take these from the environment, so that quotes, blanks and dollar signs in them stay as they were typed.
+override DOCS := $(value DOCS)
+override Q := $(value Q)
+export DOCS MODEL PORT K Q CONF STORE
+
 .PHONY: help demo test check sql package clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/ready  ## web text to personas to math problems on a local model; DOCS=path MODEL=name PORT=number
-	@$(RUN) demo/run.py $(if $(DOCS),--documents '$(DOCS)') $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port '$(PORT)')
+	@$(RUN) demo/run.py $${DOCS:+--documents "$$DOCS"} $${MODEL:+--model "$$MODEL"} $${PORT:+--port "$$PORT"}
 
 test: $(VENV)/ready  ## all tests; K=expression selects some
-	@$(RUN) -m pytest $(if $(K),-k '$(K)')
+	@$(RUN) -m pytest $${K:+-k "$$K"}
 
 check: $(VENV)/ready  ## ruff, mypy and the import law
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(RUN) -m pytest -q tests/unit/test_import_law.py
 
-sql: $(VENV)/ready  ## ask the tables: make sql Q="select * from hub limit 20"; CONF=file other settings than conf/local.yaml
-	@$(RUN) jobs/query_tables.py --conf $(or $(CONF),conf/local.yaml) '$(or $(Q),select * from hub limit 20)'
+sql: $(VENV)/ready  ## ask the tables: make sql Q="select * from hub limit 20"; STORE=folder of other tables, CONF=other settings
+	@$(RUN) jobs/query_tables.py --conf "$${CONF:-conf/local.yaml}" $${STORE:+--set "store.root=$$STORE"} -- "$${Q:-select * from hub limit 20}"
 
 package: $(VENV)/ready  ## the zip that executors need, for spark-submit --py-files
 	@mkdir -p dist && cp "$$($(RUN) -c 'from personahub_spark import session; print(session.package_zip())')" dist/personahub_spark.zip && echo dist/personahub_spark.zip

@@ -2,7 +2,11 @@
 
 import sys
 
-from personahub_spark.session import exit_code, open_context, parser
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.session import cause, exit_code, open_context, parser
 from personahub_spark.settings import load
 
 
@@ -15,8 +19,11 @@ def main() -> None:
         settings = load(arguments.conf, arguments.set)
         context = open_context(settings)
         context.store.use()
-        rows = context.spark.sql(arguments.query)
-        rows.show(arguments.rows, truncate=120 if sys.stdout.isatty() else 0, vertical=len(rows.columns) > 5)
+        try:
+            rows = context.spark.sql(arguments.query)
+            rows.show(arguments.rows, truncate=120 if sys.stdout.isatty() else 0, vertical=len(rows.columns) > 5)
+        except (PySparkException, Py4JJavaError) as error:
+            raise PersonaHubError(f"the query failed: {cause(error)}") from error
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def build(spark_settings: SparkSettings) -> SparkSession:
     try:
         spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
-        raise PersonaHubError(f"Spark did not start: {_first_line(error)}") from error
+        raise PersonaHubError(f"Spark did not start: {cause(error)}") from error
     _refuse_speculation(spark.sparkContext.getConf())  # spark-submit or spark-defaults.conf may have turned it on
     spark.sparkContext.setLogLevel("ERROR")
     if not re.match(r"local(\[|$)", str(spark.sparkContext.master)):  # executors elsewhere, local-cluster included
@@ -215,9 +215,9 @@ class Context:
     progress: Progress
     started_at: datetime
 
-    def add_new(self, table: Table, rows: DataFrame) -> int:
-        """Add the rows that ``table`` does not have yet, stamped with this run; how many those were."""
-        return self.store.add_new(table, rows, run_id=self.run_id, created_at=self.started_at)
+    def add_new(self, table: Table, rows: DataFrame, *, expected: int | None = None) -> int:
+        """Add the rows that ``table`` does not have yet, stamped with this run; see ``Store.add_new``."""
+        return self.store.add_new(table, rows, run_id=self.run_id, created_at=self.started_at, expected=expected)
 
 
 def open_context(settings: Settings, *, dry_run: bool = False, progress: Progress | None = None) -> Context:
@@ -308,6 +308,16 @@ def exit_code() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped; what was answered so far is kept, run again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+def cause(error: BaseException) -> str:
+    """What lies at the bottom of an error that came through Spark, in one line."""
+    thrown = getattr(error, "java_exception", None)  # of Py4J's errors; PySpark's own say their cause themselves
+    while thrown is not None and thrown.getCause() is not None:
+        thrown = thrown.getCause()
+    said = str(error) if thrown is None else str(thrown.toString())
+    lines = [line.strip(" ;") for line in said.splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def now() -> datetime:
@@ -412,10 +422,6 @@ def _package_files() -> Iterator[tuple[str, bytes]]:
                 yield inside + entry.name, entry.read_bytes()
 
     return walk(resources.files("personahub_spark"), "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 if __name__ == "__main__":  # the jars, for spark-submit --jars

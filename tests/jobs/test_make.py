@@ -1,0 +1,39 @@
+"""The targets of the Makefile that a reader of the README types."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from personahub_spark.session import Context
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def make(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """make with this Python as its environment."""
+    environment = tmp_path / "environment"
+    python = environment / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (environment / "ready").touch()
+    command = ["make", *arguments, f"VENV={environment}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_query_keeps_its_quotes_and_a_wrong_one_is_one_sentence(
+    make_context: Callable[..., Context], tmp_path: Path
+) -> None:
+    context = make_context()
+    store = f"STORE={context.settings.store.root}"
+    query = "select concat('it\"s ', '$HOME $(HOME)') as said, count(*) as n from hub where lang = 'en'"
+    done = make(tmp_path, "sql", store, f"Q={query}")
+    assert done.returncode == 0, done.stderr
+    assert '|it"s $HOME $(HOME)|0' in done.stdout.replace(" |", "|")
+    done = make(tmp_path, "sql", store, "Q=select nothing from hub")
+    assert "Error 2" in done.stderr
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("make: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: the query failed: [UNRESOLVED_COLUMN"), done.stderr
