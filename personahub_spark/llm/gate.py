@@ -1,19 +1,63 @@
-"""One gate for all calls of a run: tasks ask here before they call, so that limits hold for all of them together."""
+"""One gate for all calls of a run: tasks ask here before they call, so that limits hold for all of them together.
+
+:class:`Gate` serves on the driver, :class:`GateClient` asks in a task. What is decided, and why, is in ``limits``; here
+is how it is carried: one JSON object a line each way. The gate begins with a nonce, the task proves with it that it has
+the run's token, and everything else follows.
+
+====================  ====================================================================================
+task to gate
+====================  ====================================================================================
+``hello``             the nonce, signed
+``ask``               [[number, tokens, dearest micro-dollars or null], …]: calls to be made
+``drop``              [number, …]: calls that will not be made after all
+``done``              [[number, tokens, cost, seconds since it began, failure], …]: calls that were made
+``free``              {calls, tokens, cost, succeeded: [[address, calls, seconds], …], failed: [[address, seconds,
+                      failure], …]}: calls that were made without asking, while the gate allows it
+====================  ====================================================================================
+
+``go`` [[number, address, probe], …], ``no`` [[number, failure], …] and ``outlook`` come back; a failure is null or
+[kind, error class, message, Retry-After].
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import hmac
 import itertools
+import json
+import logging
+import math
 import secrets
+import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from types import TracebackType
-from typing import final
+from typing import Any, Protocol, TypeVar, final
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.failures import Failure
+from personahub_spark.llm.limits import Admission, Go, Outlook, Turns, asked_s, budget_reached
 from personahub_spark.settings import Endpoint, Price
+
+log = logging.getLogger(__name__)
+
+# Long enough for everything one task has in flight; a line that is longer comes from no task of ours.
+MAX_LINE = 1 << 20
+# Free calls are told of together; the breaker waits longer than this for successes.
+REPORT_S = 0.1
+HANDSHAKE_S = 10.0
+# The rates of GateState are over so many whole seconds.
+RATE_S = 10
+
+_GATE_LOST = Failure("retry", "gate_lost", "the run's gate on the driver cannot be reached, so no call can be admitted")
+
+_T = TypeVar("_T")
+_Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,12 +74,12 @@ class Permit:
     """Leave to make one call at ``endpoint.addresses[address]``; hand it back with ``GateClient.settle``.
 
     ``probe``: the address is closed, and this call finds out whether it works again; its failure is no attempt of
-    the row. ``id`` is 0 where the gate keeps no account of single calls. ``began`` is ``time.monotonic()``.
+    the row. ``number`` is 0 where the gate keeps no account of single calls. ``began`` is ``time.monotonic()``.
     """
 
     address: int
     probe: bool
-    id: int
+    number: int
     tokens: int
     began: float
 
@@ -52,24 +96,25 @@ class NotAdmitted(Exception):  # noqa: N818 - no error of ours: a value that end
 class GateState:
     """What passed the gate so far, and what holds it up.
 
-    ``requests_share`` and ``tokens_share`` are parts of the limits used over the last seconds (None: no limit).
-    ``unsure_microusd`` is the part of ``spent_microusd`` that was reserved by calls whose cost nobody reported (a task
-    was lost, a call timed out): it counts as spent. ``paused`` says why nothing is admitted now, or is None.
+    ``in_flight`` counts calls that the gate keeps account of: none while there are neither limits nor a cap. Rates are
+    of the last ``RATE_S`` seconds; ``requests_share`` and ``tokens_share`` are their parts of the limits (None: no
+    limit). ``unsure_microusd`` is the part of ``spent_microusd`` that was reserved by calls whose cost nobody reported
+    (a task was lost, a call timed out): it counts as spent. ``paused`` says why nothing is admitted now, or is None.
     """
 
-    admitted: int = 0
-    waiting: int = 0
-    in_flight: int = 0
-    tokens: int = 0
-    refusals: int = 0
-    requests_per_s: float = 0.0
-    tokens_per_s: float = 0.0
-    requests_share: float | None = None
-    tokens_share: float | None = None
-    spent_microusd: Decimal = Decimal(0)
-    reserved_microusd: Decimal = Decimal(0)
-    unsure_microusd: Decimal = Decimal(0)
-    paused: str | None = None
+    admitted: int
+    waiting: int
+    in_flight: int
+    tokens: int
+    refusals: int
+    requests_per_s: float
+    tokens_per_s: float
+    requests_share: float | None
+    tokens_share: float | None
+    spent_microusd: Decimal
+    reserved_microusd: Decimal
+    unsure_microusd: Decimal
+    paused: str | None
 
 
 @final
@@ -77,8 +122,11 @@ class Gate:
     """The gate of one run, on the driver: a TCP server on a thread of its own while the context lasts.
 
     ``keys`` are values of keys by position in ``endpoint.addresses``, for tasks that cannot look them up themselves.
-    Raises PersonaHubError when there is a cap but no price: such calls cannot be bounded.
+    ``place`` is there once the context is entered. Raises PersonaHubError when there is a cap but no price (such calls
+    cannot be bounded), and on entry when ``host`` is no address of this machine.
     """
+
+    place: GatePlace
 
     def __init__(
         self,
@@ -96,57 +144,589 @@ class Gate:
                 f"calls.max_cost_usd is set, but model {endpoint.model} has no price in the price file, so what its "
                 "calls cost cannot be bounded; add its price, or take the cap away"
             )
-        self.place = GatePlace(host, 0, secrets.token_hex(32))
+        self._admission = Admission(
+            endpoint.addresses,
+            cap_microusd=None if max_cost_usd is None else max_cost_usd * 1_000_000,
+            spent_microusd=spent_microusd,
+            outage_limit_s=outage_limit_s,
+        )
+        self._host = host
+        self._keys = dict(keys or {})
+        self._loop = asyncio.new_event_loop()
+        self._hub = _Hub(self._admission, endpoint, self._loop)
+        self._connections: set[_TaskConnection] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="personahub-gate", daemon=True)
 
     def __enter__(self) -> Gate:
+        token = secrets.token_hex(32)
+
+        async def serve() -> int:
+            self._server = await self._loop.create_server(
+                lambda: _TaskConnection(self._hub, token, self._keys, self._connections), self._host, 0, backlog=1024
+            )
+            return int(self._server.sockets[0].getsockname()[1])
+
+        self._thread.start()
+        try:
+            port = asyncio.run_coroutine_threadsafe(serve(), self._loop).result()
+        except OSError as error:
+            self._end()
+            raise PersonaHubError(f"the run's gate cannot listen at {self._host} ({error})") from None
+        self.place = GatePlace(self._host, port, token)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pass
+        async def close() -> None:
+            self._server.close()
+            for connection in list(self._connections):
+                connection.abort()
+
+        asyncio.run_coroutine_threadsafe(close(), self._loop).result()
+        self._end()
 
     def state(self) -> GateState:
-        return GateState()
+        """How things stand; also after the context has ended."""
+        return self._on_loop(self._hub.state)
 
     def stop(self, reason: str) -> None:
         """End the run from outside: every task stops within a second, with ``reason``."""
+        self._on_loop(lambda: self._hub.stop(Failure("run", "run_stopped", reason)))
+
+    def _on_loop(self, act: Callable[[], _T]) -> _T:
+        if not self._loop.is_running():
+            return act()
+
+        async def run() -> _T:
+            return act()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 @final
 class GateClient:
     """One task's side of the gate; everything here runs on the event loop that ``open`` was called on.
 
-    ``keys`` are those the gate handed out, by position in ``endpoint.addresses``. ``paused_s`` is how long nothing
-    could be admitted because no address was open, so far: deadlines of requests are extended by it.
+    ``keys`` are those the gate handed out, by position in ``endpoint.addresses``.
     """
 
     keys: Mapping[int, str]
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
         self.keys = {}
-        self.paused_s = 0.0
-        self._ids = itertools.count(1)
+        self._loop = loop
+        self._link: _Link | None = None
+        self._turns = Turns([address.weight for address in endpoint.addresses])
+        self._addresses = len(endpoint.addresses)
+        self._open_addresses = list(range(self._addresses))
+        self._outlook = Outlook(free=False, held=False, gone=frozenset(), final=None, affordable=None)
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, tuple[asyncio.Future[Permit], int]] = {}
+        self._outbox: _Message = {}
+        self._free = _FreeCalls()
+        self._flush_soon = False
+        self._report_later: asyncio.TimerHandle | None = None
+        self._paused_s = 0.0
+        self._held_since: float | None = None
 
     @classmethod
     async def open(cls, place: GatePlace | None, endpoint: Endpoint, price: Price | None) -> GateClient:
-        """A client of the gate at ``place``, or of one inside this process; NotAdmitted when it cannot be reached."""
-        return cls()
+        """A client of the gate at ``place``, or of one of its own inside this process; NotAdmitted if unreachable."""
+        loop = asyncio.get_running_loop()
+        client = cls(endpoint, loop)
+        if place is None:
+            client._link = _LocalLink(_Hub(Admission(endpoint.addresses), endpoint, loop), client._receive)
+            return client
+        connection = _GateConnection(place.token, client._receive, client._lose, loop)
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                await loop.create_connection(lambda: connection, place.host, place.port)
+                client.keys = await connection.welcomed
+        except (OSError, TimeoutError):
+            connection.close()
+            raise NotAdmitted(_GATE_LOST) from None
+        client._link = connection
+        return client
+
+    @property
+    def paused_s(self) -> float:
+        """How long nothing could be admitted because no address was open, so far: deadlines are extended by it."""
+        return self._paused_s + (0.0 if self._held_since is None else time.monotonic() - self._held_since)
 
     async def admit(self, *, tokens: int, dearest_microusd: Decimal | None) -> Permit:
         """Leave for one call of about ``tokens`` tokens that costs at most ``dearest_microusd``; waits as needed.
 
         May be cancelled. Raises NotAdmitted.
         """
-        return Permit(address=0, probe=False, id=0, tokens=tokens, began=time.monotonic())
+        outlook = self._outlook
+        if outlook.final is not None:
+            raise NotAdmitted(outlook.final)
+        if outlook.affordable is not None and dearest_microusd is not None and dearest_microusd > outlook.affordable:
+            raise NotAdmitted(budget_reached(dearest_microusd, outlook.affordable))
+        if outlook.free:
+            address = self._turns.choose(self._open_addresses)
+            return Permit(address, probe=False, number=0, tokens=tokens, began=time.monotonic())
+        number = next(self._numbers)
+        answered: asyncio.Future[Permit] = self._loop.create_future()
+        self._waiting[number] = answered, tokens
+        self._say("ask", [number, tokens, None if dearest_microusd is None else str(dearest_microusd)])
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            self._waiting.pop(number, None)
+            self._say("drop", number)
+            if answered.done() and not answered.cancelled():
+                answered.exception()  # seen, so that nobody is told of it
+            raise
 
     def settle(
         self, permit: Permit, *, tokens: int | None, cost_microusd: Decimal | None, failure: Failure | None
     ) -> None:
         """Say what became of a call: what it used (None: unknown), and its failure (None: it succeeded).
 
-        Every permit is settled once, also when the call was cancelled. Never blocks.
+        Every permit is settled once, also when its call was cancelled. Never blocks.
         """
+        if permit.number:
+            age_s = time.monotonic() - permit.began
+            cost = None if cost_microusd is None else str(cost_microusd)
+            self._say("done", [permit.number, tokens, cost, age_s, _packed(failure)])
+            return
+        self._free.settle(permit, tokens, cost_microusd, failure)
+        if failure is not None:
+            self._flush_in_this_round()
+        elif self._report_later is None:
+            self._report_later = self._loop.call_later(REPORT_S, self._flush)
 
     def close(self) -> None:
-        """Leave; permits not settled count as spent."""
+        """Leave; calls that were not settled count as billed."""
+        self._flush()
+        if self._report_later is not None:
+            self._report_later.cancel()
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        self._lose()
+
+    def _say(self, what: str, item: Any) -> None:
+        self._outbox.setdefault(what, []).append(item)
+        self._flush_in_this_round()
+
+    def _flush_in_this_round(self) -> None:
+        if not self._flush_soon:
+            self._flush_soon = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_soon = False
+        if self._free.calls:
+            self._outbox["free"] = self._free.message()
+            self._free = _FreeCalls()
+        if self._report_later is not None:
+            self._report_later.cancel()
+            self._report_later = None
+        message, self._outbox = self._outbox, {}
+        if message and self._link is not None:
+            self._link.send(message)
+
+    def _receive(self, message: _Message) -> None:
+        if "outlook" in message:
+            self._look(message["outlook"])
+        now = time.monotonic()
+        for number, address, probe in message.get("go", ()):
+            answered, tokens = self._waiting.pop(number, (None, 0))
+            if answered is not None and not answered.done():
+                answered.set_result(Permit(address, probe, number, tokens, now))
+        for number, failure in message.get("no", ()):
+            answered, _ = self._waiting.pop(number, (None, 0))
+            if answered is not None and not answered.done():
+                answered.set_exception(NotAdmitted(Failure(*failure)))
+
+    def _look(self, seen: _Message) -> None:
+        gone = frozenset(seen["gone"])
+        self._outlook = Outlook(
+            free=seen["free"],
+            held=seen["held"],
+            gone=gone,
+            final=None if seen["final"] is None else Failure(*seen["final"]),
+            affordable=None if seen["affordable"] is None else Decimal(seen["affordable"]),
+        )
+        self._open_addresses = [k for k in range(self._addresses) if k not in gone]
+        if self._outlook.held and self._held_since is None:
+            self._held_since = time.monotonic()
+        elif not self._outlook.held and self._held_since is not None:
+            self._paused_s += time.monotonic() - self._held_since
+            self._held_since = None
+
+    def _lose(self) -> None:
+        """The gate is gone: nothing is admitted any more."""
+        self._outlook = Outlook(free=False, held=False, gone=frozenset(), final=_GATE_LOST, affordable=None)
+        for answered, _ in self._waiting.values():
+            if not answered.done():
+                answered.set_exception(NotAdmitted(_GATE_LOST))
+        self._waiting.clear()
+
+
+class _FreeCalls:
+    """What became of calls that were made without asking, until the gate is told."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._tokens = 0
+        self._cost = Decimal(0)
+        self._succeeded: dict[int, tuple[int, float]] = {}  # by address: calls, when the youngest began
+        self._failed: list[tuple[int, float, Failure]] = []
+
+    def settle(self, permit: Permit, tokens: int | None, cost: Decimal | None, failure: Failure | None) -> None:
+        self.calls += 1
+        self._tokens += permit.tokens if tokens is None else tokens
+        self._cost += cost or 0
+        if failure is None:
+            calls, youngest = self._succeeded.get(permit.address, (0, permit.began))
+            self._succeeded[permit.address] = calls + 1, max(youngest, permit.began)
+        else:
+            self._failed.append((permit.address, permit.began, failure))
+
+    def message(self) -> _Message:
+        now = time.monotonic()
+        return {
+            "calls": self.calls,
+            "tokens": self._tokens,
+            "cost": str(self._cost),
+            "succeeded": [[k, calls, now - youngest] for k, (calls, youngest) in self._succeeded.items()],
+            "failed": [[k, now - began, _packed(failure)] for k, began, failure in self._failed],
+        }
+
+
+class _Hub:
+    """An Admission with a clock: hears its members, answers them, and looks again when it is time."""
+
+    def __init__(self, admission: Admission, endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
+        self._admission = admission
+        self._loop = loop
+        self._members: dict[int, Callable[[_Message], None]] = {}
+        self._ids = itertools.count(1)
+        self._told: Outlook | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._requests_per_s = _sum_per_s([address.requests_per_minute for address in endpoint.addresses])
+        self._tokens_per_s = _sum_per_s([address.tokens_per_minute for address in endpoint.addresses])
+        self._samples: deque[tuple[float, int, int]] = deque()
+
+    def join(self, send: Callable[[_Message], None]) -> int:
+        """A new member, to whom messages go by ``send``; the first says how things are."""
+        member = next(self._ids)
+        self._members[member] = send
+        send({"outlook": _outlook_message(self._admission.outlook(self._loop.time()))})
+        return member
+
+    def leave(self, member: int) -> None:
+        """The member is gone, in whatever way."""
+        self._members.pop(member, None)
+        self._admission.leave(member)
+        self._act()
+
+    def receive(self, member: int, message: _Message) -> None:
+        """What a member says. Raises what comes of reading a message that is none of ours."""
+        now = self._loop.time()
+        for number, tokens, dearest in message.get("ask", ()):
+            cost = None if dearest is None else Decimal(dearest)
+            self._admission.ask(member, number, tokens=tokens, dearest=cost)
+        for number in message.get("drop", ()):
+            self._admission.withdraw(member, number)
+        for number, tokens, cost, age_s, packed in message.get("done", ()):
+            failure = None if packed is None else Failure(*packed)
+            self._admission.settle(
+                member,
+                number,
+                tokens=tokens,
+                cost=None if cost is None else Decimal(cost),
+                failure=failure,
+                asked_s=_asked_s(failure),
+                began=now - age_s,
+                now=now,
+            )
+        if "free" in message:
+            self._hear(message["free"], now)
+        self._act()
+
+    def stop(self, failure: Failure) -> None:
+        self._admission.stop(failure)
+        self._act()
+
+    def state(self) -> GateState:
+        now = self._loop.time()
+        self._sample(now)
+        began, admitted, tokens = self._samples[0]
+        elapsed_s = max(now - began, 1e-9)
+        requests_per_s = (self._admission.admitted - admitted) / elapsed_s
+        tokens_per_s = (self._admission.tokens - tokens) / elapsed_s
+        budget = self._admission.budget
+        return GateState(
+            admitted=self._admission.admitted,
+            waiting=self._admission.waiting,
+            in_flight=self._admission.in_flight,
+            tokens=self._admission.tokens,
+            refusals=self._admission.refusals,
+            requests_per_s=requests_per_s,
+            tokens_per_s=tokens_per_s,
+            requests_share=None if self._requests_per_s is None else requests_per_s / self._requests_per_s,
+            tokens_share=None if self._tokens_per_s is None else tokens_per_s / self._tokens_per_s,
+            spent_microusd=budget.spent,
+            reserved_microusd=budget.reserved,
+            unsure_microusd=budget.unsure,
+            paused=self._admission.why_held(now),
+        )
+
+    def _hear(self, free: _Message, now: float) -> None:
+        self._admission.hear(calls=free["calls"], tokens=free["tokens"], cost=Decimal(free["cost"]))
+        for address, calls, age_s in free["succeeded"]:
+            self._admission.hear_success(address, calls=calls, began=now - age_s)
+        for address, age_s, packed in free["failed"]:
+            failure = Failure(*packed)
+            self._admission.hear_failure(address, failure, _asked_s(failure), began=now - age_s, now=now)
+
+    def _act(self) -> None:
+        """Answer and tell what can be said now, and set the timer."""
+        now = self._loop.time()
+        self._sample(now)
+        messages: dict[int, _Message] = {}
+        for answer in self._admission.decide(now):
+            message = messages.setdefault(answer.member, {})
+            if isinstance(answer, Go):
+                message.setdefault("go", []).append([answer.number, answer.address, answer.probe])
+            else:
+                message.setdefault("no", []).append([answer.number, _packed(answer.failure, whole=True)])
+        outlook = self._admission.outlook(now)
+        if outlook != self._told:
+            self._told = outlook
+            self._log(outlook, now)
+            for member in self._members:
+                messages.setdefault(member, {})["outlook"] = _outlook_message(outlook)
+        wake_at = self._admission.wake_at if self._members else math.inf
+        if self._timer is None or self._timer.when() != wake_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None if wake_at == math.inf else self._loop.call_at(wake_at, self._wake)
+        # Last: a member inside this process may answer at once.
+        for member, message in messages.items():
+            if member in self._members:
+                self._members[member](message)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._act()
+
+    def _sample(self, now: float) -> None:
+        if not self._samples or now - self._samples[-1][0] >= 0.5:
+            self._samples.append((now, self._admission.admitted, self._admission.tokens))
+        while len(self._samples) > 1 and self._samples[1][0] <= now - RATE_S:
+            self._samples.popleft()
+
+    def _log(self, outlook: Outlook, now: float) -> None:
+        if outlook.final is not None:
+            log.warning("no more calls in this run: %s", outlook.final.message)
+        elif outlook.held:
+            log.warning("calls are held: %s", self._admission.why_held(now))
+        elif outlook.affordable is not None:
+            log.warning("calls.max_cost_usd is reached")
+
+
+class _Link(Protocol):
+    """The way from a client to its gate."""
+
+    def send(self, message: _Message) -> None: ...
+    def close(self) -> None: ...
+
+
+class _LocalLink:
+    """To a gate in the same process and on the same loop."""
+
+    def __init__(self, hub: _Hub, receive: Callable[[_Message], None]) -> None:
+        self._hub = hub
+        self._member = hub.join(receive)
+
+    def send(self, message: _Message) -> None:
+        self._hub.receive(self._member, message)
+
+    def close(self) -> None:
+        self._hub.leave(self._member)
+
+
+class _Lines(asyncio.Protocol):
+    """A connection that carries one JSON object a line; one that breaks this is closed."""
+
+    max_line = MAX_LINE
+    _transport: asyncio.Transport | None = None
+
+    def __init__(self) -> None:
+        self._unread = bytearray()
+
+    def receive(self, message: _Message) -> None:
+        raise NotImplementedError
+
+    def lost(self) -> None:
+        raise NotImplementedError
+
+    def send(self, message: _Message) -> None:
+        if self._transport is not None:
+            self._transport.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close when what was sent is written."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        _keep_alive(transport.get_extra_info("socket"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self.lost()
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += data
+        *lines, rest = self._unread.split(b"\n")
+        self._unread = rest
+        try:
+            for line in lines:
+                if len(line) > self.max_line:
+                    raise ValueError("too long")
+                self.receive(json.loads(line))
+            if len(rest) > self.max_line:
+                raise ValueError("too long")
+        except (ValueError, TypeError, KeyError, LookupError, AttributeError, InvalidOperation):
+            self.abort()
+
+
+class _TaskConnection(_Lines):
+    """The gate's end: lets a task in when it knows the token."""
+
+    max_line = 1024
+
+    def __init__(self, hub: _Hub, token: str, keys: Mapping[int, str], all_of_them: set[_TaskConnection]) -> None:
+        super().__init__()
+        self._hub = hub
+        self._token = token
+        self._keys = keys
+        self._all = all_of_them
+        self._nonce = secrets.token_hex(16)
+        self._member: int | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._all.add(self)
+        self._too_late = asyncio.get_running_loop().call_later(HANDSHAKE_S, self.abort)
+        self.send({"nonce": self._nonce})
+
+    def receive(self, message: _Message) -> None:
+        if self._member is not None:
+            self._hub.receive(self._member, message)
+        elif hmac.compare_digest(str(message["hello"]), _signed(self._token, self._nonce)):
+            self._too_late.cancel()
+            self.max_line = MAX_LINE
+            keys = json.dumps({str(k): key for k, key in self._keys.items()}).encode()
+            self.send({"keys": _sealed(keys, self._token, self._nonce).hex()})
+            self._member = self._hub.join(self.send)
+        else:
+            log.warning("a connection to the gate that does not know the run's token was closed")
+            self.abort()
+
+    def lost(self) -> None:
+        self._all.discard(self)
+        self._too_late.cancel()
+        if self._member is not None:
+            self._hub.leave(self._member)
+            self._member = None
+
+
+class _GateConnection(_Lines):
+    """The task's end: ``welcomed`` are the keys that the gate hands out once it has let the task in."""
+
+    def __init__(
+        self,
+        token: str,
+        receive: Callable[[_Message], None],
+        lose: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__()
+        self.welcomed: asyncio.Future[dict[int, str]] = loop.create_future()
+        self._token = token
+        self._nonce = ""
+        self._pass_on = receive
+        self._lose = lose
+
+    def receive(self, message: _Message) -> None:
+        if "nonce" in message:
+            self._nonce = message["nonce"]
+            self.send({"hello": _signed(self._token, self._nonce)})
+            return
+        if "keys" in message:
+            keys = json.loads(_sealed(bytes.fromhex(message["keys"]), self._token, self._nonce))
+            self._keys = {int(k): key for k, key in keys.items()}
+            return
+        self._pass_on(message)
+        if not self.welcomed.done():
+            self.welcomed.set_result(self._keys)
+
+    def lost(self) -> None:
+        if not self.welcomed.done():
+            self.welcomed.set_exception(ConnectionError("the gate closed the connection"))
+        self._lose()
+
+
+def _signed(token: str, nonce: str) -> str:
+    return hmac.new(token.encode(), f"hello {nonce}".encode(), hashlib.sha256).hexdigest()
+
+
+def _sealed(data: bytes, token: str, nonce: str) -> bytes:
+    """``data`` under a pad that only who has the token can make; the same again opens it. Once for each nonce."""
+    blocks = range(len(data) // hashlib.sha256().digest_size + 1)
+    pad = b"".join(hmac.digest(token.encode(), f"keys {nonce} {k}".encode(), "sha256") for k in blocks)
+    return bytes(a ^ b for a, b in zip(data, pad, strict=False))
+
+
+def _packed(failure: Failure | None, *, whole: bool = False) -> list[str | None] | None:
+    """A failure as it travels; what one call was told matters to the gate only where it ends the run."""
+    if failure is None:
+        return None
+    message = failure.message if whole or failure.kind == "run" else ""
+    return [failure.kind, failure.error_class, message, failure.retry_after]
+
+
+def _outlook_message(outlook: Outlook) -> _Message:
+    return {
+        "free": outlook.free,
+        "held": outlook.held,
+        "gone": sorted(outlook.gone),
+        "final": _packed(outlook.final, whole=True),
+        "affordable": None if outlook.affordable is None else str(outlook.affordable),
+    }
+
+
+def _asked_s(failure: Failure | None) -> float | None:
+    return None if failure is None else asked_s(failure.retry_after, time.time())
+
+
+def _sum_per_s(per_minute: list[int | None]) -> float | None:
+    limits = [limit for limit in per_minute if limit is not None]
+    return sum(limits) / 60 if len(limits) == len(per_minute) else None
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Let a peer be missed that vanished without a word: within about half a minute, where the system can."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,13 +1,32 @@
-"""How long to wait before asking again: decisions only, no clock and no sleep."""
+"""When a call may be made, and how long to wait before asking again: decisions only, no clock and no sleep.
+
+Times are seconds of one clock that only goes forward, passed in as ``now``. :class:`Admission` is all of it together,
+for one endpoint and all its tasks; the other classes decide one thing each.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from email.utils import mktime_tz, parsedate_tz
 from random import Random
 
+from personahub_spark.llm.failures import Failure
+from personahub_spark.settings import Address
+
 BASE_S = 0.5
 CAP_S = 60.0
+
+# Failures of the address, not of what was asked. A busy endpoint (429) works.
+_OUTAGE = {"connection", "server_error", "timeout"}
+# Failures that say the endpoint wrote no answer. Any other may have been billed without our knowing.
+_UNBILLED = {
+    *("connection", "server_error", "rate_limited", "conflict"),
+    *("bad_request", "too_large", "context_length", "content_filter"),
+}
 
 
 def backoff_s(attempt: int, retry_after: str | None, rng: Random, *, now: float) -> float | None:
@@ -17,16 +36,17 @@ def backoff_s(attempt: int, retry_after: str | None, rng: Random, *, now: float)
     ``CAP_S``. With it, the wait is never shorter than asked; more than ``CAP_S`` is deferred. A header that cannot be
     read is no header. ``now`` is Unix time in seconds.
     """
-    asked_s = _asked_s(retry_after, now)
-    if asked_s is None:
+    wait_s = asked_s(retry_after, now)
+    if wait_s is None:
         return rng.uniform(0, min(CAP_S, BASE_S * 2.0 ** min(attempt - 1, 30)))
-    if asked_s > CAP_S:
+    if wait_s > CAP_S:
         return None
     # Everybody who was refused in the same second would otherwise come back in the same second.
-    return asked_s + rng.uniform(0, BASE_S)
+    return wait_s + rng.uniform(0, BASE_S)
 
 
-def _asked_s(retry_after: str | None, now: float) -> float | None:
+def asked_s(retry_after: str | None, now: float) -> float | None:
+    """Seconds that a Retry-After header asks for, None where it is absent or unreadable; ``now`` is Unix time."""
     if retry_after is None:
         return None
     try:
@@ -40,3 +60,555 @@ def _asked_s(retry_after: str | None, now: float) -> float | None:
         except (ValueError, OverflowError):
             return None
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+class Concurrency:
+    """How many calls one task has out at once: ``limit``, between 1 and ``ceiling``, where it begins.
+
+    It is halved by a refusal (429), at most once a round trip; each round trip without one adds a fixed step.
+    """
+
+    def __init__(self, ceiling: int) -> None:
+        self._ceiling = ceiling
+        self._step = max(1.0, ceiling / 32)
+        self._limit = float(ceiling)
+        self._cut_at = -math.inf
+
+    @property
+    def limit(self) -> int:
+        return int(self._limit)
+
+    def answered(self) -> None:
+        """A call was answered, well or badly, and not refused."""
+        self._limit = min(float(self._ceiling), self._limit + self._step / self._limit)
+
+    def refused(self, *, began: float, now: float) -> None:
+        """A call that began at ``began`` was refused; those that began before the last cut knew nothing of it."""
+        if began >= self._cut_at:
+            self._limit = max(1.0, self._limit / 2)
+            self._cut_at = now
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What one call took of its address's limits: ``tokens`` it was charged for, and whether it overfilled a second."""
+
+    estimate: int
+    tokens: float
+    overfull: bool
+
+
+class Pacer:
+    """Requests and tokens a minute of one address, spread evenly: a sixtieth of each in every second.
+
+    No second holds more requests than its share. Tokens are charged as estimated times what calls really used of
+    their estimates so far, and what was charged wrongly is made up for slowly. Calls follow each other at the limit
+    less ``guard``, which grows when the endpoint refuses and shrinks again. A call may reach over the end of a
+    second's tokens, as an endpoint with a bucket allows, until refusals show that this one counts whole calls
+    (``strictness``: how much of its own size a call must find free, all of it from 1 on). One that is larger than a
+    second's tokens goes alone.
+    """
+
+    GUARD = 0.02
+    GUARD_MOST = 0.9
+    # A share of refusals that is worth its use of the limit: below it guard and strictness give way, above they grow.
+    REFUSED = 0.002
+    _GUARD_STEP = 0.01
+    _STRICTNESS_STEP = 0.25
+    # Small calls after large ones may come closer than evenly, or a limit of tokens could not be used up.
+    _BURST = 3
+    _MEMORY = 200
+    _LEARNT = 20
+
+    def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
+        self._requests_per_s = math.inf if requests_per_minute is None else requests_per_minute / 60
+        self._tokens_per_s = math.inf if tokens_per_minute is None else tokens_per_minute / 60
+        self.guard = self.GUARD
+        self.strictness = 0.0
+        self._next_request = self._next_token = -math.inf
+        self._window: deque[tuple[float, float]] = deque()  # when calls were made, and their tokens
+        self._window_tokens = 0.0
+        self._estimated = self._used = 0.0
+        self._learnt = 0
+        self._owed = 0.0
+
+    @property
+    def _window_s(self) -> float:
+        """A second, and by how much two calls may come nearer to each other on their way."""
+        return 1 + self.guard
+
+    @property
+    def ratio(self) -> float:
+        """Tokens used for each token estimated, as far as known."""
+        return min(10.0, max(0.01, self._used / self._estimated)) if self._estimated and self._used else 1.0
+
+    def ready_at(self, tokens: int, now: float) -> float:
+        """When a call of an estimated ``tokens`` may be made; in the past or ``now``: at once."""
+        self._forget(now)
+        at = max(self._next_request, self._next_token)
+        most = math.inf if self._requests_per_s == math.inf else math.ceil(self._requests_per_s)
+        if len(self._window) >= most:
+            at = max(at, self._window[-int(most)][0] + self._window_s)
+        charge = tokens * self.ratio
+        room = 0.0 if charge > self._tokens_per_s else self._tokens_per_s - min(1.0, self.strictness) * charge
+        taken = self._window_tokens
+        for made_at, made_tokens in self._window:
+            if taken <= room:
+                break
+            taken -= made_tokens
+            at = max(at, made_at + self._window_s)
+        return at
+
+    def take(self, tokens: int, now: float) -> Charge:
+        """Charge for a call that is made ``now``."""
+        # A caller that is late may catch up, but by less than the guard leaves free.
+        behind = now - self.guard / 2
+        interval = 1 / (self._requests_per_s * (1 - self.guard))
+        # Ahead of an even pace by _BURST at most: _next_request is when that is used up.
+        self._next_request = max(self._next_request, behind - self._BURST * interval) + interval
+        charge = tokens * self.ratio
+        made_up = min(max(self._owed, -charge * self.guard / 2), charge / 4)
+        self._owed -= made_up
+        seconds = (charge + made_up) / (self._tokens_per_s * (1 - self.guard))
+        self._next_token = max(self._next_token, behind - min(1.0, self.strictness) / 4) + seconds
+        self._forget(now)
+        self._window.append((now, charge))
+        self._window_tokens += charge
+        return Charge(tokens, charge, overfull=self._window_tokens > self._tokens_per_s)
+
+    def used(self, charge: Charge, tokens: int | None) -> None:
+        """A call was answered and used ``tokens``; None: nobody knows, so it is taken to be as charged."""
+        if tokens is not None and charge.estimate:
+            keep = 1 - 1 / self._MEMORY
+            self._estimated = self._estimated * keep + charge.estimate
+            self._used = self._used * keep + tokens
+            self._learnt += 1
+        if tokens is not None:
+            owed = self._owed + tokens - charge.tokens
+            self._owed = min(max(owed, -self._tokens_per_s), 10 * self._tokens_per_s)
+        self.guard = max(self.GUARD, self.guard - self._GUARD_STEP * self.REFUSED)
+        self.strictness = max(0.0, self.strictness - self._STRICTNESS_STEP * self.REFUSED)
+
+    def refused(self, charge: Charge) -> None:
+        """A call was refused for the limits."""
+        if self._tokens_per_s < math.inf and self._learnt < self._LEARNT:
+            return  # the estimates were wrong, not the pace
+        if charge.overfull:
+            self.strictness = min(2.0, self.strictness + self._STRICTNESS_STEP)
+        else:
+            self.guard = min(self.GUARD_MOST, self.guard + self._GUARD_STEP)
+
+    def _forget(self, now: float) -> None:
+        while self._window and self._window[0][0] <= now - self._window_s:
+            self._window_tokens -= self._window.popleft()[1]
+        if not self._window:
+            self._window_tokens = 0.0
+
+
+class Breaker:
+    """Whether an address works: ``closed_since`` is None while it does.
+
+    It closes when calls keep failing and none that began after the first of these failures has succeeded, and opens
+    with the first success of such a call. Successes are heard of a little late, so it takes ``GRACE_S`` to decide.
+    """
+
+    FAILURES = 5
+    GRACE_S = 0.25
+
+    def __init__(self) -> None:
+        self.closed_since: float | None = None
+        self._failing_since: float | None = None
+        self._failures = 0
+        self._older_successes = 0
+
+    @property
+    def due_at(self) -> float:
+        """When it closes, if nothing else is heard until then."""
+        failing = self._failing_since is not None and self.closed_since is None
+        if not failing or self._failures < self.FAILURES or self._failures < self._older_successes:
+            return math.inf
+        return (self._failing_since or 0.0) + self.GRACE_S
+
+    def failed(self, now: float) -> None:
+        if self._failing_since is None:
+            self._failing_since = now
+            self._failures = self._older_successes = 0
+        self._failures += 1
+
+    def succeeded(self, *, began: float, calls: int = 1) -> None:
+        """``calls`` calls succeeded, the youngest of which began at ``began``."""
+        if self._failing_since is not None and began < self._failing_since:
+            self._older_successes += calls
+        else:
+            self._failing_since = self.closed_since = None
+
+    def pass_time(self, now: float) -> None:
+        if now >= self.due_at:
+            self.closed_since = self._failing_since
+
+
+class Budget:
+    """Micro-dollars: what a call may cost at most is reserved before it starts, so the cap holds whatever happens.
+
+    ``unsure`` is the part of ``spent`` that was only reserved, by calls that may have been billed unseen.
+    """
+
+    def __init__(self, cap: Decimal | None, spent: Decimal) -> None:
+        self.cap = cap
+        self.spent = spent
+        self.reserved = Decimal(0)
+        self.unsure = Decimal(0)
+
+    def fits(self, dearest: Decimal) -> bool:
+        return self.cap is None or self.spent + self.reserved + dearest <= self.cap
+
+    def reserve(self, dearest: Decimal) -> None:
+        self.reserved += dearest
+
+    def settle(self, dearest: Decimal, cost: Decimal | None, *, billed: bool) -> None:
+        """A call that had reserved ``dearest`` cost ``cost``; if nobody knows, and it may be ``billed``, all of it."""
+        self.reserved -= dearest
+        if cost is not None:
+            self.spent += cost
+        elif billed:
+            self.spent += dearest
+            self.unsure += dearest
+
+
+@dataclass(frozen=True)
+class Go:
+    """Call ``number`` of ``member`` may be made at ``address``."""
+
+    member: int
+    number: int
+    address: int
+    probe: bool
+
+
+@dataclass(frozen=True)
+class No:
+    """Call ``number`` of ``member`` must not be made."""
+
+    member: int
+    number: int
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What every task should know.
+
+    ``free``: calls may be made without asking, at any address not in ``gone``. ``held``: no address is open.
+    ``final``: no further call is made at all. ``affordable``: no call that may cost more micro-dollars will be made.
+    """
+
+    free: bool
+    held: bool
+    gone: frozenset[int]
+    final: Failure | None
+    affordable: Decimal | None
+
+
+class Turns:
+    """Addresses in turn, each as often as its weight says."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self._weights = weights
+        self._passed = [0.0] * len(weights)
+        self._last = 0.0
+
+    def choose(self, candidates: Sequence[int]) -> int:
+        """One of ``candidates`` (not empty)."""
+        # One that stood aside does not make up for it.
+        at = {k: max(self._passed[k], self._last) for k in candidates}
+        chosen = min(candidates, key=lambda k: (at[k] + 1 / self._weights[k], k))
+        self._last = at[chosen]
+        self._passed[chosen] = at[chosen] + 1 / self._weights[chosen]
+        return chosen
+
+
+@dataclass
+class _Ask:
+    tokens: int
+    dearest: Decimal | None
+
+
+@dataclass
+class _Call:
+    address: int
+    charge: Charge
+    dearest: Decimal
+    probe: bool
+
+
+class _Place:
+    """One address, and what holds it up."""
+
+    def __init__(self, address: Address) -> None:
+        self.pacer = Pacer(address.requests_per_minute, address.tokens_per_minute)
+        self.breaker = Breaker()
+        self.paused_until = -math.inf
+        self.gone: Failure | None = None
+        self.probed_at = -math.inf
+        self.probes = 0
+
+    def open(self, now: float) -> bool:
+        return self.gone is None and self.breaker.closed_since is None and self.paused_until <= now
+
+
+class Admission:
+    """Which calls of which members may be made now: limits, outages, the budget, and turns among members.
+
+    Members ask by a number of their own; :meth:`decide` answers those whose time has come and says in ``wake_at`` when
+    to look again if nothing happens. What is heard (:meth:`settle`, :meth:`hear`) takes effect in the next ``decide``.
+    """
+
+    PROBE_S = 1.0
+    # A probe without an answer keeps the next one back for so long.
+    PROBE_PATIENCE_S = 10.0
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        *,
+        cap_microusd: Decimal | None = None,
+        spent_microusd: Decimal = Decimal(0),
+        outage_limit_s: float = 3600,
+    ) -> None:
+        self.budget = Budget(cap_microusd, spent_microusd)
+        self.wake_at = math.inf
+        self.final: Failure | None = None
+        self.admitted = self.tokens = self.refusals = 0
+        self._places = [_Place(address) for address in addresses]
+        self._turns = Turns([address.weight for address in addresses])
+        self._limited = any(a.requests_per_minute or a.tokens_per_minute for a in addresses)
+        self._outage_limit_s = outage_limit_s
+        self._shut_since: float | None = None
+        self._probed_at = -math.inf
+        self._affordable: Decimal | None = None
+        self._asks: OrderedDict[int, OrderedDict[int, _Ask]] = OrderedDict()  # members in turn
+        self._calls: dict[int, dict[int, _Call]] = {}
+
+    @property
+    def waiting(self) -> int:
+        return sum(len(asks) for asks in self._asks.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Calls made under an account of their own; free ones have none."""
+        return sum(len(calls) for calls in self._calls.values())
+
+    def ask(self, member: int, number: int, *, tokens: int, dearest: Decimal | None) -> None:
+        self._asks.setdefault(member, OrderedDict())[number] = _Ask(tokens, dearest)
+
+    def withdraw(self, member: int, number: int) -> None:
+        """The call will not be made, whether it was admitted already or not."""
+        asks = self._asks.get(member, OrderedDict())
+        if asks.pop(number, None) is not None and not asks:
+            del self._asks[member]
+        call = self._calls.get(member, {}).pop(number, None)
+        if call is not None:
+            self.budget.settle(call.dearest, None, billed=False)
+            self._places[call.address].probes -= call.probe
+
+    def leave(self, member: int) -> None:
+        """A member is gone. Nobody knows what became of its calls, so they count as billed."""
+        self._asks.pop(member, None)
+        for call in self._calls.pop(member, {}).values():
+            self.budget.settle(call.dearest, None, billed=True)
+            self._places[call.address].probes -= call.probe
+
+    def settle(
+        self,
+        member: int,
+        number: int,
+        *,
+        tokens: int | None,
+        cost: Decimal | None,
+        failure: Failure | None,
+        asked_s: float | None,
+        began: float,
+        now: float,
+    ) -> None:
+        """What became of an admitted call that began at ``began``; ``asked_s`` is its Retry-After, in seconds."""
+        call = self._calls.get(member, {}).pop(number, None)
+        if call is None:
+            return
+        place = self._places[call.address]
+        place.probes -= call.probe
+        self.budget.settle(call.dearest, cost, billed=_may_be_billed(failure))
+        if failure is not None and failure.error_class == "rate_limited":
+            place.pacer.refused(call.charge)
+        else:
+            place.pacer.used(call.charge, tokens)
+        self.tokens += round(call.charge.tokens) if tokens is None else tokens
+        self._judge(call.address, failure, asked_s, began, now)
+
+    def hear(self, *, calls: int, tokens: int, cost: Decimal) -> None:
+        """Free calls that were settled since the last word."""
+        self.admitted += calls
+        self.tokens += tokens
+        self.budget.settle(Decimal(0), cost, billed=True)
+
+    def hear_success(self, address: int, *, calls: int, began: float) -> None:
+        """Free calls at ``address`` that succeeded; the youngest began at ``began``."""
+        self._places[address].breaker.succeeded(began=began, calls=calls)
+
+    def hear_failure(self, address: int, failure: Failure, asked_s: float | None, *, began: float, now: float) -> None:
+        """A free call at ``address`` that failed."""
+        self._judge(address, failure, asked_s, began, now)
+
+    def stop(self, failure: Failure) -> None:
+        """No further call."""
+        self.final = self.final or failure
+
+    def decide(self, now: float) -> list[Go | No]:
+        """Answers to those whose time has come, in order."""
+        self._pass_time(now)
+        answers: list[Go | No] = []
+        blocked_until = math.inf
+        while self._asks:
+            member, asks = next(iter(self._asks.items()))
+            number, ask = next(iter(asks.items()))
+            failure = self.final or self._unaffordable(ask)
+            if failure is not None:
+                answers.append(No(member, number, failure))
+            elif not self.budget.fits(ask.dearest or Decimal(0)):
+                break  # until calls in flight have settled
+            else:
+                address, blocked_until = self._choose(ask.tokens, now)
+                if address is None:
+                    break
+                answers.append(self._admit(member, number, ask, address, now))
+            del asks[number]
+            self._asks.move_to_end(member)
+            if not asks:
+                del self._asks[member]
+        self.wake_at = min(blocked_until, self._next_change(now))
+        return answers
+
+    def outlook(self, now: float) -> Outlook:
+        alive = [place for place in self._places if place.gone is None]
+        return Outlook(
+            free=not self._limited and self.budget.cap is None and all(place.open(now) for place in alive),
+            held=self.final is None and not any(place.open(now) for place in alive),
+            gone=frozenset(k for k, place in enumerate(self._places) if place.gone is not None),
+            final=self.final,
+            affordable=self._affordable,
+        )
+
+    def why_held(self, now: float) -> str | None:
+        """One sentence on why no call is admitted now, None where some are."""
+        if self.final is not None:
+            return self.final.message
+        if any(place.open(now) for place in self._places):
+            return None
+        until = min((p.paused_until for p in self._places if p.gone is None), default=now)
+        if self._shut_since is not None:
+            return f"no address of the endpoint has worked for {now - self._shut_since:.0f} s; one call a second probes"
+        return f"the endpoint asked to wait {max(0.0, until - now):.0f} s more"
+
+    def _pass_time(self, now: float) -> None:
+        for place in self._places:
+            place.breaker.pass_time(now)
+        alive = [place for place in self._places if place.gone is None]
+        if not alive:
+            lost = [place.gone for place in self._places if place.gone is not None]
+            self.final = self.final or next((gone for gone in lost if gone.kind == "retry"), lost[-1])
+        closed = [place.breaker.closed_since for place in alive if place.breaker.closed_since is not None]
+        if not alive or len(closed) < len(alive):
+            self._shut_since = None
+            return
+        self._shut_since = max(closed)
+        if now - self._shut_since >= self._outage_limit_s:
+            self.final = self.final or Failure(
+                "retry", "outage", f"no address of the endpoint has worked for {now - self._shut_since:.0f} s"
+            )
+
+    def _next_change(self, now: float) -> float:
+        """When something changes by itself."""
+        times = [place.breaker.due_at for place in self._places]
+        times += [place.paused_until for place in self._places if place.paused_until > now]
+        if self._shut_since is not None and self.final is None:
+            times.append(self._shut_since + self._outage_limit_s)
+        return min(times, default=math.inf)
+
+    def _unaffordable(self, ask: _Ask) -> Failure | None:
+        if self.budget.cap is None:
+            return None
+        if ask.dearest is None:
+            return Failure("run", "unbounded_call", "a call without a limit of tokens cannot be held to max_cost_usd")
+        if self.budget.reserved or self.budget.fits(ask.dearest):
+            return None
+        left = self.budget.cap - self.budget.spent
+        self._affordable = left if self._affordable is None else min(left, self._affordable)
+        return budget_reached(ask.dearest, left)
+
+    def _choose(self, tokens: int, now: float) -> tuple[int | None, float]:
+        """An address for a call now; without one None, and when to look again."""
+        ready, again_at = [], math.inf
+        to_probe: int | None = None
+        for k, place in enumerate(self._places):
+            if place.gone is not None:
+                continue
+            at = max(place.paused_until, place.pacer.ready_at(tokens, now))
+            closed = place.breaker.closed_since is not None
+            if closed:
+                at = max(at, self._probed_at + self.PROBE_S)
+                if place.probes:
+                    at = max(at, place.probed_at + self.PROBE_PATIENCE_S)
+            if at > now:
+                again_at = min(again_at, at)
+            elif not closed:
+                ready.append(k)
+            elif to_probe is None or place.probed_at < self._places[to_probe].probed_at:
+                to_probe = k
+        if to_probe is not None:
+            return to_probe, math.inf
+        if ready:
+            return self._turns.choose(ready), math.inf
+        return None, again_at
+
+    def _admit(self, member: int, number: int, ask: _Ask, address: int, now: float) -> Go:
+        place = self._places[address]
+        probe = place.breaker.closed_since is not None
+        if probe:
+            place.probes += 1
+            place.probed_at = self._probed_at = now
+        dearest = ask.dearest or Decimal(0)
+        self.budget.reserve(dearest)
+        self._calls.setdefault(member, {})[number] = _Call(address, place.pacer.take(ask.tokens, now), dearest, probe)
+        self.admitted += 1
+        return Go(member, number, address, probe)
+
+    def _judge(self, address: int, failure: Failure | None, asked_s: float | None, began: float, now: float) -> None:
+        place = self._places[address]
+        if failure is None or (failure.kind == "row" and not failure.error_class.startswith("unexpected")):
+            place.breaker.succeeded(began=began)
+        elif failure.kind == "run":
+            place.gone = place.gone or failure
+        elif failure.kind == "retry":
+            self.refusals += failure.error_class == "rate_limited"
+            if asked_s is not None and asked_s > CAP_S:
+                hours = asked_s / 3600
+                place.gone = place.gone or Failure(
+                    "retry", "retry_after_too_long", f"the endpoint asks to come back in {hours:.1f} hours"
+                )
+            elif asked_s is not None:
+                place.paused_until = max(place.paused_until, now + asked_s)
+            if failure.error_class in _OUTAGE:
+                place.breaker.failed(now)
+
+
+def budget_reached(dearest_microusd: Decimal, left_microusd: Decimal) -> Failure:
+    """A call that may cost ``dearest_microusd`` is put off, since only ``left_microusd`` of the cap are left."""
+    return Failure(
+        "retry",
+        "budget_reached",
+        f"the next call may cost ${dearest_microusd / 1_000_000:.6f} and ${left_microusd / 1_000_000:.6f} of "
+        "calls.max_cost_usd are left; raise it and run again to go on",
+    )
+
+
+def _may_be_billed(failure: Failure | None) -> bool:
+    return failure is None or not (failure.kind == "run" or failure.error_class in _UNBILLED)
