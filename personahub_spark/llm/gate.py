@@ -34,7 +34,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, final
@@ -298,6 +298,10 @@ class GateClient:
             self._say("done", [permit.number, tokens, cost, age_s, _packed(failure)])
             return
         self._free.settle(permit, tokens, cost_microusd, failure)
+        if failure is not None and failure.kind == "run":
+            # The gate will say so to everybody; no call of this task goes there in the meantime.
+            self._open_addresses = [k for k in self._open_addresses if k != permit.address]
+            self._outlook = replace(self._outlook, free=self._outlook.free and bool(self._open_addresses))
         if failure is not None:
             self._flush_in_this_round()
         elif self._report_later is None:

@@ -20,12 +20,17 @@ from personahub_spark.settings import Address
 BASE_S = 0.5
 CAP_S = 60.0
 
-# Failures of the address, not of what was asked. A busy endpoint (429) works.
+# Failures of an address, not of what it was asked.
 _OUTAGE = {"connection", "server_error", "timeout"}
-# Failures that say the endpoint wrote no answer. Any other may have been billed without our knowing.
+# Failures that only an address which works can bring about; busy is not broken.
+_REPLIED = {
+    *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
+    *("reply_too_large", "bad_vector"),
+}
+# Failures that say that no answer was written. Any other may have been billed without our knowing.
 _UNBILLED = {
-    *("connection", "server_error", "rate_limited", "conflict"),
-    *("bad_request", "too_large", "context_length", "content_filter"),
+    *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
+    *("connection", "server_error", "unusable_request"),
 }
 
 
@@ -115,7 +120,7 @@ class Pacer:
     REFUSED = 0.002
     _GUARD_STEP = 0.01
     _STRICTNESS_STEP = 0.25
-    # Small calls after large ones may come closer than evenly, or a limit of tokens could not be used up.
+    # Small calls after large ones may come closer than evenly, by so many, or the tokens could not be used up.
     _BURST = 3
     _MEMORY = 200
     _LEARNT = 20
@@ -164,8 +169,9 @@ class Pacer:
         # A caller that is late may catch up, but by less than the guard leaves free.
         behind = now - self.guard / 2
         interval = 1 / (self._requests_per_s * (1 - self.guard))
-        # Ahead of an even pace by _BURST at most: _next_request is when that is used up.
-        self._next_request = max(self._next_request, behind - self._BURST * interval) + interval
+        held = self._next_token - self._next_request  # for tokens, longer than for requests
+        earliest = min(behind, now - interval / 2) - min(max(held, 0.0), self._BURST * interval)
+        self._next_request = max(self._next_request, earliest) + interval
         charge = tokens * self.ratio
         made_up = min(max(self._owed, -charge * self.guard / 2), charge / 4)
         self._owed -= made_up
@@ -185,7 +191,7 @@ class Pacer:
             self._learnt += 1
         if tokens is not None:
             owed = self._owed + tokens - charge.tokens
-            self._owed = min(max(owed, -self._tokens_per_s), 10 * self._tokens_per_s)
+            self._owed = min(max(owed, -10 * self._tokens_per_s), 10 * self._tokens_per_s)
         self.guard = max(self.GUARD, self.guard - self._GUARD_STEP * self.REFUSED)
         self.strictness = max(0.0, self.strictness - self._STRICTNESS_STEP * self.REFUSED)
 
@@ -320,10 +326,9 @@ class Turns:
     def choose(self, candidates: Sequence[int]) -> int:
         """One of ``candidates`` (not empty)."""
         # One that stood aside does not make up for it.
-        at = {k: max(self._passed[k], self._last) for k in candidates}
-        chosen = min(candidates, key=lambda k: (at[k] + 1 / self._weights[k], k))
-        self._last = at[chosen]
-        self._passed[chosen] = at[chosen] + 1 / self._weights[chosen]
+        chosen = min(candidates, key=lambda k: (max(self._passed[k], self._last), k))
+        self._last = max(self._passed[chosen], self._last)
+        self._passed[chosen] = self._last + 1 / self._weights[chosen]
         return chosen
 
 
@@ -583,12 +588,14 @@ class Admission:
 
     def _judge(self, address: int, failure: Failure | None, asked_s: float | None, began: float, now: float) -> None:
         place = self._places[address]
-        if failure is None or (failure.kind == "row" and not failure.error_class.startswith("unexpected")):
+        if failure is None or failure.error_class in _REPLIED:
             place.breaker.succeeded(began=began)
-        elif failure.kind == "run":
+        if failure is None:
+            return
+        self.refusals += failure.error_class == "rate_limited"
+        if failure.kind == "run":
             place.gone = place.gone or failure
         elif failure.kind == "retry":
-            self.refusals += failure.error_class == "rate_limited"
             if asked_s is not None and asked_s > CAP_S:
                 hours = asked_s / 3600
                 place.gone = place.gone or Failure(
