@@ -231,6 +231,7 @@ class GateClient:
         self._outbox: _Message = {}
         self._free = _FreeCalls()
         self._flush_soon = False
+        self._untold_failure = False  # the gate is asked with it, for it may decide otherwise
         self._report_later: asyncio.TimerHandle | None = None
         self._paused_s = 0.0
         self._held_since: float | None = None
@@ -259,6 +260,11 @@ class GateClient:
         """How long nothing could be admitted because no address was open, so far: deadlines are extended by it."""
         return self._paused_s + (0.0 if self._held_since is None else time.monotonic() - self._held_since)
 
+    @property
+    def ended(self) -> Failure | None:
+        """Why no further call of the run is admitted; None while calls are."""
+        return self._outlook.final
+
     async def admit(self, *, tokens: int, dearest_microusd: Decimal | None) -> Permit:
         """Leave for one call of about ``tokens`` tokens that costs at most ``dearest_microusd``; waits as needed.
 
@@ -269,7 +275,7 @@ class GateClient:
             raise NotAdmitted(outlook.final)
         if outlook.affordable is not None and dearest_microusd is not None and dearest_microusd > outlook.affordable:
             raise NotAdmitted(budget_reached(dearest_microusd, outlook.affordable))
-        if outlook.free:
+        if outlook.free and not self._untold_failure:
             address = self._turns.choose(self._open_addresses)
             return Permit(address, probe=False, number=0, tokens=tokens, began=time.monotonic())
         number = next(self._numbers)
@@ -292,16 +298,17 @@ class GateClient:
 
         Every permit is settled once, also when its call was cancelled. Never blocks.
         """
+        self._untold_failure |= failure is not None
+        if failure is not None and failure.kind == "run":
+            # The gate will say so to everybody; no call of this task goes there in the meantime.
+            self._open_addresses = [k for k in self._open_addresses if k != permit.address]
+            self._outlook = replace(self._outlook, free=self._outlook.free and bool(self._open_addresses))
         if permit.number:
             age_s = time.monotonic() - permit.began
             cost = None if cost_microusd is None else str(cost_microusd)
             self._say("done", [permit.number, tokens, cost, age_s, _packed(failure)])
             return
         self._free.settle(permit, tokens, cost_microusd, failure)
-        if failure is not None and failure.kind == "run":
-            # The gate will say so to everybody; no call of this task goes there in the meantime.
-            self._open_addresses = [k for k in self._open_addresses if k != permit.address]
-            self._outlook = replace(self._outlook, free=self._outlook.free and bool(self._open_addresses))
         if failure is not None:
             self._flush_in_this_round()
         elif self._report_later is None:
@@ -327,7 +334,7 @@ class GateClient:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flush_soon = False
+        self._flush_soon = self._untold_failure = False
         if self._free.calls:
             self._outbox["free"] = self._free.message()
             self._free = _FreeCalls()
@@ -438,8 +445,7 @@ class _Hub:
         """What a member says. Raises what comes of reading a message that is none of ours."""
         now = self._loop.time()
         for number, tokens, dearest in message.get("ask", ()):
-            cost = None if dearest is None else Decimal(dearest)
-            self._admission.ask(member, number, tokens=tokens, dearest=cost)
+            self._admission.ask(member, int(number), tokens=int(tokens), dearest=_money(dearest))
         for number in message.get("drop", ()):
             self._admission.withdraw(member, number)
         for number, tokens, cost, age_s, packed in message.get("done", ()):
@@ -447,11 +453,11 @@ class _Hub:
             self._admission.settle(
                 member,
                 number,
-                tokens=tokens,
-                cost=None if cost is None else Decimal(cost),
+                tokens=None if tokens is None else int(tokens),
+                cost=_money(cost),
                 failure=failure,
                 asked_s=_asked_s(failure),
-                began=now - age_s,
+                began=now - float(age_s),
                 now=now,
             )
         if "free" in message:
@@ -487,7 +493,7 @@ class _Hub:
         )
 
     def _hear(self, free: _Message, now: float) -> None:
-        self._admission.hear(calls=free["calls"], tokens=free["tokens"], cost=Decimal(free["cost"]))
+        self._admission.hear(calls=int(free["calls"]), tokens=int(free["tokens"]), cost=Decimal(free["cost"]))
         for address, calls, age_s in free["succeeded"]:
             self._admission.hear_success(address, calls=calls, began=now - age_s)
         for address, age_s, packed in free["failed"]:
@@ -609,7 +615,7 @@ class _Lines(asyncio.Protocol):
                 self.receive(json.loads(line))
             if len(rest) > self.max_line:
                 raise ValueError("too long")
-        except (ValueError, TypeError, KeyError, LookupError, AttributeError, InvalidOperation):
+        except (ValueError, TypeError, LookupError, AttributeError, InvalidOperation, RecursionError):
             self.abort()
 
 
@@ -717,6 +723,13 @@ def _outlook_message(outlook: Outlook) -> _Message:
         "final": _packed(outlook.final, whole=True),
         "affordable": None if outlook.affordable is None else str(outlook.affordable),
     }
+
+
+def _money(text: str | None) -> Decimal | None:
+    money = None if text is None else Decimal(text)
+    if money is not None and not money.is_finite():
+        raise ValueError("no amount of money")
+    return money
 
 
 def _asked_s(failure: Failure | None) -> float | None:

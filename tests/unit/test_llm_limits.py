@@ -467,7 +467,7 @@ class Outage:
             admitted = self.let_in()
             if admitted:
                 yield admitted
-            self.now = self.now + 0.001 if admitted else min(end, max(self.now + 0.001, self.admission.wake_at))
+            self.now = self.now + 0.02 if admitted else min(end, max(self.now + 0.001, self.admission.wake_at))
 
 
 @pytest.mark.parametrize("addresses", [1, 3])

@@ -1,0 +1,488 @@
+"""The gate over real connections: what one task does, all feel."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm import gate as gate_module
+from personahub_spark.llm.failures import Failure
+from personahub_spark.llm.gate import Gate, GateClient, GatePlace, NotAdmitted, Permit
+from personahub_spark.settings import Address, Endpoint, Price
+
+T = TypeVar("T")
+
+HERE = "http://127.0.0.1:1/v1"
+PLAIN = Endpoint(model="m", base_url=HERE)
+LIMITED = Endpoint(model="m", base_url=HERE, requests_per_minute=1200)
+TWO = Endpoint(model="m", base_url=HERE, others=(Address(base_url=HERE),))
+PRICE = Price(input=Decimal(1), output=Decimal(2))
+REFUSED = Failure("retry", "connection", "ConnectError: refused")
+BUSY = Failure("retry", "rate_limited", "status 429", "1")
+UNAUTHORIZED = Failure("run", "unauthorized", "the endpoint refused the key")
+KEY = "k3y-of-the-realm"
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    async def bounded() -> T:
+        async with asyncio.timeout(30):
+            return await work
+
+    return asyncio.run(bounded())
+
+
+async def admit(client: GateClient, dearest: int | None = None, tokens: int = 10) -> Permit:
+    return await client.admit(tokens=tokens, dearest_microusd=None if dearest is None else Decimal(dearest))
+
+
+def settle(client: GateClient, permit: Permit, failure: Failure | None = None, cost: int | None = None) -> None:
+    cost_microusd = None if cost is None else Decimal(cost)
+    client.settle(permit, tokens=None if failure else 10, cost_microusd=cost_microusd, failure=failure)
+
+
+async def until(holds: Callable[[], object], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never became so"
+        await asyncio.sleep(0.005)
+
+
+def test_without_limits_and_cap_a_call_is_admitted_without_asking() -> None:
+    async def task(place: GatePlace | None) -> None:
+        client = await GateClient.open(place, PLAIN, None)
+        admission = client.admit(tokens=10, dearest_microusd=None)
+        with pytest.raises(StopIteration) as caught:
+            admission.send(None)  # it does not wait, so nothing can have been asked
+        assert caught.value.value.address == 0
+        client.close()
+
+    run(task(None))
+    with Gate(PLAIN, None) as gate:
+        run(task(gate.place))
+
+
+def test_calls_made_without_asking_are_counted_soon() -> None:
+    async def task(gate: Gate) -> None:
+        client = await GateClient.open(gate.place, PLAIN, PRICE)
+        for _ in range(50):
+            settle(client, await admit(client), cost=3)
+        settle(client, await admit(client), BUSY)
+        await until(lambda: gate.state().admitted == 51)
+        client.close()
+
+    with Gate(PLAIN, PRICE) as gate:
+        run(task(gate))
+        state = gate.state()
+    assert (state.spent_microusd, state.tokens, state.refusals) == (150, 510, 1)
+    assert gate.state().admitted == 51, "the state outlives the gate"
+
+
+@pytest.mark.parametrize("own_gate", [True, False])
+def test_a_limit_holds_for_all_tasks_together(own_gate: bool) -> None:
+    made: list[list[float]] = [[], []]
+
+    async def task(place: GatePlace | None, times: list[float]) -> None:
+        client = await GateClient.open(place, LIMITED, None)
+        for _ in range(15):
+            permit = await admit(client)
+            times.append(time.monotonic())
+            settle(client, permit)
+        client.close()
+
+    with Gate(LIMITED, None) as gate:
+        place = None if own_gate else gate.place
+        threads = [threading.Thread(target=lambda times=times: run(task(place, times))) for times in made]
+        began = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        state = gate.state()
+    elapsed_s = time.monotonic() - began
+    if own_gate:
+        assert [len(times) for times in made] == [15, 15]
+        return
+    assert elapsed_s >= 29 / 20, "thirty calls at twenty a second"
+    assert state.admitted == 30
+    assert state.requests_share is not None and 0 < state.requests_share <= 1.1
+    # Half way both had their share.
+    first = sorted([(at, task) for task, times in enumerate(made) for at in times])[8:20]
+    assert 4 <= sum(task for _, task in first) <= 8
+
+
+TASK = """
+import asyncio, sys
+from decimal import Decimal
+from personahub_spark.llm.gate import GateClient, GatePlace
+from personahub_spark.settings import Endpoint, Price
+
+async def task():
+    place = GatePlace(sys.argv[1], int(sys.argv[2]), sys.stdin.readline().strip())
+    endpoint = Endpoint(model="m", base_url="http://127.0.0.1:1/v1")
+    client = await GateClient.open(place, endpoint, None)
+    for _ in range(3):
+        await client.admit(tokens=1, dearest_microusd=Decimal(100))
+    print("admitted", flush=True)
+    await client.admit(tokens=1, dearest_microusd=Decimal(200))
+
+asyncio.run(task())
+"""
+
+
+def test_a_task_that_is_killed_gives_back_what_it_waited_for_and_its_calls_count_as_billed() -> None:
+    async def other(gate: Gate, process: subprocess.Popen[str]) -> None:
+        client = await GateClient.open(gate.place, PLAIN, PRICE)
+        waiting = asyncio.ensure_future(admit(client, 200))
+        await until(lambda: gate.state().waiting == 2)
+        assert gate.state().reserved_microusd == 300
+        process.kill()
+        with pytest.raises(NotAdmitted) as caught:
+            await waiting
+        assert (caught.value.failure.kind, caught.value.failure.error_class) == ("retry", "budget_reached")
+        assert gate.state().unsure_microusd == gate.state().spent_microusd == 300
+        assert gate.state().waiting == 0
+        settle(client, await admit(client, 150), cost=150)
+        await until(lambda: gate.state().spent_microusd == 450)
+        client.close()
+
+    with Gate(PLAIN, PRICE, max_cost_usd=Decimal("0.00045")) as gate:
+        process = subprocess.Popen(
+            [sys.executable, "-c", TASK, gate.place.host, str(gate.place.port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(gate.place.token + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "admitted\n"
+        run(other(gate, process))
+        process.communicate()
+    assert gate.state().reserved_microusd == 0
+
+
+def test_the_cap_holds_for_all_tasks_together() -> None:
+    async def task(place: GatePlace, gate: Gate) -> int:
+        client = await GateClient.open(place, PLAIN, PRICE)
+        made = 0
+
+        async def call() -> None:
+            nonlocal made
+            permit = await admit(client, 100)
+            assert gate.state().spent_microusd + gate.state().reserved_microusd <= 2000
+            await asyncio.sleep(0.001)
+            settle(client, permit, cost=70)
+            made += 1
+
+        done = await asyncio.gather(*(call() for _ in range(40)), return_exceptions=True)
+        refusals = [error for error in done if error is not None]
+        assert all(isinstance(error, NotAdmitted) for error in refusals)
+        client.close()
+        return made
+
+    async def both(gate: Gate) -> int:
+        return sum(await asyncio.gather(*(task(gate.place, gate) for _ in range(2))))
+
+    with Gate(PLAIN, PRICE, max_cost_usd=Decimal("0.002")) as gate:
+        made = run(both(gate))
+        state = gate.state()
+    assert state.spent_microusd == made * 70
+    assert 1900 < state.spent_microusd <= 2000
+    assert state.unsure_microusd == 0
+
+
+def test_a_cap_without_a_price_is_said_before_anything_is_sent() -> None:
+    with pytest.raises(PersonaHubError, match="model m has no price"):
+        Gate(PLAIN, None, max_cost_usd=Decimal(1))
+
+
+def test_a_host_that_is_not_here_is_said_in_one_sentence() -> None:
+    with (
+        pytest.raises(PersonaHubError, match=r"cannot listen at 203\.0\.113\.1"),
+        Gate(PLAIN, None, host="203.0.113.1"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("endpoint", [PLAIN, LIMITED], ids=["free", "limited"])
+def test_a_stop_reaches_every_task_within_a_second(endpoint: Endpoint) -> None:
+    async def task(gate: Gate) -> None:
+        clients = [await GateClient.open(gate.place, endpoint, None) for _ in range(4)]
+        waiting = [asyncio.ensure_future(admit(client)) for client in clients for _ in range(40)]
+        await asyncio.sleep(0)
+        gate.stop("the user pressed Ctrl-C")
+        began = time.monotonic()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert time.monotonic() - began < 1
+
+        async def stopped(client: GateClient) -> bool:
+            try:
+                await admit(client)
+            except NotAdmitted as refusal:
+                return refusal.failure == Failure("run", "run_stopped", "the user pressed Ctrl-C")
+            return False
+
+        while not all([await stopped(client) for client in clients]):
+            await asyncio.sleep(0.01)
+            assert time.monotonic() - began < 1
+        if endpoint is LIMITED:
+            assert sum(isinstance(result, NotAdmitted) for result in results) > 100
+        for client in clients:
+            client.close()
+
+    with Gate(endpoint, None) as gate:
+        run(task(gate))
+        assert gate.state().paused == "the user pressed Ctrl-C"
+
+
+@pytest.mark.parametrize("own_gate", [True, False])
+def test_a_refused_key_ends_the_run_for_all_and_wastes_no_call_after_it(own_gate: bool) -> None:
+    async def task(place: GatePlace | None) -> None:
+        clients = [await GateClient.open(place, TWO, None) for _ in range(1 if own_gate else 2)]
+        for address in 0, 1:
+            permit = await admit(clients[0])
+            assert permit.address == address
+            settle(clients[0], permit, UNAUTHORIZED)
+        with pytest.raises(NotAdmitted) as caught:
+            await admit(clients[0])
+        assert caught.value.failure == UNAUTHORIZED
+        for client in clients:
+            with pytest.raises(NotAdmitted):
+                for _ in range(1000):
+                    settle(client, await admit(client))
+                    await asyncio.sleep(0.001)
+            client.close()
+
+    with Gate(TWO, None) as gate:
+        run(task(None if own_gate else gate.place))
+
+
+def test_an_outage_that_one_task_meets_holds_all_and_one_probe_a_second_finds_its_end() -> None:
+    async def task(gate: Gate) -> None:
+        first, second = [await GateClient.open(gate.place, PLAIN, None) for _ in range(2)]
+        for permit in [await admit(first) for _ in range(8)]:
+            settle(first, permit, REFUSED)
+        await until(lambda: first.paused_s and second.paused_s)
+
+        async def call(client: GateClient) -> Permit:
+            while True:
+                permit = await admit(client)
+                if works or not permit.probe:
+                    settle(client, permit)
+                    return permit
+                probes.append(time.monotonic())
+                settle(client, permit, REFUSED)
+
+        works, probes = False, list[float]()
+        calls = [asyncio.ensure_future(call(client)) for client in (first, second) for _ in range(20)]
+        await until(lambda: len(probes) == 3)
+        assert not any(done.done() for done in calls)
+        assert all(later - earlier > 0.95 for earlier, later in itertools.pairwise(probes))
+        assert first.paused_s > 1.9 and second.paused_s > 1.9
+        works = True
+        permits = await asyncio.gather(*calls)
+        assert sum(permit.probe for permit in permits) == 1
+        await until(lambda: not gate.state().paused)
+        held_s = second.paused_s
+        await asyncio.sleep(0.05)
+        assert second.paused_s == held_s
+        first.close()
+        second.close()
+
+    with Gate(PLAIN, None) as gate:
+        run(task(gate))
+
+
+def test_failures_among_successes_of_other_tasks_hold_nobody() -> None:
+    async def task(gate: Gate) -> None:
+        first, second = [await GateClient.open(gate.place, PLAIN, None) for _ in range(2)]
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            settle(first, await admit(first), REFUSED)
+            settle(second, await admit(second))
+            await asyncio.sleep(0.02)
+            assert gate.state().paused is None
+        first.close()
+        second.close()
+
+    with Gate(PLAIN, None) as gate:
+        run(task(gate))
+
+
+def test_retry_after_holds_the_other_task_too() -> None:
+    async def task(gate: Gate) -> None:
+        first, second = [await GateClient.open(gate.place, PLAIN, None) for _ in range(2)]
+        settle(first, await admit(first), BUSY)
+        began = time.monotonic()
+        await until(lambda: second.paused_s)
+        assert gate.state().paused
+        await admit(second)
+        assert time.monotonic() - began > 0.9
+        first.close()
+        second.close()
+
+    with Gate(PLAIN, None) as gate:
+        run(task(gate))
+
+
+def test_admissions_that_are_cancelled_at_any_moment_leave_room_for_others() -> None:
+    async def task(gate: Gate) -> int:
+        client = await GateClient.open(gate.place, PLAIN, PRICE)
+        cancelled = 0
+        for turn in range(200):
+            admission = asyncio.ensure_future(admit(client, 100))
+            await asyncio.sleep(turn % 20 / 10_000)
+            admission.cancel()
+            try:
+                settle(client, await admission, cost=0)
+            except asyncio.CancelledError:
+                cancelled += 1
+        first, second = [asyncio.ensure_future(admit(client, 100)) for _ in range(2)]
+        permit = await first
+        second.cancel()
+        await until(lambda: gate.state().waiting == 0)
+        settle(client, permit, cost=1)
+        await until(lambda: gate.state().in_flight == 0)
+        client.close()
+        return cancelled
+
+    with Gate(PLAIN, PRICE, max_cost_usd=Decimal("0.000101")) as gate:
+        assert run(task(gate)) > 0
+        assert (gate.state().spent_microusd, gate.state().reserved_microusd) == (1, 0)
+
+
+def test_a_gate_that_is_gone_admits_nothing_and_says_so_at_once() -> None:
+    async def task(gate: Gate) -> None:
+        client = await GateClient.open(gate.place, LIMITED, None)
+        waiting = [asyncio.ensure_future(admit(client)) for _ in range(20)]
+        settle(client, await admit(client))
+        gate.__exit__(None, None, None)
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(results[-1], NotAdmitted)
+        for attempt in admit(client), GateClient.open(gate.place, LIMITED, None):
+            with pytest.raises(NotAdmitted) as caught:
+                await attempt
+            assert (caught.value.failure.kind, caught.value.failure.error_class) == ("retry", "gate_lost")
+        client.close()
+
+    gate = Gate(LIMITED, None).__enter__()
+    run(task(gate))
+
+
+# Who is let in
+
+
+@contextmanager
+def connection(place: GatePlace) -> Any:
+    with socket.create_connection((place.host, place.port), timeout=5) as raw, raw.makefile("rwb") as lines:
+        nonce = json.loads(lines.readline())["nonce"]
+
+        def say(line: bytes) -> bytes:
+            """What comes back, b"" when the gate closes the connection."""
+            try:
+                lines.write(line + b"\n")
+                lines.flush()
+                return bytes(lines.readline())
+            except ConnectionError:
+                return b""
+
+        yield nonce, say
+
+
+def hello(token: str, nonce: str) -> bytes:
+    return json.dumps({"hello": gate_module._signed(token, nonce)}).encode()
+
+
+def test_a_task_with_another_token_is_not_let_in() -> None:
+    async def task(place: GatePlace) -> None:
+        with pytest.raises(NotAdmitted) as caught:
+            await GateClient.open(GatePlace(place.host, place.port, "0" * 64), PLAIN, None)
+        assert caught.value.failure.error_class == "gate_lost"
+        (await GateClient.open(place, PLAIN, None)).close()
+
+    with Gate(PLAIN, None) as gate:
+        run(task(gate.place))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"{}", b"[]", b"no JSON", b'{"hello": 1}', b'{"hello": null}', b'{"ask": [[1, 1, null]]}', b"x" * 2000],
+    ids=lambda line: line[:12].decode() or "empty",
+)
+def test_whoever_does_not_know_the_token_is_shown_the_door(line: bytes) -> None:
+    with Gate(LIMITED, None) as gate:
+        with connection(gate.place) as (_, say):
+            assert say(line) == b""
+        # A signature is good for one connection only.
+        with connection(gate.place) as (nonce, _), connection(gate.place) as (_, say):
+            assert say(hello(gate.place.token, nonce)) == b""
+        with connection(gate.place) as (nonce, say):
+            assert b"keys" in say(hello(gate.place.token, nonce))
+        assert gate.state().admitted == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no JSON",
+        b"[]",
+        b'{"ask": 1}',
+        b'{"ask": [[1]]}',
+        b'{"done": [[1, 1, "x", 0, null]]}',
+        b"[" * 3000,
+        b"x" * 2**21,
+    ],
+    ids=lambda line: line[:12].decode(),
+)
+def test_a_line_that_is_none_of_ours_ends_its_connection_and_not_the_gate(line: bytes) -> None:
+    async def call(place: GatePlace) -> None:
+        client = await GateClient.open(place, LIMITED, None)
+        settle(client, await admit(client))
+        client.close()
+
+    with Gate(LIMITED, None) as gate:
+        with connection(gate.place) as (nonce, say):
+            say(hello(gate.place.token, nonce))
+            answer = say(line)
+            while answer:
+                assert b'"go"' not in answer
+                answer = say(b"")
+        run(call(gate.place))
+
+
+def test_keys_reach_tasks_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    async def task(place: GatePlace) -> GateClient:
+        client = await GateClient.open(place, TWO, None)
+        client.close()
+        return client
+
+    caplog.set_level(logging.DEBUG)
+    with Gate(TWO, None, keys={1: KEY}) as gate:
+        client = run(task(pickle.loads(pickle.dumps(gate.place))))
+        assert dict(client.keys) == {1: KEY}
+        with connection(gate.place) as (nonce, say):
+            told = say(hello(gate.place.token, nonce))
+        with connection(gate.place) as (nonce, say):
+            assert say(hello("0" * 64, nonce)) == b""
+        shown = [repr(gate), repr(gate.place), repr(client), repr(gate.state()), caplog.text]
+    assert KEY.encode() not in told
+    assert KEY.encode().hex().encode() not in told
+    assert not any(KEY in text or gate.place.token in text for text in shown)
+    assert "does not know the run's token" in caplog.text
