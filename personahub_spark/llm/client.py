@@ -1,120 +1,154 @@
-"""Asking one endpoint many things at once, from inside a Spark task or anywhere else."""
+"""Asking one model many things at once, from inside a Spark task or anywhere else."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import atexit
+import contextlib
 import math
 import os
+import sys
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping
+from decimal import Decimal
 from functools import partial
 from queue import Empty, SimpleQueue
 from random import Random
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
-import httpx2
-import openai
-
-from personahub_spark.llm.costs import cost_microusd
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.costs import cost_microusd, dearest_microusd, shared_cost
 from personahub_spark.llm.failures import Failure, classify, missing_key
-from personahub_spark.llm.limits import backoff_s
-from personahub_spark.llm.wire import Outcome, Request, Status, read_reply
-from personahub_spark.settings import Endpoint, Price
+from personahub_spark.llm.gate import GateClient, GatePlace, NotAdmitted, Permit
+from personahub_spark.llm.limits import Concurrency, asked_s, backoff_s
+from personahub_spark.llm.schema import check_for
+from personahub_spark.llm.transport import CA_VARIABLES, Transport, connect, proxy_for
+from personahub_spark.llm.wire import (
+    AnswerClass,
+    BadReplyError,
+    Outcome,
+    Reply,
+    Request,
+    Status,
+    StoredRequest,
+    Usage,
+    Vectors,
+    answer_class,
+    canonical,
+    embeddings_body,
+    read_reply,
+    read_vectors,
+)
+from personahub_spark.settings import Address, Endpoint, Price
+from personahub_spark.text import estimate_tokens
 
 STOP_GRACE_S = 5.0
+# What providers take in one call for embeddings.
+MAX_INPUT_TOKENS = 300_000
+# A slow source must not keep the first inputs of a call waiting for the last ones.
+PACK_WAIT_S = 0.5
+# After so many of its own a request is given up: replies that were paid for and cannot be read, replies that cannot be
+# read at all, and attempts without a reply in time while other requests have theirs.
+PAID_BAD_REPLIES, BAD_REPLIES, TIMEOUTS = 2, 3, 3
 
-# It writes a line a call at INFO, with the whole address, which may hold credentials.
-logging.getLogger("httpx2").setLevel(logging.WARNING)
+_WATCH_S = 0.25
+_CLOSE_S = 1.0
+_KEY_CHARACTERS = 65536
 
 _STOPPED = Failure("retry", "run_stopped", "the run stopped before this request had its answer")
+_BAD_VECTOR = Failure(
+    "row", "bad_vector", "the endpoint's vector for this input is zero, not finite, or of another size"
+)
+_ASK_AGAIN = "That is not what was asked for: {said}. Answer again, with nothing but JSON that is right."
 
 
 def outcomes(
-    requests: Iterable[Request], endpoint: Endpoint, price: Price | None, *, tick_s: float = 1.0
+    requests: Iterable[Request | StoredRequest],
+    endpoint: Endpoint,
+    price: Price | None,
+    *,
+    gate: GatePlace | None = None,
+    keys: Mapping[int, str] | None = None,
+    tick_s: float = 1.0,
 ) -> Generator[Outcome | None, None, None]:
     """Exactly one Outcome for each request, as they finish; None at least every ``tick_s`` while none does.
 
-    Requests are pulled in the caller's thread, never more than ``endpoint.in_flight`` ahead of what was yielded. Each
-    attempt ends within ``timeout_s``, each request within ``deadline_s``. After a ``stopped`` outcome nothing more is
-    pulled or sent; what is in flight has ``STOP_GRACE_S`` to finish, and then is ``deferred``. Closing the generator
-    cancels what is in flight. What one call raises fails its row, not the caller. The key is read from the variable
-    ``endpoint.api_key_env`` here, where the calls are made; without it the first request is ``stopped``, unsent.
+    Requests are pulled in the caller's thread, never more than ``endpoint.in_flight`` calls ahead of what was yielded;
+    inputs for embeddings go many to a call. Each attempt ends within ``timeout_s``, each request within ``deadline_s``,
+    not counting what it waits for leave to call: that ``gate`` gives, for all tasks of a run (None: for this process
+    alone), and with it the address. After a ``stopped`` outcome nothing more is pulled or sent; what is in flight has
+    ``STOP_GRACE_S`` to finish, and then is ``deferred``. Closing the generator cancels what is in flight. What one
+    request raises, wherever, fails its row, not the caller.
+
+    A paid answer that is not the JSON asked for is shown its fault and asked again, ``endpoint.reasks`` times; the last
+    one is kept. Keys are read here, where calls are made: from the variable or file that an address names, or handed
+    by the gate or in ``keys`` (by position in ``endpoint.addresses``). Without one the first request is ``stopped``,
+    unsent.
     """
     source = iter(requests)
-    key = "none" if endpoint.api_key_env is None else os.environ.get(endpoint.api_key_env, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        for request in source:
-            yield _unanswered(request, endpoint, "stopped", missing_key(endpoint), attempts=0, latency_ms=0)
-            return
-        return
-
-    run = _Run(_runtime(), endpoint, price, key)
-    pulling, stopped, unfinished = True, False, 0
-    yielded_at, grace_ends = time.monotonic(), math.inf
+    run = _Run(_runtime(), endpoint, price, gate, keys or {})
+    pulling, told, grace_ends = True, False, math.inf
+    yielded_at = time.monotonic()
     try:
-        while unfinished or (pulling and not run.stopping.is_set()):
+        while run.calls or (pulling and not run.stopping.is_set()):
             now = time.monotonic()
-            if run.stopping.is_set() and not stopped:
-                stopped, pulling, grace_ends = True, False, now + STOP_GRACE_S
+            if run.stopping.is_set() and pulling:
+                pulling, grace_ends = False, now + STOP_GRACE_S
+                run.start_pack()
             elif now >= grace_ends:
                 run.cancel()
                 grace_ends = math.inf
             wait_s = max(0.0, min(yielded_at + tick_s, grace_ends) - now)
-            if pulling and unfinished < endpoint.in_flight:
+            if pulling and run.calls < endpoint.in_flight:
                 # One request for each look at what is finished: a slow source holds back neither outcomes nor ticks.
                 wait_s, pulled = 0.0, next(source, None)
-                if pulled is None:
-                    pulling = False
-                else:
+                if pulled is not None:
                     run.start(pulled)
-                    unfinished += 1
+                else:
+                    pulling = False
+                    run.start_pack()
             finished = run.next_finished(wait_s)
             if finished is not None:
-                unfinished -= 1
+                told = told or finished.status == "stopped"
             elif time.monotonic() < yielded_at + tick_s:
                 continue
             yield finished
             yielded_at = time.monotonic()
+        if run.stopped_by is not None and not told:
+            for asked in source:
+                yield run.unanswered(_Row(asked), "stopped", run.stopped_by)
+                return
     finally:
-        run.cancel()
-
-
-class _Client(openai.AsyncOpenAI):
-    """The SDK's client without the organisation, project and headers it takes from OPENAI_* variables."""
-
-    @property
-    def default_headers(self) -> dict[str, str | openai.Omit]:
-        return {
-            **self.auth_headers,
-            "Accept": "application/json",
-            "Content-Type": "application/json",
-            "User-Agent": self.user_agent,
-        }
+        run.close()
 
 
 class _Runtime:
-    """A process's one event loop, on a thread of its own, and its clients."""
+    """A process's one event loop, on a thread of its own, and its connections."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self._clients: dict[tuple[Endpoint, str], _Client] = {}
+        self._transports: dict[tuple[str | None, ...], Transport] = {}
         threading.Thread(target=self.loop.run_forever, name="personahub-llm", daemon=True).start()
+        atexit.register(self._close, os.getpid())
 
-    def client(self, endpoint: Endpoint, key: str) -> _Client:
-        """The client of an endpoint; SDK retries and time limits are off, because ``_Run`` has its own."""
-        if (endpoint, key) not in self._clients:
-            # Slots bound the calls; a pool with a bound of its own would only let calls wait a second time.
-            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=endpoint.in_flight)
-            self._clients[endpoint, key] = _Client(
-                api_key=key,
-                base_url=endpoint.base_url,
-                max_retries=0,
-                timeout=None,
-                http_client=httpx2.AsyncClient(limits=limits, timeout=None),
-            )
-        return self._clients[endpoint, key]
+    def transport(self, endpoint: Endpoint, address: Address) -> Transport:
+        """The connections to an address, on the loop; kept from run to run while the environment stays the same."""
+        way = (endpoint.transport, address.base_url, proxy_for(address.base_url), *map(os.environ.get, CA_VARIABLES))
+        if way not in self._transports:
+            self._transports[way] = connect(endpoint.transport, address.base_url)
+        return self._transports[way]
+
+    def _close(self, process: int) -> None:
+        async def close() -> None:
+            for transport in self._transports.values():
+                await transport.close()
+
+        if os.getpid() == process:
+            with contextlib.suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(close(), self.loop).result(timeout=_CLOSE_S)
 
 
 # By process id: a fork has no thread of its parent's, and must not touch, nor finalise, its parent's connections.
@@ -130,147 +164,591 @@ def _runtime() -> _Runtime:
 
 
 class _Run:
-    """The calls of one ``outcomes``: started and cancelled from its thread, run on the loop's."""
+    """The calls of one ``outcomes``: started and cancelled from its thread, made on the loop's."""
 
-    def __init__(self, runtime: _Runtime, endpoint: Endpoint, price: Price | None, key: str) -> None:
+    def __init__(
+        self,
+        runtime: _Runtime,
+        endpoint: Endpoint,
+        price: Price | None,
+        place: GatePlace | None,
+        keys: Mapping[int, str],
+    ) -> None:
+        self.calls = 0  # begun, and not known to be over
         self.stopping = asyncio.Event()
-        self._finished: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self.stopped_by: Failure | None = None
         self._loop = runtime.loop
-        self._client = runtime.client(endpoint, key)
         self._endpoint = endpoint
         self._price = price
-        self._secret = None if endpoint.api_key_env is None else key
-        self._tasks: set[asyncio.Task[Outcome]] = set()
+        self._targets: list[_Target] = []
+        self._gate: GateClient
+        self._shut: Failure | None = None  # why there is no gate
+        self._watching: asyncio.Task[None] | None = None
+        self._slots = _Slots(endpoint.in_flight)
+        self._successes = 0
         self._rng = Random()
+        self._pack = _Pack()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # From thread to thread: rows whose call is to begin; outcomes, and None where a call is over.
+        self._beginning: deque[list[_Row]] = deque()
+        self._begins_soon = False
+        self._telling: list[Outcome | None] = []
+        self._finished: SimpleQueue[list[Outcome | None]] = SimpleQueue()
+        self._told: deque[Outcome | None] = deque()
+        asyncio.run_coroutine_threadsafe(self._open(runtime, place, keys), self._loop).result()
 
-    def start(self, request: Request) -> None:
+    # --- on the caller's thread
+
+    def start(self, asked: Request | StoredRequest) -> None:
         """Begin one request; PersonaHubError when it has no key, for then it has no outcome either."""
-        self._loop.call_soon_threadsafe(self._start, _Call(request, request.key))
+        row = _Row(asked)
+        try:
+            row.read()
+        except Exception as error:  # of this row alone
+            self.calls += 1
+            self._finished.put([self.unanswered(row, "failed", classify(error, self._endpoint)), None])
+            return
+        if row.request.api != "embeddings":
+            self._begin([row])
+            return
+        if not self._pack.takes(row):
+            self.start_pack()
+        self._pack.add(row)
+        if len(self._pack.rows) >= self._endpoint.inputs_per_request or self._pack.is_old():
+            self.start_pack()
+
+    def start_pack(self) -> None:
+        """Begin the call for the inputs that wait for more of them."""
+        if self._pack.rows:
+            self._begin(self._pack.rows)
+            self._pack = _Pack()
 
     def next_finished(self, wait_s: float) -> Outcome | None:
         """An outcome that is there within ``wait_s``; None when there is none."""
-        try:
-            finished = self._finished.get(block=wait_s > 0, timeout=wait_s)
-        except Empty:
-            return None
-        if isinstance(finished, BaseException):
-            raise finished
-        return finished
+        if not self._told:
+            try:
+                self._told.extend(self._finished.get(block=wait_s > 0, timeout=wait_s))
+            except Empty:
+                return None
+        while self._told:
+            outcome = self._told.popleft()
+            if outcome is not None:
+                return outcome
+            self.calls -= 1
+        return None
 
     def cancel(self) -> None:
-        """End every call under way; each is ``deferred``."""
+        """End every call under way; what has no answer yet is ``deferred``."""
         self._loop.call_soon_threadsafe(self._cancel)
 
-    def _start(self, call: _Call) -> None:
-        task = self._loop.create_task(self._ask(call))
-        self._tasks.add(task)
-        task.add_done_callback(partial(self._done, call))
+    def close(self) -> None:
+        """End every call under way, and leave the gate."""
+        closed = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        with contextlib.suppress(TimeoutError):
+            closed.result(timeout=_CLOSE_S)
 
-    def _done(self, call: _Call, task: asyncio.Task[Outcome]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():
-            self._finished.put(self._end(call, "deferred", _STOPPED))
-        else:
-            self._finished.put(task.exception() or task.result())
+    def unanswered(self, row: _Row, status: Status, failure: Failure) -> Outcome:
+        """The outcome of a row without an answer."""
+        return Outcome(
+            request_key=row.key,
+            status=status,
+            text=None,
+            finish_reason=None,
+            usage=row.usage,
+            cost_microusd=row.cost,
+            attempts=row.attempts,
+            latency_ms=row.latency_ms,
+            model_returned=None,
+            response_id=None,
+            endpoint=_place(self._endpoint) if row.target is None else row.target.place,
+            error_class=failure.error_class,
+            error_message=failure.message,
+            prompt_version=row.prompt_version,
+        )
+
+    def _begin(self, rows: list[_Row]) -> None:
+        self.calls += 1
+        self._beginning.append(rows)
+        if not self._begins_soon:
+            self._begins_soon = True
+            self._loop.call_soon_threadsafe(self._begin_all)
+
+    # --- on the loop's thread
+
+    async def _open(self, runtime: _Runtime, place: GatePlace | None, keys: Mapping[int, str]) -> None:
+        try:
+            self._gate = await GateClient.open(place, self._endpoint, self._price)
+        except NotAdmitted as refusal:
+            self._shut = refusal.failure
+            return
+        self._watching = self._loop.create_task(self._watch())
+        handed = {**keys, **self._gate.keys}
+        try:
+            for position, address in enumerate(self._endpoint.addresses):
+                key = key_of(address, handed.get(position))
+                self._targets.append(_Target(address, key, runtime.transport(self._endpoint, address)))
+        except NotAdmitted as refusal:
+            self._refused(refusal.failure)
+        except PersonaHubError as error:
+            self._refused(Failure("run", "unusable_environment", str(error)))
+
+    async def _watch(self) -> None:
+        """Stop when the gate ends the run, though no call may ask it for leave just then."""
+        while self._gate.ended is None:
+            await asyncio.sleep(_WATCH_S)
+        self._refused(self._gate.ended)
+
+    def _begin_all(self) -> None:
+        self._begins_soon = False
+        while self._beginning:
+            task = self._loop.create_task(self._ask(self._beginning.popleft()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _cancel(self) -> None:
         for task in self._tasks:
             task.cancel()
 
-    async def _ask(self, call: _Call) -> Outcome:
-        deadline = time.monotonic() + self._endpoint.deadline_s
-        while not self.stopping.is_set():
-            call.begin_attempt()
-            limit_s = min(self._endpoint.timeout_s, deadline - call.began)
-            try:
-                return await asyncio.wait_for(self._attempt(call), limit_s)
-            except Exception as error:  # whatever one call raises is that row's failure, a value
-                failure = classify(error, self._endpoint, secret=self._secret)
-            if failure.kind == "run":
-                self.stopping.set()
-                return self._end(call, "stopped", failure)
-            if failure.kind == "row":
-                return self._end(call, "failed", failure)
-            pause_s = backoff_s(call.attempts, failure.retry_after, self._rng, now=time.time())
-            if (
-                pause_s is None
-                or call.attempts >= self._endpoint.max_attempts
-                or time.monotonic() + pause_s >= deadline
-            ):
-                return self._end(call, "deferred", failure)
-            await self._pause(pause_s)
-        return self._end(call, "deferred", _STOPPED)
+    async def _close(self) -> None:
+        self._begin_all()
+        self._cancel()
+        await asyncio.gather(*self._tasks)
+        if self._watching is not None:
+            self._watching.cancel()
+            self._gate.close()
 
-    async def _attempt(self, call: _Call) -> Outcome:
-        response = await self._client.post("/chat/completions", cast_to=httpx2.Response, content=call.request.body())
-        reply = read_reply(response.content, secret=self._secret)
-        return Outcome(
-            request_key=call.key,
-            status="answered",
-            text=reply.text,
-            finish_reason=reply.finish_reason,
-            usage=reply.usage,
-            cost_microusd=cost_microusd(reply.usage, self._price),
-            attempts=call.attempts,
-            latency_ms=call.latency_ms(),
-            model_returned=reply.model,
-            response_id=reply.response_id,
-            endpoint=_address(self._endpoint),
-            error_class=None,
-            error_message=None,
-        )
+    def _tell(self, item: Outcome | None) -> None:
+        """Hand over to the caller's thread; what finishes in one turn of the loop goes together."""
+        if not self._telling:
+            self._loop.call_soon(self._tell_all)
+        self._telling.append(item)
 
-    async def _pause(self, pause_s: float) -> None:
-        """Sleep, but no longer than the run lasts."""
+    def _tell_all(self) -> None:
+        telling, self._telling = self._telling, []
+        self._finished.put(telling)
+
+    async def _ask(self, rows: list[_Row]) -> None:
+        """Bring the rows of one call to their outcomes, whatever happens."""
         try:
-            await asyncio.wait_for(self.stopping.wait(), pause_s)
-        except TimeoutError:
-            return
+            if self._shut is not None:
+                raise self._refused(self._shut)
+            await (self._embed(rows) if rows[0].request.api == "embeddings" else self._complete(rows[0]))
+        except _UnansweredError as end:
+            self._end(rows, end)
+        except asyncio.CancelledError:
+            self._end(rows, _UnansweredError("deferred", _STOPPED))
+        except Exception as error:  # of our own code: other calls go on
+            self._end(rows, _UnansweredError("failed", classify(error, self._endpoint)))
+        self._tell(None)
 
-    def _end(self, call: _Call, status: Status, failure: Failure) -> Outcome:
-        return _unanswered(
-            call.request, self._endpoint, status, failure, attempts=call.attempts, latency_ms=call.latency_ms()
+    async def _complete(self, row: _Row) -> None:
+        """Ask for one answer, and again while it is not the JSON that was asked for."""
+        request = row.request
+        check = check_for(request.response_format)
+        call = self._call([row], "/chat/completions", request.body, request.max_output_tokens)
+        answer: tuple[Reply, AnswerClass] | None = None
+        for _ in range(self._endpoint.reasks + 1):
+            try:
+                reply = await self._reply(call, read_reply)
+            except (_UnansweredError, asyncio.CancelledError):
+                if answer is None:
+                    raise
+                break  # an answer that was shown its fault is paid for: it is kept
+            answer = reply, answer_class(reply, request)
+            fault = check.fault(reply.text) if check and answer[1] == "ok" and reply.text is not None else None
+            if fault is None:
+                break
+            answer = reply, fault.kind
+            told = {"role": "user", "content": _ASK_AGAIN.format(said=fault.said)}
+            call.ask_instead(partial(request.body, more=[{"role": "assistant", "content": reply.text}, told]))
+        assert answer is not None
+        self._finish(row, *answer)
+
+    async def _embed(self, rows: list[_Row], *, patience: int = 2) -> None:
+        """Ask for the vectors of several inputs at once; one that spoils it for all is found by halving.
+
+        ``patience`` is the number of attempts until one of several inputs is suspected of taking the endpoint down.
+        """
+        requests = [row.request for row in rows]
+        call = self._call(rows, "/embeddings", partial(embeddings_body, requests), 0, patience)
+        dimensions = requests[0].sampling.get("dimensions")
+        try:
+            reply = await self._reply(call, partial(read_vectors, count=len(rows), dimensions=dimensions))
+        except _UnansweredError as end:
+            if end.is_divisible and len(rows) > 1:
+                await self._embed_halves(rows)
+            else:
+                self._end(rows, end)
+            return
+        without = []
+        for row, vector in zip(rows, reply.vectors, strict=True):
+            if vector is None:
+                without.append(row)
+            else:
+                self._finish(row, reply, "ok", vector)
+        if without and len(rows) == 1:
+            self._end(rows, _UnansweredError("failed", _BAD_VECTOR))
+        elif len(without) == len(rows):
+            await self._embed_halves(rows)
+        elif without:
+            await self._embed(without, patience=1)
+
+    async def _embed_halves(self, rows: list[_Row]) -> None:
+        middle = len(rows) // 2
+        await self._embed(rows[:middle], patience=1)
+        await self._embed(rows[middle:], patience=1)
+
+    def _call(
+        self, rows: list[_Row], path: str, body: _Body, max_output_tokens: int | None, patience: int = 0
+    ) -> _Call:
+        deadline = time.monotonic() + self._endpoint.deadline_s
+        return _Call(rows, path, body, max_output_tokens, self._price, deadline, self._successes, patience)
+
+    async def _reply(self, call: _Call, read: _Reader[_R]) -> _R:
+        """What the endpoint replies to ``call``, in as many attempts as it takes; _UnansweredError when it does not."""
+        while True:
+            permit = await self._admitted(call)
+            target = self._targets[permit.address]
+            usage: Usage | None = None
+            failure: Failure | None = _STOPPED  # which it is when it gets cancelled
+            call.begin_attempt(target)
+            try:
+                async with asyncio.timeout(min(self._endpoint.timeout_s, call.left_s())):
+                    raw = await target.transport.post(call.path, call.body(target.address.service_tier), target.key)
+                reply = read(raw, secret=target.secret)
+                usage, failure = reply.usage, None
+            except Exception as error:  # whatever one attempt raises is a value
+                failure = classify(error, self._endpoint, target.address, secret=target.secret)
+                if isinstance(error, BadReplyError):
+                    usage = error.usage
+                    call.is_billed = call.is_billed or error.billed
+            finally:
+                cost = cost_microusd(usage, self._price)
+                call.end_attempt(usage, cost)
+                tokens = None if usage is None else usage.input_tokens + usage.output_tokens
+                self._gate.settle(permit, tokens=tokens, cost_microusd=cost, failure=failure)
+                self._slots.leave(permit, failure)
+            if failure is None:
+                self._successes += 1
+                return reply
+            await self._next_attempt(call, permit, failure)
+
+    async def _admitted(self, call: _Call) -> Permit:
+        """Leave to call. What that takes is no time of the request's."""
+        asked_at = time.monotonic()
+        await self._slots.enter()
+        try:
+            if self.stopped_by is not None:
+                raise NotAdmitted(self.stopped_by)
+            permit = await self._gate.admit(tokens=call.tokens, dearest_microusd=call.dearest_microusd)
+        except BaseException as error:
+            self._slots.leave()
+            if isinstance(error, NotAdmitted):
+                raise self._refused(error.failure) from None
+            raise
+        call.deadline += time.monotonic() - asked_at
+        return permit
+
+    async def _next_attempt(self, call: _Call, permit: Permit, failure: Failure) -> None:
+        """Return when ``call`` may try again; _UnansweredError when it should not."""
+        if failure.kind == "run":
+            # The gate gives up this address; whether there is another shows when leave is asked for again.
+            call.refusals += 1
+            if call.refusals > len(self._targets):
+                raise self._refused(failure)
+            return
+        if permit.probe and failure.kind == "retry":
+            call.tries -= 1  # the address was known to be out of order: no attempt of the request's
+            return
+        end = call.end_after(failure, self._endpoint.max_attempts, self._successes)
+        if end is not None:
+            raise end
+        if asked_s(failure.retry_after, time.time()) is not None:
+            return  # the gate knows when that address may be asked again; another one may be asked now
+        pause_s = backoff_s(call.tries, None, self._rng, now=0.0) or 0.0
+        if pause_s >= call.left_s():
+            raise _UnansweredError("deferred", failure)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self.stopping.wait()
+
+    def _refused(self, failure: Failure) -> _UnansweredError:
+        if failure.kind != "run":
+            return _UnansweredError("deferred", failure)
+        self.stopped_by = self.stopped_by or failure
+        self.stopping.set()
+        self._slots.abolish()
+        return _UnansweredError("stopped", failure)
+
+    def _end(self, rows: list[_Row], end: _UnansweredError) -> None:
+        for row in rows:
+            if not row.is_done:
+                row.is_done = True
+                self._tell(self.unanswered(row, end.status, end.failure))
+
+    def _finish(self, row: _Row, reply: Reply | Vectors, kind: AnswerClass, vector: bytes | None = None) -> None:
+        assert row.target is not None
+        row.is_done = True
+        self._tell(
+            Outcome(
+                request_key=row.key,
+                status="answered",
+                text=reply.text if isinstance(reply, Reply) else None,
+                finish_reason=reply.finish_reason if isinstance(reply, Reply) else None,
+                usage=row.usage,
+                cost_microusd=row.cost,
+                attempts=row.attempts,
+                latency_ms=row.latency_ms,
+                model_returned=reply.model,
+                response_id=reply.response_id,
+                endpoint=row.target.place,
+                error_class=None,
+                error_message=None,
+                answer_class=kind,
+                vector=vector,
+                prompt_version=row.prompt_version,
+            )
         )
+
+
+class _Row:
+    """How far one request has come, and what it has cost so far."""
+
+    def __init__(self, asked: Request | StoredRequest) -> None:
+        self.key = asked.key
+        self.request: Request
+        self.prompt_version = ""
+        # Of an input for an embedding: about how long it is, and what it can share a call with.
+        self.tokens = 1
+        self.kind = ""
+        self.attempts = 0
+        self.latency_ms = 0
+        self.target: _Target | None = None
+        self.usage: Usage | None = None
+        self.cost: Decimal | None = None
+        self.is_done = False
+        self._asked = asked
+
+    def read(self) -> None:
+        """See what is asked; whatever that raises."""
+        self.request = self._asked.read() if isinstance(self._asked, StoredRequest) else self._asked
+        self.prompt_version = self.request.prompt_version
+        if self.request.api == "embeddings":
+            self.tokens = max(1, estimate_tokens(self.request.text))
+            self.kind = canonical([self.request.model, self.request.sampling])
+            canonical(self.request.text)  # what cannot be sent must not take others with it
+
+    def charge(self, usage: Usage | None, cost: Decimal | None) -> None:
+        if usage is not None:
+            self.usage = usage if self.usage is None else self.usage + usage
+        if cost is not None:
+            self.cost = cost if self.cost is None else self.cost + cost
 
 
 class _Call:
-    """How far one request has come."""
+    """One question to the endpoint, for one row or several, and how its attempts went."""
 
-    def __init__(self, request: Request, key: str) -> None:
-        self.request = request
-        self.key = key
-        self.attempts = 0
-        self.began = time.monotonic()
+    def __init__(
+        self,
+        rows: list[_Row],
+        path: str,
+        body: _Body,
+        max_output_tokens: int | None,
+        price: Price | None,
+        deadline: float,
+        successes: int,
+        patience: int,
+    ) -> None:
+        self.path = path
+        self.deadline = deadline
+        self.refusals = 0
+        self._rows = rows
+        self._max_output_tokens = max_output_tokens
+        self._price = price
+        self._successes = successes
+        self._patience = patience
+        self._began = 0.0
+        self.ask_instead(body)
 
-    def begin_attempt(self) -> None:
-        self.attempts += 1
-        self.began = time.monotonic()
+    def ask_instead(self, body: _Body) -> None:
+        """Ask something else for the same rows, within what is left of their time."""
+        self.tries = 0
+        self.is_billed = False  # for a reply that could not be read
+        self._bad_replies = self._timeouts = 0
+        self._make = body
+        self._bodies: dict[str | None, bytes] = {}
+        plain = self.body(None)
+        self.tokens = estimate_tokens(plain.decode()) + (self._max_output_tokens or 0)
+        self.dearest_microusd = dearest_microusd(len(plain), self._max_output_tokens, self._price)
 
-    def latency_ms(self) -> int:
-        return round((time.monotonic() - self.began) * 1000)
+    def body(self, service_tier: str | None) -> bytes:
+        if service_tier not in self._bodies:
+            self._bodies[service_tier] = self._make(service_tier=service_tier)
+        return self._bodies[service_tier]
+
+    def left_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def begin_attempt(self, target: _Target) -> None:
+        self.tries += 1
+        self._began = time.monotonic()
+        for row in self._rows:
+            row.target = target
+
+    def end_attempt(self, usage: Usage | None, cost: Decimal | None) -> None:
+        """The attempt is over; what it is known to have taken is shared among the rows."""
+        latency_ms = round((time.monotonic() - self._began) * 1000)
+        for row in self._rows:
+            row.attempts += 1
+            row.latency_ms = latency_ms
+        if len(self._rows) == 1:
+            self._rows[0].charge(usage, cost)
+        elif usage is not None:
+            weights = [row.tokens for row in self._rows]
+            costs = [None] * len(weights) if cost is None else shared_cost(cost, weights)
+            for row, used, its_cost in zip(self._rows, usage.shared(weights), costs, strict=True):
+                row.charge(used, its_cost)
+
+    def end_after(self, failure: Failure, max_attempts: int, successes: int) -> _UnansweredError | None:
+        """How the call ends now that an attempt failed; None: another attempt may mend it.
+
+        ``successes`` are those of all calls so far: while there are none, a timeout says nothing about this one.
+        """
+        if failure.kind == "row":
+            return _UnansweredError("failed", failure, is_divisible=True)
+        several = len(self._rows) > 1
+        if failure.error_class == "bad_reply":
+            self._bad_replies += 1
+            if self.is_billed and (several or self._bad_replies >= PAID_BAD_REPLIES):
+                return _UnansweredError("failed", failure, is_divisible=True)
+            if self._bad_replies >= BAD_REPLIES:
+                return _UnansweredError("deferred", failure)
+        if failure.error_class == "timeout":
+            self._timeouts += 1
+            if self._timeouts >= TIMEOUTS and successes >= self._successes + TIMEOUTS:
+                return _UnansweredError("failed", failure, is_divisible=True)
+        if several and failure.error_class in ("timeout", "server_error") and self.tries >= self._patience:
+            return _UnansweredError("deferred", failure, is_divisible=True)
+        return _UnansweredError("deferred", failure) if self.tries >= max_attempts else None
 
 
-def _unanswered(
-    request: Request, endpoint: Endpoint, status: Status, failure: Failure, *, attempts: int, latency_ms: int
-) -> Outcome:
-    return Outcome(
-        request_key=request.key,
-        status=status,
-        text=None,
-        finish_reason=None,
-        usage=None,
-        cost_microusd=None,
-        attempts=attempts,
-        latency_ms=latency_ms,
-        model_returned=None,
-        response_id=None,
-        endpoint=_address(endpoint),
-        error_class=failure.error_class,
-        error_message=failure.message,
-    )
+class _UnansweredError(Exception):
+    """A call ends without an answer. ``is_divisible``: one of its rows may be to blame."""
+
+    def __init__(self, status: Status, failure: Failure, *, is_divisible: bool = False) -> None:
+        super().__init__(failure.error_class)
+        self.status: Status = status
+        self.failure = failure
+        self.is_divisible = is_divisible
 
 
-def _address(endpoint: Endpoint) -> str:
+class _Pack:
+    """Inputs for embeddings that go into one call: of one model and one sampling, and not too many tokens."""
+
+    def __init__(self) -> None:
+        self.rows: list[_Row] = []
+        self._tokens = 0
+        self._began = math.inf
+
+    def takes(self, row: _Row) -> bool:
+        return not self.rows or (self._tokens + row.tokens <= MAX_INPUT_TOKENS and self.rows[0].kind == row.kind)
+
+    def add(self, row: _Row) -> None:
+        if not self.rows:
+            self._began = time.monotonic()
+        self.rows.append(row)
+        self._tokens += row.tokens
+
+    def is_old(self) -> bool:
+        return time.monotonic() >= self._began + PACK_WAIT_S
+
+
+class _Slots:
+    """As many calls at once as the endpoint takes; those that wait go in the order they came."""
+
+    def __init__(self, ceiling: int) -> None:
+        self._concurrency = Concurrency(ceiling)
+        self._busy = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self) -> None:
+        if not self._waiting and self._busy < self._concurrency.limit:
+            self._busy += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn  # whoever made it also took the slot
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave()
+            raise
+
+    def abolish(self) -> None:
+        """Let all who wait go on; how many they are no longer matters."""
+        self._concurrency = Concurrency(sys.maxsize)
+        self._go_on()
+
+    def leave(self, permit: Permit | None = None, failure: Failure | None = None) -> None:
+        """Give the slot up, with what became of the call that was made in it, if one was."""
+        if permit is not None and failure is not None and failure.error_class == "rate_limited":
+            self._concurrency.refused(began=permit.began, now=time.monotonic())
+        elif permit is not None and (failure is None or failure.kind == "row"):
+            self._concurrency.answered()
+        self._busy -= 1
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._waiting and self._busy < self._concurrency.limit:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._busy += 1
+
+
+class _Target:
+    """An address, its key, and the connections to it."""
+
+    def __init__(self, address: Address, key: str | None, transport: Transport) -> None:
+        self.address = address
+        self.place = _place(address)
+        self.key = "none" if key is None else key
+        self.secret = key
+        self.transport = transport
+
+
+def _place(address: Address) -> str:
     """host:port/path, without what may be secret in an address."""
-    parts = urlsplit(endpoint.base_url)
+    parts = urlsplit(address.base_url)
     return parts.netloc.rpartition("@")[2] + parts.path
+
+
+def key_of(address: Address, handed: str | None) -> str | None:
+    """The key of an address, None where it needs none; NotAdmitted when it cannot be had."""
+    if address.api_key_env is not None:
+        key = os.environ.get(address.api_key_env, "")
+    elif address.api_key_file is not None:
+        try:
+            with open(address.api_key_file, encoding="ascii") as file:
+                key = file.read(_KEY_CHARACTERS)
+        except (OSError, ValueError):
+            key = ""
+    elif address.api_key_credential is not None:
+        key = handed or ""
+    else:
+        return None
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise NotAdmitted(missing_key(address))
+    return key
+
+
+class _Body(Protocol):
+    def __call__(self, *, service_tier: str | None) -> bytes: ...
+
+
+_R = TypeVar("_R", Reply, Vectors, covariant=True)
+
+
+class _Reader(Protocol[_R]):
+    def __call__(self, raw: bytes, *, secret: str | None) -> _R: ...

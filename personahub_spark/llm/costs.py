@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 
 from personahub_spark.llm.wire import Usage
 from personahub_spark.settings import Price
@@ -23,6 +24,27 @@ def cost_microusd(usage: Usage | None, price: Price | None) -> Decimal | None:
         + usage.output_tokens * price.output
     )
     return cost.quantize(Decimal("0.000001"))
+
+
+def dearest_microusd(input_bytes: int, max_output_tokens: int | None, price: Price | None) -> Decimal | None:
+    """The most that a call can cost; None where its output has no limit, or the price is unknown.
+
+    No tokenizer makes more tokens of a text than it has bytes, and the body of a call has more than its texts.
+    """
+    if price is None or max_output_tokens is None:
+        return None
+    return cost_microusd(Usage(input_bytes, 0, max_output_tokens, 0), price)
+
+
+def shared_cost(cost: Decimal, weights: Sequence[int]) -> list[Decimal]:
+    """Parts in proportion to ``weights`` (not all 0), each with six decimals, that add up to ``cost`` exactly."""
+    whole, before, given, shares = sum(weights), 0, Decimal(0), []
+    for weight in weights:
+        before += weight
+        upto = cost if before == whole else (cost * before / whole).quantize(Decimal("0.000001"), ROUND_DOWN)
+        shares.append(upto - given)
+        given = upto
+    return shares
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import re
+import ssl
 from dataclasses import dataclass
 from typing import Literal
 
-import openai
-
+from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.wire import BadReplyError, clean
-from personahub_spark.settings import Endpoint
+from personahub_spark.settings import Address, Endpoint
 
 MAX_MESSAGE = 300
 
-_KEYS = re.compile(r"\bbearer\s+[^\s\"',;]+|\bsk-[\w*.-]{4,}", re.IGNORECASE)
+# Keys, and what stands before the @ of an address.
+_KEYS = re.compile(r"\bbearer\s+[^\s\"',;]+|\bsk-[\w*.-]{4,}|(?<=://)[^\s/@]+(?=@)", re.IGNORECASE)
 
 _QUOTA_CODES = {"insufficient_quota", "insufficient_user_quota", "billing_hard_limit_reached", "billing_not_active"}
 _MODEL_CODES = {"model_not_found", "model_not_available", "unknown_model", "invalid_model"}
@@ -37,52 +38,103 @@ class Failure:
     retry_after: str | None = None
 
 
-def classify(error: Exception, endpoint: Endpoint, *, secret: str | None = None) -> Failure:
-    """What ``error``, raised by one call, means; ``secret`` is the key that must not appear in the message."""
-    if isinstance(error, openai.APIStatusError):
-        failure = _of_status(error.status_code, error.body, endpoint)
-        retry_after = error.response.headers.get("retry-after")
+class StatusError(Exception):
+    """A reply with another status than 200; ``body`` are its bytes, ``retry_after`` is that header."""
+
+    def __init__(self, status: int, body: bytes, retry_after: str | None = None) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
+
+
+class UnreachableError(Exception):
+    """No complete reply; ``__cause__`` says why."""
+
+
+class ReplyTooLargeError(Exception):
+    """The reply is longer than we read."""
+
+
+class BadVectorError(Exception):
+    """An input got a vector that cannot be used."""
+
+
+def classify(
+    error: Exception, endpoint: Endpoint, address: Address | None = None, *, secret: str | None = None
+) -> Failure:
+    """What ``error``, raised by one call to ``address`` of ``endpoint`` (None: its first), means.
+
+    ``secret`` is the key that must not appear in the message.
+    """
+    where, retry_after = address or endpoint, None
+    if isinstance(error, StatusError):
+        failure = of_status(error.status, _error_object(error.body), endpoint, where)
+        retry_after = error.retry_after
     elif (
         isinstance(error, BadReplyError)
         and isinstance(error.error, dict)
         and error.error.get("code") in range(400, 600)
     ):
         # Some routers answer 200 and put the status of whom they asked into the body.
-        failure, retry_after = _of_status(error.error["code"], error.error, endpoint), None
+        failure = of_status(error.error["code"], error.error, endpoint, where)
     else:
-        failure, retry_after = _of_exception(error), None
+        failure = _of_exception(error)
     return Failure(failure.kind, failure.error_class, _one_line(failure.message, secret), retry_after)
 
 
-def missing_key(endpoint: Endpoint) -> Failure:
-    """The variable that should hold the key holds none that could be sent."""
-    return Failure(
-        "run",
-        "missing_key",
-        f"the environment variable {endpoint.api_key_env} holds no usable key where the calls are made; "
-        "set it on the driver and on every executor",
-    )
+def missing_key(address: Address) -> Failure:
+    """What should hold the key of ``address`` holds none that could be sent."""
+    if address.api_key_file is not None:
+        said = f"the file {address.api_key_file} holds no usable key where the calls are made; put it there on "
+    elif address.api_key_credential is not None:
+        said = f"the credential {address.api_key_credential} holds no usable key, or was not handed to "
+    else:
+        said = (
+            f"the environment variable {address.api_key_env} holds no usable key where the calls are made; set it on "
+        )
+    return Failure("run", "missing_key", f"{said}the driver and every executor")
 
 
 def _of_exception(error: Exception) -> Failure:
-    if isinstance(error, asyncio.TimeoutError | openai.APITimeoutError):
+    if isinstance(error, TimeoutError):
         return Failure("retry", "timeout", "no complete reply within the limit of one attempt")
-    if isinstance(error, openai.APIConnectionError):
+    if isinstance(error, UnreachableError):
         cause = error.__cause__ or error
-        return Failure("retry", "connection", f"{type(cause).__name__}: {cause}")
+        said = f"{type(cause).__name__}: {cause}"
+        if any(isinstance(link, ssl.SSLCertVerificationError) for link in _chain(error)):
+            advice = "the endpoint's certificate is not trusted; name the file of its authority in SSL_CERT_FILE"
+            return Failure("run", "untrusted_certificate", f"{advice} ({said})")
+        return Failure("retry", "connection", said)
     if isinstance(error, BadReplyError):
         return Failure("retry", "bad_reply", f"{error}: {_said(error.error)}" if error.error else str(error))
+    if isinstance(error, ReplyTooLargeError):
+        return Failure("row", "reply_too_large", str(error))
+    if isinstance(error, BadVectorError):
+        return Failure("row", "bad_vector", str(error))
+    if isinstance(error, PersonaHubError):
+        return Failure("row", "unusable_request", str(error))
     return Failure("row", f"unexpected_{type(error).__name__}", f"{type(error).__name__}: {error}")
 
 
-def _of_status(status: int, body: object, endpoint: Endpoint) -> Failure:
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
+def of_status(status: int, body: object, endpoint: Endpoint, address: Address) -> Failure:
+    """What a reply with another status than 200 means; ``body`` is the error object in it, or what it holds instead."""
     said = _said(body)
     low = said.lower()
     codes = {str(body.get(name)).lower() for name in ("code", "type")} if isinstance(body, dict) else set()
     detail = f"status {status}: {said}" if said else f"status {status}"
-    key = f"in {endpoint.api_key_env}" if endpoint.api_key_env else "(none: api_key_env is not set)"
+    key = f"in {_key_place(address)}" if _key_place(address) else "(none: api_key_env is not set)"
 
-    if 400 <= status < 500 and status not in (401, 408, 409, 429):
+    if 400 <= status < 500 and status not in (401, 407, 408, 409, 429):
         if codes & _FILTER_CODES or _FILTER.search(low):
             return Failure("row", "content_filter", detail)
         if codes & _LENGTH_CODES or (status in (400, 413, 422) and _LENGTH.search(low)):
@@ -96,6 +148,9 @@ def _of_status(status: int, body: object, endpoint: Endpoint) -> Failure:
     if status in (401, 403):
         advice = f"the endpoint refused the key {key}; put one there that may use model {endpoint.model!r}"
         return Failure("run", "unauthorized" if status == 401 else "forbidden", f"{advice} ({detail})")
+    if status == 407:
+        advice = "the proxy wants a name and password; put them into HTTPS_PROXY, or the host into NO_PROXY"
+        return Failure("run", "proxy_refused", f"{advice} ({detail})")
     if status < 400 or status in (405, 410):
         return Failure("run", "wrong_address", f"the endpoint is not at this address; check base_url ({detail})")
     if status >= 500:
@@ -104,6 +159,20 @@ def _of_status(status: int, body: object, endpoint: Endpoint) -> Failure:
     if status in again:
         return Failure("retry", again[status], detail)
     return Failure("row", "too_large" if status == 413 else "bad_request", detail)
+
+
+def _key_place(address: Address) -> str | None:
+    return address.api_key_env or address.api_key_file or address.api_key_credential
+
+
+def _error_object(raw: bytes) -> object:
+    """The error object in a body, else the body as it is: JSON or text."""
+    text = raw.decode("utf-8", errors="replace")
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return body.get("error") or body if isinstance(body, dict) else body
 
 
 def _said(body: object) -> str:

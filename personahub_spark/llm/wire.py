@@ -103,6 +103,14 @@ class Request:
         """The input of a request for an embedding."""
         return str(self.messages[0]["content"])
 
+    @property
+    def max_output_tokens(self) -> int | None:
+        """How long the answer may get, reasoning included; None where the request does not say."""
+        if self.api == "embeddings":
+            return 0
+        most = self.sampling.get("max_completion_tokens", self.sampling.get("max_tokens"))
+        return most if isinstance(most, int) else None
+
     def body(self, *, more: Sequence[Mapping[str, Any]] = (), service_tier: str | None = None) -> bytes:
         """What is sent: canonical like the key, so that equal keys send equal bytes.
 

@@ -20,7 +20,18 @@ LAYERS = (
     ("session", "ledger", "reports"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-LLM = {"wire": 0, "costs": 1, "failures": 2, "limits": 3, "gate": 4, "client": 5, "fake": 1, "local_models": 0}
+LLM = {
+    "wire": 0,
+    "costs": 1,
+    "schema": 1,
+    "failures": 2,
+    "limits": 3,
+    "transport": 3,
+    "gate": 4,
+    "client": 5,
+    "batches": 5,
+}
+LLM |= {"fake": 1, "local_models": 0}
 PLAIN = ("errors", "text", "settings", "progress", "files", "llm", "tasks")
 SPARK_SIDE_OF_TASKS = "tasks/frames.py"
 

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import ssl
 from random import Random
 from typing import Any
 
-import httpx2
-import openai
 import pytest
 
-from personahub_spark.llm.failures import MAX_MESSAGE, classify, missing_key
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.failures import (
+    MAX_MESSAGE,
+    BadVectorError,
+    ReplyTooLargeError,
+    StatusError,
+    UnreachableError,
+    classify,
+    missing_key,
+)
 from personahub_spark.llm.limits import BASE_S, CAP_S, backoff_s
 from personahub_spark.llm.wire import BadReplyError
-from personahub_spark.settings import Endpoint
+from personahub_spark.settings import Address, Endpoint
 
 KEY = "k3y-of-the-realm"
 ENDPOINT = Endpoint(model="qwen", base_url="http://localhost:9/v1", api_key_env="HUB_KEY")
-ASKED = httpx2.Request("POST", "http://localhost:9/v1/chat/completions")
 
 
-def status_error(status: int, body: object = None, headers: dict[str, str] | None = None) -> openai.APIStatusError:
-    response = httpx2.Response(status, headers=headers, request=ASKED)
-    return openai.APIStatusError(f"status {status}", response=response, body=body)
+def status_error(status: int, body: object = "", retry_after: str | None = None) -> StatusError:
+    raw = body if isinstance(body, str) else json.dumps(body)
+    return StatusError(status, raw.encode(), retry_after)
 
 
-def connection_error(cause: Exception) -> openai.APIConnectionError:
-    error = openai.APIConnectionError(request=ASKED)
-    error.__cause__ = cause
+def unreachable(*causes: Exception) -> UnreachableError:
+    error = UnreachableError()
+    link: Exception = error
+    for cause in causes:
+        link.__cause__ = cause
+        link = cause
     return error
 
 
@@ -42,9 +53,9 @@ def connection_error(cause: Exception) -> openai.APIConnectionError:
         (status_error(502, "<html>bad gateway</html>"), "retry", "server_error"),
         (status_error(503, {"message": "maximum context length"}), "retry", "server_error"),
         (status_error(529), "retry", "server_error"),
-        (openai.APITimeoutError(ASKED), "retry", "timeout"),
         (TimeoutError(), "retry", "timeout"),
-        (connection_error(httpx2.ConnectError("refused")), "retry", "connection"),
+        (unreachable(OSError("refused")), "retry", "connection"),
+        (unreachable(OSError("tls"), ssl.SSLCertVerificationError("self-signed")), "run", "untrusted_certificate"),
         (BadReplyError("not JSON"), "retry", "bad_reply"),
         (BadReplyError("no choices", {"message": "busy", "code": True}), "retry", "bad_reply"),
         (BadReplyError("no choices", {"message": "busy", "code": 429}), "retry", "rate_limited"),
@@ -59,6 +70,10 @@ def connection_error(cause: Exception) -> openai.APIConnectionError:
         (status_error(400, {"code": "content_policy_violation"}), "row", "content_filter"),
         (status_error(403, {"message": "the model requires moderation; input was flagged"}), "row", "content_filter"),
         (ValueError("surprise"), "row", "unexpected_ValueError"),
+        (PersonaHubError("a stored request cannot be read"), "row", "unusable_request"),
+        (ReplyTooLargeError("the reply is larger than 64 MiB"), "row", "reply_too_large"),
+        (BadVectorError("not finite"), "row", "bad_vector"),
+        (status_error(407, {"message": "filtered by the content filter"}), "run", "proxy_refused"),
         (status_error(401), "run", "unauthorized"),
         (status_error(403), "run", "forbidden"),
         (status_error(404), "run", "unknown_model"),
@@ -86,10 +101,15 @@ def test_an_unknown_model_is_named() -> None:
     assert "'qwen'" in classify(status_error(404), ENDPOINT).message
 
 
-def test_a_missing_key_stops_the_run_and_names_the_variable() -> None:
-    failure = missing_key(ENDPOINT)
-    assert (failure.kind, failure.error_class) == ("run", "missing_key")
-    assert "HUB_KEY" in failure.message
+def test_a_missing_key_stops_the_run_and_names_where_it_should_be() -> None:
+    for place, name in (
+        ({"api_key_env": "HUB_KEY"}, "environment variable HUB_KEY"),
+        ({"api_key_file": "/run/hub_key"}, "file /run/hub_key"),
+        ({"api_key_credential": "hadoop:hub.key"}, "credential hadoop:hub.key"),
+    ):
+        failure = missing_key(Address(base_url="http://localhost:9/v1", **place))
+        assert (failure.kind, failure.error_class) == ("run", "missing_key")
+        assert f"the {name} holds no usable key" in failure.message
 
 
 @pytest.mark.parametrize(
@@ -98,6 +118,7 @@ def test_a_missing_key_stops_the_run_and_names_the_variable() -> None:
         f"Incorrect API key provided: {KEY}.",
         "Incorrect API key provided: sk-abcd****wxyz.",
         "header Authorization: Bearer abc.def-ghi was refused",
+        "no way through http://user:wxyz@proxy:8080",
         "x" * (MAX_MESSAGE - 45) + KEY + "x" * 100,
     ],
 )
@@ -122,7 +143,7 @@ def test_a_message_holds_what_the_endpoint_said() -> None:
 
 
 def test_retry_after_is_passed_on() -> None:
-    assert classify(status_error(429, headers={"Retry-After": "17"}), ENDPOINT).retry_after == "17"
+    assert classify(status_error(429, retry_after="17"), ENDPOINT).retry_after == "17"
     assert classify(status_error(429), ENDPOINT).retry_after is None
 
 

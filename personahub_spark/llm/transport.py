@@ -1,0 +1,241 @@
+"""HTTP to one address: two clients behind one contract, and the environment's proxies and certificates for both."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx2
+import openai
+
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.failures import ReplyTooLargeError, StatusError, UnreachableError
+
+# 2,048 vectors of 4,096 numbers, written out in decimals, take about 180 MB.
+MAX_REPLY_BYTES = 64 * 2**20
+MAX_VECTORS_BYTES = 256 * 2**20
+_MAX_ERROR_BYTES = 2**20
+
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+# It writes a line a call at INFO, with the whole address, which may hold credentials.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+
+class Transport(Protocol):
+    """Posts to one address. Of one event loop; it has neither retries nor time limits of its own."""
+
+    async def post(self, path: str, body: bytes, key: str) -> bytes:
+        """The body of the 200 that answers ``body``.
+
+        Raises StatusError for any other status, UnreachableError when there is no complete reply, and
+        ReplyTooLargeError. Redirects are not followed.
+        """
+
+    async def close(self) -> None:
+        """End its connections."""
+
+
+def connect(
+    kind: Literal["openai", "aiohttp"], base_url: str, environment: Mapping[str, str] = os.environ
+) -> Transport:
+    """The transport to ``base_url``, through the proxy and with the certificates that the environment names now.
+
+    Raises PersonaHubError when what is named there cannot be used.
+    """
+    proxy = proxy_for(base_url, environment)
+    secure = any(url is not None and url.startswith("https:") for url in (base_url, proxy))
+    trusted = trusted_certificates(environment) if secure else None
+    return (_OpenAI if kind == "openai" else _AioHttp)(base_url, proxy, trusted)
+
+
+def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The proxy between here and ``url``: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, unless NO_PROXY names its host.
+
+    Calls to this machine never go through one.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    variables = {name.lower(): value for name, value in environment.items() if not name.islower()}
+    variables |= {name: value for name, value in environment.items() if name.islower()}
+    proxy = variables.get(f"{parts.scheme}_proxy") or variables.get("all_proxy")
+    if not proxy or _is_loopback(host) or _goes_direct(host, parts.port, variables.get("no_proxy", "")):
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if urlsplit(proxy).scheme not in ("http", "https"):
+        raise PersonaHubError(
+            f"the proxy that the environment names for {parts.scheme} addresses is no http or https proxy; "
+            "name such a one, or put the endpoint's host into NO_PROXY"
+        )
+    return proxy
+
+
+def trusted_certificates(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext:
+    """TLS that trusts what SSL_CERT_FILE, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names, else what the system does."""
+    for name in CA_VARIABLES:
+        place = environment.get(name)
+        if place:
+            file, folder = (None, place) if os.path.isdir(place) else (place, None)
+            try:
+                return ssl.create_default_context(cafile=file, capath=folder)
+            except OSError as error:  # what OpenSSL says is one too
+                raise PersonaHubError(
+                    f"{name} names {place}, which holds no certificates that can be read ({error}); mend or unset it"
+                ) from None
+    return httpx2.create_ssl_context()
+
+
+class _OpenAI:
+    """By the openai package."""
+
+    def __init__(self, base_url: str, proxy: str | None, trusted: ssl.SSLContext | None) -> None:
+        # Whoever calls bounds the calls; a pool with a bound of its own would only let calls wait a second time.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        self._client = _Client(
+            api_key="none",  # each call brings its own
+            base_url=base_url,
+            max_retries=0,
+            timeout=None,
+            http_client=httpx2.AsyncClient(
+                limits=limits,
+                timeout=None,
+                proxy=proxy,
+                verify=trusted or False,  # without TLS there is nothing to verify
+                trust_env=False,
+                headers={"Accept-Encoding": "identity"},
+                event_hooks={"response": [_bound]},
+            ),
+        )
+
+    async def post(self, path: str, body: bytes, key: str) -> bytes:
+        try:
+            response = await self._client.post(
+                path, cast_to=httpx2.Response, content=body, options={"headers": {"Authorization": f"Bearer {key}"}}
+            )
+        except openai.APIStatusError as error:
+            reply = error.response
+            raise StatusError(reply.status_code, reply.content, _retry_after(reply.headers)) from None
+        except openai.APIConnectionError as error:
+            raise UnreachableError from error.__cause__ or error
+        if response.status_code != 200:
+            raise StatusError(response.status_code, response.content, _retry_after(response.headers))
+        return response.content
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class _Client(openai.AsyncOpenAI):
+    """The SDK's client without the organisation, project and headers it takes from OPENAI_* variables."""
+
+    @property
+    def auth_headers(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": self.user_agent}
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """The bytes of a reply, up to its bound."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        self._stream = response.stream
+        self._status = response.status_code
+        self._path = response.request.url.path
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _bounded(self._stream, self._status, self._path)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _bound(response: httpx2.Response) -> None:
+    response.stream = _Bounded(response)
+
+
+class _AioHttp:
+    """By a bare aiohttp session, which takes a fifth of the processor time."""
+
+    def __init__(self, base_url: str, proxy: str | None, trusted: ssl.SSLContext | None) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=trusted or True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "Content-Type": "application/json",
+            },
+            proxy=proxy,
+            trust_env=False,
+        )
+
+    async def post(self, path: str, body: bytes, key: str) -> bytes:
+        headers = {"Authorization": f"Bearer {key}"}
+        try:
+            async with self._session.post(
+                self._base_url + path, data=body, headers=headers, allow_redirects=False
+            ) as reply:
+                content = b"".join([piece async for piece in _bounded(reply.content.iter_any(), reply.status, path)])
+        except (aiohttp.ClientError, OSError) as error:
+            raise UnreachableError from error
+        if reply.status != 200:
+            raise StatusError(reply.status, content, _retry_after(reply.headers))
+        return content
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+async def _bounded(pieces: AsyncIterable[bytes], status: int, path: str) -> AsyncIterator[bytes]:
+    """A reply's body; ReplyTooLargeError when an answer is too large. Of other replies the beginning says enough."""
+    most = MAX_VECTORS_BYTES if path.endswith("/embeddings") else MAX_REPLY_BYTES
+    seen = 0
+    async for piece in pieces:
+        seen += len(piece)
+        if seen > most and status == 200:
+            raise ReplyTooLargeError(f"the reply is larger than {most // 2**20} MiB")
+        yield piece
+        if seen > _MAX_ERROR_BYTES and status != 200:
+            return
+
+
+def _retry_after(headers: Mapping[str, str]) -> str | None:
+    milliseconds = headers.get("retry-after-ms", "")
+    return str(int(milliseconds) / 1000) if milliseconds.isdecimal() else headers.get("retry-after")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _goes_direct(host: str, port: int | None, no_proxy: str) -> bool:
+    """Whether NO_PROXY names the host: itself, a domain above it, a network that holds it, or ``*``."""
+    for entry in filter(None, (entry.strip().lower() for entry in no_proxy.split(","))):
+        name = entry.removeprefix("*").lstrip(".").strip("[]")
+        if entry == "*" or name in (host, f"{host}:{port}") or host.endswith(f".{name}"):
+            return True
+        try:
+            if "/" in entry and ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False):
+                return True
+        except ValueError:
+            pass  # one of the two is no address
+    return False
