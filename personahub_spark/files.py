@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from personahub_spark.errors import PersonaHubError
+
+
+def cache_root() -> Path:
+    """Folder for what is fetched once: ``$PERSONAHUB_CACHE``, or ``~/.cache/personahub``."""
+    return Path(os.environ.get("PERSONAHUB_CACHE") or "~/.cache/personahub").expanduser()
 
 
 def absolute(place: str) -> str:
@@ -45,12 +51,27 @@ def write_whole(place: str, name: str, content: bytes) -> None:
         files.move(written, f"{folder}/{name}")
 
 
+def read_whole(place: str, name: str) -> bytes:
+    """The content of ``place``/``name``; FileNotFoundError when there is none."""
+    files, folder = filesystem(place)
+    with files.open_input_stream(f"{folder}/{name}") as stream:
+        content: bytes = stream.read()
+    return content
+
+
 def names(place: str, *, folders: bool = False) -> list[str]:
     """Names of the whole files (or folders) in ``place``, in order; none where it does not exist."""
     files, path = filesystem(place)
     wanted = pafs.FileType.Directory if folders else pafs.FileType.File
     found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == wanted and not info.base_name.startswith("."))
+
+
+def delete_file(place: str, name: str) -> None:
+    """Delete ``place``/``name``, if it is there."""
+    files, folder = filesystem(place)
+    if files.get_file_info(f"{folder}/{name}").type == pafs.FileType.File:
+        files.delete_file(f"{folder}/{name}")
 
 
 def delete(place: str) -> None:

@@ -7,7 +7,9 @@ This module alone knows which jars belong to which Spark, where they come from, 
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
+import errno
 import functools
 import hashlib
 import logging
@@ -29,15 +31,18 @@ from importlib.abc import Traversable
 from pathlib import Path
 
 import pyspark
+from py4j.protocol import Py4JError
 from pyspark import SparkConf
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 import personahub_spark
+from personahub_spark import files
 from personahub_spark import settings as settings_module
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import Spend
 from personahub_spark.progress import Progress, Status
-from personahub_spark.settings import Price, Settings, SparkSettings
+from personahub_spark.settings import CallSettings, Price, Settings, SparkSettings
 from personahub_spark.tables import RUNS, Store, Table
 
 log = logging.getLogger(__name__)
@@ -55,6 +60,7 @@ EXCLUDED = (
     "jakarta.mail-api", "jsoup", "greex", "liblevenshtein",
 )  # fmt: skip
 OLDEST_JAVA = 17
+JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 
 # Hadoop's own zstd codec needs native libraries; this one is in Spark's jars and is plain Java.
 CODECS = (
@@ -62,9 +68,10 @@ CODECS = (
     "io.airlift.compress.zstd.ZstdCodec"
 )
 
+CATALOG = "spark.sql.catalog.spark_catalog"
 ALWAYS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    CATALOG: "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",
     "spark.hadoop.io.compression.codecs": CODECS,
     "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
@@ -86,17 +93,12 @@ LAPTOP = {
 }
 
 
-def cache_root() -> Path:
-    """Folder for what is fetched once: ``$PERSONAHUB_CACHE``, or ``~/.cache/personahub``."""
-    return Path(os.environ.get("PERSONAHUB_CACHE") or Path.home() / ".cache" / "personahub")
-
-
 def build(spark_settings: SparkSettings) -> SparkSession:
     """The session of these settings; the one that ``spark-submit`` prepared, where it did.
 
     A submitted session keeps the master and jars it was submitted with; ``spark.conf`` of the settings goes over its
-    other options. Raises PersonaHubError when Java is missing or too old, jars cannot be had, or the session could not
-    keep the promise to pay once.
+    other options, but for Java's, which are added to ours. Raises PersonaHubError when Java is missing or too old, jars
+    cannot be had, or the session could not keep the promise to pay once.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     options = dict(ALWAYS)
@@ -109,7 +111,7 @@ def build(spark_settings: SparkSettings) -> SparkSession:
         if spark_settings.master.startswith("local"):
             options |= LAPTOP
             log_settings = Path(__file__).with_name("log4j2.properties")
-            options["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={log_settings.as_uri()}"
+            options[JAVA_OPTIONS] = f"-Dlog4j2.configurationFile={log_settings.as_uri()}"
         if spark_settings.jars == "cache":
             options["spark.jars"] = ",".join(map(str, jars(spark_settings)))
         elif spark_settings.jars == "packages":
@@ -118,7 +120,10 @@ def build(spark_settings: SparkSettings) -> SparkSession:
             if spark_settings.ivy_settings is not None:
                 options["spark.jars.ivySettings"] = spark_settings.ivy_settings
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    ours = options.get(JAVA_OPTIONS, "")
     options |= spark_settings.conf
+    if ours and JAVA_OPTIONS in spark_settings.conf:
+        options[JAVA_OPTIONS] = f"{ours} {spark_settings.conf[JAVA_OPTIONS]}"
     conf = SparkConf()
     for key, value in options.items():
         conf.set(key, value)
@@ -130,7 +135,7 @@ def build(spark_settings: SparkSettings) -> SparkSession:
     _refuse_speculation(spark.sparkContext.getConf())  # spark-submit or spark-defaults.conf may have turned it on
     spark.sparkContext.setLogLevel("ERROR")
     if not re.match(r"local(\[|$)", str(spark.sparkContext.master)):  # executors elsewhere, local-cluster included
-        spark.sparkContext.addPyFile(str(package_zip()))
+        spark.sparkContext.addPyFile(str(_shipped()))
     return spark
 
 
@@ -161,21 +166,17 @@ def jars(spark_settings: SparkSettings) -> list[Path]:
     needs no network.
     """
     module = _ivy_module(spark_settings)
-    folder = cache_root() / "jars" / hashlib.sha256(module.encode()).hexdigest()[:16]
+    folder = files.cache_root() / "jars" / hashlib.sha256(module.encode()).hexdigest()[:16]
     if not folder.is_dir():
         _resolve(module, folder, spark_settings.ivy_settings)
     return sorted(folder.glob("*.jar"))
 
 
-def package_zip() -> Path:
-    """The package as a zip that executors can import, named by its content."""
-    target = Path(tempfile.gettempdir()) / f"personahub_spark-{code_version()}.zip"
-    if not target.exists():
-        part = target.with_suffix(f".{os.getpid()}")
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in _package_files():
-                archive.writestr(f"personahub_spark/{name}", content)
-        part.replace(target)
+def package_zip(target: Path) -> Path:
+    """Write the package to ``target`` as a zip that executors can import."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in _package_files():
+            archive.writestr(f"personahub_spark/{name}", content)
     return target
 
 
@@ -214,6 +215,13 @@ class Context:
     prices: dict[str, Price]
     progress: Progress
     started_at: datetime
+    before_asking: Callable[[], None] = field(default=lambda: None)
+    """Called before a step sends its first request, and not where there is none to send."""
+
+    @property
+    def calls(self) -> CallSettings:
+        """Bounds of the run's calls."""
+        return self.settings.calls
 
     def add_new(self, table: Table, rows: DataFrame, *, expected: int | None = None) -> int:
         """Add the rows that ``table`` does not have yet, stamped with this run; see ``Store.add_new``."""
@@ -221,9 +229,14 @@ class Context:
 
 
 def open_context(settings: Settings, *, dry_run: bool = False, progress: Progress | None = None) -> Context:
-    """A context with a session and a store."""
+    """A context with a session and a store.
+
+    Raises PersonaHubError as ``build`` does, and where managed tables are wanted of a catalog that does not last.
+    """
     prices = settings_module.load_prices(settings.prices) if settings.prices is not None else {}
     spark = build(settings.spark)
+    if settings.store.root is None:
+        _refuse_a_catalog_that_forgets(spark)
     started_at = now()
     return Context(
         spark=spark,
@@ -282,10 +295,27 @@ def main_steps(
         context = open_context(settings, dry_run=arguments.dry_run)
         if arguments.dry_run:
             context.progress.say("dry run: nothing is asked, nothing is written")
-        deferred = sum(run_step(context, name, run).outcomes.get("deferred", 0) for name, run in chosen.items())
-        if deferred and not arguments.dry_run:
-            print(f"{deferred:,} calls were put off; run again to go on", file=sys.stderr)
-            sys.exit(3)
+        results = run_steps(context, chosen)
+        if not arguments.dry_run:
+            exit_if_put_off(results)
+
+
+def run_steps(context: Context, steps: dict[str, Callable[[Context], StepResult]]) -> dict[str, StepResult]:
+    """Run ``steps`` in their order; what each did."""
+    results: dict[str, StepResult] = {}
+    for name, run in steps.items():
+        if context.store.dry_run and any(result.changed for result in results.values()):
+            context.progress.say(f"{name}: looked at without the rows that the steps before it would add")
+        results[name] = run_step(context, name, run)
+    return results
+
+
+def exit_if_put_off(results: dict[str, StepResult]) -> None:
+    """End with code 3 when calls were put off to a later run."""
+    calls = sum(result.outcomes.get("deferred", 0) for result in results.values())
+    if calls:
+        print(f"{calls:,} calls were put off; run again to go on", file=sys.stderr)
+        sys.exit(3)
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -299,15 +329,32 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def exit_code() -> Iterator[None]:
-    """Turn a PersonaHubError into its sentence and exit code 2."""
+    """Turn what a user can mend into one sentence and exit code 2."""
     try:
         yield
     except PersonaHubError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (OSError, Py4JError, PySparkException) as error:
+        fault = _disk_fault(error)
+        if fault is None:
+            raise
+        print(
+            f"error: a disk is full or cannot be written ({fault}); free some space, or name another place: store.root "
+            "and store.state in the settings, PERSONAHUB_CACHE for what is fetched",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; what was answered so far is kept, run again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+_DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EFBIG)
+_DISK_FAULT = re.compile(
+    r"[^\n:]*(No space left on device|Disk quota exceeded|Read-only file system|Permission denied|Not a directory"
+    r"|AccessDenied|Mkdirs failed|Parent path is not a directory|DELTA_CANNOT_CREATE_LOG_PATH)[^\n]*"
+)
 
 
 def cause(error: BaseException) -> str:
@@ -321,13 +368,34 @@ def cause(error: BaseException) -> str:
 
 
 def now() -> datetime:
-    """Now in UTC, which is the session's time zone; without a zone, as Spark's Python timestamps are."""
-    return datetime.now(UTC).replace(tzinfo=None)
+    """Now. With its zone: PySpark takes a time without one for this machine's local time."""
+    return datetime.now(UTC)
 
 
 def _refuse_speculation(conf: SparkConf) -> None:
     if str(conf.get("spark.speculation", "false")).lower() == "true":
         raise PersonaHubError("spark.speculation is on: a speculative twin would ask a model twice; turn it off")
+
+
+def _refuse_a_catalog_that_forgets(spark: SparkSession) -> None:
+    """Spark's own catalog lasts only where a Hive metastore is behind it; one of the cluster's is taken at its word."""
+    lasting = spark.conf.get("spark.sql.catalogImplementation") == "hive"
+    own = spark.conf.get(CATALOG) == ALWAYS[CATALOG]
+    if own and not lasting:
+        raise PersonaHubError(
+            "store.root is null, and this session's catalog forgets its tables when the session ends; set store.root, "
+            f"or name a lasting catalog in spark.conf (spark.sql.catalogImplementation: hive, or {CATALOG})"
+        )
+
+
+def _disk_fault(error: BaseException) -> str | None:
+    """What an error says of a disk that is full or cannot be written; None where that is not its cause."""
+    if isinstance(error, OSError):
+        if error.errno not in _DISK_ERRORS:
+            return None
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    found = _DISK_FAULT.search(str(error))
+    return found[0].strip() if found is not None else None
 
 
 def _record(context: Context, step: str, result: StepResult, duration_s: float) -> None:
@@ -409,6 +477,14 @@ def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
         except OSError:
             if not folder.is_dir():  # another start was faster, or the disk refused
                 raise
+
+
+@functools.cache
+def _shipped() -> Path:
+    """The package's zip, in a folder of this process that goes with it: nobody else can put another one there."""
+    folder = Path(tempfile.mkdtemp(prefix="personahub-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return package_zip(folder / f"personahub_spark-{code_version()}.zip")
 
 
 def _package_files() -> Iterator[tuple[str, bytes]]:

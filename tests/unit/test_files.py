@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.files import absolute, delete, filesystem, names, write_whole
+from personahub_spark.files import absolute, cache_root, delete, filesystem, names, write_whole
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
@@ -84,3 +84,14 @@ def test_a_place_becomes_absolute_unless_it_is_an_address(tmp_path: Path, monkey
     assert absolute("a/../b/") == str(tmp_path / "b")
     assert absolute("/x/y [1]/") == "/x/y [1]"
     assert absolute("s3a://bucket/x/") == "s3a://bucket/x"
+
+
+def test_the_cache_is_where_the_variable_says_else_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    monkeypatch.setenv("PERSONAHUB_CACHE", "/somewhere")
+    assert cache_root() == Path("/somewhere")
+    monkeypatch.setenv("PERSONAHUB_CACHE", "~/else")
+    assert cache_root() == Path("/home/x/else")
+    for unset in (lambda: monkeypatch.setenv("PERSONAHUB_CACHE", ""), lambda: monkeypatch.delenv("PERSONAHUB_CACHE")):
+        unset()
+        assert cache_root() == Path("/home/x/.cache/personahub")

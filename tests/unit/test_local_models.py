@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.files import cache_root
 from personahub_spark.llm import local_models
 from personahub_spark.llm.local_models import MODELS, LocalModel, fetch, serve
 
@@ -183,7 +184,7 @@ def test_the_command_line_lists_the_models_and_ends_with_2_for_an_unknown_one(
 def small_model() -> Iterator[None]:
     """Skips where the real small model was not fetched before: unit tests load nothing from the network."""
     pytest.importorskip("xllamacpp")
-    cached = local_models._cache(None) / "models" / f"{SMALL}.gguf"
+    cached = cache_root() / "models" / f"{SMALL}.gguf"
     if not cached.exists():
         pytest.skip(f"{cached} is not there; python -m personahub_spark.llm.local_models fetch {SMALL}")
     yield

@@ -8,6 +8,7 @@ import logging
 import os
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -161,12 +162,17 @@ def test_a_half_filled_home_changes_nothing_and_is_left_alone(tmp_path: Path, mo
     assert sorted(home.rglob("*")) == before
 
 
-def test_the_cache_is_where_the_variable_says_else_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERSONAHUB_CACHE", "/somewhere")
-    assert session.cache_root() == Path("/somewhere")
-    monkeypatch.delenv("PERSONAHUB_CACHE")
-    monkeypatch.setenv("HOME", "/home/x")
-    assert session.cache_root() == Path("/home/x/.cache/personahub")
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    fake_java: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_java()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "file"))
+    monkeypatch.chdir(ROOT)
+    assert run_job("jobs/create_tables.py", [], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: a disk is full or cannot be written ({tmp_path}/file/jars: Not a directory); free")
+    assert "PERSONAHUB_CACHE" in said and said.count("\n") == 1
 
 
 # --- the session
@@ -181,8 +187,7 @@ def test_speculation_is_refused_before_spark_starts(fake_java: Callable[..., Pat
 
 
 def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
-    archive = session.package_zip()
-    assert session.package_zip() == archive
+    archive = session.package_zip(tmp_path / "package.zip")
     shipped = {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("__init__.py")}
     package = ROOT / "personahub_spark"
     wanted = [file for kind in ("py", "sql", "txt") for file in package.rglob(f"*.{kind}")]
@@ -228,6 +233,34 @@ def test_counts_that_add_up_are_said(caplog: pytest.LogCaptureFixture) -> None:
     result = session.run_step(context(), "a_step", lambda _: StepResult(1234, {"kept": 1230, "put_off": 4}))
     assert not result.changed
     assert caplog.messages[-1].startswith("a_step: 1,234 in = 1,230 kept + 4 put off; ")
+
+
+def test_what_is_shipped_lies_where_nobody_else_can_put_another_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    planted = tmp_path / f"personahub_spark-{session.code_version()}.zip"
+    planted.write_bytes(b"planted")
+    session._shipped.cache_clear()
+    shipped = session._shipped()
+    assert zipfile.is_zipfile(shipped) and shipped.name == planted.name
+    assert shipped.parent.parent == tmp_path and shipped.parent.stat().st_mode & 0o777 == 0o700
+    session._shipped.cache_clear()
+
+
+def test_a_full_disk_is_one_sentence_and_a_broken_connection_is_not_dressed_up_as_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended, session.exit_code(), open("/dev/full", "w") as full:
+        full.write("more")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: a disk is full or cannot be written (No space left on device); free some space")
+    assert said.count("\n") == 1
+    with pytest.raises(ConnectionRefusedError), session.exit_code(), socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        server.close()
+        socket.create_connection(address, timeout=5)
 
 
 @pytest.mark.parametrize(("error", "code"), [(PersonaHubError("mend this"), 2), (KeyboardInterrupt(), 130)])
@@ -345,9 +378,7 @@ def test_no_python_that_fits_is_one_sentence(
 ) -> None:
     done = make_environment(tmp_path, pythons=pythons, variable=variable)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(
-        f"error: no Python 3.11 with venv was found (looked for: {looked_for}); install"
-    )
+    assert done.stderr.startswith(f"error: no Python 3.11 with venv was found (looked for: {looked_for}); install")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "made").exists()
 
