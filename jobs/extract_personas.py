@@ -23,12 +23,20 @@ def run(context: Context) -> StepResult:
     documents = store.read(DOCUMENTS).withColumnRenamed("doc_id", "id")
     origins = store.read(PERSONA_ORIGINS).where(F.col("recipe") == recipe).select(F.col("source_key").alias("id"))
     failures = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
-    pending = documents.join(origins.union(failures), on="id", how="left_anti")
+    done = origins.union(failures)
+    rows_in = documents.count()
+    done_before = documents.join(done, on="id", how="left_semi").count()
+    if done_before == rows_in:
+        return StepResult(rows_in, {"done_before": done_before})
 
+    pending = documents.join(done, on="id", how="left_anti")
     asked = store.stage(frames.requests(pending, task))
     spend = complete_all(context, asked, endpoint, step=STEP)
     findings = store.stage(frames.read_personas(frames.answers(asked, store.read(LLM_CALLS)), task))
-    counts = frames.tally(findings)
+    counts = frames.tally(findings, {"read": F.col("persona_id").isNotNull()})
+    found = findings.where(F.col("persona_id").isNotNull())
+    known = store.read(PERSONAS).select("persona_id")
+    new = found.select("persona_id").distinct().join(known, on="persona_id", how="left_anti").count()
 
     expected_lang = F.col("lang") if settings.language == "same" else F.lit(settings.language).cast("string")
     # The model saw at most this much of the document: a token is no more than a few characters.
@@ -37,7 +45,6 @@ def run(context: Context) -> StepResult:
         F.col("text"), source_text=seen, expected_lang=expected_lang, settings=context.settings.filters
     )
     first = Window.partitionBy("persona_id").orderBy("id")
-    found = findings.where(F.col("persona_id").isNotNull())
     sources = documents.select("id", F.col("text").alias("source_text"), "lang")
     personas = (
         found.withColumn("_nth", F.row_number().over(first))
@@ -66,12 +73,13 @@ def run(context: Context) -> StepResult:
     )
     # An edge marks its document as done, so edges come last: a run that dies in between does its documents again.
     added = {
-        PERSONAS.name: context.add_new(PERSONAS, personas),
-        QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source)),
-        PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges),
+        PERSONAS.name: context.add_new(PERSONAS, personas, expected=new),
+        QUARANTINE.name: context.add_new(
+            QUARANTINE, frames.unreadable(findings, source), expected=counts["unreadable"]
+        ),
+        PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=counts["read"]),
     }
-    before = documents.count() - sum(counts.values())
-    return StepResult(before + sum(counts.values()), {"done_before": before, **counts}, added, spend)
+    return StepResult(rows_in, {"done_before": done_before, **counts}, added, spend)
 
 
 if __name__ == "__main__":

@@ -37,15 +37,20 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
     hub = store.view("hub").where(F.substring("persona_id", 1, 8) <= last).withColumnRenamed("persona_id", "id")
     written = store.read(SYNTHESES).where(F.col("recipe") == recipe).select(F.col("persona_id").alias("id"))
     failures = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
-    pending = hub.join(written.union(failures), on="id", how="left_anti")
+    done = written.union(failures)
+    rows_in = hub.count()
+    done_before = hub.join(done, on="id", how="left_semi").count()
+    if done_before == rows_in:
+        return StepResult(rows_in, {"done_before": done_before})
 
+    pending = hub.join(done, on="id", how="left_anti")
     asked = store.stage(frames.requests(pending, task))
     spend = complete_all(context, asked, endpoint, step=STEP)
     answers = frames.answers(asked, store.read(LLM_CALLS)).join(
         hub.select("id", F.col("text").alias("persona")), on="id", how="inner"
     )
     findings = store.stage(frames.read_problems(answers, task))
-    counts = frames.tally(findings)
+    counts = frames.tally(findings, {"passed": F.size("checks") == 0, "failed_checks": F.size("checks") > 0})
     read = findings.where(F.col("problem").isNotNull())
     syntheses = read.select(
         F.sha2(F.concat_ws(":", "call_key", "id"), 256).alias("synthesis_id"),
@@ -62,13 +67,12 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
         "call_key",
     )
     added = {
-        SYNTHESES.name: context.add_new(SYNTHESES, syntheses),
-        QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source)),
+        SYNTHESES.name: context.add_new(SYNTHESES, syntheses, expected=counts["passed"] + counts["failed_checks"]),
+        QUARANTINE.name: context.add_new(
+            QUARANTINE, frames.unreadable(findings, source), expected=counts["unreadable"]
+        ),
     }
-    failing = read.where(F.size("checks") > 0).count()
-    before = hub.count() - sum(counts.values())
-    outcomes = {"done_before": before, "passed": counts.pop("read") - failing, "failed_checks": failing, **counts}
-    return StepResult(sum(outcomes.values()), outcomes, added, spend)
+    return StepResult(rows_in, {"done_before": done_before, **counts}, added, spend)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ Spark reads the files; each line or row is judged in plain Python (:func:`judge_
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from personahub_spark.settings import DocumentSettings
 from personahub_spark.text import clean, content_id, only_markup
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, SparkSession
+    from pyspark.sql import Column, Row, SparkSession
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ _ROWS = StructType(
         *[StructField(name, StringType()) for name in FIELDS],
         StructField("reason", StringType()),
         StructField("raw", StringType()),
+        StructField("row_hash", StringType()),
     ]
 )
 _ARROW_ROWS = pa.schema([(f.name, pa.int64() if f.name == "line" else pa.string()) for f in _ROWS])
@@ -76,6 +79,16 @@ class Judged:
 
     fields: Mapping[str, str | None]
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in the files."""
+
+    rows: DataFrame
+    """``file``, ``line`` (from 1), and ``doc_id`` and the fields, or ``reason``, ``raw`` and ``row_hash``."""
+    count: int
+    """How many rows and lines that are not blank Spark saw in the files: counted apart from ``rows``."""
 
 
 def mapping_of(settings: DocumentSettings) -> dict[str, str]:
@@ -120,8 +133,8 @@ def judge_text(found: Mapping[str, Any]) -> Judged:
     return Judged({"text": text, **rest})
 
 
-def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[DataFrame], DataFrame]) -> DataFrame:
-    """Rows of all files of ``settings.paths``: file, line (from 1), doc_id, the fields, or a reason and the raw row.
+def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[DataFrame], DataFrame]) -> Found:
+    """The rows of all files of ``settings.paths``, and how many there must be.
 
     Blank lines are no rows. A file that breaks off or is no such file gives the rows before the break, and one row with
     reason ``unreadable_file`` at the line after them (a broken Parquet file gives that row alone; a .zst file what its
@@ -130,19 +143,19 @@ def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[Da
     """
     files = _files(spark, settings)
     try:
-        return stage(_read(spark, files, settings))
+        return _read(spark, files, settings, stage)
     except PersonaHubError:
         raise
     except Exception:  # whatever a file did to Spark: find out which one it was, else it is not ours to mend
-        broken = {path: why for path, kind in files.items() if (why := _why_unreadable(spark, path, kind)) is not None}
+        broken = _broken(spark, list(files.items()))
         if not broken:
             raise
     log.warning("%d of %d files cannot be read to their end", len(broken), len(files))
     sound = {path: kind for path, kind in files.items() if path not in broken}
     started = {path: kind for path, kind in files.items() if path in broken and kind != "parquet"}
-    parts = [stage(_read(spark, part, settings, forgiving=part is started)) for part in (sound, started) if part]
-    parts.append(_breaks(spark, parts, broken))
-    return stage(functools.reduce(DataFrame.unionByName, parts))
+    parts = [_read(spark, part, settings, stage, forgiving=part is started) for part in (sound, started) if part]
+    parts.append(Found(_breaks(spark, [part.rows for part in parts], broken), len(broken)))
+    return Found(functools.reduce(DataFrame.unionByName, [part.rows for part in parts]), sum(p.count for p in parts))
 
 
 def distinct(rows: DataFrame) -> DataFrame:
@@ -161,6 +174,7 @@ def rejected(rows: DataFrame) -> DataFrame:
     return rows.where(F.col("reason").isNotNull()).select(
         F.col("file").alias("source"),
         F.col("line").cast("string").alias("line"),
+        "row_hash",
         "reason",
         "raw",
         F.lit(None).cast("string").alias("call_key"),
@@ -175,11 +189,11 @@ def _files(spark: SparkSession, settings: DocumentSettings) -> dict[str, str]:
     for path in settings.paths:
         listing = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
         try:
-            rows = listing.load(_escaped(absolute(path))).select("path").collect()
+            inside = listing.load(_escaped(absolute(path))).inputFiles()
         except AnalysisException:
             raise SettingsError(f"documents.paths: {path} does not exist or cannot be listed") from None
-        for row in rows:
-            found[row["path"]] = _kind(row["path"], settings.format)
+        for file in map(_path, inside):
+            found[file] = _kind(file, settings.format)
     if not found:
         raise SettingsError(f"documents.paths: no file in {', '.join(settings.paths)}")
     return dict(sorted(found.items()))
@@ -201,34 +215,32 @@ def _kind(path: str, wanted: str) -> str:
 
 
 def _read(
-    spark: SparkSession, files: Mapping[str, str], settings: DocumentSettings, *, forgiving: bool = False
-) -> DataFrame:
-    frames = []
+    spark: SparkSession,
+    files: Mapping[str, str],
+    settings: DocumentSettings,
+    stage: Callable[[DataFrame], DataFrame],
+    *,
+    forgiving: bool = False,
+) -> Found:
+    parts = []
     for kind, reader in (("jsonl", _json_lines), ("parquet", _parquet), ("text", _whole_texts)):
         chosen = [path for path, found in files.items() if found == kind]
         if chosen:
-            frames.append(reader(spark, chosen, settings, forgiving))
-    return functools.reduce(DataFrame.unionByName, frames)
+            parts.append(reader(spark, chosen, settings, forgiving))
+    rows = functools.reduce(DataFrame.unionByName, [part.rows for part in parts])
+    return Found(stage(rows), sum(part.count for part in parts))
 
 
-def _json_lines(spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool) -> DataFrame:
+def _json_lines(spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool) -> Found:
     lines = (
         spark.read.option("ignoreCorruptFiles", str(forgiving).lower())
         .text([_escaped(path) for path in files])
-        .select(
-            F.col("value").cast("binary").alias("value"),  # Arrow would refuse bytes that are no UTF-8
-            F.col("_metadata.file_path").alias("file"),
-            F.col("_metadata.file_block_start").alias("start"),
-        )
+        .select("value", F.col("_metadata.file_path").alias("file"), F.col("_metadata.file_block_start").alias("start"))
     )
-    if not all(path.lower().endswith(_NEVER_SPLIT) for path in files):
-        # A task that starts inside a file must know how many lines came before.
-        before = Window.partitionBy("file").orderBy("start").rowsBetween(Window.unboundedPreceding, -1)
-        counts = lines.groupBy("file", "start").agg(F.count(F.lit(1)).alias("lines"))
-        offsets = counts.select("file", "start", F.coalesce(F.sum("lines").over(before), F.lit(0)).alias("offset"))
-        lines = lines.join(F.broadcast(offsets), on=["file", "start"], how="left")
-    else:
-        lines = lines.withColumn("offset", F.lit(0).cast("long"))
+    filled = F.col("value").rlike(r"[^ \t\n\r\x0B\f]")  # what bytes.strip leaves
+    splits = lines.groupBy("file", "start").agg(F.count(F.lit(1)).alias("lines"), F.count_if(filled).alias("filled"))
+    counts = splits.collect()
+    lines = _with_offset(lines, counts).withColumn("value", F.col("value").cast("binary"))  # Arrow wants UTF-8 of texts
     mapping, defaults = mapping_of(settings), _defaults(settings)
 
     def judge(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -245,10 +257,24 @@ def _json_lines(spark: SparkSession, files: Sequence[str], settings: DocumentSet
                     out.append(_row(judged, row["file"], line, row["value"], defaults))
             yield pa.RecordBatch.from_pylist(out, schema=_ARROW_ROWS)
 
-    return lines.select("value", "file", "start", "offset").mapInArrow(judge, _ROWS)
+    rows = lines.select("value", "file", "start", "offset").mapInArrow(judge, _ROWS)
+    return Found(rows, sum(split["filled"] for split in counts))
 
 
-def _parquet(spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool) -> DataFrame:
+def _with_offset(lines: DataFrame, splits: Sequence[Row]) -> DataFrame:
+    """Adds ``offset``: how many lines of its file come before the split that a line is in."""
+    before: Counter[str] = Counter()
+    offsets = []
+    for split in sorted(splits, key=lambda split: (split["file"], split["start"])):
+        offsets.append((split["file"], split["start"], before[split["file"]]))
+        before[split["file"]] += split["lines"]
+    if len(offsets) == len(before):  # no file is split
+        return lines.withColumn("offset", F.lit(0).cast("long"))
+    known = lines.sparkSession.createDataFrame(offsets, "file string, start long, offset long")
+    return lines.join(F.broadcast(known), on=["file", "start"], how="left")
+
+
+def _parquet(spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool) -> Found:
     table = spark.read.parquet(*[_escaped(path) for path in files])
     mapping = mapping_of(settings)
     columns = {name: _column(table.schema, mapping[name]) for name in FIELDS if name in mapping}
@@ -257,7 +283,7 @@ def _parquet(spark: SparkSession, files: Sequence[str], settings: DocumentSettin
             f"documents: no column {mapping['text']} of plain values in the Parquet files (columns: "
             f"{', '.join(table.columns)}); choose documents.mapping or set documents.columns.text"
         )
-    return _judged_fields(
+    rows = _judged_fields(
         table.select(
             *[
                 (column if column is not None else F.lit(None)).cast("string").cast("binary").alias(name)
@@ -268,13 +294,14 @@ def _parquet(spark: SparkSession, files: Sequence[str], settings: DocumentSettin
         ),
         settings,
     )
+    return Found(rows, table.count())
 
 
-def _whole_texts(spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool) -> DataFrame:
+def _whole_texts(spark: SparkSession, files: Sequence[str], settings: DocumentSettings, forgiving: bool) -> Found:
     texts = spark.read.option("ignoreCorruptFiles", str(forgiving).lower()).text(
         [_escaped(path) for path in files], wholetext=True
     )
-    return _judged_fields(
+    rows = _judged_fields(
         texts.select(
             F.col("value").cast("binary").alias("text"),
             F.col("_metadata.file_path").alias("file"),
@@ -282,6 +309,7 @@ def _whole_texts(spark: SparkSession, files: Sequence[str], settings: DocumentSe
         ),
         settings,
     )
+    return Found(rows, texts.count())
 
 
 def _judged_fields(rows: DataFrame, settings: DocumentSettings) -> DataFrame:
@@ -291,25 +319,26 @@ def _judged_fields(rows: DataFrame, settings: DocumentSettings) -> DataFrame:
         for batch in batches:
             out = []
             for row in batch.to_pylist():
-                text = row.get("text")
+                fields = {name: row.get(name) for name in FIELDS}
                 try:
-                    found = {name: row[name].decode() if row.get(name) is not None else None for name in FIELDS}
-                    judged = judge_text(found)
+                    judged = judge_text({name: None if raw is None else raw.decode() for name, raw in fields.items()})
                 except UnicodeDecodeError:
                     judged = Judged({}, "not_utf8")
-                out.append(_row(judged, row["file"], row["line"], text or b"", defaults))
+                whole = b"\0".join(value or b"" for value in fields.values())
+                out.append(_row(judged, row["file"], row["line"], whole, defaults))
             yield pa.RecordBatch.from_pylist(out, schema=_ARROW_ROWS)
 
     return rows.mapInArrow(judge, _ROWS)
 
 
-def _row(judged: Judged, file: str, line: int, raw: bytes, defaults: Mapping[str, str | None]) -> dict[str, Any]:
-    # Spark gives the path as a URI, its blanks and brackets escaped
+def _row(judged: Judged, uri: str, line: int, raw: bytes, defaults: Mapping[str, str | None]) -> dict[str, Any]:
+    file = _path(uri)
     if judged.reason is not None:
         shown = clean(raw[: 4 * RAW_CHARACTERS].decode(errors="replace"))[:RAW_CHARACTERS]
-        return {"file": unquote(file), "line": line, "reason": judged.reason, "raw": shown}
+        row_hash = hashlib.sha256(raw).hexdigest()
+        return {"file": file, "line": line, "reason": judged.reason, "raw": shown, "row_hash": row_hash}
     fields = {name: judged.fields.get(name) or defaults.get(name) for name in FIELDS}
-    return {"file": unquote(file), "line": line, "doc_id": content_id(fields["text"] or ""), **fields}
+    return {"file": file, "line": line, "doc_id": content_id(fields["text"] or ""), **fields}
 
 
 def _defaults(settings: DocumentSettings) -> dict[str, str | None]:
@@ -344,30 +373,56 @@ def _plain(value: Any) -> str | None:
     return clean(str(value)).strip() or None
 
 
-def _why_unreadable(spark: SparkSession, path: str, kind: str) -> str | None:
-    """None when the file can be read to its end."""
+def _broken(spark: SparkSession, files: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Path -> what is wrong with it, of those of ``files`` (path, kind) that cannot be read to their end.
+
+    Halves what cannot be read, so that a broken file among n costs about 2 log n Spark jobs.
+    """
+    why = _why_unreadable(spark, files)
+    if why is None:
+        return {}
+    if len(files) == 1:
+        return {files[0][0]: why}
+    middle = len(files) // 2
+    return _broken(spark, files[:middle]) | _broken(spark, files[middle:])
+
+
+def _why_unreadable(spark: SparkSession, files: Sequence[tuple[str, str]]) -> str | None:
+    """None when all ``files`` (path, kind) can be read to their end."""
+    tables = [_escaped(path) for path, kind in files if kind == "parquet"]
+    others = [_escaped(path) for path, kind in files if kind != "parquet"]
     try:
-        if kind == "parquet":
-            spark.read.parquet(_escaped(path)).write.format("noop").mode("overwrite").save()
-        else:
-            spark.read.text(_escaped(path)).write.format("noop").mode("overwrite").save()
+        if tables:
+            spark.read.parquet(*tables).write.format("noop").mode("overwrite").save()
+        if others:
+            spark.read.text(others).write.format("noop").mode("overwrite").save()
     except Exception as error:  # the fault of a file reaches Python as any of several exceptions
         causes = [row for row in str(error).splitlines() if row.startswith("Caused by") or "Exception" in row]
         return (causes[-1] if causes else type(error).__name__).strip()[:RAW_CHARACTERS]
     return None
 
 
-def _breaks(spark: SparkSession, parts: list[DataFrame], broken: Mapping[str, str]) -> DataFrame:
-    read_lines: dict[str, int] = {}
+def _breaks(spark: SparkSession, parts: Sequence[DataFrame], broken: Mapping[str, str]) -> DataFrame:
+    """A row for each file of ``broken``, at the line after the last one of ``parts``."""
+    last: Counter[str] = Counter()
     for part in parts:
-        for row in part.groupBy("file").agg(F.max("line").alias("line")).collect():
-            read_lines[row["file"]] = row["line"]
-    rows = [
-        {"file": path, "line": read_lines.get(path, 0) + 1, "reason": "unreadable_file", "raw": why}
-        for path, why in broken.items()
-    ]
-    full = [{name: row.get(name) for name in _ROWS.fieldNames()} for row in rows]
-    return spark.createDataFrame([tuple(row.values()) for row in full], _ROWS)
+        last.update(
+            {row["file"]: row["line"] for row in part.groupBy("file").agg(F.max("line").alias("line")).collect()}
+        )
+    listing = spark.read.format("binaryFile").load([_escaped(path) for path in broken])
+    sizes = {row["path"]: row["length"] for row in listing.select("path", "length").collect()}
+    rows = []
+    for path, why in broken.items():
+        row_hash = hashlib.sha256(f"{sizes.get(path)} bytes".encode()).hexdigest()  # it may be too large to be hashed
+        fault = {"reason": "unreadable_file", "raw": why, "row_hash": row_hash}
+        row = {"file": path, "line": last[path] + 1, **fault}
+        rows.append(tuple(row.get(name) for name in _ROWS.fieldNames()))
+    return spark.createDataFrame(rows, _ROWS)
+
+
+def _path(uri: str) -> str:
+    """A file's path as Hadoop writes it; Spark gives URIs, their blanks and brackets escaped."""
+    return unquote(uri).replace("file:///", "file:/", 1)
 
 
 def _escaped(path: str) -> str:

@@ -185,7 +185,10 @@ class PersonaSettings(_Group):
 
 
 class FilterSettings(_Group):
-    """Thresholds of the quality rules; ``disabled`` names rules not to apply."""
+    """Thresholds of the quality rules; ``disabled`` names rules not to apply.
+
+    A persona keeps the flags of the run that found it: other thresholds hold for personas found from then on.
+    """
 
     disabled: list[Rule] = Field(default_factory=list)
     min_words: int = Field(default=3, ge=1)
@@ -203,7 +206,9 @@ class FilterSettings(_Group):
 class SurfaceSettings(_Group):
     """Surface dedup (paper section 2.3: 1-grams, signature 128, similarity 0.9)."""
 
-    threshold: Decimal = Field(default=Decimal("0.9"), ge=Decimal("0.3"), le=Decimal("1"))
+    threshold: Decimal = Field(
+        default=Decimal("0.9"), ge=Decimal("0.3"), le=Decimal("1"), decimal_places=6, description="Jaccard similarity"
+    )
     num_hashes: int = Field(default=128, ge=16, le=512)
     recall: float = Field(
         default=0.999, gt=0.5, lt=1, description="wanted chance that a pair at the threshold shares a band"

@@ -205,11 +205,15 @@ QUARANTINE = Table(
     (
         _column("source", _text, "file, or step:recipe of a model answer", nullable=False),
         _column("line", _text, "line or row of the file from 1, or id of the row asked about", nullable=False),
+        _column(
+            "row_hash", _text, "sha256 of the whole row or answer: a place may hold another fault later", nullable=False
+        ),
         _column("reason", _text, "name of the fault", nullable=False),
         _column("raw", _text, "the start of what was found"),
         _column("call_key", _text, "llm_calls.request_key of a model answer"),
     ),
-    key=("source", "line"),
+    key=("source", "line", "row_hash"),
+    checks={"row_hash_is_sha256": "length(row_hash) = 64"},
 )
 
 RUNS = Table(
@@ -254,14 +258,19 @@ class Store:
         self.dry_run = dry_run
         self._staged: list[str] = []
 
+    def existing(self) -> list[str]:
+        """Names of the tables that are there."""
+        return [table.name for table in TABLES if self._exists(table)]
+
     def create(self) -> list[str]:
         """Make the database, tables and views that are missing; names of the tables that were made."""
         self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
         made = []
         for table in TABLES:
-            if not self._exists(table):
+            exists = self._exists(table)
+            self._spark.sql(self._create_statement(table, exists=exists))
+            if not exists:
                 made.append(table.name)
-            self._spark.sql(self._create_statement(table))
         self._create_views()
         return made
 
@@ -273,26 +282,47 @@ class Store:
         self._spark.sql(f"USE {self._database}")
 
     def read(self, table: Table) -> DataFrame:
-        """All rows of ``table``; MissingTableError when it was not created."""
+        """All rows of ``table``; MissingTableError when it was not created, PersonaHubError when it lacks columns."""
+        place = self._root or self._database
         try:
-            return self._spark.table(self._reference(table.name))
+            rows = self._spark.table(self._reference(table.name))
         except AnalysisException:
             raise MissingTableError(
-                f"table {table.name} does not exist in {self._root or self._database}; "
-                "run jobs/create_tables.py with the same settings first"
+                f"table {table.name} does not exist in {place}; run jobs/create_tables.py with the same settings first"
             ) from None
+        missing = [column.name for column in table.schema if column.name not in rows.columns]
+        if missing:
+            raise PersonaHubError(
+                f"table {table.name} in {place} has no column {', '.join(missing)}: another version of this "
+                "project made it; set store.root or store.database to a new place"
+            )
+        return rows
 
     def view(self, name: str) -> DataFrame:
         """What the view answers now."""
         return self._spark.sql(self._view_select(name))
 
-    def add_new(self, table: Table, rows: DataFrame, *, run_id: str, created_at: datetime) -> int:
+    def add_new(
+        self, table: Table, rows: DataFrame, *, run_id: str, created_at: datetime, expected: int | None = None
+    ) -> int:
         """Add those ``rows`` whose key ``table`` does not have yet; how many those were.
 
-        ``rows`` has the table's columns without the stamps, in any order. Raises PersonaHubError when columns or types
-        differ, and fails the write when two rows have the same key.
+        ``rows`` has the table's columns without the stamps, in any order. ``expected``: how many must be new, counted
+        apart from ``rows``; with 0 they are not evaluated. Raises PersonaHubError when columns or types differ or
+        another number was new, and fails the write when two rows have the same key.
         """
         _check_columns(table, rows)
+        if expected == 0:
+            return 0
+        added = self._add_new(table, rows, run_id, created_at)
+        if expected is not None and added != expected:
+            raise PersonaHubError(
+                f"table {table.name} got {added:,} new rows of run {run_id} where {expected:,} were expected; rows "
+                "were lost or counted twice, or another run wrote at the same time: do not use this run"
+            )
+        return added
+
+    def _add_new(self, table: Table, rows: DataFrame, run_id: str, created_at: datetime) -> int:
         once = Window.partitionBy(*table.key).orderBy(*table.key)
         twice = F.concat(
             F.lit(f"two rows for one key of {table.name}: "), F.concat_ws(", ", *[F.col(name) for name in table.key])
@@ -348,7 +378,7 @@ class Store:
         """How SQL names a table, whether or not the session's catalog knows it."""
         return f"delta.`{self._root}/{name}`" if self._root is not None else f"{self._database}.{name}"
 
-    def _create_statement(self, table: Table) -> str:
+    def _create_statement(self, table: Table, *, exists: bool) -> str:
         columns = ",\n".join(
             f"  {column.name} {column.dataType.simpleString()}{'' if column.nullable else ' NOT NULL'} "
             f"COMMENT {_quoted(column.metadata['comment'])}"
@@ -358,7 +388,7 @@ class Store:
         properties["personahub.primaryKey"] = ", ".join(table.key)
         stated = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in properties.items())
         place = f" LOCATION {_quoted(f'{self._root}/{table.name}')}" if self._root is not None else ""
-        if place and self._exists(table):  # known to storage, perhaps not to this session's catalog
+        if place and exists:  # known to storage, perhaps not to this session's catalog
             return f"CREATE TABLE IF NOT EXISTS {self._database}.{table.name} USING DELTA{place}"
         return (
             f"CREATE TABLE IF NOT EXISTS {self._database}.{table.name} (\n{columns}\n) USING DELTA{place} "

@@ -23,6 +23,7 @@ from personahub_spark.text import TOKENIZER_VERSION, token_set
 
 EXACT_TOKENS = "exact_tokens"
 SURFACE = "surface"
+NO_TOKENS = "no_tokens"
 
 # Collisions only cost a verification, and the MinHash functions need indices below 2^31.
 _NUM_FEATURES = 1 << 30
@@ -52,7 +53,7 @@ def deduplicate(personas: DataFrame, *, settings: SurfaceSettings) -> SurfaceDed
     # One evaluation of the Python tokeniser, whatever uses the frame; no text travels beyond it.
     tokenise = F.udf(token_set, returnType=ArrayType(StringType()), useArrow=True)
     worded = personas.select("persona_id", "priority", tokenise("text").alias("tokens")).localCheckpoint()
-    undecidable = worded.where(F.size("tokens") == 0).select("persona_id", F.lit("no_tokens").alias("reason"))
+    undecidable = worded.where(F.size("tokens") == 0).select("persona_id", F.lit(NO_TOKENS).alias("reason"))
     rows = _with_representative(worded.where(F.size("tokens") > 0)).localCheckpoint()
     representatives = rows.where("persona_id = representative_id").select("persona_id", "tokens")
     signed = _signatures(representatives, settings)

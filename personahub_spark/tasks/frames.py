@@ -13,7 +13,7 @@ from personahub_spark.llm.wire import Request
 from personahub_spark.text import content_id
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
     from personahub_spark.tasks.math import MathProblem
     from personahub_spark.tasks.personas import TextToPersona
@@ -38,9 +38,13 @@ class Task(Protocol):
     def request(self, text: str, /) -> Request: ...
 
 
+# Longer than any budget that a task cuts a text at, without a place to cut at: its question shows the budget too.
+_LONG = "\u754c" * 2**20
+
+
 def recipe(task: Task) -> str:
-    """Sixteen hex digits for all that decides an answer but the row's text: prompt, model, sampling, format."""
-    return task.request("").key[:16]
+    """Sixteen hex digits for all that decides an answer but the row's text: prompt, model, sampling, format, budget."""
+    return task.request(_LONG).key[:16]
 
 
 def requests(rows: DataFrame, task: Task) -> DataFrame:
@@ -95,16 +99,21 @@ def unreadable(findings: DataFrame, source: str) -> DataFrame:
     return findings.where(F.col("failure").isNotNull()).select(
         F.lit(source).alias("source"),
         F.col("id").alias("line"),
+        F.sha2(F.coalesce("answer", F.lit("")), 256).alias("row_hash"),
         F.col("failure").alias("reason"),
         F.substring("answer", 1, 1000).alias("raw"),
         "call_key",
     )
 
 
-def tally(findings: DataFrame) -> dict[str, int]:
-    """How many findings were read, were unreadable, failed, and were put off (``deferred``)."""
+def tally(findings: DataFrame, classes: Mapping[str, Column]) -> dict[str, int]:
+    """How many findings were read, by class, were unreadable, failed, and were put off (``deferred``).
+
+    ``classes``: name -> which of those that were read; what is in none of them is counted nowhere.
+    """
+    read = (F.col("status") == "answered") & F.col("failure").isNull()
     counts = findings.agg(
-        F.count_if((F.col("status") == "answered") & F.col("failure").isNull()).alias("read"),
+        *[F.count_if(read & chosen).alias(name) for name, chosen in classes.items()],
         F.count("failure").alias("unreadable"),
         F.count_if(F.col("status") == "failed").alias("failed"),
         F.count_if(F.col("status").isNull()).alias("deferred"),

@@ -61,7 +61,9 @@ SOUND: dict[str, dict[str, Any]] = {
         "request_key": "c1", "step": "extract_personas", "model": "m", "prompt_version": "v1", "status": "answered",
         "text": "a", "attempts": 1, "latency_ms": 5, "endpoint": "h:1/v1", "model_returned": "m-1", "terms": "open",
     },
-    "quarantine": {"source": "file:/x", "line": "7", "reason": "malformed_json", "raw": "{"},
+    "quarantine": {
+        "source": "file:/x", "line": "7", "row_hash": sha("a"), "reason": "malformed_json", "raw": "{",
+    },
     "runs": {
         "step": "x", "duration_s": 1.0, "settings_hash": "h", "code_version": "v", "rows_in": 3,
         "outcomes": {"kept": 3}, "rows_added": {}, "requests": 0, "input_tokens": 0, "output_tokens": 0,
@@ -85,7 +87,8 @@ def store(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Tables that the tests of this module share; each uses keys of its own."""
     root = tmp_path_factory.mktemp("it's a store")
     made = Store(spark, StoreSettings(root=str(root), database="shared_tables"))
-    assert made.create() == [table.name for table in TABLES]
+    assert made.existing() == []
+    assert made.create() == made.existing() == [table.name for table in TABLES]
     yield made
     spark.sql("DROP DATABASE shared_tables CASCADE")
 
@@ -120,7 +123,7 @@ def test_a_row_is_added_once_stamped_and_a_known_key_stays_as_it_was(spark: Spar
     first = [{"source": "once", "line": str(line)} for line in range(3)]
     assert add(spark, store, QUARANTINE, *first) == 3
     assert add(spark, store, QUARANTINE, *first, run_id="run-2") == 0
-    later = [{"source": "once", "line": "2", "reason": "changed"}, {"source": "once", "line": "3"}]
+    later = [{"source": "once", "line": "2", "reason": "renamed"}, {"source": "once", "line": "3"}]
     assert add(spark, store, QUARANTINE, *later, run_id="run-3") == 1
     found = store.read(QUARANTINE).where("source = 'once'").collect()
     assert sorted((row["line"], row["reason"], row["run_id"], row["created_at"]) for row in found) == [
@@ -131,11 +134,24 @@ def test_a_row_is_added_once_stamped_and_a_known_key_stays_as_it_was(spark: Spar
     ]
 
 
+def test_another_number_of_new_rows_than_was_counted_is_an_error_and_none_wanted_is_none_looked_at(
+    spark: SparkSession, store: Store
+) -> None:
+    rows = frame(spark, QUARANTINE, *({"source": "counted", "line": line} for line in "12"))
+    stamps: dict[str, Any] = {"run_id": "run-9", "created_at": NOW}
+    assert store.add_new(QUARANTINE, rows.limit(1), expected=1, **stamps) == 1
+    with pytest.raises(PersonaHubError, match="quarantine got 1 new rows of run run-9 where 2 were expected"):
+        store.add_new(QUARANTINE, rows, expected=2, **stamps)
+    assert store.add_new(QUARANTINE, rows, expected=0, **stamps) == 0
+    failing = rows.withColumn("raw", F.raise_error(F.lit("looked at")).cast("string"))
+    assert store.add_new(QUARANTINE, failing, expected=0, **stamps) == 0
+
+
 def test_two_rows_of_one_key_refuse_the_whole_write(spark: SparkSession, store: Store) -> None:
     rows = [
         {"source": "twice", "line": line, "reason": reason} for line, reason in [("1", "a"), ("2", "b"), ("2", "c")]
     ]
-    wanted = "^table quarantine refused the rows: two rows for one key of quarantine: twice, 2"
+    wanted = "^table quarantine refused the rows: two rows for one key of quarantine: twice, 2, a"
     with pytest.raises(PersonaHubError, match=wanted):
         add(spark, store, QUARANTINE, *rows)
     dry = Store(
@@ -160,6 +176,7 @@ BAD = [
     ("syntheses", "variant_has_its_topic", {"variant": "topic"}),
     ("syntheses", "variant_has_its_topic", {"topic": "geometry"}),
     ("llm_calls", "status_known", {"status": "maybe"}),
+    ("quarantine", "row_hash_is_sha256", {"row_hash": "short"}),
     ("quarantine", "NOT NULL", {"reason": None}),
 ]
 
@@ -212,6 +229,17 @@ def test_a_table_that_was_not_created_says_how_to_make_it(spark: SparkSession, t
         managed.read(RUNS)
 
 
+def test_a_table_of_another_version_is_named_with_the_column_it_lacks(spark: SparkSession, tmp_path: Path) -> None:
+    older = Store(spark, StoreSettings(root=str(tmp_path), database="older_tables"))
+    frame(spark, QUARANTINE, {}).drop("row_hash").write.format("delta").save(f"{tmp_path}/quarantine")
+    for act in (lambda: older.read(QUARANTINE), older.existing, older.create):
+        with pytest.raises(
+            PersonaHubError, match=r"^table quarantine in .* has no column row_hash, run_id, created_at: "
+        ):
+            act()
+    spark.sql("DROP DATABASE IF EXISTS older_tables CASCADE")
+
+
 def test_a_dry_run_counts_what_it_would_add_and_adds_nothing(spark: SparkSession, store: Store) -> None:
     assert add(spark, store, QUARANTINE, {"source": "dry", "line": "1"}) == 1
     dry = Store(
@@ -262,17 +290,17 @@ CHECKS = {
 
 @pytest.fixture(scope="module")
 def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """p and its child r are published, f is flagged, q removed; two ways led to p, one of them twice."""
+    """p and its child r are published, f is flagged, q removed, w without words; two ways led to p, one twice."""
     root = tmp_path_factory.mktemp("filled")
     store = Store(spark, StoreSettings(root=str(root), database="filled_tables"))
     store.create()
     assert {name: store.view(name).collect() for name in VIEWS} == {name: [] for name in VIEWS}
-    p, f, q, r = sha("p"), sha("f"), sha("q"), sha("r")
+    p, f, q, r, w = sha("p"), sha("f"), sha("q"), sha("r"), sha("w")
     add(spark, store, DOCUMENTS, {"doc_id": sha("d"), "licence": "CC0", "title": "T", "url": "u"}, {"doc_id": sha("e")})
     add(
         spark, store, PERSONAS, {"persona_id": p, "text": "a pilot"}, {"persona_id": q, "text": "one pilot"},
         {"persona_id": f, "text": "I fly", "quality_flags": ["too_short", "first_person"], "first_origin": sha("e")},
-        {"persona_id": r, "text": "a pilot's child", "hop": 1, "first_origin": p},
+        {"persona_id": r, "text": "a pilot's child", "hop": 1, "first_origin": p}, {"persona_id": w, "text": "?"},
     )  # fmt: skip
     add(spark, store, PERSONA_REMOVALS, {"persona_id": q, "kept_id": p})
     add(
@@ -299,12 +327,16 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
         *({"synthesis_id": sha(str(n)), "call_key": f"m{n}", "checks": [check], "text": check}
           for n, check in enumerate(CHECKS, start=1)),
     )  # fmt: skip
-    add(spark, store, QUARANTINE, {})
+    add(
+        spark, store, QUARANTINE, {},
+        {"source": "dedup_surface", "line": w, "row_hash": w, "reason": "no_tokens", "raw": "?"},
+        {"source": "extract_personas:r", "line": p, "row_hash": p, "reason": "empty", "raw": None},
+    )  # fmt: skip
     yield store
     spark.sql("DROP DATABASE filled_tables CASCADE")
 
 
-def test_the_hub_has_no_flagged_and_no_removed_persona(filled: Store) -> None:
+def test_the_hub_has_no_persona_that_is_flagged_removed_or_without_words(filled: Store) -> None:
     assert {row["text"] for row in filled.view("hub").collect()} == {"a pilot", "a pilot's child"}
 
 
@@ -345,6 +377,8 @@ def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> Non
     rows = {(row["stage"], row["what"], row["reason"], row["detail"]) for row in filled.view("rejects").collect()}
     assert rows == {
         ("unreadable", "file:/x line 7", "malformed_json", "{"),
+        ("unreadable", f"dedup_surface line {sha('w')}", "no_tokens", "?"),
+        ("unreadable", f"extract_personas:r line {sha('p')}", "empty", None),
         ("call failed", "c5", "content_filter", "no"),
         ("persona flagged", sha("f"), "too_short, first_person", "I fly"),
         ("persona removed", sha("q"), "surface", f"duplicate of {sha('p')}: a pilot"),
@@ -368,10 +402,10 @@ def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(
     elsewhere = Store(spark, StoreSettings(root=root, database="another_name"))
     try:
         elsewhere.use()
-        assert spark.sql("SELECT count(*) AS n FROM personas").collect()[0]["n"] == 4
+        assert spark.sql("SELECT count(*) AS n FROM personas").collect()[0]["n"] == 5
         for name in VIEWS:
             assert spark.table(name).count() == filled.view(name).count() > 0
     finally:
         spark.sql("USE default")
         spark.sql("DROP DATABASE IF EXISTS another_name CASCADE")
-    assert filled.read(PERSONAS).count() == 4
+    assert filled.read(PERSONAS).count() == 5
