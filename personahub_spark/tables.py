@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
+    BinaryType,
     DataType,
     DecimalType,
     DoubleType,
@@ -179,7 +181,13 @@ LLM_CALLS = Table(
         _column("model", _text, "model asked", nullable=False),
         _column("prompt_version", _text, "prompt that was used", nullable=False),
         _column("status", _text, "answered, or failed: it would fail again unchanged", nullable=False),
+        _column(
+            "answer_class",
+            _text,
+            "ok, cut_off, filtered, refusal, empty, invalid_json, schema_mismatch or tool_call; null: no answer",
+        ),
         _column("text", _text, "the answer as it came; null where there was none"),
+        _column("vector", BinaryType(), "of an embedding: float32, little-endian, of length one"),
         _column("finish_reason", _text, "why the model stopped, as it said"),
         _column("input_tokens", _long, "tokens in, cached ones included; null: not said"),
         _column("cached_tokens", _long, "tokens in that the endpoint had cached"),
@@ -196,7 +204,10 @@ LLM_CALLS = Table(
         _column("error_message", _text, "what the endpoint said of the failure"),
     ),
     key=("request_key",),
-    checks={"status_known": "status in ('answered', 'failed')"},
+    checks={
+        "status_known": "status in ('answered', 'failed')",
+        "answer_class_where_answered": "(status = 'answered') = (answer_class is not null)",
+    },
 )
 
 QUARANTINE = Table(
@@ -282,25 +293,24 @@ class Store:
         self._spark.sql(f"USE {self._database}")
 
     def read(self, table: Table) -> DataFrame:
-        """All rows of ``table``; MissingTableError when it was not created, PersonaHubError when it lacks columns."""
-        place = self._root or self._database
+        """All rows of ``table``; PersonaHubError when it lacks columns.
+
+        Raises MissingTableError when it was not created; to a dry run such a table is empty.
+        """
         try:
-            rows = self._spark.table(self._reference(table.name))
-        except AnalysisException:
-            raise MissingTableError(
-                f"table {table.name} does not exist in {place}; run jobs/create_tables.py with the same settings first"
-            ) from None
-        missing = [column.name for column in table.schema if column.name not in rows.columns]
-        if missing:
-            raise PersonaHubError(
-                f"table {table.name} in {place} has no column {', '.join(missing)}: another version of this "
-                "project made it; set store.root or store.database to a new place"
-            )
-        return rows
+            return self._stored(table)
+        except MissingTableError:
+            if not self.dry_run:
+                raise
+            return self._spark.range(0).select(*[F.lit(None).cast(c.dataType).alias(c.name) for c in table.schema])
 
     def view(self, name: str) -> DataFrame:
         """What the view answers now."""
-        return self._spark.sql(self._view_select(name))
+        query = view_query(name)
+        used = {part for _, part, _, _ in string.Formatter().parse(query) if part}
+        frames: dict[str, Any] = {table.name: self.read(table) for table in TABLES if table.name in used}
+        frames |= {part: self.view(part) for part in used - frames.keys()}
+        return self._spark.sql(query, **frames)
 
     def add_new(
         self, table: Table, rows: DataFrame, *, run_id: str, created_at: datetime, expected: int | None = None
@@ -352,24 +362,81 @@ class Store:
             raise PersonaHubError(f"table {table.name} refused the rows: {fault[0]}") from error
         return int(merged.collect()[0]["num_inserted_rows"])
 
+    def append(
+        self,
+        table: Table,
+        rows: DataFrame,
+        *,
+        app_id: str,
+        version: int,
+        run_id: str | None = None,
+        created_at: datetime | None = None,
+    ) -> int:
+        """Add ``rows``, whose keys are known to be new, as transaction ``version`` of ``app_id``; how many were added.
+
+        A transaction whose number is not above the last one of ``app_id`` is skipped, and 0 are added. Without
+        ``run_id`` and ``created_at`` the rows bring their stamps along.
+        """
+        if run_id is not None:
+            _check_columns(table, rows)
+            rows = rows.withColumn("run_id", F.lit(run_id)).withColumn("created_at", F.lit(created_at))
+        writer = rows.select(*[F.col(column.name) for column in table.schema]).write.format("delta").mode("append")
+        mine = f"{app_id}@{version}"
+        writer = writer.option("txnAppId", app_id).option("txnVersion", version).option("userMetadata", mine)
+        if self._root is not None:
+            writer.save(f"{self._root}/{table.name}")
+        else:
+            writer.saveAsTable(self._reference(table.name))
+        written = self._history(table).where(F.col("userMetadata") == mine).collect()
+        return int(written[0]["operationMetrics"]["numOutputRows"]) if written else 0
+
+    def version(self, table: Table) -> int:
+        """The number of the last change of ``table``."""
+        return int(self._history(table, limit=1).collect()[0]["version"])
+
+    def _history(self, table: Table, *, limit: int = 100) -> DataFrame:
+        return self._spark.sql(f"DESCRIBE HISTORY {self._reference(table.name)} LIMIT {limit}")
+
     def stage(self, rows: DataFrame) -> DataFrame:
         """``rows``, evaluated once: written under the state folder and read back.
 
         A persisted frame would not do: Spark evaluates it again once a table that it was read from has changed.
         """
+        if self.dry_run:  # changes no table, and leaves no file
+            return rows.localCheckpoint()
         place = f"{self.state_root}/staged/{uuid.uuid4().hex}"
         self._staged.append(place)
         rows.write.parquet(place)
         return self._spark.read.schema(rows.schema).parquet(place)
+
+    def hand_over(self, folder: str) -> None:
+        """Let ``folder`` go with what was staged."""
+        self._staged.append(folder)
 
     def drop_staged(self) -> None:
         """Delete what was staged; the frames are of no use afterwards."""
         while self._staged:
             files.delete(self._staged.pop())
 
+    def _stored(self, table: Table) -> DataFrame:
+        place = self._root or self._database
+        try:
+            rows = self._spark.table(self._reference(table.name))
+        except AnalysisException:
+            raise MissingTableError(
+                f"table {table.name} does not exist in {place}; run jobs/create_tables.py with the same settings first"
+            ) from None
+        missing = [column.name for column in table.schema if column.name not in rows.columns]
+        if missing:
+            raise PersonaHubError(
+                f"table {table.name} in {place} has no column {', '.join(missing)}: another version of this "
+                "project made it; set store.root or store.database to a new place"
+            )
+        return rows
+
     def _exists(self, table: Table) -> bool:
         try:
-            self.read(table)
+            self._stored(table)
         except MissingTableError:
             return False
         return True
@@ -399,15 +466,6 @@ class Store:
         names = {name: f"{self._database}.{name}" for name in (*VIEWS, *(table.name for table in TABLES))}
         for name in VIEWS:
             self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {view_query(name).format(**names)}")
-
-    def _view_select(self, name: str) -> str:
-        names = {table.name: self._reference(table.name) for table in TABLES}
-        for view in VIEWS:
-            query = view_query(view).format(**names)
-            if view == name:
-                return query
-            names[view] = f"(\n{query})"
-        raise KeyError(name)
 
 
 def _check_columns(table: Table, rows: DataFrame) -> None:

@@ -211,6 +211,26 @@ def test_a_file_that_breaks_off_gives_the_rows_before_and_one_that_says_so(
     assert len({row["file"].rpartition("/")[0] for row in found.values()}) == 1  # one way to write a path
 
 
+def test_a_broken_file_among_many_does_not_take_a_job_for_each(read: Any, spark: SparkSession, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(64):
+        (folder / f"{number:02}.jsonl").write_bytes(lines({"text": f"row of file {number}"}))
+    (folder / "37.jsonl").unlink()
+    (folder / "37.jsonl.gz").write_bytes(b"this is no gzip file")
+    spark.sparkContext.setJobGroup("broken", "")
+    spark.sparkContext.setLogLevel("OFF")
+    try:
+        rows = read(folder)
+    finally:
+        spark.sparkContext.setLogLevel("ERROR")
+        spark.sparkContext.setJobGroup("tests", "")
+    assert len(spark.sparkContext.statusTracker().getJobIdsForGroup("broken")) < 40
+    reasons = {row["file"].rpartition("/")[2]: row["reason"] for row in rows.collect()}
+    assert len(reasons) == 64
+    assert {file: reason for file, reason in reasons.items() if reason} == {"37.jsonl.gz": "unreadable_file"}
+
+
 def test_repeated_texts_are_one_document_at_its_first_place(spark: SparkSession) -> None:
     places = [("b", 1, "x"), ("a", 10, "x"), ("a", 9, "x"), ("c", 1, "y")]
     rows = spark.createDataFrame(

@@ -59,7 +59,8 @@ SOUND: dict[str, dict[str, Any]] = {
     },
     "llm_calls": {
         "request_key": "c1", "step": "extract_personas", "model": "m", "prompt_version": "v1", "status": "answered",
-        "text": "a", "attempts": 1, "latency_ms": 5, "endpoint": "h:1/v1", "model_returned": "m-1", "terms": "open",
+        "answer_class": "ok", "text": "a", "attempts": 1, "latency_ms": 5, "endpoint": "h:1/v1",
+        "model_returned": "m-1", "terms": "open",
     },
     "quarantine": {
         "source": "file:/x", "line": "7", "row_hash": sha("a"), "reason": "malformed_json", "raw": "{",
@@ -175,7 +176,9 @@ BAD = [
     ("persona_removals", "not_its_own_witness", {"kept_id": sha("q")}),
     ("syntheses", "variant_has_its_topic", {"variant": "topic"}),
     ("syntheses", "variant_has_its_topic", {"topic": "geometry"}),
-    ("llm_calls", "status_known", {"status": "maybe"}),
+    ("llm_calls", "status_known", {"status": "maybe", "answer_class": None}),
+    ("llm_calls", "answer_class_where_answered", {"answer_class": None}),
+    ("llm_calls", "answer_class_where_answered", {"status": "failed"}),
     ("quarantine", "row_hash_is_sha256", {"row_hash": "short"}),
     ("quarantine", "NOT NULL", {"reason": None}),
 ]
@@ -317,7 +320,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
         *({"request_key": f"c{n}", "cost_microusd": cost, "input_tokens": 10, "output_tokens": n, "cached_tokens": 4}
           for n in range(1, 4)),
         {"request_key": "a4", "cost_microusd": Decimal(3), "model": "third"},
-        {"request_key": "c5", "status": "failed", "attempts": 3, "error_class": "content_filter",
+        {"request_key": "c5", "status": "failed", "answer_class": None, "attempts": 3, "error_class": "content_filter",
          "error_message": "no"},
         {"request_key": "h1", "cost_microusd": Decimal("7"), "model": "other"},
         *({"request_key": f"m{n}", "step": "synthesize", "cost_microusd": Decimal(10)} for n in range(6)),
