@@ -375,7 +375,8 @@ def _unit_vector(embedding: object, dimensions: int | None) -> bytes | None:
         return None
     if vector.ndim != 1 or (dimensions is not None and len(vector) != dimensions):
         return None
-    length = float(np.linalg.norm(vector))
+    with np.errstate(all="ignore"):
+        length = float(np.linalg.norm(vector))
     return (vector / length).astype("<f4").tobytes() if 0 < length < np.inf else None
 
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.costs import cost_microusd
-from personahub_spark.llm.wire import BadReplyError, Request, Usage, clean, read_reply
+from personahub_spark.llm.costs import cost_microusd, dearest_microusd, shared_cost
+from personahub_spark.llm.wire import (
+    BadReplyError,
+    Request,
+    StoredRequest,
+    Usage,
+    answer_class,
+    clean,
+    embeddings_body,
+    read_reply,
+    read_vectors,
+)
 from personahub_spark.settings import Price
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -118,10 +130,65 @@ def test_a_value_that_is_no_json_has_no_key(value: Any) -> None:
         _ = request(sampling={"stop": value}).key
 
 
-@pytest.mark.parametrize("name", ["model", "messages", "response_format", "stream", "n"])
+@pytest.mark.parametrize("name", ["model", "messages", "response_format", "stream", "n", "input", "encoding_format"])
 def test_sampling_takes_only_sampling(name: str) -> None:
     with pytest.raises(PersonaHubError, match=name):
         request(sampling={name: 1})
+
+
+def test_a_key_that_is_known_is_believed_and_not_computed_again() -> None:
+    asked = Request.from_json(request().to_json(), key="k" * 64)
+    assert (asked.key, asked) == ("k" * 64, request())
+    assert StoredRequest("k" * 64, request().to_json()).read().key == "k" * 64
+
+
+def test_what_is_said_after_the_request_comes_after_its_messages() -> None:
+    more = [{"role": "assistant", "content": "no"}, {"role": "user", "content": "again"}]
+    sent, sent_more = json.loads(request().body()), json.loads(request().body(more=more))
+    assert sent_more["messages"] == [*sent["messages"], *more]
+    assert {**sent_more, "messages": sent["messages"]} == sent
+
+
+def test_the_service_tier_is_sent_and_changes_no_key() -> None:
+    for asked in (request(), Request.embedding("e5", "text")):
+        key = asked.key
+        assert json.loads(asked.body(service_tier="flex")) == {**json.loads(asked.body()), "service_tier": "flex"}
+        assert asked.key == key
+
+
+def test_the_longest_answer_is_what_the_request_allows() -> None:
+    assert request(sampling={}).max_output_tokens is None
+    assert request(sampling={"max_tokens": 7}).max_output_tokens == 7
+    assert request(sampling={"max_tokens": 7, "max_completion_tokens": 9}).max_output_tokens == 9
+    assert Request.embedding("e5", "text").max_output_tokens == 0
+
+
+def test_a_request_for_an_embedding_has_a_key_of_its_own_and_comes_back_from_json() -> None:
+    asked = Request.embedding("e5", "谁会读它？", dimensions=256, prompt_version="1")
+    assert asked.text == "谁会读它？"
+    assert Request.from_json(asked.to_json()) == asked
+    assert asked.key != Request("e5", asked.messages, asked.sampling, prompt_version="1").key
+    assert (
+        len({asked.key, Request.embedding("e5", "谁会读它？").key, Request.embedding("e5", "谁", dimensions=256).key})
+        == 3
+    )
+
+
+def test_many_inputs_go_into_one_body() -> None:
+    asked = [Request.embedding("e5", text, dimensions=2) for text in ("a", "b")]
+    assert json.loads(embeddings_body(asked)) == {
+        "model": "e5",
+        "input": ["a", "b"],
+        "dimensions": 2,
+        "encoding_format": "base64",
+    }
+    assert embeddings_body(asked[:1]) == asked[0].body()
+
+
+@pytest.mark.parametrize("messages", [[], [{"content": "a"}, {"content": "b"}], [{"content": ["a"]}], [{"text": "a"}]])
+def test_a_request_for_an_embedding_has_one_text(messages: Any) -> None:
+    with pytest.raises(PersonaHubError, match="embedding"):
+        Request("e5", messages, {}, api="embeddings")
 
 
 def test_an_unknown_api_is_refused() -> None:
@@ -129,7 +196,14 @@ def test_an_unknown_api_is_refused() -> None:
         request(api="telepathy")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "nonsense", '{"model":"m"}', '{"colour":"red"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "[]", "5", "nonsense", '{"model":"m"}', '{"colour":"red"}', "[" * 100_000],
+        '{"model":"m","messages":5,"sampling":{},"api":"embeddings"}',
+        '{"model":"m","messages":[],"sampling":3}',
+    ],
+)
 def test_a_stored_request_that_is_none_is_a_clear_error(text: str) -> None:
     with pytest.raises(PersonaHubError, match="stored request cannot be read"):
         Request.from_json(text)
@@ -187,6 +261,128 @@ def test_a_body_without_an_answer_is_a_bad_reply(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("raw", "billed", "usage"),
+    [
+        (b"", False, None),
+        (b"<html>bad gateway</html>", False, None),
+        (b'{"error": {"message": "overloaded"}}', False, None),
+        (b'{"choices"', True, None),
+        (b'{"choices": [{}]}', True, None),
+        (b'{"choices": [1], "usage": {"prompt_tokens": 3}}', True, Usage(3, 0, 0, 0)),
+        (b'{"choices": null, "usage": {"prompt_tokens": 3}}', True, Usage(3, 0, 0, 0)),
+        (b'{"choices": [{"message": {"content": 5}}], "usage": {"completion_tokens": 2}}', True, Usage(0, 0, 2, 0)),
+    ],
+)
+def test_a_bad_reply_tells_whether_it_was_paid_for(raw: bytes, billed: bool, usage: Usage | None) -> None:
+    with pytest.raises(BadReplyError) as caught:
+        read_reply(raw)
+    assert (caught.value.billed, caught.value.usage) == (billed, usage)
+
+
+@pytest.mark.parametrize(
+    ("message", "finish_reason", "kind"),
+    [
+        ({"content": "yes"}, "stop", "ok"),
+        ({"content": "yes"}, None, "ok"),
+        ({"content": "ye"}, "length", "cut_off"),
+        ({"content": ""}, "length", "cut_off"),
+        ({"content": "ye"}, "content_filter", "filtered"),
+        ({"content": None}, "content_filter", "filtered"),
+        ({"content": None, "refusal": "no"}, "stop", "refusal"),
+        ({"content": "no"}, "refusal", "refusal"),
+        ({"content": "", "refusal": ""}, "stop", "empty"),
+        ({"content": None}, "stop", "empty"),
+        ({"content": " \n"}, "stop", "empty"),
+        ({"content": None, "tool_calls": [{}]}, "tool_calls", "tool_call"),
+        ({"content": "yes", "tool_calls": [{}]}, "stop", "tool_call"),
+        ({"content": None, "function_call": {"name": "f"}}, "function_call", "tool_call"),
+        ({"content": "yes", "tool_calls": []}, "stop", "ok"),
+    ],
+)
+def test_each_kind_of_answer_has_its_class(message: dict[str, Any], finish_reason: str | None, kind: str) -> None:
+    choice = {"message": message, "finish_reason": finish_reason}
+    assert answer_class(read_reply(reply(choices=[choice])), request()) == kind
+
+
+def test_a_tool_call_that_was_asked_for_is_no_fault() -> None:
+    read = read_reply(reply({"content": None, "tool_calls": [{}]}))
+    assert answer_class(read, request(sampling={"tools": [{"type": "function"}]})) == "ok"
+
+
+def vectors(*embeddings: Any, **changes: Any) -> bytes:
+    data = [{"index": place, "embedding": embedding} for place, embedding in enumerate(embeddings)]
+    return json.dumps({"model": "e5", "data": data, **changes}).encode()
+
+
+def packed(*numbers: float) -> str:
+    return base64.b64encode(np.array(numbers, dtype="<f4").tobytes()).decode()
+
+
+@given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_a_vector_is_read_from_base64_and_from_numbers_alike_and_has_length_one(rows: list[list[float]]) -> None:
+    read = read_vectors(vectors(*[packed(*row) for row in rows]), len(rows))
+    assert read == read_vectors(vectors(*rows), len(rows))
+    for row, vector in zip(rows, read.vectors, strict=True):
+        length = sum(number**2 for number in row) ** 0.5
+        if not length:
+            assert vector is None
+        elif vector is not None:
+            assert np.frombuffer(vector, "<f4") == pytest.approx([number / length for number in row], abs=1e-6)
+        else:
+            assert length < 1e-150  # whose square is zero
+
+
+def test_vectors_are_in_the_order_of_their_inputs() -> None:
+    data = [{"index": 1, "embedding": [0, 1]}, {"index": 0, "embedding": [1, 0]}]
+    read = read_vectors(vectors(data=data), 2)
+    assert [np.frombuffer(vector or b"", "<f4").tolist() for vector in read.vectors] == [[1, 0], [0, 1]]
+    del data[0]["index"], data[1]["index"]
+    read = read_vectors(vectors(data=data), 2)
+    assert [np.frombuffer(vector or b"", "<f4").tolist() for vector in read.vectors] == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        *[[0, 0], [float("nan"), 1], [float("inf"), 1], [1e308, 1e308], ["a", 1], [[1, 0]], [], None, 5],
+        *["?", packed(), packed(0, 0), packed(float("nan"), 1), packed(1, 0)[:-3]],
+    ],
+)
+def test_a_vector_that_cannot_be_used_is_none_and_spoils_no_other(embedding: Any) -> None:
+    read = read_vectors(vectors(embedding, [0, 2]), 2)
+    assert read.vectors == [None, np.array([0, 1], "<f4").tobytes()]
+
+
+def test_a_vector_of_other_dimensions_than_asked_for_cannot_be_used() -> None:
+    assert [vector is None for vector in read_vectors(vectors([1, 0], [1, 0, 0]), 2, dimensions=2).vectors] == [0, 1]
+
+
+@pytest.mark.parametrize("places", [[0], [0, 1, 2], [0, 0], [1, 2], [0, "1"], [0, True], [0, None]])
+def test_other_vectors_than_one_for_each_input_are_a_bad_reply_that_was_paid_for(places: list[Any]) -> None:
+    data = [{"index": place, "embedding": [1, 0]} for place in places]
+    with pytest.raises(BadReplyError) as caught:
+        read_vectors(vectors(data=data, usage={"prompt_tokens": 6}), 2)
+    assert (caught.value.billed, caught.value.usage) == (True, Usage(6, 0, 0, 0))
+
+
+COUNTS = st.integers(0, 10**6)
+
+
+@given(st.builds(Usage, COUNTS, COUNTS, COUNTS, COUNTS), st.lists(st.integers(1, 9000), min_size=1, max_size=40))
+def test_shares_of_usage_and_cost_add_up_exactly(usage: Usage, weights: list[int]) -> None:
+    shares = usage.shared(weights)
+    assert sum(shares, Usage(0, 0, 0, 0)) == usage
+    for share, weight in zip(shares, weights, strict=True):
+        assert abs(share.input_tokens - usage.input_tokens * weight / sum(weights)) <= 1
+        assert min(vars(share).values()) >= 0
+    cost = cost_microusd(usage, price(input="0.0213", output="0.07"))
+    assert cost is not None
+    parts = shared_cost(cost, weights)
+    assert sum(parts) == cost
+    assert all(part >= 0 and part == part.quantize(Decimal("0.000001")) for part in parts)
+
+
+@pytest.mark.parametrize(
     ("usage", "read"),
     [
         (None, None),
@@ -240,6 +436,12 @@ def price(**prices: str) -> Price:
 )
 def test_the_cost_is_exact(usage: Usage, prices: Price, cost: str) -> None:
     assert str(cost_microusd(usage, prices)) == cost
+
+
+def test_the_dearest_call_is_paid_for_every_byte_sent_and_the_longest_answer() -> None:
+    assert dearest_microusd(100, 10, price(input="1", cached_input="0.5", output="2")) == 120
+    assert dearest_microusd(100, None, price(input="1", output="2")) is None
+    assert dearest_microusd(100, 10, None) is None
 
 
 def test_an_unknown_cost_is_none_and_never_zero() -> None:
