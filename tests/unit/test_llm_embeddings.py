@@ -1,0 +1,235 @@
+"""Embeddings: many inputs in one call, exact sums, and one bad input that spoils nothing but its own row."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+
+from personahub_spark.llm import client
+from personahub_spark.llm.client import outcomes
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
+from personahub_spark.settings import Price
+from tests.asking import PRICE, TRANSPORTS, answers, ask, endpoint, only
+
+CALLS = "/v1/embeddings"
+
+
+def embed(text: str, **changes: Any) -> Request:
+    return Request.embedding("m", text, **changes)
+
+
+def embeds(count: int) -> list[Request]:
+    return [embed(f"persona number {i} " + "who bakes " * (i % 7)) for i in range(count)]
+
+
+def by_key(told: list[Outcome]) -> dict[str, Outcome]:
+    kept = {outcome.request_key: outcome for outcome in told}
+    assert len(kept) == len(told)
+    return kept
+
+
+def sums(told: list[Outcome]) -> tuple[int, Decimal]:
+    tokens = sum(outcome.usage.input_tokens for outcome in told if outcome.usage)
+    return tokens, sum((outcome.cost_microusd for outcome in told if outcome.cost_microusd), Decimal(0))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_vector_of_an_input_is_its_own_whatever_shares_the_call(fake: FakeEndpoint, transport: str) -> None:
+    fake.set_script([{"dimensions": 16}])
+    requests = embeds(50)
+    together = by_key(answers(requests, endpoint(fake, transport=transport)))
+    alone = by_key(answers(requests, endpoint(fake, transport=transport, inputs_per_request=1)))
+    for request in requests:
+        told = together[request.key]
+        assert (told.status, told.answer_class, told.text, told.attempts) == ("answered", "ok", None, 1)
+        assert told.vector is not None
+        assert told.vector == alone[request.key].vector
+        vector = np.frombuffer(told.vector, dtype="<f4")
+        assert vector.shape == (16,)
+        assert abs(float(np.linalg.norm(vector)) - 1) < 1e-5
+    assert fake.counts(CALLS)["requests"] == 1 + 50
+
+
+@pytest.mark.parametrize(
+    ("inputs", "per_request", "calls"),
+    [(1, 256, 1), (256, 256, 1), (257, 256, 2), (1000, 256, 4), (10, 3, 4), (3, 1, 3)],
+)
+def test_inputs_fill_calls(fake: FakeEndpoint, inputs: int, per_request: int, calls: int) -> None:
+    told = answers(embeds(inputs), endpoint(fake, inputs_per_request=per_request))
+    assert {outcome.status for outcome in told} == {"answered"}
+    assert len(by_key(told)) == inputs
+    assert fake.counts(CALLS)["requests"] == calls
+
+
+def test_a_call_holds_no_more_tokens_than_an_endpoint_takes(
+    fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MAX_INPUT_TOKENS", 100)
+    told = answers([embed(f"{i} " + "word " * 30) for i in range(9)], endpoint(fake))
+    assert {outcome.status for outcome in told} == {"answered"}
+    assert 3 <= fake.counts(CALLS)["requests"] <= 9
+
+
+def test_only_inputs_of_one_kind_share_a_call(fake: FakeEndpoint) -> None:
+    requests = [embed("a"), embed("b"), embed("c", dimensions=8), embed("d", dimensions=8), embed("e")]
+    told = by_key(answers(requests, endpoint(fake)))
+    sizes = [len(told[request.key].vector or b"") // 4 for request in requests]
+    assert sizes == [384, 384, 8, 8, 384]
+    assert fake.counts(CALLS)["requests"] == 3
+
+
+def test_answers_and_vectors_can_be_asked_for_in_one_run(fake: FakeEndpoint) -> None:
+    told = by_key(answers([embed("a"), ask("b"), embed("c")], endpoint(fake)))
+    assert told[ask("b").key].text
+    assert told[embed("a").key].vector and told[embed("c").key].vector
+    assert fake.counts(CALLS)["requests"] == 1
+
+
+def test_a_slow_source_does_not_hold_back_the_first_inputs(fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PACK_WAIT_S", 0.1)
+    pulled: list[float] = []
+
+    def source() -> Iterator[Request]:
+        for request in embeds(6):
+            time.sleep(0.15)
+            pulled.append(time.monotonic())
+            yield request
+
+    told = [outcome for outcome in outcomes(source(), endpoint(fake), PRICE) if outcome is not None]
+    assert len(told) == 6
+    assert fake.counts(CALLS)["requests"] > 1
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_a_call_took_is_shared_among_its_inputs_to_the_last_token(fake: FakeEndpoint, transport: str) -> None:
+    price = Price(input=Decimal("0.013"), output=Decimal(0))
+    told = answers(embeds(100), endpoint(fake, transport=transport, inputs_per_request=33), price)
+    tokens = fake.counts(CALLS)["input_tokens"]
+    assert sums(told) == (tokens, tokens * Decimal("0.013"))
+    assert all(outcome.usage and outcome.usage.input_tokens > 0 for outcome in told)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("place", [0, 100, 255])
+def test_one_bad_input_of_256_is_found_in_17_calls(fake: FakeEndpoint, transport: str, place: int) -> None:
+    fake.set_script([{"match": "poison", "status": 400, "body": "an input is no good"}])
+    requests = embeds(256)
+    requests[place] = embed("poison")
+    told = by_key(answers(requests, endpoint(fake, transport=transport)))
+    bad = told.pop(embed("poison").key)
+    assert (bad.status, bad.error_class, bad.vector, bad.usage) == ("failed", "bad_request", None, None)
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+    counts = fake.counts(CALLS)
+    assert counts["requests"] <= 17
+    assert sums(list(told.values()))[0] == counts["input_tokens"]
+
+
+def test_several_bad_inputs_are_all_found(fake: FakeEndpoint) -> None:
+    fake.set_script([{"match": "poison", "status": 400, "body": "an input is no good"}])
+    requests = embeds(61)
+    poison = [embed(f"poison {i}") for i in range(3)]
+    told = by_key(answers([*requests[:20], *poison, *requests[20:]], endpoint(fake)))
+    assert {told[bad.key].status for bad in poison} == {"failed"}
+    assert {told[good.key].status for good in requests} == {"answered"}
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"fault": "hang"}])
+def test_an_input_that_takes_the_endpoint_down_does_not_take_its_call_with_it(
+    fake: FakeEndpoint, fault: dict[str, Any]
+) -> None:
+    fake.set_script([{"match": "poison", **fault}])
+    requests = embeds(31)
+    told = by_key(answers([*requests, embed("poison")], endpoint(fake, timeout_s=0.3, max_attempts=3)))
+    assert told.pop(embed("poison").key).status in ("failed", "deferred")
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+
+
+def test_a_vector_that_cannot_be_used_fails_its_row_alone(fake: FakeEndpoint) -> None:
+    fake.set_script([{"match": "poison", "fault": "nan", "dimensions": 4}, {"dimensions": 4}])  # the first of a call
+    told = by_key(answers([embed("poison"), *embeds(7)], endpoint(fake)))
+    bad = told.pop(embed("poison").key)
+    assert (bad.status, bad.error_class, bad.vector) == ("failed", "bad_vector", None)
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+    counts = fake.counts(CALLS)
+    assert counts["requests"] == 2
+    assert sums([bad, *told.values()])[0] == counts["input_tokens"]
+
+
+def test_vectors_of_another_size_than_asked_for_are_no_good(fake: FakeEndpoint) -> None:
+    data = [{"index": 0, "embedding": [0.6, 0.8]}]
+    fake.set_script([{"body": json.dumps({"data": data, "usage": {"prompt_tokens": 1}})}])
+    assert only(answers([embed("a", dimensions=2)], endpoint(fake))).vector is not None
+    outcome = only(answers([embed("a", dimensions=3)], endpoint(fake)))
+    assert (outcome.status, outcome.error_class) == ("failed", "bad_vector")
+
+
+def test_vectors_come_in_whatever_order(fake: FakeEndpoint) -> None:
+    right = by_key(answers(embeds(9), endpoint(fake)))
+    fake.set_script([{"fault": "wrong_order"}])
+    turned = by_key(answers(embeds(9), endpoint(fake)))
+    assert {key: told.vector for key, told in turned.items()} == {key: told.vector for key, told in right.items()}
+
+
+def test_a_missing_vector_is_paid_for_and_never_asked_for_ever(fake: FakeEndpoint) -> None:
+    fake.set_script([{"fault": "wrong_count"}])
+    told = answers(embeds(4), endpoint(fake))
+    assert {outcome.status for outcome in told} == {"failed"}
+    counts = fake.counts(CALLS)
+    assert counts["requests"] <= 15
+    assert sums(told)[0] == counts["input_tokens"]
+
+
+def test_passing_trouble_is_retried_for_all_inputs_together(fake: FakeEndpoint) -> None:
+    fake.set_script([{"status": 500, "times": 1}])
+    told = answers(embeds(20), endpoint(fake))
+    assert {(outcome.status, outcome.attempts) for outcome in told} == {("answered", 2)}
+    assert fake.counts(CALLS)["requests"] == 2
+
+
+@pytest.mark.parametrize("text", ["nonsense", '{"api":"embeddings","model":"m","messages":[],"sampling":{}}'])
+def test_a_stored_request_that_is_none_spoils_no_call(fake: FakeEndpoint, text: str) -> None:
+    stored = [StoredRequest(request.key, request.to_json()) for request in embeds(5)]
+    told = by_key(answers([*stored[:2], StoredRequest("k" * 64, text), *stored[2:]], endpoint(fake)))
+    assert told.pop("k" * 64).status == "failed"
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert fake.counts(CALLS)["requests"] == 1
+
+
+def test_an_input_that_cannot_be_sent_spoils_no_call(fake: FakeEndpoint) -> None:
+    broken = embed("a")
+    broken.key  # noqa: B018 - it had its key when it was planned
+    broken.messages[0]["content"] = "\ud800"  # type: ignore[index]
+    told = by_key(answers([broken, *embeds(3)], endpoint(fake)))
+    assert told.pop(broken.key).status == "failed"
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+
+
+def test_a_refused_key_stops_all_inputs_at_once(fake: FakeEndpoint) -> None:
+    fake.set_script([{"status": 401}])
+    pulled = iter(embeds(1000))
+    told = answers(pulled, endpoint(fake, in_flight=2, inputs_per_request=10))
+    assert "stopped" in {outcome.status for outcome in told}
+    assert {outcome.status for outcome in told} <= {"stopped", "deferred"}
+    assert fake.counts(CALLS)["requests"] <= 2
+    assert {outcome.usage for outcome in told} == {None}
+
+
+def test_usage_is_shared_even_when_inputs_have_no_tokens_of_ours(fake: FakeEndpoint) -> None:
+    fake.set_script(
+        [
+            {
+                "body": json.dumps(
+                    {"data": [{"index": i, "embedding": [1.0]} for i in range(3)], "usage": {"prompt_tokens": 7}}
+                )
+            }
+        ]
+    )
+    told = answers([embed(" "), embed("."), embed("a")], endpoint(fake))
+    assert sum((outcome.usage for outcome in told if outcome.usage), Usage(0, 0, 0, 0)) == Usage(7, 0, 0, 0)
