@@ -198,7 +198,7 @@ def test_refusals_tool_calls_and_several_choices_have_their_shapes(fake: FakeEnd
         [
             {"match": "refuse", "refusal": "I will not"},
             {"match": "tool", "tool_calls": [asked], "finish_reason": "tool_calls"},
-            {"choices": 3, "finish_reason": None},
+            {"choices": 3, "finish_reason": None, "reply": "two words"},
         ]
     )
     refused, tool, several = (
@@ -208,6 +208,7 @@ def test_refusals_tool_calls_and_several_choices_have_their_shapes(fake: FakeEnd
     assert (tool[0]["message"]["tool_calls"], tool[0]["finish_reason"]) == ([asked], "tool_calls")
     assert [choice["index"] for choice in several] == [0, 1, 2]
     assert several[0]["finish_reason"] is None
+    assert fake.counts()["output_tokens"] == 3 + len(json.dumps([asked]).split()) + 3 * 2
 
 
 def test_counts_of_a_path_are_its_own(fake: FakeEndpoint) -> None:
@@ -356,6 +357,8 @@ def test_without_the_key_there_is_a_401(fake: FakeEndpoint) -> None:
         assert status(guarded) == 401
         assert refusal(f"{guarded.url}/files").code == 401
         body = {"model": "m", "messages": MESSAGES}
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            call(f"{guarded.url}/chat/completions", body, {"authorization": "Bearer another"})
         assert call(f"{guarded.url}/chat/completions", body, {"authorization": "Bearer k3y-of-the-realm"})
         assert guarded.counts()["requests"] == 1
         assert guarded.url != fake.url
@@ -382,7 +385,10 @@ def test_a_batch_answers_every_line_as_a_call_would_apart_from_the_calls(fake: F
     assert (done.request_counts.total, done.request_counts.completed) == (30, 30)
     lines = lines_of(fake, done.output_file_id)
     assert sorted(entry["custom_id"] for entry in lines) == sorted(f"k{i}" for i in range(30))
-    assert [entry["custom_id"] for entry in lines] != [f"k{i}" for i in range(30)]
+    assert [entry["custom_id"] for entry in lines] not in (
+        [f"k{i}" for i in range(30)],
+        [f"k{29 - i}" for i in range(30)],
+    )
     assert {entry["response"]["status_code"] for entry in lines} == {200}
     told = {entry["custom_id"]: entry["response"]["body"] for entry in lines}
     assert told["k7"] == complete(fake, messages=[{"role": "user", "content": "question number 7"}])

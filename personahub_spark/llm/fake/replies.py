@@ -73,18 +73,18 @@ class Chat:
 
     def reply(self, rule: Rule, cache: Cache) -> tuple[bytes, Tokens]:
         digest = hashlib.sha256(json.dumps(self._request["messages"]).encode()).hexdigest()
-        text = self._text(rule, digest)
+        message: dict[str, Any] = {"role": "assistant", "content": self._text(rule, digest)}
+        written = message["content"]
+        if rule.refusal is not None:
+            written = rule.refusal
+            message |= {"content": None, "refusal": rule.refusal}
+        elif rule.tool_calls is not None:
+            written = f"{rule.reply or ''} {json.dumps(rule.tool_calls)}"
+            message |= {"content": rule.reply, "tool_calls": rule.tool_calls}
         words = self.text.split()
         cached = cache.hit(words) if rule.cached_tokens == "prefix" else int(rule.cached_tokens)
-        written = text if rule.refusal is None else rule.refusal
-        tokens = Tokens(
-            len(words), cached, len(written.split()) * rule.choices + rule.reasoning_tokens, rule.reasoning_tokens
-        )
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if rule.refusal is not None:
-            message = {"role": "assistant", "content": None, "refusal": rule.refusal}
-        if rule.tool_calls is not None:
-            message |= {"content": rule.reply, "tool_calls": rule.tool_calls}
+        reasoning = rule.reasoning_tokens
+        tokens = Tokens(len(words), cached, len(written.split()) * rule.choices + reasoning, reasoning)
         answer = {
             "id": f"fake-{digest[:24]}",
             "object": "chat.completion",
