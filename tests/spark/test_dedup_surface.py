@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from personahub_spark.dedup import surface
 from personahub_spark.dedup.survivors import survivors
 from personahub_spark.errors import PersonaHubError, SettingsError
-from personahub_spark.settings import SurfaceSettings
+from personahub_spark.settings import SurfaceSettings, validate
 from personahub_spark.text import token_set
 from tests.oracles import by_priority, greedy_removals, similar_pairs
 
@@ -181,6 +181,23 @@ def test_a_lower_threshold_and_other_seed_still_meet_the_oracle(spark: SparkSess
     rows = persona_like_rows(4)
     result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings)
     assert found(result.removals) == expected(rows, settings)
+
+
+def test_a_threshold_of_more_digits_than_integers_can_hold_is_refused_and_the_finest_one_holds(
+    spark: SparkSession,
+) -> None:
+    with pytest.raises(SettingsError, match=r"dedup\.surface\.threshold: .* 6 decimal places"):
+        validate({"dedup": {"surface": {"threshold": "0.90000000000000001"}}})
+    finest = validate({"dedup": {"surface": {"threshold": "0.899999"}}}).dedup.surface
+    shared = [f"w{n}" for n in range(99_999)]
+    rows: list[Row] = [
+        ("above-a", " ".join(shared[:90_000]), (0, 0)),
+        ("above-b", " ".join(shared), (1, 0)),  # 90,000 of 99,999
+        ("below-a", " ".join(f"x{n}" for n in range(89_998)), (0, 0)),
+        ("below-b", " ".join(f"x{n}" for n in range(100_000)), (1, 0)),
+    ]
+    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=finest)
+    assert set(found(result.removals)) == {"above-b"}
 
 
 def test_nothing_in_nothing_out(spark: SparkSession) -> None:

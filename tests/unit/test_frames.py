@@ -1,0 +1,66 @@
+"""What tells one recipe from another: everything that decides a question but the row's text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from personahub_spark.settings import Endpoint, PersonaSettings, SynthesisSettings
+from personahub_spark.tasks.frames import Task, recipe
+from personahub_spark.tasks.math import MathProblem
+from personahub_spark.tasks.personas import TextToPersona
+
+ENDPOINT: dict[str, Any] = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
+# Where settings say which rows are asked about, or under which name a model is known: no other question.
+NO_OTHER_QUESTION = {"model", "fraction"}
+OTHERS: dict[str, dict[str, Any]] = {
+    "personas": {
+        "model": "another", "verb": "write", "granularity": "coarse", "language": "de", "max_document_tokens": 1501,
+        "temperature": 0.1, "top_p": 0.5, "max_tokens": 99,
+    },
+    "synthesis": {
+        "model": "another", "variant": "olympiad", "topic": "geometry", "fraction": 0.5, "temperature": 0.1,
+        "top_p": 0.5, "max_tokens": 99,
+    },
+}  # fmt: skip
+
+
+def made(kind: str, *, endpoint: dict[str, Any] | None = None, **settings: Any) -> Task:
+    asked = Endpoint(**{**ENDPOINT, **(endpoint or {})})
+    if kind == "personas":
+        return TextToPersona(PersonaSettings(**settings), asked)
+    return MathProblem(SynthesisSettings(**settings), asked)
+
+
+def test_every_setting_that_has_another_value_is_tried() -> None:
+    assert set(PersonaSettings.model_fields) == set(OTHERS["personas"])
+    assert set(SynthesisSettings.model_fields) == {*OTHERS["synthesis"], "task", "pattern"}  # of those there is one
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, others in OTHERS.items() for name in others])
+def test_a_recipe_changes_with_each_setting_that_decides_a_question_and_with_no_other(kind: str, name: str) -> None:
+    change = {name: OTHERS[kind][name]} | ({"variant": "topic"} if name == "topic" else {})
+    base = {"variant": "topic", "topic": "algebra"} if name == "topic" else {}
+    changed = recipe(made(kind, **change)) != recipe(made(kind, **base))
+    assert changed == (name not in NO_OTHER_QUESTION)
+
+
+@pytest.mark.parametrize("kind", ["personas", "synthesis"])
+def test_a_recipe_changes_with_the_model_and_not_with_its_address(kind: str) -> None:
+    base = recipe(made(kind))
+    assert base == recipe(made(kind))
+    assert len(base) == 16
+    assert base != recipe(made(kind, endpoint={"model": "other"}))
+    assert base == recipe(made(kind, endpoint={"base_url": "http://127.0.0.1:2/v1", "in_flight": 3}))
+
+
+def test_the_form_of_the_answer_is_in_the_recipe() -> None:
+    assert recipe(made("personas")) != recipe(made("personas", endpoint={"structured_output": "json_schema"}))
+
+
+@pytest.mark.parametrize("budget", [50, 700, 131_072, 1_000_000])
+def test_a_token_more_of_each_document_is_another_recipe(budget: int) -> None:
+    assert recipe(made("personas", max_document_tokens=budget)) != recipe(
+        made("personas", max_document_tokens=budget + 1)
+    )
