@@ -568,7 +568,7 @@ class _LocalLink:
 
 
 class _Lines(asyncio.Protocol):
-    """A connection that carries one JSON object a line; one that breaks this is closed."""
+    """A connection that carries one JSON object a line; one that breaks this, or begins too long a line, is closed."""
 
     max_line = MAX_LINE
     _transport: asyncio.Transport | None = None
@@ -610,8 +610,6 @@ class _Lines(asyncio.Protocol):
         self._unread = rest
         try:
             for line in lines:
-                if len(line) > self.max_line:
-                    raise ValueError("too long")
                 self.receive(json.loads(line))
             if len(rest) > self.max_line:
                 raise ValueError("too long")

@@ -274,6 +274,19 @@ def test_a_refused_key_ends_the_run_for_all_and_wastes_no_call_after_it(own_gate
         run(task(None if own_gate else gate.place))
 
 
+def test_an_address_that_refused_the_key_is_not_called_again_while_the_gate_hears_of_it() -> None:
+    async def task(place: GatePlace) -> None:
+        client = await GateClient.open(place, TWO, None)
+        settle(client, await admit(client), UNAUTHORIZED)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # told, and most likely not answered yet
+        assert {(await admit(client)).address for _ in range(4)} == {1}
+        client.close()
+
+    with Gate(TWO, None) as gate:
+        run(task(gate.place))
+
+
 def test_an_outage_that_one_task_meets_holds_all_and_one_probe_a_second_finds_its_end() -> None:
     async def task(gate: Gate) -> None:
         first, second = [await GateClient.open(gate.place, PLAIN, None) for _ in range(2)]
@@ -324,6 +337,20 @@ def test_failures_among_successes_of_other_tasks_hold_nobody() -> None:
 
     with Gate(PLAIN, None) as gate:
         run(task(gate))
+
+
+@pytest.mark.parametrize("own_gate", [True, False])
+def test_retry_after_holds_the_next_call_of_its_own_task(own_gate: bool) -> None:
+    async def task(place: GatePlace | None) -> None:
+        client = await GateClient.open(place, PLAIN, None)
+        settle(client, await admit(client), BUSY)
+        began = time.monotonic()
+        await admit(client)
+        assert time.monotonic() - began > 0.9
+        client.close()
+
+    with Gate(PLAIN, None) as gate:
+        run(task(None if own_gate else gate.place))
 
 
 def test_retry_after_holds_the_other_task_too() -> None:
@@ -391,14 +418,13 @@ def test_a_gate_that_is_gone_admits_nothing_and_says_so_at_once() -> None:
 
 @contextmanager
 def connection(place: GatePlace) -> Any:
-    with socket.create_connection((place.host, place.port), timeout=5) as raw, raw.makefile("rwb") as lines:
+    with socket.create_connection((place.host, place.port), timeout=5) as raw, raw.makefile("rb") as lines:
         nonce = json.loads(lines.readline())["nonce"]
 
-        def say(line: bytes) -> bytes:
+        def say(line: bytes, end: bytes = b"\n") -> bytes:
             """What comes back, b"" when the gate closes the connection."""
             try:
-                lines.write(line + b"\n")
-                lines.flush()
+                raw.sendall(line + end)
                 return bytes(lines.readline())
             except ConnectionError:
                 return b""
@@ -465,6 +491,15 @@ def test_a_line_that_is_none_of_ours_ends_its_connection_and_not_the_gate(line: 
                 assert b'"go"' not in answer
                 answer = say(b"")
         run(call(gate.place))
+
+
+@pytest.mark.parametrize(("let_in", "size"), [(False, 2000), (True, 2**21)])
+def test_a_line_without_an_end_is_not_read_for_ever(let_in: bool, size: int) -> None:
+    with Gate(PLAIN, None) as gate, connection(gate.place) as (nonce, say):
+        if let_in:
+            assert b"keys" in say(hello(gate.place.token, nonce))
+            assert b"outlook" in say(b"", end=b"")
+        assert say(b"x" * size, end=b"") == b""
 
 
 def test_keys_reach_tasks_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

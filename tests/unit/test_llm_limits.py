@@ -166,6 +166,19 @@ def test_what_was_charged_wrongly_is_made_up_for(bias: float) -> None:
     assert 0.96 < used / (now - began) / 1000 < 1.0
 
 
+def test_what_calls_used_beyond_their_charge_is_paid_back_when_they_begin_to_use_more() -> None:
+    pacer, now, used = Pacer(None, 60_000), 0.0, 0
+    for turn in range(2000):
+        now = max(now, pacer.ready_at(100, now))
+        charge = pacer.take(100, now)
+        tokens = 100 if turn < 500 else 300
+        pacer.used(charge, tokens)
+        if turn == 500:
+            began = now
+        used += tokens if turn >= 500 else 0
+    assert 0.95 < used / (now - began) / 1000 < 1.0
+
+
 def test_the_guard_grows_with_refusals_and_shrinks_with_successes() -> None:
     pacer = Pacer(600, None)
     guards = [pacer.guard]
