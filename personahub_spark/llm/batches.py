@@ -1,0 +1,807 @@
+"""Asking by batch files (the shape of OpenAI's Batch API): half the price, an answer within a day, no call in flight.
+
+Requests are cut into chunks; each is uploaded as a file and made one batch. What is meant to be done is written to a
+:class:`Journal` before it is done, and a batch carries the name of its chunk, so whatever dies in between, the next
+run finds the batch again instead of paying for a second one. A chunk leaves the journal once its outcomes are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from random import Random
+from types import TracebackType
+from typing import IO, Any, Literal, TypeVar, cast, final
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+from openai.types import Batch, FileObject
+
+from personahub_spark import files
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.costs import cost_microusd
+from personahub_spark.llm.failures import MAX_MESSAGE, Failure, StatusError, UnreachableError, classify
+from personahub_spark.llm.limits import backoff_s
+from personahub_spark.llm.schema import check_for
+from personahub_spark.llm.transport import proxy_for, trusted_certificates
+from personahub_spark.llm.wire import (
+    AnswerClass,
+    Api,
+    BadReplyError,
+    Outcome,
+    Reply,
+    Request,
+    Status,
+    StoredRequest,
+    Usage,
+    Vectors,
+    answer_class,
+    clean,
+    read_reply,
+    read_vectors,
+)
+from personahub_spark.settings import Endpoint, Price
+
+# What providers take in one file.
+MAX_LINES = 50_000
+MAX_BYTES = 200_000_000
+MAX_OPEN = 16
+MAX_POLL_S = 60.0
+
+_Url = Literal["/v1/chat/completions", "/v1/embeddings"]
+_URLS: dict[Api, _Url] = {"chat.completions": "/v1/chat/completions", "embeddings": "/v1/embeddings"}
+_CHUNK = "chunk"  # under this a batch's metadata holds the name of its chunk
+_SHAPING = ("tools", "functions", "dimensions")  # what of ``sampling`` decides how an answer is read
+_CLOCK_SLACK_S = 86_400
+_LONGEST_MS = 2**31 - 1
+_BAD_VECTOR = Failure("row", "bad_vector", "the endpoint's vector for this input cannot be used")
+
+# How a batch ends: the class of those of its requests that did not come back, and why they did not.
+_REST = {
+    "completed": ("batch_line_missing", "did not return this request"),
+    "expired": ("batch_expired", "expired before this request's turn"),
+    "cancelled": ("batch_cancelled", "was cancelled before this request's turn"),
+}
+
+# Everything that a call to the endpoint raises, once _sdk_errors has translated it.
+_TROUBLE = (StatusError, UnreachableError, TimeoutError, BadReplyError)
+
+_Result = TypeVar("_Result")
+
+
+@final
+class Journal:
+    """What was meant and done with each chunk: small files, each written whole and once, in a folder for each chunk.
+
+    ``place`` is a folder on any file system that ``files`` knows; one run at a time may use it.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def chunks(self) -> list[str]:
+        """Names of all chunks that were not forgotten, in order."""
+        return files.names(self._place, folders=True)
+
+    def note(self, chunk: str, event: str, content: Mapping[str, Any]) -> None:
+        """Write down ``event`` of ``chunk``; it is durable when this returns."""
+        files.write_whole(f"{self._place}/{chunk}", f"{event}.json", json.dumps(content).encode())
+
+    def told(self, chunk: str, event: str) -> dict[str, Any] | None:
+        """What was noted of it, or None."""
+        if f"{event}.json" not in files.names(f"{self._place}/{chunk}"):
+            return None
+        system, folder = files.filesystem(f"{self._place}/{chunk}")
+        with system.open_input_stream(f"{folder}/{event}.json") as stream:
+            return cast(dict[str, Any], json.loads(stream.read()))
+
+    def forget(self, chunk: str) -> None:
+        files.delete(f"{self._place}/{chunk}")
+
+
+def run_batches(
+    requests: Iterable[Request | StoredRequest],
+    endpoint: Endpoint,
+    price: Price | None,
+    *,
+    name: str,
+    journal: Journal,
+    key: str | None,
+    flush: Callable[[], None],
+    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    poll_s: float = 10.0,
+    tick_s: float = 1.0,
+    outage_limit_s: float = 3600.0,
+    max_lines: int = MAX_LINES,
+    max_bytes: int = MAX_BYTES,
+    max_open: int = MAX_OPEN,
+) -> Generator[Outcome | None, None, None]:
+    """Exactly one Outcome for each request, as batches end; None about every ``tick_s`` while there is none.
+
+    First the batches of earlier runs in ``journal`` are taken up: their outcomes are told too (even where their
+    requests are not among ``requests``), and a request that is in one of them is not sent again. Requests are distinct
+    and pulled lazily, for at most ``max_open`` chunks at once of ``max_lines`` lines and ``max_bytes`` bytes. When a
+    chunk's outcomes are all told, ``flush`` is called; it returns when they are kept, and the chunk is forgotten.
+
+    Expired, cancelled and lost lines are ``deferred``. When the endpoint refuses the whole run (a wrong key, no quota)
+    one outcome is ``stopped`` and the others ``deferred``; when it cannot be reached for ``outage_limit_s``, all are.
+    Either way, batches that exist go on and are taken up by the next run, as they are when this generator is closed.
+    The first address of ``endpoint`` is used, with ``key`` (None: none is needed); prices are those of batches; an
+    answer that breaks its schema is not asked again. ``name`` begins the chunks' names. ``on_progress`` gets the lines
+    that are done and those sent so far. Raises PersonaHubError with the endpoint's words when it refuses a file.
+    """
+    with _Remote(endpoint, key) as remote:
+        run = _Run(
+            remote=remote,
+            reader=_Reader(endpoint, None if price is None else price.of_batches, key),
+            journal=journal,
+            name=name,
+            flush=flush,
+            say=say,
+            on_progress=on_progress,
+            poll_s=poll_s,
+            tick_s=tick_s,
+            outage_limit_s=outage_limit_s,
+            max_lines=max_lines,
+            max_bytes=max_bytes,
+            max_open=max_open,
+        )
+        yield from run.outcomes(iter(requests))
+
+
+def cancel(endpoint: Endpoint, *, journal: Journal, key: str | None) -> int:
+    """Cancel the batches in ``journal`` that have not ended; how many. What they answered is told by the next run.
+
+    Raises PersonaHubError when the endpoint does not let us.
+    """
+    cancelled = 0
+    with _Remote(endpoint, key) as remote:
+        for chunk in _open_chunks(journal, endpoint, say=lambda text: None):
+            try:
+                cancelled += remote.cancel(chunk)
+            except _TROUBLE as error:
+                words = classify(error, endpoint, secret=key).message
+                raise PersonaHubError(f"batch {chunk.batch_id or chunk.name} was not cancelled: {words}") from None
+    return cancelled
+
+
+class _Client(openai.OpenAI):
+    """The SDK's client without the organisation, project and headers it takes from OPENAI_* variables."""
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        return {
+            **self.auth_headers,
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+            "User-Agent": self.user_agent,
+        }
+
+
+class _StopError(Exception):
+    """No request of this run would succeed; ``failure`` is None where an outcome has said so already."""
+
+    def __init__(self, failure: Failure | None) -> None:
+        super().__init__()
+        self.failure = failure
+
+
+class _OutageError(Exception):
+    """The endpoint could not be reached for too long."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self.failure = failure
+
+
+class _RefusedError(Exception):
+    """The endpoint does not take what was sent."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self.failure = failure
+
+
+class _Chunk:
+    """Requests that go, or went, into one batch.
+
+    ``untold``: those without an outcome, by key, each without what it asks (see ``_shape``).
+    """
+
+    def __init__(self, name: str, untold: dict[str, Request], created_at: float) -> None:
+        self.name = name
+        self.untold = untold
+        self.created_at = created_at
+        self.size = len(untold)
+        self.done = 0
+        self.batch_id: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}.jsonl"
+
+    def intent(self, endpoint: Endpoint) -> dict[str, Any]:
+        """What ``of_intent`` reads again."""
+        keys: dict[str, list[str]] = {}
+        for key, shape in self.untold.items():
+            keys.setdefault(shape.to_json(), []).append(key)
+        return {
+            "base_url": endpoint.base_url,
+            "model": endpoint.model,
+            "created_at": self.created_at,
+            "requests": [{"shape": shape, "keys": those} for shape, those in keys.items()],
+        }
+
+    @classmethod
+    def of_intent(cls, name: str, intent: Mapping[str, Any]) -> _Chunk:
+        untold: dict[str, Request] = {}
+        for group in intent["requests"]:
+            untold.update(dict.fromkeys(group["keys"], Request.from_json(group["shape"])))
+        return cls(name, untold, intent["created_at"])
+
+
+class _Draft:
+    """Lines of a chunk on their way into a batch, on disk because they may be many."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
+        self.size_bytes = 0
+        self.shapes: dict[str, Request] = {}
+        self._distinct: dict[str, Request] = {}
+
+    def add(self, request: Request, line: bytes) -> None:
+        self.file.write(line)
+        self.size_bytes += len(line)
+        shape = _shape(request)
+        self.shapes[request.key] = self._distinct.setdefault(shape.to_json(), shape)
+
+
+def _open_chunks(journal: Journal, endpoint: Endpoint, say: Callable[[str], None]) -> Iterator[_Chunk]:
+    """The chunks of earlier runs at this endpoint; ``batch_id`` is set where it was noted."""
+    for name in journal.chunks():
+        intent = journal.told(name, "intent")
+        if intent is None or journal.told(name, "done") is not None:
+            journal.forget(name)
+        elif (intent["base_url"], intent["model"]) != (endpoint.base_url, endpoint.model):
+            say(f"batch chunk {name} went to {intent['model']} at {intent['base_url']}, and waits for a run with these")
+        else:
+            chunk = _Chunk.of_intent(name, intent)
+            noted = journal.told(name, "batch")
+            chunk.batch_id = None if noted is None else noted["id"]
+            yield chunk
+
+
+class _Remote:
+    """The endpoint's files and batches. Everything raises one of ``_TROUBLE``, and is tried once."""
+
+    def __init__(self, endpoint: Endpoint, key: str | None) -> None:
+        self.endpoint = endpoint
+        self.secret = key
+        proxy = proxy_for(endpoint.base_url)
+        secure = any(url is not None and url.startswith("https:") for url in (endpoint.base_url, proxy))
+        self._client = _Client(
+            api_key=key or "none",
+            base_url=endpoint.base_url,
+            max_retries=0,  # a creation whose reply was lost must not be repeated unseen
+            timeout=endpoint.timeout_s,
+            http_client=httpx2.Client(
+                timeout=endpoint.timeout_s,
+                proxy=proxy,
+                verify=trusted_certificates() if secure else False,
+                trust_env=False,
+            ),
+        )
+
+    def __enter__(self) -> _Remote:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def find(self, chunk: _Chunk) -> str | None:
+        """The id of the batch that was created for ``chunk``, if one was."""
+        with _sdk_errors():
+            for batch in self._client.batches.list(limit=100):
+                if batch.created_at < chunk.created_at - _CLOCK_SLACK_S:
+                    break
+                if (batch.metadata or {}).get(_CHUNK) == chunk.name and batch.status != "failed":
+                    return batch.id
+        return None
+
+    def upload(self, chunk: _Chunk, lines: IO[bytes]) -> str:
+        """The id of the file that ``lines`` became."""
+        lines.seek(0)
+        with _sdk_errors():
+            return _expect(FileObject, self._client.files.create(file=(chunk.file_name, lines), purpose="batch")).id
+
+    def create(self, chunk: _Chunk, api: Api, file_id: str) -> str:
+        """The id of a new batch."""
+        with _sdk_errors():
+            created = self._client.batches.create(
+                input_file_id=file_id,
+                endpoint=_URLS[api],
+                completion_window="24h",
+                metadata={_CHUNK: chunk.name},
+            )
+            return _expect(Batch, created).id
+
+    def batch(self, chunk: _Chunk) -> Batch | None:
+        """How the chunk's batch is getting on; None where the endpoint knows it no longer."""
+        try:
+            with _sdk_errors():
+                return _expect(Batch, self._client.batches.retrieve(str(chunk.batch_id)))
+        except StatusError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def cancel(self, chunk: _Chunk) -> bool:
+        """Cancel the chunk's batch if there is one and it has not ended; whether there was."""
+        chunk.batch_id = chunk.batch_id or self.find(chunk)
+        batch = self.batch(chunk) if chunk.batch_id else None
+        if batch is None or batch.status not in ("validating", "in_progress"):
+            return False
+        with _sdk_errors():
+            self._client.batches.cancel(batch.id)
+        return True
+
+    def download(self, file_id: str) -> Iterator[bytes]:
+        """The lines of a file, one by one. Only a newline ends one: JSON may hold what else is taken for an end."""
+        with _sdk_errors(), self._client.files.with_streaming_response.content(file_id) as reply:
+            rest = b""
+            for piece in reply.iter_bytes():
+                *lines, rest = (rest + piece).split(b"\n")
+                yield from lines
+            yield rest
+
+    def delete_uploads(self, chunk: _Chunk) -> None:
+        """Delete input files of ``chunk``, as far as the endpoint lists and deletes files."""
+        with contextlib.suppress(*_TROUBLE), _sdk_errors():
+            for file in self._client.files.list(purpose="batch"):
+                if file.created_at < chunk.created_at - _CLOCK_SLACK_S:
+                    break
+                if file.filename == chunk.file_name:
+                    self._client.files.delete(file.id)
+
+    def delete_files(self, *file_ids: str | None) -> None:
+        """Delete files, as far as the endpoint does that."""
+        for file_id in file_ids:
+            if file_id is not None:
+                with contextlib.suppress(*_TROUBLE), _sdk_errors():
+                    self._client.files.delete(file_id)
+
+
+class _Reader:
+    """What lines of batches mean."""
+
+    def __init__(self, endpoint: Endpoint, price: Price | None, secret: str | None) -> None:
+        self._endpoint = endpoint
+        self._price = price
+        self._secret = secret
+        parts = urlsplit(endpoint.base_url)
+        self._address = parts.netloc.rpartition("@")[2] + parts.path
+        self.stopped = False
+
+    def outcome(self, chunk: _Chunk, line: bytes, latency_ms: int) -> Outcome | None:
+        """What a line of an output or error file says; None when it says nothing new about the chunk."""
+        try:
+            told = json.loads(line)
+            key, response, error = told["custom_id"], told.get("response"), told.get("error")
+            status = None if response is None else int(response["status_code"])
+            raw = b"" if response is None else json.dumps(response.get("body")).encode()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+        shape = chunk.untold.pop(key, None) if isinstance(key, str) else None
+        if shape is None:
+            return None
+        if status is None:
+            # Expired, cancelled, or given up for reasons of the endpoint's own: it was not asked.
+            code, words = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, None)
+            said = clean(str(words or "the endpoint gave this request up")[:MAX_MESSAGE], self._secret) or ""
+            failure = Failure("retry", code if isinstance(code, str) else "batch_error", said)
+            return self.unanswered(key, "deferred", failure, shape.prompt_version, latency_ms=latency_ms)
+        usage = None
+        try:
+            if status != 200:
+                raise StatusError(status, raw)
+            return self._answered(key, shape, raw, latency_ms)
+        except Exception as problem:  # whatever one line brings is that row's failure, a value
+            failure = classify(problem, self._endpoint, secret=self._secret)
+            usage = problem.usage if isinstance(problem, BadReplyError) else None
+        became: Status = "failed" if failure.kind == "row" else "deferred"
+        if failure.kind == "run" and not self.stopped:
+            became, self.stopped = "stopped", True
+        return self.unanswered(key, became, failure, shape.prompt_version, latency_ms=latency_ms, usage=usage)
+
+    def unanswered(
+        self,
+        key: str,
+        status: Status,
+        failure: Failure,
+        prompt_version: str,
+        *,
+        attempts: int = 1,
+        latency_ms: int = 0,
+        usage: Usage | None = None,
+    ) -> Outcome:
+        return Outcome(
+            request_key=key,
+            status=status,
+            text=None,
+            finish_reason=None,
+            usage=usage,
+            cost_microusd=cost_microusd(usage, self._price),
+            attempts=attempts,
+            latency_ms=latency_ms,
+            model_returned=None,
+            response_id=None,
+            endpoint=self._address,
+            error_class=failure.error_class,
+            error_message=failure.message,
+            prompt_version=prompt_version,
+        )
+
+    def _answered(self, key: str, shape: Request, raw: bytes, latency_ms: int) -> Outcome:
+        text, finish_reason, vector = None, None, None
+        kind: AnswerClass = "ok"
+        reply: Reply | Vectors
+        if shape.api == "embeddings":
+            reply = read_vectors(raw, 1, dimensions=shape.sampling.get("dimensions"), secret=self._secret)
+            vector = reply.vectors[0]
+            if vector is None:
+                return self.unanswered(
+                    key, "failed", _BAD_VECTOR, shape.prompt_version, latency_ms=latency_ms, usage=reply.usage
+                )
+        else:
+            reply = read_reply(raw, secret=self._secret)
+            text, finish_reason, kind = reply.text, reply.finish_reason, answer_class(reply, shape)
+            check = check_for(shape.response_format) if kind == "ok" and not reply.tool_call else None
+            fault = None if check is None else check.fault(text or "")
+            kind = kind if fault is None else fault.kind
+        return Outcome(
+            request_key=key,
+            status="answered",
+            text=text,
+            finish_reason=finish_reason,
+            usage=reply.usage,
+            cost_microusd=cost_microusd(reply.usage, self._price),
+            attempts=1,
+            latency_ms=latency_ms,
+            model_returned=reply.model,
+            response_id=reply.response_id,
+            endpoint=self._address,
+            error_class=None,
+            error_message=None,
+            answer_class=kind,
+            vector=vector,
+            prompt_version=shape.prompt_version,
+        )
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One ``run_batches``."""
+
+    remote: _Remote
+    reader: _Reader
+    journal: Journal
+    name: str
+    flush: Callable[[], None]
+    say: Callable[[str], None]
+    on_progress: Callable[[int, int], None]
+    poll_s: float
+    tick_s: float
+    outage_limit_s: float
+    max_lines: int
+    max_bytes: int
+    max_open: int
+
+    def __post_init__(self) -> None:
+        self.rng = Random()
+        self._open: dict[str, _Chunk] = {}
+        self._taken_up: set[str] = set()  # keys in batches of earlier runs
+        self._held: tuple[Request, bytes] | None = None  # pulled, but for the next chunk
+        self._exhausted = False
+        self._sent_lines = self._ended_lines = 0
+
+    def outcomes(self, source: Iterator[Request | StoredRequest]) -> Generator[Outcome | None, None, None]:
+        try:
+            for chunk in _open_chunks(self.journal, self.remote.endpoint, self.say):
+                yield from self._take_up(chunk)
+            wait_s = 0.0 if self._open else self.poll_s
+            while True:
+                while len(self._open) < self.max_open and not self._exhausted:
+                    draft = yield from self._cut(source)
+                    if draft is not None:
+                        with draft.file:
+                            yield from self._send(draft)
+                if not self._open:
+                    return
+                yield from self.sleep(wait_s)
+                ended = yield from self._look()
+                wait_s = self.poll_s if ended else min(max(wait_s, self.poll_s) * 1.5, max(MAX_POLL_S, self.poll_s))
+        except _StopError as stop:
+            yield from self._stop(stop.failure)
+        except _OutageError as outage:
+            yield from self._put_off(outage.failure)
+        except _RefusedError as refused:
+            raise PersonaHubError(
+                f"{self.remote.endpoint.base_url} does not let us see to the batches of earlier runs, or of this one: "
+                f"{refused.failure.message}; they are not forgotten, run again when that is mended"
+            ) from None
+
+    def _take_up(self, chunk: _Chunk) -> Generator[None, None, None]:
+        """Go on with a chunk of an earlier run; if its batch was never created, its requests are as good as new."""
+        self._open[chunk.name] = chunk
+        if chunk.batch_id is None:
+            chunk.batch_id = yield from self._patiently(partial(self.remote.find, chunk))
+            if chunk.batch_id is None:
+                self.remote.delete_uploads(chunk)
+                self._forget(chunk)
+                return
+            self.journal.note(chunk.name, "batch", {"id": chunk.batch_id})
+        self._taken_up.update(chunk.untold)
+        self._sent_lines += chunk.size
+        self.say(f"batch {chunk.batch_id} of an earlier run is taken up: {chunk.size:,} requests")
+
+    def _cut(self, source: Iterator[Request | StoredRequest]) -> Generator[Outcome | None, None, _Draft | None]:
+        """The next chunk's lines; None where there are no more requests."""
+        draft: _Draft | None = None
+        ticked_at = time.monotonic()
+        while True:
+            if self._held is None:
+                pulled = next(source, None)
+                if pulled is None:
+                    self._exhausted = True
+                    return draft
+                if time.monotonic() - ticked_at >= self.tick_s:
+                    yield None
+                    ticked_at = time.monotonic()
+                if pulled.key in self._taken_up or (draft is not None and pulled.key in draft.shapes):
+                    continue
+                try:
+                    request = pulled.read() if isinstance(pulled, StoredRequest) else pulled
+                    line = _line(request)
+                    if len(line) > self.max_bytes:
+                        raise PersonaHubError(f"the request takes {len(line):,} bytes, more than a batch file may have")
+                except PersonaHubError as error:
+                    failure = classify(error, self.remote.endpoint, secret=self.remote.secret)
+                    version = pulled.prompt_version if isinstance(pulled, Request) else ""
+                    yield self.reader.unanswered(pulled.key, "failed", failure, version, attempts=0)
+                    continue
+            else:
+                (request, line), self._held = self._held, None
+            if draft is None:
+                draft = _Draft(request.api)
+            full = len(draft.shapes) >= self.max_lines or draft.size_bytes + len(line) > self.max_bytes
+            if full or request.api != draft.api:
+                self._held = request, line
+                return draft
+            draft.add(request, line)
+
+    def _send(self, draft: _Draft) -> Generator[None, None, None]:
+        """Make ``draft`` a batch."""
+        digest = hashlib.sha256("\n".join(sorted(draft.shapes)).encode()).hexdigest()
+        chunk = _Chunk(f"{self.name}-{digest[:12]}-{uuid.uuid4().hex[:8]}", draft.shapes, time.time())
+        self.journal.note(chunk.name, "intent", chunk.intent(self.remote.endpoint))
+        self._open[chunk.name] = chunk
+        try:
+            uploads, creations = itertools.count(), itertools.count()
+
+            def upload() -> str:
+                if next(uploads):
+                    self.remote.delete_uploads(chunk)  # one may have come, and its reply been lost
+                return self.remote.upload(chunk, draft.file)
+
+            def create() -> str:
+                found = self.remote.find(chunk) if next(creations) else None
+                return found or self.remote.create(chunk, draft.api, file_id)
+
+            file_id = yield from self._patiently(upload)
+            chunk.batch_id = yield from self._patiently(create)
+        except _RefusedError as refused:
+            self.remote.delete_uploads(chunk)
+            self._forget(chunk)
+            raise PersonaHubError(
+                f"{self.remote.endpoint.base_url} does not take a batch file of {chunk.size:,} requests: "
+                f"{refused.failure.message}; mend that, or set the model's mode to calls"
+            ) from None
+        self.journal.note(chunk.name, "batch", {"id": chunk.batch_id})
+        self._sent_lines += chunk.size
+        self.say(f"batch {chunk.batch_id} is created: {chunk.size:,} requests")
+
+    def _look(self) -> Generator[Outcome | None, None, bool]:
+        """See to every open batch; whether one ended."""
+        ended = False
+        for chunk in list(self._open.values()):
+            batch = yield from self._patiently(partial(self.remote.batch, chunk))
+            if batch is None:
+                gone = Failure("retry", "batch_gone", f"the endpoint knows batch {chunk.batch_id} no longer")
+                yield from self._finish(chunk, gone)
+            elif batch.status == "failed":
+                yield from self._invalid(chunk, batch)
+            elif batch.status in _REST:
+                yield from self._collect(chunk, batch)
+            else:
+                counts = batch.request_counts
+                chunk.done = 0 if counts is None else counts.completed + counts.failed
+                continue
+            ended = True
+        self.on_progress(self._ended_lines + sum(chunk.done for chunk in self._open.values()), self._sent_lines)
+        return ended
+
+    def _collect(self, chunk: _Chunk, batch: Batch) -> Generator[Outcome | None, None, None]:
+        """Tell what a batch that has ended says, line by line, and that the rest is put off."""
+        ended_at = batch.completed_at or batch.expired_at or batch.cancelled_at or batch.created_at
+        latency_ms = min(max(0, ended_at - batch.created_at) * 1000, _LONGEST_MS)
+        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+            patience, left = _Patience(self), len(chunk.untold)
+            while True:
+                try:
+                    for line in self.remote.download(file_id):
+                        outcome = self.reader.outcome(chunk, line, latency_ms)
+                        if outcome is not None:
+                            yield outcome
+                    break
+                except _TROUBLE as error:
+                    if isinstance(error, StatusError) and error.status == 404:
+                        break
+                    if len(chunk.untold) < left:
+                        patience, left = _Patience(self), len(chunk.untold)
+                    yield from patience.wait(error)
+        error_class, words = _REST[batch.status]
+        failure = Failure("retry", error_class, f"batch {batch.id} {words}")
+        yield from self._finish(chunk, failure, batch.input_file_id, batch.output_file_id, batch.error_file_id)
+        if self.reader.stopped:
+            raise _StopError(None)
+
+    def _invalid(self, chunk: _Chunk, batch: Batch) -> Generator[Outcome, None, None]:
+        """The endpoint has refused the file as a whole: nothing of it was answered."""
+        errors = (batch.errors.data if batch.errors else None) or []
+        words = "; ".join(f"{e.code}: {e.message}" + (f" (line {e.line})" if e.line else "") for e in errors[:3])
+        said = clean(" ".join(words.split())[:MAX_MESSAGE], self.remote.secret) or "it does not say why"
+        if any(error.code == "token_limit_exceeded" for error in errors) and len(self._open) > 1:
+            failure = Failure("retry", "batch_queue_full", f"batch {batch.id} found no room: {said}")
+            yield from self._finish(chunk, failure, batch.input_file_id)
+            return
+        self.remote.delete_files(batch.input_file_id)
+        self._forget(chunk)
+        raise PersonaHubError(
+            f"the endpoint refused batch {batch.id} of {chunk.size:,} requests: {said}; nothing of it was asked"
+        )
+
+    def _finish(self, chunk: _Chunk, failure: Failure, *file_ids: str | None) -> Generator[Outcome, None, None]:
+        """Put off what has no outcome, and be done with the chunk once all of it is kept."""
+        lost = len(chunk.untold)
+        yield from self._put_off_chunk(chunk, failure)
+        self.flush()
+        self.journal.note(chunk.name, "done", {})
+        self.remote.delete_files(*file_ids)
+        self._forget(chunk)
+        self._ended_lines += chunk.size
+        self.say(f"batch {chunk.batch_id}: {chunk.size - lost:,} of {chunk.size:,} requests have come back")
+
+    def _forget(self, chunk: _Chunk) -> None:
+        self.journal.forget(chunk.name)
+        del self._open[chunk.name]
+
+    def _stop(self, failure: Failure | None) -> Generator[Outcome, None, None]:
+        """Say once that the run is stopped, unless that was said; what has no outcome yet is put off."""
+        waiting = next((chunk.untold for chunk in self._open.values() if chunk.untold), None)
+        if failure is not None and waiting is not None:
+            key, shape = waiting.popitem()
+            yield self.reader.unanswered(key, "stopped", failure, shape.prompt_version)
+        yield from self._put_off(Failure("retry", "run_stopped", "the run stopped before this request had its answer"))
+
+    def _put_off(self, failure: Failure) -> Generator[Outcome, None, None]:
+        """Put off every request that was pulled and has no outcome. The journal keeps their chunks."""
+        for chunk in self._open.values():
+            yield from self._put_off_chunk(chunk, failure)
+        if self._held is not None:
+            request, _ = self._held
+            yield self.reader.unanswered(request.key, "deferred", failure, request.prompt_version, attempts=0)
+
+    def _put_off_chunk(self, chunk: _Chunk, failure: Failure) -> Generator[Outcome, None, None]:
+        while chunk.untold:
+            key, shape = chunk.untold.popitem()
+            yield self.reader.unanswered(key, "deferred", failure, shape.prompt_version)
+
+    def _patiently(self, call: Callable[[], _Result]) -> Generator[None, None, _Result]:
+        """What ``call`` returns, tried until it does or ``_Patience`` ends."""
+        patience = _Patience(self)
+        while True:
+            try:
+                return call()
+            except _TROUBLE as error:
+                yield from patience.wait(error)
+
+    def sleep(self, seconds: float) -> Generator[None, None, None]:
+        end = time.monotonic() + seconds
+        while (left_s := end - time.monotonic()) > 0:
+            time.sleep(min(left_s, self.tick_s))
+            yield None
+
+
+class _Patience:
+    """How long one call to the endpoint is tried."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._attempts = 0
+        self._until = math.inf
+
+    def wait(self, error: Exception) -> Generator[None, None, None]:
+        """Wait before the next attempt, after one that ended with ``error``.
+
+        Raises _StopError, _RefusedError or _OutageError where there is no use in it.
+        """
+        run = self._run
+        failure = classify(error, run.remote.endpoint, secret=run.remote.secret)
+        if isinstance(error, StatusError) and error.status in (404, 405):
+            raise _RefusedError(replace(failure, message=f"it knows of no batch files there ({failure.message})"))
+        if failure.kind == "run":
+            raise _StopError(failure)
+        if failure.kind == "row":
+            raise _RefusedError(failure)
+        now = time.monotonic()
+        if not self._attempts:
+            self._until = now + run.outage_limit_s
+        self._attempts += 1
+        pause_s = backoff_s(self._attempts, failure.retry_after, run.rng, now=time.time())
+        if pause_s is None or now + pause_s >= self._until:
+            raise _OutageError(failure)
+        yield from run.sleep(pause_s)
+
+
+@contextlib.contextmanager
+def _sdk_errors() -> Iterator[None]:
+    """Raise what the SDK raises as what ``classify`` knows."""
+    try:
+        yield
+    except openai.APIStatusError as error:
+        reply = error.response
+        raise StatusError(reply.status_code, reply.content, reply.headers.get("retry-after")) from None
+    except (openai.APITimeoutError, httpx2.TimeoutException):
+        raise TimeoutError from None
+    except (openai.APIConnectionError, httpx2.HTTPError) as error:
+        raise UnreachableError from error.__cause__ or error
+    except (openai.APIResponseValidationError, json.JSONDecodeError):
+        raise BadReplyError("the reply is not what the batch API says") from None
+
+
+def _expect(kind: type[_Result], reply: object) -> _Result:
+    """The SDK takes whatever a 200 holds; we do not."""
+    if not isinstance(reply, kind) or not isinstance(getattr(reply, "id", None), str):
+        raise BadReplyError(f"the reply holds no {kind.__name__}")
+    return reply
+
+
+def _shape(request: Request) -> Request:
+    """A request without what it asks: what is needed to read its answer, equal for all requests of a task."""
+    return Request(
+        model=request.model,
+        messages=[{"content": ""}],
+        sampling={name: request.sampling[name] for name in _SHAPING if name in request.sampling},
+        response_format=request.response_format,
+        prompt_version=request.prompt_version,
+        api=request.api,
+    )
+
+
+def _line(request: Request) -> bytes:
+    start = json.dumps({"custom_id": request.key, "method": "POST", "url": _URLS[request.api]})[:-1]
+    return start.encode() + b', "body": ' + request.body() + b"}\n"
