@@ -134,8 +134,9 @@ def run_batches(
     and pulled lazily, for at most ``max_open`` chunks at once of ``max_lines`` lines and ``max_bytes`` bytes. When a
     chunk's outcomes are all told, ``flush`` is called; it returns when they are kept, and the chunk is forgotten.
 
-    Expired, cancelled and lost lines are ``deferred``. When the endpoint refuses the whole run (a wrong key, no quota)
-    one outcome is ``stopped`` and the others ``deferred``; when it cannot be reached for ``outage_limit_s``, all are.
+    Expired, cancelled and lost lines are ``deferred``, an answer that was paid for and cannot be read ``failed``. When
+    the endpoint refuses the whole run (a wrong key, no quota) one outcome is ``stopped`` and the others ``deferred``;
+    when it cannot be reached for ``outage_limit_s``, all are.
     Either way, batches that exist go on and are taken up by the next run, as they are when this generator is closed.
     The first address of ``endpoint`` is used, with ``key`` (None: none is needed); prices are those of batches; an
     answer that breaks its schema is not asked again. ``name`` begins the chunks' names. ``on_progress`` gets the lines
@@ -414,15 +415,16 @@ class _Reader:
             said = clean(str(words or "the endpoint gave this request up")[:MAX_MESSAGE], self._secret) or ""
             failure = Failure("retry", code if isinstance(code, str) else "batch_error", said)
             return self.unanswered(key, "deferred", failure, shape.prompt_version, latency_ms=latency_ms)
-        usage = None
         try:
             if status != 200:
                 raise StatusError(status, raw)
             return self._answered(key, shape, raw, latency_ms)
         except Exception as problem:  # whatever one line brings is that row's failure, a value
             failure = classify(problem, self._endpoint, secret=self._secret)
+            paid = isinstance(problem, BadReplyError) and problem.billed
             usage = problem.usage if isinstance(problem, BadReplyError) else None
-        became: Status = "failed" if failure.kind == "row" else "deferred"
+        # What was paid for and cannot be read would be paid for again by each run that asks again.
+        became: Status = "failed" if paid or failure.kind == "row" else "deferred"
         if failure.kind == "run" and not self.stopped:
             became, self.stopped = "stopped", True
         return self.unanswered(key, became, failure, shape.prompt_version, latency_ms=latency_ms, usage=usage)

@@ -219,7 +219,7 @@ def test_an_answer_may_hold_what_looks_like_the_end_of_a_line(fake: FakeEndpoint
         ({"status": 400, "body": '{"error": {"code": "context_length_exceeded"}}'}, "failed", "context_length"),
         ({"status": 500}, "deferred", "server_error"),
         ({"status": 429}, "deferred", "rate_limited"),
-        ({"body": '{"choices": 5, "usage": {"prompt_tokens": 3, "completion_tokens": 1}}'}, "deferred", "bad_reply"),
+        ({"body": '{"choices": 5, "usage": {"prompt_tokens": 3, "completion_tokens": 1}}'}, "failed", "bad_reply"),
         ({"body": "no JSON at all"}, "deferred", "bad_reply"),
     ],
 )
