@@ -365,10 +365,7 @@ class _Run:
         self._finish(row, *answer)
 
     async def _embed(self, rows: list[_Row], *, patience: int = 2) -> None:
-        """Ask for the vectors of several inputs at once; one that spoils it for all is found by halving.
-
-        ``patience`` is the number of attempts until one of several inputs is suspected of taking the endpoint down.
-        """
+        """Ask for the vectors of several inputs at once; one that spoils it for all is found by halving."""
         requests = [row.request for row in rows]
         call = self._call(rows, "/embeddings", partial(embeddings_body, requests), 0, patience)
         dimensions = requests[0].sampling.get("dimensions")
@@ -546,7 +543,11 @@ class _Row:
 
 
 class _Call:
-    """One question to the endpoint, for one row or several, and how its attempts went."""
+    """One question to the endpoint, for one row or several, and how its attempts went.
+
+    ``patience`` is for inputs of embeddings (0: this is no such call): attempts until one of several is suspected of
+    taking the endpoint down.
+    """
 
     def __init__(
         self,
@@ -619,7 +620,7 @@ class _Call:
         several = len(self._rows) > 1
         if failure.error_class == "bad_reply":
             self._bad_replies += 1
-            if self.is_billed and (several or self._bad_replies >= PAID_BAD_REPLIES):
+            if self.is_billed and self._bad_replies >= (1 if self._patience else PAID_BAD_REPLIES):
                 return _UnansweredError("failed", failure, is_divisible=True)
             if self._bad_replies >= BAD_REPLIES:
                 return _UnansweredError("deferred", failure)

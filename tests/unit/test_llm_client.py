@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import client
 from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.llm.wire import Outcome, Request, Usage
+from personahub_spark.llm.gate import Gate
+from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.settings import Endpoint, Price
+from tests.recorder import ANSWER, Recorder
 
 PRICE = Price(input=Decimal("0.5"), output=Decimal(2))
 KEY = "k3y-of-the-realm"
+BOTH = pytest.mark.parametrize("transport", ["openai", "aiohttp"])
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +60,8 @@ def asks(count: int) -> list[Request]:
     return [ask(f"question {i}") for i in range(count)]
 
 
-def answers(requests: Any, where: Endpoint) -> list[Outcome]:
-    return [outcome for outcome in outcomes(requests, where, PRICE) if outcome is not None]
+def answers(requests: Any, where: Endpoint, **more: Any) -> list[Outcome]:
+    return [outcome for outcome in outcomes(requests, where, PRICE, **more) if outcome is not None]
 
 
 def only(outcome: list[Outcome]) -> Outcome:
@@ -88,9 +96,10 @@ def test_an_answer_is_told_with_all_it_cost(fake: FakeEndpoint) -> None:
     assert outcome.endpoint == fake.url.removeprefix("http://")
 
 
-def test_every_request_has_one_outcome_and_is_asked_once(fake: FakeEndpoint) -> None:
+@BOTH
+def test_every_request_has_one_outcome_and_is_asked_once(fake: FakeEndpoint, transport: str) -> None:
     requests = asks(200)
-    told = answers(iter(requests), endpoint(fake))
+    told = answers(iter(requests), endpoint(fake, transport=transport))
     assert Counter(outcome.request_key for outcome in told) == Counter(request.key for request in requests)
     counts = fake.counts()
     assert (counts["requests"], counts["billed"], counts["max_billed_per_body"]) == (200, 200, 1)
@@ -152,11 +161,12 @@ def test_a_slow_source_holds_back_neither_outcomes_nor_ticks(fake: FakeEndpoint)
     assert len(first_at) > 3
 
 
+@BOTH
 @pytest.mark.parametrize(("rule", "billed"), [({"fault": "hang"}, 0), ({"fault": "drip"}, 0), ({"delay_s": 30}, 1)])
-def test_an_attempt_ends_at_its_limit(fake: FakeEndpoint, rule: dict[str, Any], billed: int) -> None:
+def test_an_attempt_ends_at_its_limit(fake: FakeEndpoint, rule: dict[str, Any], billed: int, transport: str) -> None:
     fake.set_script([rule])
     began = time.monotonic()
-    outcome = only(answers([ask("x")], endpoint(fake, timeout_s=0.3, max_attempts=1)))
+    outcome = only(answers([ask("x")], endpoint(fake, timeout_s=0.3, max_attempts=1, transport=transport)))
     assert time.monotonic() - began < 1.0
     assert (outcome.status, outcome.error_class, outcome.attempts) == ("deferred", "timeout", 1)
     assert eventually(lambda: fake.counts()["open"] == 0)
@@ -184,9 +194,12 @@ def test_a_request_ends_at_its_deadline(fake: FakeEndpoint) -> None:
         {"status": 429, "headers": {"retry-after": "0"}},
     ],
 )
-def test_passing_trouble_is_retried_until_the_answer(fake: FakeEndpoint, trouble: dict[str, Any]) -> None:
+@BOTH
+def test_passing_trouble_is_retried_until_the_answer(
+    fake: FakeEndpoint, trouble: dict[str, Any], transport: str
+) -> None:
     fake.set_script([{**trouble, "times": 1}])
-    outcome = only(answers([ask("x")], endpoint(fake)))
+    outcome = only(answers([ask("x")], endpoint(fake, transport=transport)))
     assert (outcome.status, outcome.attempts) == ("answered", 2)
     assert fake.counts()["requests"] == 2
 
@@ -215,10 +228,12 @@ def test_attempts_are_bounded_and_there_is_one_retry_layer(fake: FakeEndpoint) -
     assert fake.counts()["requests"] == 3
 
 
-def test_a_refused_connection_defers() -> None:
+@BOTH
+def test_a_refused_connection_defers(transport: Any) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        where = Endpoint(model="m", base_url=f"http://127.0.0.1:{unused.getsockname()[1]}/v1", max_attempts=2)
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        where = Endpoint(model="m", base_url=url, max_attempts=2, transport=transport)
         outcome = only(answers([ask("x")], where))
     assert (outcome.status, outcome.error_class, outcome.attempts) == ("deferred", "connection", 2)
 
@@ -328,8 +343,325 @@ def test_a_paid_answer_is_kept_whatever_it_is(
 
 
 def test_a_cut_off_answer_keeps_its_cost(fake: FakeEndpoint) -> None:
-    fake.set_script([{"reply": "one two", "finish_reason": "length"}])
-    assert only(answers([ask("x")], endpoint(fake))).cost_microusd == Decimal("4.5")
+    fake.set_script([{"reply": "one two", "finish_reason": "length", "reasoning_tokens": 3, "cached_tokens": 1}])
+    outcome = only(answers([ask("a b")], endpoint(fake)))
+    assert (outcome.answer_class, outcome.usage) == ("cut_off", Usage(2, 1, 5, 3))
+    assert outcome.cost_microusd == Decimal(11)
+
+
+# --- answers that are to be JSON
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+
+
+def ask_json(content: str, schema: Any = SCHEMA) -> Request:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return Request("m", [{"role": "user", "content": content}], {"max_tokens": 50}, form)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "requests"),
+    [
+        ({"reply": '{"a": 1}'}, "ok", 1),
+        ({"reply": "so: {}"}, "invalid_json", 3),
+        ({"reply": '{"a": "one"}'}, "schema_mismatch", 3),
+        ({"reply": '{"a": 1', "finish_reason": "length"}, "cut_off", 1),
+        ({"reply": '{"a": 1', "finish_reason": "content_filter"}, "filtered", 1),
+        ({"refusal": "I would rather not."}, "refusal", 1),
+        ({"reply": ""}, "empty", 1),
+        (
+            {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            "tool_call",
+            1,
+        ),
+    ],
+)
+def test_only_an_answer_that_breaks_its_schema_is_asked_again_and_the_last_is_kept(
+    fake: FakeEndpoint, rule: dict[str, Any], kind: str, requests: int
+) -> None:
+    fake.set_script([rule])
+    outcome = only(answers([ask_json("one two three")], endpoint(fake, reasks=2)))
+    assert (outcome.status, outcome.answer_class, outcome.attempts) == ("answered", kind, requests)
+    counts = fake.counts()
+    assert (counts["requests"], counts["billed"]) == (requests, requests)
+    assert outcome.usage is not None
+    assert (outcome.usage.input_tokens, outcome.usage.output_tokens) == (
+        counts["input_tokens"],
+        counts["output_tokens"],
+    )
+    cost = counts["input_tokens"] * PRICE.input + counts["output_tokens"] * PRICE.output
+    assert outcome.cost_microusd == cost
+
+
+def test_a_bad_answer_is_shown_its_error_after_the_same_beginning() -> None:
+    with Recorder(ANSWER) as server:
+        where = Endpoint(model="m", base_url=f"{server.url}/v1", reasks=2)
+        assert only(answers([ask_json("x")], where)).answer_class == "invalid_json"
+    first, second, third = (sent.json["messages"] for sent in server.sent)
+    assert second[:1] == third[:1] == first
+    assert second[1:] == third[1:]
+    assert second[1] == {"role": "assistant", "content": "recorded"}
+    assert "not valid JSON" in second[2]["content"]
+
+
+def test_without_re_asks_a_bad_answer_is_kept_at_once_and_named(fake: FakeEndpoint) -> None:
+    fake.set_script([{"reply": "no"}])
+    outcome = only(answers([ask_json("x")], endpoint(fake)))
+    assert (outcome.status, outcome.text, outcome.answer_class, outcome.attempts) == (
+        "answered",
+        "no",
+        "invalid_json",
+        1,
+    )
+
+
+@pytest.mark.parametrize("end", [{"status": 400}, {"status": 500}, {"status": 401}, {"fault": "hang"}])
+def test_a_paid_answer_is_kept_when_asking_again_fails(fake: FakeEndpoint, end: dict[str, Any]) -> None:
+    fake.set_script([{**end, "match": "not what was asked"}, {"reply": "no"}])
+    told = answers([ask_json("x"), ask("y")], endpoint(fake, reasks=1, max_attempts=2, timeout_s=0.3, in_flight=1))
+    assert (told[0].status, told[0].text, told[0].answer_class) == ("answered", "no", "invalid_json")
+    assert told[0].cost_microusd == Decimal("2.5")
+    assert told[1].status == ("stopped" if end == {"status": 401} else "answered")
+
+
+def test_a_schema_that_is_none_fails_its_row_unsent(fake: FakeEndpoint) -> None:
+    told = answers([ask_json("x", {"$ref": "http://127.0.0.1:1/a"}), ask("y")], endpoint(fake))
+    assert {(o.status, o.error_class) for o in told} == {("failed", "unusable_request"), ("answered", None)}
+    assert fake.counts()["requests"] == 1
+
+
+# --- poison
+
+
+@pytest.mark.parametrize(
+    ("body", "usage", "cost"),
+    [
+        ('{"choices": [{}], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}', Usage(6, 0, 8, 0), Decimal(19)),
+        ('{"choices": [{"mess', None, None),
+    ],
+)
+def test_a_reply_that_was_paid_for_and_cannot_be_read_fails_its_row_at_the_second(
+    fake: FakeEndpoint, body: str, usage: Usage | None, cost: Decimal | None
+) -> None:
+    fake.set_script([{"match": "poison", "body": body}])
+    told = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(20)], endpoint(fake))}
+    bad = told.pop(ask("poison").key)
+    assert (bad.status, bad.error_class, bad.attempts) == ("failed", "bad_reply", 2)
+    assert (bad.usage, bad.cost_microusd) == (usage, cost)
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert fake.counts()["requests"] == 22
+
+
+def test_what_a_bad_reply_cost_is_counted_with_the_answer(fake: FakeEndpoint) -> None:
+    bad = '{"choices": [{}], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}'
+    fake.set_script([{"body": bad, "times": 1}, {"reply": "a b"}])
+    outcome = only(answers([ask("x")], endpoint(fake)))
+    assert (outcome.status, outcome.attempts, outcome.usage) == ("answered", 2, Usage(4, 0, 6, 0))
+    assert outcome.cost_microusd == Decimal(14)
+
+
+def test_a_reply_that_no_model_wrote_defers(fake: FakeEndpoint) -> None:
+    fake.set_script([{"body": "<html>please log in</html>"}])
+    outcome = only(answers([ask("x")], endpoint(fake)))
+    assert (outcome.status, outcome.error_class, outcome.attempts) == ("deferred", "bad_reply", 3)
+
+
+def test_a_request_that_hangs_while_others_do_not_fails_and_costs_three(fake: FakeEndpoint) -> None:
+    fake.set_script([{"match": "poison", "delay_s": 30}])
+    requests = [ask("poison"), *asks(40)]
+    told = {o.request_key: o for o in answers(requests, endpoint(fake, timeout_s=0.4, in_flight=4))}
+    bad = told.pop(ask("poison").key)
+    assert (bad.status, bad.error_class, bad.attempts) == ("failed", "timeout", 3)
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+
+
+def test_a_stored_request_that_cannot_be_read_fails_alone(fake: FakeEndpoint) -> None:
+    good = [StoredRequest(request.key, request.to_json()) for request in asks(5)]
+    bad = [StoredRequest(f"{n}" * 64, text) for n, text in enumerate(["", "[" * 99999, '{"model":"m"}', "[]"])]
+    told = {outcome.request_key: outcome for outcome in answers([*bad, *good], endpoint(fake, in_flight=2))}
+    assert [(told[b.key].status, told[b.key].error_class) for b in bad] == [("failed", "unusable_request")] * 4
+    assert [told[g.key].status for g in good] == ["answered"] * 5
+    assert fake.counts()["requests"] == 5
+
+
+def test_an_outcome_tells_the_prompt_version(fake: FakeEndpoint) -> None:
+    asked = Request("m", [{"role": "user", "content": "x"}], {}, prompt_version="read.fine.2")
+    fake.set_script([{"match": "y", "status": 400}])
+    assert only(answers([StoredRequest(asked.key, asked.to_json())], endpoint(fake))).prompt_version == "read.fine.2"
+    asked = Request("m", [{"role": "user", "content": "y"}], {}, prompt_version="read.fine.2")
+    assert only(answers([asked], endpoint(fake))).prompt_version == "read.fine.2"
+
+
+# --- embeddings
+
+
+def embeds(count: int, *, start: int = 0) -> list[Request]:
+    return [Request.embedding("m", f"input {i} " + "word " * (i % 7)) for i in range(start, start + count)]
+
+
+@BOTH
+def test_inputs_go_many_to_a_call_and_each_has_its_own_vector(fake: FakeEndpoint, transport: str) -> None:
+    requests = embeds(100)
+    told = answers(iter(requests), endpoint(fake, inputs_per_request=16, transport=transport))
+    vectors = {outcome.request_key: outcome.vector for outcome in told}
+    assert vectors.keys() == {request.key for request in requests}
+    assert len(told) == 100
+    assert fake.counts()["requests"] == 7
+    assert {(o.status, o.answer_class, o.text, o.model_returned) for o in told} == {("answered", "ok", None, "fake/m")}
+    for vector in vectors.values():
+        assert np.linalg.norm(np.frombuffer(vector or b"", "<f4")) == pytest.approx(1)
+    fake.reset()
+    for outcome in answers(reversed(requests[:5]), endpoint(fake, inputs_per_request=1)):
+        assert outcome.vector == vectors[outcome.request_key]
+    assert fake.counts()["requests"] == 5
+
+
+def test_what_a_call_for_many_inputs_took_is_shared_among_them_exactly(fake: FakeEndpoint) -> None:
+    told = answers(embeds(100), endpoint(fake, inputs_per_request=32))
+    used = sum(outcome.usage.input_tokens for outcome in told if outcome.usage)
+    assert used == fake.counts()["input_tokens"]
+    assert sum(outcome.cost_microusd or 0 for outcome in told) == used * PRICE.input
+    assert {outcome.attempts for outcome in told} == {1}
+
+
+def test_in_flight_counts_calls_not_inputs(fake: FakeEndpoint) -> None:
+    fake.set_script([{"delay_s": 0.1}])
+    pulled, yielded, ahead = 0, 0, 0
+
+    def source() -> Iterator[Request]:
+        nonlocal pulled
+        for request in embeds(120):
+            pulled += 1
+            yield request
+
+    for outcome in outcomes(source(), endpoint(fake, in_flight=3, inputs_per_request=10), None):
+        yielded += outcome is not None
+        ahead = max(ahead, pulled - yielded)
+    assert yielded == 120
+    assert ahead <= 30
+    assert (fake.counts()["requests"], fake.counts()["max_concurrent"]) == (12, 3)
+
+
+def test_a_call_holds_no_more_tokens_than_the_endpoint_takes(
+    fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MAX_INPUT_TOKENS", 100)
+    requests = [Request.embedding("m", "x" * 180 + str(i)) for i in range(6)]  # about 40 tokens each
+    assert {outcome.status for outcome in answers(requests, endpoint(fake))} == {"answered"}
+    assert fake.counts()["requests"] == 3
+    fake.reset()
+    large = [Request.embedding("m", "x" * 900), *requests[:2]]
+    assert {outcome.status for outcome in answers(large, endpoint(fake))} == {"answered"}
+    assert fake.counts()["requests"] == 2
+
+
+def test_inputs_of_other_dimensions_go_into_another_call(fake: FakeEndpoint) -> None:
+    requests = [Request.embedding("m", f"text {i}", dimensions=8 + i // 3) for i in range(6)]
+    told = {outcome.request_key: outcome for outcome in answers(requests, endpoint(fake))}
+    assert [len(told[request.key].vector or b"") for request in requests] == [32, 32, 32, 36, 36, 36]
+    assert fake.counts()["requests"] == 2
+
+
+def test_the_first_inputs_do_not_wait_for_a_slow_source(fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PACK_WAIT_S", 0.1)
+    answered: list[str] = []
+
+    def source() -> Iterator[Request]:
+        for n, request in enumerate(embeds(8)):
+            yield request
+            time.sleep(0.1 if n < 6 else 0.5)
+        assert answered
+
+    for outcome in outcomes(source(), endpoint(fake), None):
+        if outcome is not None:
+            answered.append(outcome.request_key)
+    assert len(answered) == 8
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"status": 400},
+        {"fault": "wrong_count"},
+        {"status": 413},
+        {"body": '{"data": [{'},
+        {"body": "{}", "status": 422},
+    ],
+)
+def test_one_bad_input_among_256_is_found_by_halving(fake: FakeEndpoint, rule: dict[str, Any]) -> None:
+    fake.set_script([{**rule, "match": "poison"}])
+    requests = embeds(256)
+    requests[77] = Request.embedding("m", "poison")
+    told = {outcome.request_key: outcome for outcome in answers(requests, endpoint(fake, in_flight=1))}
+    failed = [request.text for request in requests if told[request.key].status == "failed"]
+    assert failed == ["poison"]
+    assert Counter(outcome.status for outcome in told.values()) == {"answered": 255, "failed": 1}
+    assert fake.counts()["requests"] <= 17
+    used = sum(outcome.usage.input_tokens for outcome in told.values() if outcome.usage)
+    assert used == fake.counts()["input_tokens"]
+
+
+def test_an_input_without_a_usable_vector_is_asked_alone_before_it_fails(fake: FakeEndpoint) -> None:
+    fake.set_script([{"fault": "nan", "match": "input 0"}])  # of each reply the first vector
+    told = answers(embeds(64), endpoint(fake))
+    bad = [outcome for outcome in told if outcome.status != "answered"]
+    assert [(o.request_key, o.status, o.error_class, o.attempts) for o in bad] == [
+        (embeds(1)[0].key, "failed", "bad_vector", 2)
+    ]
+    assert len(told) == 64
+    assert fake.counts()["requests"] == 2
+    assert sum(o.usage.input_tokens for o in told if o.usage) == fake.counts()["input_tokens"]
+
+
+@pytest.mark.parametrize("rule", [{"status": 500}, {"delay_s": 30}])
+def test_one_input_that_takes_its_call_down_holds_up_no_other(fake: FakeEndpoint, rule: dict[str, Any]) -> None:
+    fake.set_script([{**rule, "match": "poison"}])
+    requests = [*embeds(31), Request.embedding("m", "poison"), *embeds(64, start=100)]
+    where = endpoint(fake, inputs_per_request=32, in_flight=2, timeout_s=0.3, max_attempts=3)
+    told = {outcome.request_key: outcome for outcome in answers(requests, where)}
+    poisoned = told.pop(Request.embedding("m", "poison").key)
+    assert poisoned.status in ("deferred", "failed")
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+
+
+def test_an_input_that_cannot_be_sent_takes_no_other_with_it(fake: FakeEndpoint) -> None:
+    bad = StoredRequest("0" * 64, Request.embedding("m", "@").to_json().replace("@", "\\ud800"))
+    told = {outcome.request_key: outcome for outcome in answers([*embeds(3), bad], endpoint(fake))}
+    assert told.pop(bad.key).error_class == "unusable_request"
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert fake.counts()["requests"] == 1
+
+
+def test_a_stop_leaves_no_input_without_an_outcome(fake: FakeEndpoint) -> None:
+    fake.set_script([{"status": 401}])
+    pulled = iter(embeds(1000))
+    told = answers(pulled, endpoint(fake, inputs_per_request=10, in_flight=2))
+    assert told[0].status == "stopped"
+    assert len(told) == len({outcome.request_key for outcome in told})
+    assert len(list(pulled)) == 1000 - len(told)
+
+
+def test_calls_leave_nothing_behind(fake: FakeEndpoint) -> None:
+    where = endpoint(fake, transport="aiohttp", in_flight=16)
+    answers(asks(300), where)
+    gc.collect()
+    before = len(gc.get_objects())
+    for outcome in outcomes((ask(f"more {i}") for i in range(1500)), where, PRICE):
+        assert outcome is None or outcome.status == "answered"
+    gc.collect()
+    assert len(gc.get_objects()) - before < 500
+
+
+def test_a_process_ends_in_silence_with_its_connections_open(fake: FakeEndpoint) -> None:
+    program = (
+        "from personahub_spark.llm.client import outcomes\n"
+        "from personahub_spark.llm.wire import Request\n"
+        "from personahub_spark.settings import Endpoint\n"
+        f"where = Endpoint(model='m', base_url={fake.url!r}, transport='aiohttp')\n"
+        "print([o.status for o in outcomes([Request('m', [], {})], where, None) if o])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "['answered']\n", "")
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "schlüssel", "two\nlines"])
@@ -345,8 +677,9 @@ def test_without_a_usable_key_nothing_is_sent(
     assert fake.counts()["requests"] == 0
 
 
+@BOTH
 def test_the_key_is_in_no_outcome_and_no_log_even_when_the_endpoint_echoes_it(
-    fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, transport: str
 ) -> None:
     monkeypatch.setenv("HUB_KEY", KEY)
     caplog.set_level(logging.INFO)
@@ -358,7 +691,7 @@ def test_the_key_is_in_no_outcome_and_no_log_even_when_the_endpoint_echoes_it(
             {"match": "run", "status": 401, "body": f"refused: Bearer {KEY}"},
         ]
     )
-    where = endpoint(fake, api_key_env="HUB_KEY", in_flight=1)
+    where = endpoint(fake, api_key_env="HUB_KEY", in_flight=1, transport=transport)
     told = answers([ask("row sesame"), ask("text sesame"), ask("run sesame")], where)
     assert [outcome.status for outcome in told] == ["failed", "answered", "stopped"]
     assert "HUB_KEY" in (told[2].error_message or "")
@@ -367,36 +700,160 @@ def test_the_key_is_in_no_outcome_and_no_log_even_when_the_endpoint_echoes_it(
     assert "sesame" not in caplog.text
 
 
-def test_what_is_sent_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listener of ours writes down one request, headers and all."""
+@BOTH
+def test_what_is_sent_is_ours_alone(monkeypatch: pytest.MonkeyPatch, transport: Any) -> None:
     monkeypatch.setenv("HUB_KEY", KEY)
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
         monkeypatch.setenv(name, "stray")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer stray\nX-Stray: stray")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://stray.invalid/v1")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        sent: list[bytes] = []
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                sent.append(connection.recv(65536))
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        where = Endpoint(model="m", base_url=url, api_key_env="HUB_KEY", max_attempts=1)
-        assert only(answers([ask("x")], where)).error_class == "connection"
-        thread.join(timeout=5)
-    head = sent[0].partition(b"\r\n\r\n")[0]
-    assert head.startswith(b"POST /v1/chat/completions HTTP/1.1")
-    assert f"bearer {KEY}".encode() in head.lower()
-    assert b"stray" not in head
+    with Recorder() as server:
+        where = Endpoint(model="m", base_url=f"{server.url}/v1", api_key_env="HUB_KEY", transport=transport)
+        assert only(answers([ask("x")], where)).text == "recorded"
+    (sent,) = server.sent
+    assert (sent.target, sent.headers["authorization"]) == ("/v1/chat/completions", f"Bearer {KEY}")
+    assert sent.headers["content-type"] == "application/json"
+    assert sent.body == ask("x").body()
+    assert "stray" not in str(sent)
 
 
-def test_closing_the_generator_cancels_what_is_in_flight(fake: FakeEndpoint) -> None:
+def test_the_service_tier_of_an_address_is_sent_and_changes_no_key() -> None:
+    with Recorder() as server:
+        where = Endpoint(model="m", base_url=f"{server.url}/v1", service_tier="flex")
+        assert only(answers([ask("x")], where)).request_key == ask("x").key
+    assert server.sent[0].json == {**json.loads(ask("x").body()), "service_tier": "flex"}
+
+
+# --- keys
+
+
+def test_a_key_from_a_file_is_read_for_each_run(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    with Recorder() as server:
+        where = Endpoint(model="m", base_url=f"{server.url}/v1", api_key_file=str(file))
+        for key in ("first-key", "second-key"):
+            file.write_text(f"{key}\n")
+            answers([ask("x")], where)
+    assert [sent.headers["authorization"] for sent in server.sent] == ["Bearer first-key", "Bearer second-key"]
+
+
+def test_a_key_that_the_driver_looked_up_comes_with_the_gate() -> None:
+    with Recorder() as server:
+        where = Endpoint(model="m", base_url=f"{server.url}/v1", api_key_credential="hadoop:hub.key")
+        with Gate(where, PRICE, keys={0: KEY}) as gate:
+            answers([ask("x")], where, gate=gate.place)
+        answers([ask("x")], where, keys={0: "another-key"})
+    assert [sent.headers["authorization"] for sent in server.sent] == [f"Bearer {KEY}", "Bearer another-key"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"schl\xc3\xbcssel", b"two\nlines"])
+def test_without_a_usable_key_in_the_file_nothing_is_sent(
+    fake: FakeEndpoint, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    outcome = only(answers(asks(5), endpoint(fake, api_key_file=str(file))))
+    assert (outcome.status, outcome.error_class, outcome.attempts) == ("stopped", "missing_key", 0)
+    assert str(file) in (outcome.error_message or "")
+    outcome = only(answers(asks(5), endpoint(fake, api_key_credential="databricks:hub/key")))
+    assert (outcome.status, outcome.error_class) == ("stopped", "missing_key")
+    assert "databricks:hub/key" in (outcome.error_message or "")
+    assert fake.counts()["requests"] == 0
+
+
+def test_the_key_of_another_address_is_needed_too(fake: FakeEndpoint) -> None:
+    other = {"base_url": fake.url, "api_key_file": "/no/such/file"}
+    outcome = only(answers(asks(5), endpoint(fake, others=[other])))
+    assert (outcome.status, outcome.error_class) == ("stopped", "missing_key")
+    assert fake.counts()["requests"] == 0
+
+
+# --- addresses
+
+
+@pytest.fixture(scope="module")
+def running_other() -> Iterator[FakeEndpoint]:
+    with FakeEndpoint() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def other(running_other: FakeEndpoint) -> FakeEndpoint:
+    running_other.set_script([])
+    running_other.reset()
+    return running_other
+
+
+def test_addresses_share_the_calls_by_weight_and_each_outcome_says_who_answered(
+    fake: FakeEndpoint, other: FakeEndpoint
+) -> None:
+    told = answers(asks(80), endpoint(fake, weight=3, others=[{"base_url": other.url}]))
+    assert (fake.counts()["requests"], other.counts()["requests"]) == (60, 20)
+    assert Counter(outcome.endpoint for outcome in told) == {
+        fake.url.removeprefix("http://"): 60,
+        other.url.removeprefix("http://"): 20,
+    }
+
+
+@pytest.mark.parametrize("trouble", [{"status": 503}, {"fault": "reset"}, {"status": 401}, {"status": 404}])
+def test_an_address_that_fails_is_stood_in_for(
+    fake: FakeEndpoint, other: FakeEndpoint, trouble: dict[str, Any]
+) -> None:
+    other.set_script([trouble])
+    told = answers(asks(80), endpoint(fake, others=[{"base_url": other.url}], deadline_s=60))
+    assert Counter(outcome.status for outcome in told) == {"answered": 80}
+    assert {outcome.endpoint for outcome in told} == {fake.url.removeprefix("http://")}
+    assert fake.counts()["requests"] == 80
+    assert other.counts()["requests"] <= 20
+
+
+def test_when_no_address_takes_the_run_it_stops(fake: FakeEndpoint, other: FakeEndpoint) -> None:
+    fake.set_script([{"status": 401}])
+    other.set_script([{"status": 404}])
+    began = time.monotonic()
+    told = answers(asks(1000), endpoint(fake, others=[{"base_url": other.url}]))
+    assert time.monotonic() - began < 2
+    assert {outcome.status for outcome in told} <= {"stopped", "deferred"}
+    assert told[0].status == "stopped"
+    assert fake.counts()["requests"] + other.counts()["requests"] <= 16
+
+
+def test_an_outage_is_waited_out_and_costs_no_row(fake: FakeEndpoint) -> None:
+    fake.set_script([{"outage": {"after_s": 0.2, "for_s": 4, "status": 503}}])
+    told = answers(asks(300), endpoint(fake, deadline_s=3))
+    assert Counter(outcome.status for outcome in told) == {"answered": 300}
+    assert len(fake.outage_requests()) <= 8 + 8 + 5  # in flight; tried again before it was seen; probes
+
+
+def test_a_run_that_the_gate_ends_stops_while_its_calls_hang(
+    fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "STOP_GRACE_S", 0.2)
+    fake.set_script([{"fault": "hang"}])
+    where = endpoint(fake, timeout_s=60, in_flight=4)
+    with Gate(where, PRICE) as gate:
+        threading.Timer(0.5, gate.stop, ["enough"]).start()
+        began = time.monotonic()
+        told = answers(asks(100), where, gate=gate.place)
+        assert time.monotonic() - began < 3
+    assert [outcome.status for outcome in told] == ["deferred"] * 4 + ["stopped"]
+    assert "enough" in (told[-1].error_message or "")
+    assert fake.counts()["requests"] == 4
+
+
+def test_refusals_lower_the_calls_at_once(fake: FakeEndpoint) -> None:
+    fake.set_script([{"status": 429, "headers": {"retry-after": "0"}, "times_total": 4}, {"delay_s": 0.05}])
+    told = answers(asks(60), endpoint(fake, in_flight=16))
+    assert {outcome.status for outcome in told} == {"answered"}
+    fake.reset()
+    assert {outcome.status for outcome in answers(asks(60), endpoint(fake, in_flight=16))} == {"answered"}
+
+
+@BOTH
+def test_closing_the_generator_cancels_what_is_in_flight(fake: FakeEndpoint, transport: str) -> None:
     fake.set_script([{"match": "question 0", "delay_s": 0.1}, {"fault": "hang"}])
-    stream = outcomes(asks(4), endpoint(fake, in_flight=4), None)
+    stream = outcomes(asks(4), endpoint(fake, in_flight=4, transport=transport), None)
     assert next(outcome for outcome in stream if outcome) is not None
     assert eventually(lambda: fake.counts()["open"] == 3)
     stream.close()
@@ -431,8 +888,9 @@ def test_a_request_without_a_key_is_the_callers_error(fake: FakeEndpoint) -> Non
         answers([ask("\ud800")], endpoint(fake))
 
 
-def test_a_second_call_uses_the_same_thread_and_connections(fake: FakeEndpoint) -> None:
-    where = endpoint(fake, in_flight=3)
+@BOTH
+def test_a_second_call_uses_the_same_thread_and_connections(fake: FakeEndpoint, transport: str) -> None:
+    where = endpoint(fake, in_flight=3, transport=transport)
     answers(asks(9), where)
     fake.reset()
     answers(asks(9), where)
@@ -441,8 +899,9 @@ def test_a_second_call_uses_the_same_thread_and_connections(fake: FakeEndpoint) 
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_asks_with_a_loop_of_its_own(fake: FakeEndpoint) -> None:
-    where = endpoint(fake)
+@BOTH
+def test_a_fork_asks_with_a_loop_of_its_own(fake: FakeEndpoint, transport: str) -> None:
+    where = endpoint(fake, transport=transport)
     answers(asks(3), where)
     reading, writing = os.pipe()
     child = os.fork()
