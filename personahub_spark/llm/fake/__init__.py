@@ -130,7 +130,7 @@ class FakeEndpoint:
         # No proxy of the environment stands between us and loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(self.url.removesuffix("/v1") + path, data, timeout=10) as reply:
+            with opener.open(self.url.removesuffix("/v1") + path, data, timeout=60) as reply:
                 return json.load(reply)
         except urllib.error.HTTPError as error:
             raise PersonaHubError(json.load(error)["error"]["message"]) from None
