@@ -19,7 +19,13 @@ from personahub_spark.tables import Store
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "jobs"), str(ROOT / "tests")]
 
-QUICK = {"spark.sql.shuffle.partitions": "2", "spark.default.parallelism": "2", "spark.driver.memory": "2g"}
+# Tests are over before code that is compiled well has paid for its compiling.
+QUICK = {
+    "spark.sql.shuffle.partitions": "2",
+    "spark.default.parallelism": "2",
+    "spark.driver.memory": "2g",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+}
 
 
 @pytest.fixture(scope="session")

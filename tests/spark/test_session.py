@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,13 +15,14 @@ import pyspark
 import pytest
 import yaml
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from personahub_spark import session
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import Spend
 from personahub_spark.session import Context, StepResult
-from personahub_spark.settings import SparkSettings
-from personahub_spark.tables import RUNS
+from personahub_spark.settings import Settings, SparkSettings
+from personahub_spark.tables import RUNS, TABLES
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +42,64 @@ def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_conte
     assert rows[0]["cost_microusd"] == Decimal("1.5")
     assert rows[0]["settings_hash"] == context.settings.fingerprint()
     assert rows[0]["code_version"] == session.code_version()
+
+
+def test_times_are_utc_in_sql_wherever_the_driver_is(
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        context = make_context()
+        session.run_step(context, "busy", lambda _: StepResult(1, {"new": 1}, {"personas": 1}))
+        at = F.date_format("created_at", "yyyy-MM-dd'T'HH:mm:ss'+00:00'")
+        shown = context.store.read(RUNS).select(at).collect()[0][0]
+    time.tzset()
+    assert abs(datetime.fromisoformat(shown) - datetime.now(UTC)) < timedelta(minutes=30)
+
+
+def test_managed_tables_of_a_catalog_that_forgets_them_are_refused(
+    spark: SparkSession, make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    kept = {"spark.sql.shuffle.partitions": spark.conf.get("spark.sql.shuffle.partitions")}
+    managed = make_settings(store={"root": None, "state": str(tmp_path)}, spark={"conf": kept})
+    with pytest.raises(
+        PersonaHubError, match=r"store.root is null, and this session's catalog forgets its tables when"
+    ):
+        session.open_context(managed)
+
+
+def test_managed_tables_of_a_hive_catalog_are_there_in_the_next_session(tmp_path: Path) -> None:
+    conf = {"spark.sql.catalogImplementation": "hive", "spark.sql.warehouse.dir": str(tmp_path / "managed")}
+    conf["spark.sql.shuffle.partitions"] = "2"
+    raw = {"store": {"root": None, "state": str(tmp_path / "state")}, "spark": {"master": "local[2]", "conf": conf}}
+    (tmp_path / "conf.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "prices.yaml").write_text("")
+    said = [job(tmp_path, "create_tables.py", "--conf", "conf.yaml") for _ in range(2)]
+    assert [done.returncode for done in said] == [0, 0], said[0].stderr
+    tables = len(TABLES)
+    assert f"= {tables} made + 0 there already" in said[0].stderr
+    assert f"= 0 made + {tables} there already" in said[1].stderr
+
+
+def test_java_options_of_the_settings_are_added_to_ours(spark: SparkSession) -> None:
+    options = spark.sparkContext.getConf().get("spark.driver.extraJavaOptions", "")
+    assert " -Dlog4j2.configurationFile=file:" in options and options.endswith(" -XX:+UseSerialGC")
+
+
+def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "conf.yaml").write_text(yaml.safe_dump({"spark": {"master": "local[2]"}}))
+    (tmp_path / "prices.yaml").write_text("")
+    done = job(tmp_path, "create_tables.py", "--conf", "conf.yaml", "--set", "store.root=/proc/store")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: a disk is full or cannot be written (") and "/proc/store" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def job(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A job as a program of its own, run in ``folder``."""
+    command = [sys.executable, str(ROOT / "jobs" / name), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_calls_put_off_end_a_job_with_code_3_but_not_a_dry_run(
