@@ -3,104 +3,118 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
 
-from personahub_spark.tables import (
-    LLM_CALLS,
-    PERSONA_ORIGINS,
-    PERSONA_REMOVALS,
-    PERSONAS,
-    QUARANTINE,
-    RUNS,
-    SYNTHESES,
-    Store,
-)
+from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE
+from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, Store
 
 if TYPE_CHECKING:
     from pyspark.sql import Row
 
-
-def summary(store: Store, *, examples: int = 5) -> str:
-    """The state of the tables in lines that add up, some personas beside their sources, two problems."""
-    return "\n".join([*_counts(store), "", *_personas(store, examples), "", *_problems(store, 2)])
+INGEST, EXTRACT, DEDUP, SYNTHESIZE = "ingest_documents", "extract_personas", "dedup_surface", "synthesize"
 
 
-def _counts(store: Store) -> Iterable[str]:
-    ingested = store.read(RUNS).where(F.col("step") == "ingest_documents").select(F.explode("outcomes"))
-    outcomes = {row["key"]: row["n"] for row in ingested.groupBy("key").agg(F.sum("value").alias("n")).collect()}
-    by_source = store.read(QUARANTINE).groupBy(F.split("source", ":")[0].alias("step"), "reason").count().collect()
-    answers = {"extract_personas": 0, "synthesize": 0}
-    lines: dict[str, int] = {}
-    for row in by_source:
-        if row["step"] in answers:
-            answers[row["step"]] += row["count"]
-        elif row["step"] != "dedup_surface":
-            lines[row["reason"]] = lines.get(row["reason"], 0) + row["count"]
-    calls = {row["step"]: row for row in _calls(store)}
-    personas = store.read(PERSONAS)
-    total = personas.count()
-    flags = personas.select(F.explode("quality_flags").alias("flag")).groupBy("flag").count().orderBy("flag").collect()
-    flagged = personas.where(F.size("quality_flags") > 0).count()
-    tiers = {row["tier"]: row["count"] for row in store.read(PERSONA_REMOVALS).groupBy("tier").count().collect()}
-    hub = store.view("hub").count()
-    origins = store.read(PERSONA_ORIGINS).count()
-    syntheses = store.read(SYNTHESES)
-    checks = syntheses.select(F.explode("checks").alias("check")).groupBy("check").count().orderBy("check").collect()
-    written, failing = syntheses.count(), syntheses.where(F.size("checks") > 0).count()
+def summary(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str, *, examples: int = 5) -> str:
+    """What run ``run_id`` did and what the tables hold now, in lines that add up; some personas beside their sources;
+    two problems.
 
-    read = " + ".join(f"{outcomes.get(name, 0):,} {name}" for name in ("new", "known", "repeated", "quarantined"))
-    yield f"documents    {sum(outcomes.values()):,} rows read = {read}"
-    if lines:
-        yield "  quarantine " + ", ".join(f"{name} {count:,}" for name, count in sorted(lines.items()))
-    asked = calls.get("extract_personas")
-    if asked is not None:
-        yield (
-            f"  answers    {asked['requests']:,} = {origins:,} with a persona "
-            f"+ {answers['extract_personas']:,} unreadable + {asked['failed']:,} failed calls"
-        )
-    removed = " + ".join(f"{count:,} removed by {tier}" for tier, count in sorted(tiers.items()))
-    yield f"personas     {total:,} distinct = {hub:,} in the hub + {flagged:,} flagged + {removed or '0 removed'}"
-    if flags:
-        yield (
-            "  flags      " + ", ".join(f"{row['flag']} {row['count']:,}" for row in flags) + " (one may have several)"
-        )
-    asked = calls.get("synthesize")
-    if asked is not None:
-        yield (
-            f"  answers    {asked['requests']:,} = {written:,} with a problem + {answers['synthesize']:,} unreadable "
-            f"+ {asked['failed']:,} failed calls"
-        )
-    yield f"problems     {written:,} written = {written - failing:,} pass all checks + {failing:,} fail one or more"
-    if checks:
-        yield (
-            "  failed     "
-            + ", ".join(f"{row['check']} {row['count']:,}" for row in checks)
-            + " (one may fail several)"
-        )
-    requests = sum(row["requests"] for row in calls.values())
-    tokens = [sum(row[name] or 0 for row in calls.values()) for name in ("input", "cached", "output")]
-    known = all(row["unpriced"] == 0 for row in calls.values())
-    cost = (
-        f"${sum(row['cost'] or 0 for row in calls.values()) / 1_000_000:,.4f}"
-        if known
-        else "unknown (a model has no price)"
-    )
-    yield (
-        f"calls        {requests:,} requests in all, {tokens[0]:,} tokens in ({tokens[1]:,} cached), "
-        f"{tokens[2]:,} out, cost {cost}"
+    ``outcomes``: for each step of the run what became of its rows (``StepResult.outcomes``). What was done to rows is
+    told of this run, what there is of personas, problems and calls is told of the tables.
+    """
+    return "\n".join(
+        [*_counts(store, outcomes, run_id), "", *_personas(store, examples), "", *_problems(store, examples=2)]
     )
 
 
-def _calls(store: Store) -> list[Row]:
-    return (
+def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str) -> Iterable[str]:
+    quarantine = _quarantine(store)
+    if INGEST in outcomes:
+        yield f"documents    {_total('rows read', outcomes[INGEST])}"
+    yield from _listed("  quarantine ", quarantine["files"])
+    if EXTRACT in outcomes:
+        yield f"  asked      {_total('documents', outcomes[EXTRACT])}"
+    yield from _listed("  unreadable ", quarantine[EXTRACT])
+
+    classes, flags = _persona_classes(store)
+    gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in (EXACT_TOKENS, SURFACE)]]
+    gone += [("without words", NO_TOKENS)] if classes[NO_TOKENS] else []
+    parts = [f"{classes['hub']:,} in the hub", *[f"{classes[name]:,} {said}" for said, name in gone]]
+    yield f"personas     {classes.total():,} distinct = {' + '.join(parts)}"
+    yield from _listed("  flags      ", flags, note=" (one may have several)")
+
+    if SYNTHESIZE in outcomes:
+        yield f"  asked      {_total('personas', outcomes[SYNTHESIZE])}"
+    yield from _listed("  unreadable ", quarantine[SYNTHESIZE])
+    passed, failing, checks = _checks(store)
+    yield f"problems     {passed + failing:,} written = {passed:,} pass all checks + {failing:,} fail one or more"
+    yield from _listed("  failed     ", checks, note=" (one may fail several)")
+    yield from _calls(store, run_id, sum(found.get("deferred", 0) for found in outcomes.values()))
+
+
+def _total(rows: str, outcomes: Mapping[str, int]) -> str:
+    said = {"deferred": "put off"}
+    parts = [f"{count:,} {said.get(name, name.replace('_', ' '))}" for name, count in outcomes.items()]
+    return f"{sum(outcomes.values()):,} {rows} = {' + '.join(parts) or 'none'}"
+
+
+def _listed(label: str, counts: Mapping[str, int], *, note: str = "") -> Iterable[str]:
+    if counts:
+        yield label + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) + note
+
+
+def _quarantine(store: Store) -> dict[str, Counter[str]]:
+    """Rows of quarantine by reason, for each step that asks, and for ``files``."""
+    found = {step: Counter[str]() for step in ("files", EXTRACT, DEDUP, SYNTHESIZE)}
+    rows = store.read(QUARANTINE).groupBy(F.split("source", ":")[0].alias("step"), "reason").count().collect()
+    for row in rows:
+        found[row["step"] if row["step"] in found else "files"][row["reason"]] += row["count"]
+    return found
+
+
+def _persona_classes(store: Store) -> tuple[Counter[str], Counter[str]]:
+    """Personas by where they are (``hub``, ``flagged``, a tier, without tokens), and by flag."""
+    gone = (
+        store.read(PERSONA_REMOVALS)
+        .select("persona_id", F.col("tier").alias("why"))
+        .union(store.read(QUARANTINE).where(F.col("source") == DEDUP).select("line", F.lit(NO_TOKENS)))
+        .groupBy("persona_id")
+        .agg(F.min("why").alias("why"))
+    )
+    rows = (
+        store.read(PERSONAS)
+        .join(gone, on="persona_id", how="left")
+        .groupBy("quality_flags", "why")
+        .agg(F.count(F.lit(1)).alias("n"))
+        .collect()
+    )
+    classes, flags = Counter[str](), Counter[str]()
+    for row in rows:
+        classes["flagged" if row["quality_flags"] else row["why"] or "hub"] += row["n"]
+        flags.update(dict.fromkeys(row["quality_flags"], row["n"]))
+    return classes, flags
+
+
+def _checks(store: Store) -> tuple[int, int, Counter[str]]:
+    """Problems that pass all checks, those that fail one, and how many fail which."""
+    passed, failing, checks = 0, 0, Counter[str]()
+    for row in store.read(SYNTHESES).groupBy("checks").agg(F.count(F.lit(1)).alias("n")).collect():
+        passed, failing = (passed, failing + row["n"]) if row["checks"] else (passed + row["n"], failing)
+        checks.update(dict.fromkeys(row["checks"], row["n"]))
+    return passed, failing, checks
+
+
+def _calls(store: Store, run_id: str, put_off: int) -> Iterable[str]:
+    by_run = (
         store.read(LLM_CALLS)
-        .groupBy("step")
+        .groupBy((F.col("run_id") == run_id).alias("of_this_run"))
         .agg(
-            F.count(F.lit(1)).alias("requests"),
+            F.count_if(F.col("status") == "answered").alias("answered"),
             F.count_if(F.col("status") == "failed").alias("failed"),
+            F.sum("attempts").alias("attempts"),
             F.sum("input_tokens").alias("input"),
             F.sum("cached_tokens").alias("cached"),
             F.sum("output_tokens").alias("output"),
@@ -109,22 +123,39 @@ def _calls(store: Store) -> list[Row]:
         )
         .collect()
     )
+    note = f"; those of the {put_off:,} calls put off not counted" if put_off else ""
+    yield f"this run     {_spent([row for row in by_run if row['of_this_run']])}{note}"
+    yield f"all runs     {_spent(by_run)}"
+
+
+def _spent(rows: list[Row]) -> str:
+    answered, failed, attempts, tokens_in, cached, tokens_out, cost, unpriced = (
+        sum(row[name] or 0 for row in rows)
+        for name in ("answered", "failed", "attempts", "input", "cached", "output", "cost", "unpriced")
+    )
+    price = "unknown (a model has no price)" if unpriced else f"${cost / 1_000_000:,.4f}"
+    return (
+        f"{answered + failed:,} calls = {answered:,} answered + {failed:,} failed, by {attempts:,} requests sent; "
+        f"{tokens_in:,} tokens in ({cached:,} cached), {tokens_out:,} out, cost {price}"
+    )
 
 
 def _personas(store: Store, examples: int) -> Iterable[str]:
     yield "Personas and the texts they come from"
-    published = store.view("hub").select("persona_id")
+    named = F.coalesce("title", "url", F.regexp_extract("file", "[^/]+$", 0))
     rows = (
         store.view("persona_lineage")
-        .join(published, on="persona_id", how="left_semi")
-        .where(F.col("title").isNotNull())
-        .orderBy("persona_id", "doc_id")
-        .select("persona", "title")
+        .where(F.col("source_kind") == "document")
+        .join(store.view("hub").select("persona_id"), on="persona_id", how="left_semi")
+        .groupBy("persona_id", "persona")
+        .agg(F.min(F.struct("doc_id", named.alias("name"))).alias("source"))
+        .orderBy("persona_id")
+        .select("persona", "source.name")
         .limit(examples)
         .collect()
     )
     for row in rows:
-        yield from _wrapped(f"- {row['persona']}  [{row['title']}]")
+        yield from _wrapped(f"- {row['persona']}  [{row['name']}]")
 
 
 def _problems(store: Store, examples: int) -> Iterable[str]:

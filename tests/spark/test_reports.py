@@ -1,0 +1,122 @@
+"""The summary of a run: every line adds up, whatever was ingested before, shared, put off or failed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import run_pipeline
+
+from personahub_spark import reports, session
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.session import Context
+from personahub_spark.settings import Settings
+from personahub_spark.tables import LLM_CALLS
+
+STEPS = ("ingest_documents", "extract_personas", "dedup_surface", "synthesize")
+SHARED = "shared: " + " ".join(f"The gauges at weir number {n} rose by a hand." for n in range(40))
+
+RULES: list[dict[str, Any]] = [
+    {"match": "<document>[^<]*put off", "status": 503},
+    {"match": "<document>[^<]*failing", "status": 400, "body": '{"error": {"message": "bad", "code": "invalid"}}'},
+    {"match": "<document>[^<]*empty answer", "reply": ""},
+    {"match": "<document>[^<]*weaver", "reply": '{"persona": "A weaver who repairs old looms for a village museum"}'},
+    {"match": "<document>[^<]*loom", "reply": '{"persona": "A weaver, who repairs old looms for a village museum!"}'},
+    {"match": "<document>[^<]*baker", "reply": '{"persona": "I am a baker, call me"}'},
+    {"match": "<document>[^<]*twice", "status": 503, "times_total": 1},
+    {"match": "<document>", "reply": '{"persona": "A hydrologist who gauges mountain rivers and warns of floods"}'},
+    {"match": "<persona>[^<]*weaver", "reply": "Math problem: The answer is 12. Solution: 3 looms."},
+    {"match": "<persona>", "reply": "Math problem: A hydrologist reads 3 gauges 4 times a day. How many readings?"},
+]
+
+
+def run_again(context: Context) -> str:
+    """All steps as one run of its own, and its summary."""
+    context = dataclasses.replace(context, run_id=f"run-{session.now():%H%M%S%f}")
+    outcomes = {step: session.run_step(context, step, run_pipeline.STEPS[step]).outcomes for step in STEPS}
+    return reports.summary(context.store, outcomes, context.run_id)
+
+
+def sums(said: str) -> list[tuple[int, list[int]]]:
+    """(total, its parts) of every line that has an equals sign, parenthesised notes and what follows a comma apart."""
+    found = []
+    for line in said.splitlines():
+        if " = " in line and not line.startswith(("-", " " * 4)):
+            total, parts = line.split(" = ")
+            parts = re.split(r"[,;] ", parts.replace(",0", "0"))[0]
+            numbers = [int(number) for number in re.findall(r"(?:^|\+ )(\d+)", parts)]
+            found.append((int(re.findall(r"\d+", total)[0]), numbers))
+    return found
+
+
+def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
+    make_context: Callable[..., Context],
+    make_settings: Callable[..., Settings],
+    endpoint: FakeEndpoint,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    # Two texts that are cut at the same sentence ask the same question: two documents, one request.
+    texts = [
+        "A weaver and her shed.",
+        "An old loom is mended.",
+        "A baker at dawn.",
+        "An empty answer.",
+        "A failing one.",
+    ]
+    rows = [{"text": text, "title": f"title {n}"} for n, text in enumerate(texts)]
+    rows += [{"text": f"{SHARED} {end}", "url": f"https://example.org/{end}"} for end in ("left", "right")]
+    lines = [json.dumps(row) for row in rows]
+    (folder / "a.jsonl").write_text("\n".join([*lines, lines[0], '{"text": ', '{"text": "<p></p>"}']) + "\n")
+    (folder / "b.txt").write_text("This one is put off.")
+    endpoint.set_script(RULES)
+    chosen = make_settings(personas={"max_document_tokens": 100})
+    quick = chosen.models["default"].model_copy(update={"max_attempts": 2})
+    context = make_context(chosen.model_copy(update={"models": {"default": quick}}))
+
+    said = run_again(context)
+    assert len(sums(said)) == 7 and all(total == sum(parts) for total, parts in sums(said)), said
+    assert "documents    11 rows read = 8 new + 0 known + 1 repeated + 2 quarantined" in said
+    assert "  asked      8 documents = 0 done before + 5 read + 1 unreadable + 1 failed + 1 put off" in said
+    assert "  unreadable empty 1" in said
+    assert (
+        "personas     4 distinct = 2 in the hub + 1 flagged + 1 removed by exact_tokens + 0 removed by surface" in said
+    )
+    assert "problems     2 written = 1 pass all checks + 1 fail one or more" in said
+    # seven questions about documents, one of them shared, less the one put off; two problems
+    assert "this run     8 calls = 7 answered + 1 failed, by 8 requests sent" in said
+    assert "those of the 1 calls put off not counted" in said
+    assert "[https://example.org/" in said  # no title, but an address
+
+    (folder / "c.txt").write_text("One more, sent twice.")
+    endpoint.set_script([rule for rule in RULES if rule["match"] != RULES[0]["match"]])
+    said = run_again(context)
+    assert len(sums(said)) == 7 and all(total == sum(parts) for total, parts in sums(said)), said
+    assert "documents    12 rows read = 1 new + 8 known + 1 repeated + 2 quarantined" in said
+    assert "  asked      9 documents = 6 done before + 2 read + 0 unreadable + 1 failed + 0 put off" in said
+    calls = context.store.read(LLM_CALLS).collect()
+    assert f"all runs     {len(calls)} calls = {len(calls) - 1} answered + 1 failed" in said
+    assert "this run     2 calls = 2 answered + 0 failed, by 3 requests sent" in said
+    assert sum(call["attempts"] for call in calls) == 11 and "by 11 requests sent" in said
+
+    said = run_again(context)
+    assert "documents    12 rows read = 0 new + 9 known + 1 repeated + 2 quarantined" in said
+    assert "this run     0 calls = 0 answered + 0 failed, by 0 requests sent" in said
+    hub = context.store.view("hub").count()
+    assert f"= {hub} in the hub + " in said
+
+
+def test_a_plain_text_file_is_named_beside_its_persona(
+    make_context: Callable[..., Context], endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "notes of a week.txt").write_text("The river rose.")
+    endpoint.set_script(RULES)
+    said = run_again(make_context())
+    assert "[notes of a week.txt]" in " ".join(said.split())
