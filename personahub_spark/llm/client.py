@@ -51,8 +51,8 @@ MAX_INPUT_TOKENS = 300_000
 # A slow source must not keep the first inputs of a call waiting for the last ones.
 PACK_WAIT_S = 0.5
 # After so many of its own a request is given up: replies that were paid for and cannot be read, replies that cannot be
-# read at all, and attempts without a reply in time while other requests have theirs.
-PAID_BAD_REPLIES, BAD_REPLIES, TIMEOUTS = 2, 3, 3
+# read at all, attempts without a reply in time while other requests have theirs, and such while there are no others.
+PAID_BAD_REPLIES, BAD_REPLIES, TIMEOUTS, TIMEOUTS_ALONE = 2, 3, 3, 4
 
 _WATCH_S = 0.25
 _CLOSE_S = 1.0
@@ -312,7 +312,7 @@ class _Run:
     async def _close(self) -> None:
         self._begin_all()
         self._cancel()
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._watching is not None:
             self._watching.cancel()
             self._gate.close()
@@ -457,14 +457,13 @@ class _Run:
         if permit.probe and failure.kind == "retry":
             call.tries -= 1  # the address was known to be out of order: no attempt of the request's
             return
-        end = call.end_after(failure, self._endpoint.max_attempts, self._successes)
+        pause_s = backoff_s(call.tries, None, self._rng, now=0.0) or 0.0
+        if asked_s(failure.retry_after, time.time()) is not None:
+            pause_s = 0.0  # the gate knows when that address may be asked again; another one may be asked now
+        is_last = call.tries >= self._endpoint.max_attempts or pause_s >= call.left_s()
+        end = call.end_after(failure, successes=self._successes, paused_s=self._gate.paused_s, is_last=is_last)
         if end is not None:
             raise end
-        if asked_s(failure.retry_after, time.time()) is not None:
-            return  # the gate knows when that address may be asked again; another one may be asked now
-        pause_s = backoff_s(call.tries, None, self._rng, now=0.0) or 0.0
-        if pause_s >= call.left_s():
-            raise _UnansweredError("deferred", failure)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self.stopping.wait()
@@ -576,6 +575,7 @@ class _Call:
         self.tries = 0
         self.is_billed = False  # for a reply that could not be read
         self._bad_replies = self._timeouts = 0
+        self._paused_s = 0.0
         self._make = body
         self._bodies: dict[str | None, bytes] = {}
         plain = self.body(None)
@@ -610,10 +610,11 @@ class _Call:
             for row, used, its_cost in zip(self._rows, usage.shared(weights), costs, strict=True):
                 row.charge(used, its_cost)
 
-    def end_after(self, failure: Failure, max_attempts: int, successes: int) -> _UnansweredError | None:
+    def end_after(self, failure: Failure, *, successes: int, paused_s: float, is_last: bool) -> _UnansweredError | None:
         """How the call ends now that an attempt failed; None: another attempt may mend it.
 
-        ``successes`` are those of all calls so far: while there are none, a timeout says nothing about this one.
+        ``successes`` are those of all calls so far, ``paused_s`` is how long outages held calls so far: they tell a
+        request that hangs from an endpoint that does. ``is_last``: there is no time, or no leave, for another attempt.
         """
         if failure.kind == "row":
             return _UnansweredError("failed", failure, is_divisible=True)
@@ -625,12 +626,18 @@ class _Call:
             if self._bad_replies >= BAD_REPLIES:
                 return _UnansweredError("deferred", failure)
         if failure.error_class == "timeout":
+            if paused_s > self._paused_s:
+                self._timeouts, self._paused_s = 0, paused_s
             self._timeouts += 1
-            if self._timeouts >= TIMEOUTS and successes >= self._successes + TIMEOUTS:
+            others_are_answered = successes >= self._successes + TIMEOUTS
+            if self._timeouts >= TIMEOUTS_ALONE or (self._timeouts >= TIMEOUTS and others_are_answered):
+                return _UnansweredError("failed", failure, is_divisible=True)
+            # Of a single timeout the endpoint may be the cause: an outage shows when several requests have one.
+            if is_last and self._timeouts == self.tries and (self._timeouts > 1 or others_are_answered):
                 return _UnansweredError("failed", failure, is_divisible=True)
         if several and failure.error_class in ("timeout", "server_error") and self.tries >= self._patience:
             return _UnansweredError("deferred", failure, is_divisible=True)
-        return _UnansweredError("deferred", failure) if self.tries >= max_attempts else None
+        return _UnansweredError("deferred", failure) if is_last else None
 
 
 class _UnansweredError(Exception):

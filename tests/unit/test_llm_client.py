@@ -173,12 +173,13 @@ def test_an_attempt_ends_at_its_limit(fake: FakeEndpoint, rule: dict[str, Any], 
     assert fake.counts()["billed"] == billed
 
 
-def test_a_request_ends_at_its_deadline(fake: FakeEndpoint) -> None:
-    fake.set_script([{"fault": "hang"}])
+@pytest.mark.parametrize(("rule", "status"), [({"fault": "hang"}, "failed"), ({"status": 503}, "deferred")])
+def test_a_request_ends_at_its_deadline(fake: FakeEndpoint, rule: dict[str, Any], status: str) -> None:
+    fake.set_script([rule])
     began = time.monotonic()
     outcome = only(answers([ask("x")], endpoint(fake, timeout_s=0.2, deadline_s=0.7, max_attempts=1000)))
     assert time.monotonic() - began < 1.2
-    assert outcome.status == "deferred"
+    assert outcome.status == status
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,276 @@
+"""Where a model is served: shares, failover, outages, refused keys, and keys from where an address says."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from personahub_spark.llm.client import outcomes
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.llm.gate import Gate, GatePlace
+from personahub_spark.llm.wire import Outcome
+from personahub_spark.settings import Address, Endpoint
+from tests.asking import PRICE, TRANSPORTS, answers, ask, asks, endpoint, only
+from tests.recorder import Recorder
+
+KEY = "k3y-of-the-realm"
+
+
+@pytest.fixture(scope="module")
+def _second() -> Iterator[FakeEndpoint]:
+    with FakeEndpoint() as fake:
+        yield fake
+
+
+@pytest.fixture
+def second(_second: FakeEndpoint) -> FakeEndpoint:
+    _second.set_script([])
+    _second.reset()
+    return _second
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[FakeEndpoint]:
+    with FakeEndpoint(key=KEY) as fake:
+        yield fake
+
+
+def both(first: FakeEndpoint, second: FakeEndpoint, weight: float = 1.0, **changes: Any) -> Endpoint:
+    return endpoint(first, others=(Address(base_url=second.url, weight=weight),), **changes)
+
+
+def statuses(told: list[Outcome]) -> set[str]:
+    return {outcome.status for outcome in told}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_addresses_share_the_calls_by_weight(fake: FakeEndpoint, second: FakeEndpoint, transport: str) -> None:
+    told = answers(asks(200), both(fake, second, weight=3, transport=transport))
+    assert statuses(told) == {"answered"}
+    assert len({outcome.request_key for outcome in told}) == 200
+    assert (fake.counts()["billed"], second.counts()["billed"]) == (50, 150)
+    named = Counter(outcome.endpoint for outcome in told)
+    assert named == {fake.url.removeprefix("http://"): 50, second.url.removeprefix("http://"): 150}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("trouble", [{"status": 503}, {"fault": "reset"}, {"status": 401}, {"status": 404}])
+def test_another_address_stands_in_for_one_that_does_not_work(
+    fake: FakeEndpoint, second: FakeEndpoint, transport: str, trouble: dict[str, Any]
+) -> None:
+    fake.set_script([trouble])
+    told = answers(asks(100), both(fake, second, transport=transport, in_flight=4))
+    assert statuses(told) == {"answered"}
+    assert second.counts()["billed"] == 100
+    assert fake.counts()["requests"] <= 25
+    assert {outcome.endpoint for outcome in told} == {second.url.removeprefix("http://")}
+
+
+def test_an_address_that_asks_to_wait_is_left_alone_while_another_works(
+    fake: FakeEndpoint, second: FakeEndpoint
+) -> None:
+    fake.set_script([{"status": 429, "headers": {"retry-after": "30"}}])
+    began = time.monotonic()
+    told = answers(asks(60), both(fake, second, in_flight=4))
+    assert time.monotonic() - began < 20
+    assert statuses(told) == {"answered"}
+    assert fake.counts()["requests"] <= 4
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_run_stops_when_every_address_refuses(fake: FakeEndpoint, second: FakeEndpoint, transport: str) -> None:
+    for refusing in (fake, second):
+        refusing.set_script([{"status": 401, "body": "who are you"}])
+    pulled = iter(asks(1000))
+    began = time.monotonic()
+    told = answers(pulled, both(fake, second, transport=transport, in_flight=5))
+    assert time.monotonic() - began < 5
+    assert "stopped" in statuses(told) and statuses(told) <= {"stopped", "deferred"}
+    stop = next(outcome for outcome in told if outcome.status == "stopped")
+    assert stop.error_class == "unauthorized"
+    assert fake.counts()["requests"] + second.counts()["requests"] <= 10
+    assert len(list(pulled)) >= 980
+
+
+def test_a_refused_key_stops_the_run_though_every_other_call_hangs(fake: FakeEndpoint) -> None:
+    fake.set_script([{"match": "no key", "status": 401, "delay_s": 0.3}, {"fault": "hang"}])
+    began = time.monotonic()
+    stream = outcomes([ask("no key"), *asks(50)], endpoint(fake, in_flight=4, timeout_s=60), PRICE)
+    first = next(outcome for outcome in stream if outcome is not None)
+    assert time.monotonic() - began < 3
+    assert (first.status, first.error_class) == ("stopped", "unauthorized")
+    stream.close()
+    assert fake.counts()["requests"] == 4
+
+
+@pytest.mark.parametrize(("transport", "status"), [("openai", "refuse"), ("aiohttp", 503)])
+def test_an_outage_is_sat_out_with_a_probe_a_second_and_no_row_suffers(
+    fake: FakeEndpoint, transport: str, status: int | str
+) -> None:
+    """The outage is longer than any request's deadline: waiting for the endpoint is not the request's time."""
+    fake.set_script([{"outage": {"after_s": 0, "for_s": 5.5, "status": status}}])
+    told = answers(asks(100), endpoint(fake, transport=transport, in_flight=8, deadline_s=4.5))
+    assert statuses(told) == {"answered"}
+    assert fake.counts()["billed"] == 100
+    late = [seen for seen in fake.outage_requests() if seen > 1.5]
+    assert len(late) <= 5
+
+
+def test_an_outage_in_the_middle_costs_no_row_either(fake: FakeEndpoint) -> None:
+    fake.set_script([{"outage": {"after_s": 0.5, "for_s": 5.5}}, {"delay_s": 0.05}])
+    told = answers(asks(300), endpoint(fake, in_flight=16, deadline_s=4.5))
+    assert statuses(told) == {"answered"}
+    assert (len(told), fake.counts()["billed"]) == (300, 300)
+    assert len([seen for seen in fake.outage_requests() if seen > 1.5]) <= 5
+
+
+def test_an_outage_over_its_limit_puts_every_row_off(fake: FakeEndpoint) -> None:
+    fake.set_script([{"status": 503}])
+    where = endpoint(fake, in_flight=8)
+    with Gate(where, PRICE, outage_limit_s=1.0) as gate:
+        told = [outcome for outcome in outcomes(asks(100), where, PRICE, gate=gate.place) if outcome is not None]
+    assert len(told) == 100
+    assert {(outcome.status, outcome.error_class) for outcome in told} <= {
+        ("deferred", "outage"),
+        ("deferred", "server_error"),
+    }
+    assert fake.counts()["requests"] < 60
+
+
+@pytest.mark.parametrize(
+    ("max_attempts", "attempts", "status"), [(6, 4, "failed"), (4, 4, "failed"), (2, 2, "failed"), (1, 1, "deferred")]
+)
+def test_a_request_that_hangs_all_alone_fails_after_three_more_calls_at_most(
+    fake: FakeEndpoint, max_attempts: int, attempts: int, status: str
+) -> None:
+    fake.set_script([{"delay_s": 30}])
+    outcome = only(answers([ask("x")], endpoint(fake, timeout_s=0.2, max_attempts=max_attempts)))
+    assert (outcome.status, outcome.error_class, outcome.attempts) == (status, "timeout", attempts)
+    assert fake.counts()["requests"] == attempts
+
+
+def test_an_endpoint_that_hangs_for_everybody_fails_nobody(fake: FakeEndpoint) -> None:
+    fake.set_script([{"fault": "hang", "times_total": 11}])
+    told = answers(asks(40), endpoint(fake, in_flight=8, timeout_s=0.3))
+    assert statuses(told) == {"answered"}
+    assert fake.counts()["billed"] == 40
+
+
+def test_a_gate_that_is_gone_puts_every_row_off(fake: FakeEndpoint) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        place = GatePlace("127.0.0.1", unused.getsockname()[1], "token")
+        told = [o for o in outcomes(asks(5), endpoint(fake), PRICE, gate=place) if o is not None]
+    assert [(outcome.status, outcome.error_class, outcome.attempts) for outcome in told] == [
+        ("deferred", "gate_lost", 0)
+    ] * 5
+    assert fake.counts()["requests"] == 0
+
+
+def test_a_cap_is_kept_and_the_rest_is_put_off(fake: FakeEndpoint) -> None:
+    fake.set_script([{"reply": "one two three four"}])
+    where = endpoint(fake, in_flight=8)
+    requests = [type(ask("x"))("m", [{"role": "user", "content": f"q {i}"}], {"max_tokens": 4}) for i in range(200)]
+    with Gate(where, PRICE, max_cost_usd=Decimal("0.001")) as gate:
+        told = [outcome for outcome in outcomes(requests, where, PRICE, gate=gate.place) if outcome is not None]
+    cost = sum((outcome.cost_microusd for outcome in told if outcome.cost_microusd), Decimal(0))
+    counts = fake.counts()
+    assert cost == Decimal("0.5") * counts["input_tokens"] + 2 * counts["output_tokens"]
+    assert 900 <= cost <= 1000
+    late = {outcome.error_class for outcome in told if outcome.status != "answered"}
+    assert late == {"budget_reached"}
+    assert len(told) == 200
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_key_is_read_from_its_file(locked: FakeEndpoint, tmp_path: Path, transport: str) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    assert only(answers([ask("x")], endpoint(locked, transport=transport, api_key_file=str(file)))).status == "answered"
+    file.write_text("another\n")
+    refused = only(answers([ask("x")], endpoint(locked, transport=transport, api_key_file=str(file))))
+    assert (refused.status, refused.error_class) == ("stopped", "unauthorized")
+    assert str(file) in (refused.error_message or "")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"two\nlines", b"schl\xc3\xbcssel", b"\x00\x01"])
+def test_a_file_without_a_usable_key_stops_the_run_unsent_and_is_named(
+    fake: FakeEndpoint, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    told = answers(asks(5), endpoint(fake, api_key_file=str(file)))
+    assert {(outcome.error_class, outcome.attempts) for outcome in told} <= {("missing_key", 0), ("run_stopped", 0)}
+    assert told[0].status == "stopped"
+    assert str(file) in (told[0].error_message or "")
+    assert fake.counts()["requests"] == 0
+
+
+def test_a_credential_is_handed_over_by_the_caller_or_by_the_gate(locked: FakeEndpoint) -> None:
+    where = endpoint(locked, api_key_credential="hadoop:models.key")
+    told = [o for o in outcomes([ask("x")], where, PRICE, keys={0: KEY}) if o is not None]
+    assert only(told).status == "answered"
+    with Gate(where, PRICE, keys={0: KEY}) as gate:
+        told = [o for o in outcomes([ask("x")], where, PRICE, gate=gate.place) if o is not None]
+    assert only(told).status == "answered"
+    missing = only(answers([ask("x")], where))
+    assert (missing.status, missing.error_class, missing.attempts) == ("stopped", "missing_key", 0)
+    assert "hadoop:models.key" in (missing.error_message or "")
+
+
+def test_each_address_has_a_key_of_its_own(
+    fake: FakeEndpoint, locked: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUB_KEY", KEY)
+    where = endpoint(fake, others=(Address(base_url=locked.url, api_key_env="HUB_KEY"),))
+    locked.reset()
+    assert statuses(answers(asks(20), where)) == {"answered"}
+    assert (fake.counts()["billed"], locked.counts()["billed"]) == (10, 10)
+    with Recorder() as there:
+        where = Endpoint(
+            model="m", base_url=there.url, others=(Address(base_url=locked.url, api_key_env="HUB_KEY"),), in_flight=2
+        )
+        answers(asks(4), where)
+        assert there.sent
+        assert KEY not in repr(there.sent)
+
+
+def test_no_outcome_holds_a_key_of_any_address(locked: FakeEndpoint, fake: FakeEndpoint, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    echo = json.dumps({"error": {"message": f"bad key {KEY}"}})
+    fake.set_script([{"status": 400, "body": echo, "times": 1}, {"reply": f"it is {KEY}"}])
+    told = answers(asks(2), endpoint(fake, api_key_file=str(file)))
+    told += answers([ask("x")], endpoint(fake, api_key_file=str(file)))
+    assert KEY not in repr(told)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_service_tier_is_sent_and_is_not_in_the_key(transport: str) -> None:
+    with Recorder() as there:
+        plain = Endpoint(model="m", base_url=there.url, transport=transport)  # type: ignore[arg-type]
+        flex = plain.model_copy(update={"service_tier": "flex"})
+        first, second = only(answers([ask("x")], plain)), only(answers([ask("x")], flex))
+        bodies = [sent.json for sent in there.sent]
+    assert "service_tier" not in bodies[0]
+    assert bodies[1] == {**bodies[0], "service_tier": "flex"}
+    assert first.request_key == second.request_key == ask("x").key
+
+
+def test_each_address_has_a_service_tier_of_its_own() -> None:
+    with Recorder() as first, Recorder() as second:
+        where = Endpoint(
+            model="m", base_url=first.url, others=(Address(base_url=second.url, service_tier="flex"),), in_flight=1
+        )
+        answers(asks(4), where)
+        tiers = [[sent.json.get("service_tier") for sent in there.sent] for there in (first, second)]
+    assert tiers == [[None, None], ["flex", "flex"]]
