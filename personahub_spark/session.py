@@ -35,6 +35,7 @@ from py4j.protocol import Py4JError
 from pyspark import SparkConf
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 import personahub_spark
 from personahub_spark import files
@@ -43,7 +44,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import Spend
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Price, Settings, SparkSettings
-from personahub_spark.tables import RUNS, Store, Table
+from personahub_spark.tables import COST, LLM_CALLS, RUNS, MissingTableError, Store, Table
 
 log = logging.getLogger(__name__)
 
@@ -250,20 +251,31 @@ def open_context(settings: Settings, *, dry_run: bool = False, progress: Progres
 
 
 def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) -> StepResult:
-    """Run one step, show how it goes, check that its counts add up, and record it if it changed anything."""
+    """Run one step, show how it goes, check that its counts add up, and record it if it changed anything.
+
+    Of a step that fails with a PersonaHubError the answers that it paid for are kept, and so is a record of what they
+    cost, with no rows.
+    """
     started = time.monotonic()
     context = dataclasses.replace(context, started_at=now())
     try:
         with context.progress.watch(step, lambda: _spark_tasks(context.spark)):
             result = run(context)
+        accounted = sum(result.outcomes.values())
+        if accounted != result.rows_in:
+            raise PersonaHubError(
+                f"{step}: {result.rows_in} rows came in but {accounted} are accounted for "
+                f"({_spoken(result.outcomes)}); rows were lost or counted twice, do not use this run"
+            )
+    except MissingTableError:
+        raise
+    except PersonaHubError:
+        spent = Spend() if context.store.dry_run else _spent(context, step)
+        if spent.requests:
+            _record(context, step, StepResult(0, {}, spend=spent), time.monotonic() - started)
+        raise
     finally:
         context.store.drop_staged()
-    accounted = sum(result.outcomes.values())
-    if accounted != result.rows_in:
-        raise PersonaHubError(
-            f"{step}: {result.rows_in} rows came in but {accounted} are accounted for ({_spoken(result.outcomes)}); "
-            "rows were lost or counted twice, do not use this run"
-        )
     duration_s = time.monotonic() - started
     if result.changed and not context.store.dry_run:
         _record(context, step, result, duration_s)
@@ -396,6 +408,20 @@ def _disk_fault(error: BaseException) -> str | None:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     found = _DISK_FAULT.search(str(error))
     return found[0].strip() if found is not None else None
+
+
+def _spent(context: Context, step: str) -> Spend:
+    """What the ledger says that ``step`` spent in this run."""
+    calls = context.store.read(LLM_CALLS).where((F.col("run_id") == context.run_id) & (F.col("step") == step))
+    found = calls.agg(
+        F.count(F.lit(1)).alias("requests"),
+        F.coalesce(F.sum("input_tokens"), F.lit(0)).alias("input_tokens"),
+        F.coalesce(F.sum("output_tokens"), F.lit(0)).alias("output_tokens"),
+        F.coalesce(F.sum("cost_microusd"), F.lit(0).cast(COST)).alias("cost"),
+        F.count_if((F.col("status") == "answered") & F.col("cost_microusd").isNull()).alias("unpriced"),
+    ).collect()[0]
+    cost = None if found["unpriced"] else found["cost"]
+    return Spend(found["requests"], found["input_tokens"], found["output_tokens"], cost)
 
 
 def _record(context: Context, step: str, result: StepResult, duration_s: float) -> None:

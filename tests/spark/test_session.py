@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -19,10 +20,13 @@ from pyspark.sql import functions as F
 
 from personahub_spark import session
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.ledger import RunStoppedError, complete_all
 from personahub_spark.llm.costs import Spend
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.llm.wire import Request
 from personahub_spark.session import Context, StepResult
 from personahub_spark.settings import Settings, SparkSettings
-from personahub_spark.tables import RUNS, TABLES
+from personahub_spark.tables import LLM_CALLS, RUNS, TABLES
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +46,40 @@ def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_conte
     assert rows[0]["cost_microusd"] == Decimal("1.5")
     assert rows[0]["settings_hash"] == context.settings.fingerprint()
     assert rows[0]["code_version"] == session.code_version()
+
+
+def test_a_step_that_fails_after_asking_leaves_a_record_of_what_it_spent(
+    make_context: Callable[..., Context], endpoint: FakeEndpoint
+) -> None:
+    context = make_context()
+    model = context.settings.endpoint("default")
+
+    def ask(context: Context, *texts: str) -> Spend:
+        made = [Request(model=model.model, messages=[{"role": "user", "content": text}], sampling={}) for text in texts]
+        rows = context.spark.createDataFrame([(r.key, r.to_json()) for r in made], "request_key string, request string")
+        return complete_all(context, rows, model, step="ask", rows=len(made)).spend
+
+    def refused(context: Context) -> StepResult:
+        ask(context, "one", "two")  # as a step that asks for several things, one after the other
+        endpoint.set_script([{"match": ".", "status": 401}])
+        ask(context, "three")
+        raise AssertionError("was not refused")
+
+    with pytest.raises(RunStoppedError):
+        session.run_step(context, "ask", refused)
+    lossy = dataclasses.replace(context, run_id="another run")
+    endpoint.set_script([])
+    with pytest.raises(PersonaHubError, match="lost or counted twice"):
+        session.run_step(lossy, "ask", lambda context: StepResult(2, {"read": 1}, spend=ask(context, "four")))
+    rows = {row["run_id"]: row.asDict() for row in context.store.read(RUNS).collect()}
+    calls = context.store.read(LLM_CALLS).collect()
+    for run_id, requests in ((context.run_id, 2), ("another run", 1)):
+        mine = [call for call in calls if call["run_id"] == run_id]
+        row = rows[run_id]
+        assert (row["step"], row["rows_in"], row["outcomes"], row["rows_added"]) == ("ask", 0, {}, {})
+        assert row["requests"] == len(mine) == requests
+        assert row["input_tokens"] == sum(call["input_tokens"] for call in mine) > 0
+        assert row["cost_microusd"] == sum(call["cost_microusd"] for call in mine) > 0
 
 
 def test_times_are_utc_in_sql_wherever_the_driver_is(
