@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import os
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -95,21 +95,16 @@ class _OpenAI:
     """By the openai package."""
 
     def __init__(self, base_url: str, proxy: str | None, trusted: ssl.SSLContext | None) -> None:
-        # Whoever calls bounds the calls; a pool with a bound of its own would only let calls wait a second time.
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         self._client = _Client(
             api_key="none",  # each call brings its own
             base_url=base_url,
             max_retries=0,
             timeout=None,
             http_client=httpx2.AsyncClient(
-                limits=limits,
+                transport=_Connections(proxy, trusted),
                 timeout=None,
-                proxy=proxy,
-                verify=trusted or False,  # without TLS there is nothing to verify
                 trust_env=False,
                 headers={"Accept-Encoding": "identity"},
-                event_hooks={"response": [_bound]},
             ),
         )
 
@@ -143,24 +138,58 @@ class _Client(openai.AsyncOpenAI):
         return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": self.user_agent}
 
 
-class _Bounded(httpx2.AsyncByteStream):
-    """The bytes of a reply, up to its bound."""
+class _Connections(httpx2.AsyncBaseTransport):
+    """A pool of connections for each call at once: one pool for all would look at all of them for each call.
 
-    def __init__(self, response: httpx2.Response) -> None:
+    Whoever calls bounds the calls; a bound here would only let them wait a second time.
+    """
+
+    def __init__(self, proxy: str | None, trusted: ssl.SSLContext | None) -> None:
+        self._proxy = proxy
+        # Without TLS there is nothing to verify.
+        self._trusted = trusted or httpx2.create_ssl_context(verify=False)
+        self._pools: list[httpx2.AsyncHTTPTransport] = []
+        self._idle: list[httpx2.AsyncHTTPTransport] = []  # the last one used is taken first
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if not self._idle:
+            pool = httpx2.AsyncHTTPTransport(verify=self._trusted, proxy=self._proxy, trust_env=False)
+            self._pools.append(pool)
+            self._idle.append(pool)
+        pool = self._idle.pop()
+        try:
+            response = await pool.handle_async_request(request)
+        except BaseException:
+            self._idle.append(pool)
+            raise
         assert isinstance(response.stream, httpx2.AsyncByteStream)
-        self._stream = response.stream
-        self._status = response.status_code
-        self._path = response.request.url.path
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _bounded(self._stream, self._status, self._path)
+        pieces = _bounded(response.stream, response.status_code, request.url.path)
+        response.stream = _Body(pieces, response.stream, lambda: self._idle.append(pool))
+        return response
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        for pool in self._pools:
+            await pool.aclose()
 
 
-async def _bound(response: httpx2.Response) -> None:
-    response.stream = _Bounded(response)
+class _Body(httpx2.AsyncByteStream):
+    """The bounded ``pieces`` of ``stream``; ``ended`` is called once, when it is closed."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], stream: httpx2.AsyncByteStream, ended: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self._stream = stream
+        self._ended: Callable[[], None] | None = ended
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._pieces
+
+    async def aclose(self) -> None:
+        ended, self._ended = self._ended, None
+        try:
+            await self._stream.aclose()
+        finally:
+            if ended is not None:
+                ended()
 
 
 class _AioHttp:
