@@ -19,8 +19,11 @@ def run(context: Context) -> StepResult:
     rows_in = personas.count()
     # Flagged personas are not published, so they may not stand for others either.
     flagged = F.when(F.size("quality_flags") > 0, F.lit("flagged"))
-    out_before = removals.select("persona_id", F.lit("removed_before").alias("out")).union(
-        store.read(QUARANTINE).where(F.col("source") == STEP).select("line", F.lit(NO_TOKENS))
+    wordless = store.read(QUARANTINE).where(F.col("source") == STEP)
+    out_before = (
+        removals.select("persona_id", F.lit("removed_before").alias("out"))
+        .union(wordless.select("line", F.lit(NO_TOKENS)))
+        .dropDuplicates(["persona_id"])
     )
     judged = personas.join(out_before, on="persona_id", how="left").withColumn("out", F.coalesce(flagged, "out"))
     before = {row["out"]: row["count"] for row in judged.groupBy("out").count().collect()}
@@ -36,6 +39,7 @@ def run(context: Context) -> StepResult:
     hub = store.view("hub")
     if now:
         removed = store.stage(found.removals.withColumn("parameters_version", F.lit(parameters_version(settings))))
+        _refuse_to_displace(removed, removals)
         added = {
             PERSONA_REMOVALS.name: context.add_new(
                 PERSONA_REMOVALS, removed, expected=now.get(EXACT_TOKENS, 0) + now.get(SURFACE, 0)
@@ -69,6 +73,18 @@ def refuse_other_parameters(removals: DataFrame, settings: SurfaceSettings) -> N
             f"{STEP}: persona_removals was decided with other parameters ({', '.join(others)}; the settings "
             f"dedup.surface are {version} now); set them back, or choose a new store.root, or decide all anew, which "
             'may change who is published: jobs/query_tables.py "DELETE FROM persona_removals", then this job again'
+        )
+
+
+def _refuse_to_displace(removed: DataFrame, removals: DataFrame) -> None:
+    """PersonaHubError when one of ``removed`` is the witness of an earlier removal; by arrival that cannot be."""
+    witnesses = removals.select(F.col("kept_id").alias("persona_id"))
+    displaced = removed.join(witnesses, on="persona_id", how="left_semi").count()
+    if displaced:
+        raise PersonaHubError(
+            f"{STEP}: {displaced:,} published personas that stand for removed ones would go for later ones; personas "
+            "came with created_at of an earlier time than those published before: set right the clock of the driver, "
+            "and choose a new store.root or decide all anew (DELETE FROM persona_removals)"
         )
 
 

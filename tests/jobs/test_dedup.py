@@ -1,0 +1,124 @@
+"""Dedup as a job, on stored decisions: batches, other parameters, personas without words, a clock that went back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import dedup_surface
+import pytest
+from pyspark.sql.types import StructType
+
+from personahub_spark import session, settings
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.session import Context, StepResult
+from personahub_spark.tables import PERSONA_REMOVALS, PERSONAS
+from personahub_spark.text import content_id
+from tests.spark.test_dedup_surface import persona_like_rows
+
+MakeContext = Callable[..., Context]
+MakeSettings = Callable[..., settings.Settings]
+
+MONDAY = datetime(2026, 1, 5)
+WORDS = " ".join(f"w{n}" for n in range(20))
+
+
+def add(context: Context, texts: Iterable[str], *, days: int = 0, flags: tuple[str, ...] = ()) -> None:
+    """Personas as a step adds them that starts so many days after Monday."""
+    rows = [(content_id(text), text, "en", 0, "somewhere", list(flags)) for text in sorted(set(texts))]
+    frame = context.spark.createDataFrame(rows, StructType(list(PERSONAS.columns)))
+    context.store.add_new(PERSONAS, frame, run_id=f"day {days}", created_at=MONDAY + timedelta(days=days))
+
+
+def dedup(context: Context) -> StepResult:
+    return session.run_step(context, "dedup_surface", dedup_surface.run)
+
+
+def removals(context: Context) -> dict[str, tuple[str, str, float]]:
+    rows = context.store.read(PERSONA_REMOVALS).collect()
+    return {row["persona_id"]: (row["kept_id"], row["tier"], row["similarity"]) for row in rows}
+
+
+def hub(context: Context) -> set[str]:
+    return {row["persona_id"] for row in context.store.view("hub").collect()}
+
+
+@pytest.mark.parametrize("seed", [11])
+def test_batches_in_a_row_give_what_one_run_over_all_gives_and_no_published_persona_goes(
+    make_context: MakeContext, make_settings: MakeSettings, seed: int
+) -> None:
+    root = make_settings().store.root
+    batches, whole = (
+        make_context(make_settings(store={"root": f"{root}/{name}", "database": f"dedup_{name}"}))
+        for name in ("batches", "whole")
+    )
+    rng = random.Random(seed)
+    texts = sorted({text for _, text, _ in persona_like_rows(seed) if text})
+    rng.shuffle(texts)
+    cut = rng.randrange(len(texts) // 3, 2 * len(texts) // 3)
+    published: list[set[str]] = []
+    for day, batch in enumerate((texts[:cut], texts[cut:])):
+        add(batches, batch, days=day)
+        add(whole, batch, days=day)
+        found = dedup(batches)
+        published.append(hub(batches))
+        assert found.outcomes["kept"] == len(published[-1])
+        assert found.outcomes["removed_surface"] + found.outcomes["removed_exact_tokens"] > 0  # or this shows little
+    dedup(whole)
+    assert published[0] <= published[1] == hub(whole)
+    assert removals(batches) == removals(whole)
+    assert {kept for kept, _, _ in removals(whole).values()} <= published[1]
+
+
+def test_other_parameters_against_stored_removals_are_refused_in_a_sentence_that_says_what_to_do(
+    make_context: MakeContext, make_settings: MakeSettings
+) -> None:
+    usual, other = make_settings(), make_settings(dedup={"surface": {"threshold": Decimal("0.5")}})
+    context = make_context(usual)
+    add(context, [WORDS])
+    add(context, [f"{WORDS} more", " ".join(WORDS.split()[:12])], days=1)
+    assert dedup(context).outcomes["removed_surface"] == 1
+    before = removals(context)
+    assert {kept for kept, _, _ in before.values()} == {content_id(WORDS)}
+    with pytest.raises(
+        PersonaHubError, match=r"other parameters .* set them back, or .*DELETE FROM persona_removals"
+    ) as e:
+        dedup(make_context(other))
+    assert "\n" not in str(e.value)
+    assert removals(context) == before
+    assert not dedup(context).changed  # set back, it goes on
+    context.spark.sql(f"DELETE FROM delta.`{usual.store.root}/persona_removals`")
+    assert dedup(make_context(other)).outcomes["removed_surface"] == 2  # decided anew
+
+
+def test_a_persona_without_words_is_in_quarantine_and_counted_as_such_and_not_in_the_hub(
+    make_context: MakeContext,
+) -> None:
+    context = make_context()
+    add(context, ["A nurse from Lima", "?!", "…"])
+    add(context, ["!!"], flags=("too_short",))
+    wanted = {
+        "flagged": 1, "removed_before": 0, "no_tokens": 2, "removed_exact_tokens": 0, "removed_surface": 0, "kept": 1,
+    }  # fmt: skip
+    first = dedup(context)
+    assert first.outcomes == wanted
+    assert first.rows_added == {"persona_removals": 0, "quarantine": 2}
+    assert hub(context) == {content_id("A nurse from Lima")}
+    rejects = context.store.view("rejects").where("reason = 'no_tokens'").collect()
+    assert len(rejects) == 2
+    again = dedup(context)
+    assert again.outcomes == wanted and not again.changed
+
+
+def test_a_witness_never_goes_for_personas_of_a_clock_that_went_back(make_context: MakeContext) -> None:
+    context = make_context()
+    add(context, [WORDS], days=5)
+    add(context, [f"{WORDS} more"], days=6)
+    assert dedup(context).outcomes["removed_surface"] == 1
+    add(context, [f"{WORDS} less"], days=0)
+    before, published = removals(context), hub(context)
+    with pytest.raises(PersonaHubError, match=r"1 published personas that stand for removed ones .* clock"):
+        dedup(context)
+    assert (removals(context), hub(context)) == (before, published)
