@@ -46,6 +46,7 @@ from personahub_spark.settings import Address, Endpoint, Price
 from personahub_spark.text import estimate_tokens
 
 STOP_GRACE_S = 5.0
+RESERVE = 0.25
 # What providers take in one call for embeddings.
 MAX_INPUT_TOKENS = 300_000
 # A slow source must not keep the first inputs of a call waiting for the last ones.
@@ -76,12 +77,13 @@ def outcomes(
 ) -> Generator[Outcome | None, None, None]:
     """Exactly one Outcome for each request, as they finish; None at least every ``tick_s`` while none does.
 
-    Requests are pulled in the caller's thread, never more than ``endpoint.in_flight`` calls ahead of what was yielded;
-    inputs for embeddings go many to a call. Each attempt ends within ``timeout_s``, each request within ``deadline_s``,
-    not counting what it waits for leave to call: that ``gate`` gives, for all tasks of a run (None: for this process
-    alone), and with it the address. After a ``stopped`` outcome nothing more is pulled or sent; what is in flight has
-    ``STOP_GRACE_S`` to finish, and then is ``deferred``. Closing the generator cancels what is in flight. What one
-    request raises, wherever, fails its row, not the caller.
+    Requests are pulled in the caller's thread, inputs for embeddings many to a call. Never more than
+    ``endpoint.in_flight`` calls are under way; ``RESERVE`` times as many wait, so that a call begins as soon as one
+    ends, whatever the caller is busy with; nothing is pulled further ahead of what was yielded. Each attempt ends
+    within ``timeout_s``, each request within ``deadline_s``, not counting what it waits for leave to call: that
+    ``gate`` gives, for all tasks of a run (None: for this process alone), and with it the address. After a ``stopped``
+    outcome nothing more is pulled or sent; what is in flight has ``STOP_GRACE_S`` to finish, and then is ``deferred``.
+    Closing the generator cancels what is in flight. What one request raises, wherever, fails its row, not the caller.
 
     A paid answer that is not the JSON asked for is shown its fault and asked again, ``endpoint.reasks`` times; the last
     one is kept. Keys are read here, where calls are made: from the variable or file that an address names, or handed
@@ -90,6 +92,7 @@ def outcomes(
     """
     source = iter(requests)
     run = _Run(_runtime(), endpoint, price, gate, keys or {})
+    most_calls = endpoint.in_flight + int(endpoint.in_flight * RESERVE)
     pulling, told, grace_ends = True, False, math.inf
     yielded_at = time.monotonic()
     try:
@@ -102,7 +105,7 @@ def outcomes(
                 run.cancel()
                 grace_ends = math.inf
             wait_s = max(0.0, min(yielded_at + tick_s, grace_ends) - now)
-            if pulling and run.calls < endpoint.in_flight:
+            if pulling and run.calls < most_calls:
                 # One request for each look at what is finished: a slow source holds back neither outcomes nor ticks.
                 wait_s, pulled = 0.0, next(source, None)
                 if pulled is not None:
