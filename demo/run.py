@@ -1,10 +1,17 @@
-"""The demo: serve a local model, run the pipeline on documents, stop the model, and show what came out.
+"""The demo: run the pipeline on documents with a local model, which is served only where there is something to ask,
+and show what came out.
 
-A second run on the same documents and model asks nothing and adds nothing.
+Documents and models other than the default ones get a store of their own. A second run on the same documents and model
+asks nothing and adds nothing.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
 import logging
+import re
 import shutil
 import sys
 import time
@@ -17,61 +24,79 @@ import run_pipeline
 from personahub_spark import reports, session, settings
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import local_models
-from personahub_spark.tables import LLM_CALLS
 
 CONF = Path("conf/local.yaml")
+DOCUMENTS = Path("demo/documents")
 FREE_BYTES = 2_000_000_000
 
 
 def main() -> None:
     declared = sorted(local_models.MODELS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", default="demo/documents", help="file or folder (default: %(default)s)")
+    parser.add_argument("--documents", type=Path, default=DOCUMENTS, help="file or folder (default: %(default)s)")
     parser.add_argument("--model", help=f"one of: {', '.join(declared)} (default: the one of {CONF})")
     parser.add_argument("--port", type=int, default=0, help="port of the model's server (default: any free one)")
+    parser.add_argument("--endpoint", metavar="URL", help="ask a server that runs already instead of starting one")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     if not sys.stderr.isatty():  # progress goes to the log there
         logging.getLogger("personahub_spark.progress").setLevel(logging.INFO)
     with session.exit_code():
         started = time.monotonic()
-        model = arguments.model or settings.load(CONF).endpoint("default").model
-        if model not in declared:
+        documents = arguments.documents.expanduser()
+        if not documents.exists():
+            raise PersonaHubError(f"{documents} does not exist; name a file or folder of documents")
+        usual = settings.load(CONF)
+        model = arguments.model or usual.endpoint("default").model
+        if arguments.endpoint is None and model not in declared:
             raise PersonaHubError(f"model {model} is not declared; choose one of: {', '.join(declared)}")
         if shutil.disk_usage(".").free < FREE_BYTES:
             raise PersonaHubError(f"less than {FREE_BYTES / 1e9:.0f} GB are free here; free some and run again")
         session.java()
-        local_models.fetch(model)
-        run(model, arguments.documents, arguments.port)
+        store = str(usual.store.root)
+        if (documents.resolve(), model) != (DOCUMENTS.resolve(), usual.endpoint("default").model):
+            store = f"{store}/{own_name(documents, model)}"
+        results = run(model, documents, store, port=arguments.port, endpoint=arguments.endpoint)
+        more = "" if store == usual.store.root else f"STORE={store} "
         print(f"\nDone in {time.monotonic() - started:.0f} s, downloads included. More of it in SQL:")
-        print('  make sql Q="select persona, title, licence, model_returned from persona_lineage"')
-        print('  make sql Q="select problem, persona, passed from problems"')
-        print('  make sql Q="select stage, reason, what, detail from rejects"')
-        print('  make sql Q="select * from spend"')
+        print(f'  make sql {more}Q="select persona, title, licence, model_returned from persona_lineage"')
+        print(f'  make sql {more}Q="select problem, persona, passed from problems"')
+        print(f'  make sql {more}Q="select stage, reason, what, detail from rejects"')
+        print(f'  make sql {more}Q="select * from spend"', flush=True)
+        session.exit_if_put_off(results)
 
 
-def run(model: str, documents: str, port: int) -> None:
-    with local_models.serve(model, port=port) as base_url:
-        overrides = [
-            f"documents.paths=['{documents}']",
-            f"models.default.model={model}",
-            f"models.default.base_url={base_url}",
-        ]
-        chosen = settings.load(CONF, overrides)
-        context = session.open_context(chosen)
-        before = context.store.read(LLM_CALLS).count() if _has_tables(context) else 0
-        for step in chosen.pipeline.steps:
-            session.run_step(context, step, run_pipeline.STEPS[step])
-    asked = context.store.read(LLM_CALLS).count() - before
-    print(f"\n{reports.summary(context.store)}\n\nThis run: {asked:,} requests sent to {model}.")
+def run(model: str, documents: Path, store: str, *, port: int, endpoint: str | None) -> dict[str, session.StepResult]:
+    """Run the pipeline and print its summary; the model is fetched and served when the first question is due."""
+    port = local_models.free_port(port) if endpoint is None else 0
+    overrides = {
+        "documents.paths": [str(documents)],
+        "models.default.model": model,
+        "models.default.terms": local_models.MODELS[model].licence if model in local_models.MODELS else None,
+        "models.default.base_url": endpoint or f"http://127.0.0.1:{port}/v1",
+        "store.root": store,
+    }
+    as_yaml = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
+    chosen = settings.load(CONF, as_yaml)
+    context = session.open_context(chosen)
+    with contextlib.ExitStack() as served:
+
+        def serve() -> None:
+            nonlocal endpoint
+            if endpoint is None:
+                endpoint = served.enter_context(local_models.serve(model, port, say=context.progress.say))
+
+        context = dataclasses.replace(context, before_asking=serve)
+        results = session.run_steps(context, {step: run_pipeline.STEPS[step] for step in chosen.pipeline.steps})
+    outcomes = {step: result.outcomes for step, result in results.items()}
+    print(f"\n{reports.summary(context.store, outcomes, context.run_id)}")
+    return results
 
 
-def _has_tables(context: session.Context) -> bool:
-    try:
-        context.store.read(LLM_CALLS)
-    except PersonaHubError:
-        return False
-    return True
+def own_name(documents: Path, model: str) -> str:
+    """A folder name for the store of these documents and this model: readable, and no other's."""
+    readable = re.sub(r"[^a-z0-9]+", "-", documents.stem.lower()).strip("-")[:30] or "documents"
+    return f"{readable}-{hashlib.sha256(f'{documents.resolve()}:{model}'.encode()).hexdigest()[:8]}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""The demo as a program: a user's own run, again, and with calls put off. The endpoint is the fake one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import run_pipeline
+
+from personahub_spark import session
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.session import Context
+from personahub_spark.settings import SparkSettings
+
+ROOT = Path(__file__).parent.parent.parent
+MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkout as the demo sees it from where it is started, with documents whose path needs quoting."""
+    for name in ("conf", "demo"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    documents = tmp_path / "it's mine; [really]"
+    documents.mkdir()
+    (documents / "a note.txt").write_text("Notes from the put off office on river gauges and floods. They go on.")
+    rows = [json.dumps({"text": f"Notes number {n} on river gauges and floods.", "title": f"Note {n}"}) for n in (1, 2)]
+    (documents / "rows.jsonl").write_text("\n".join([*rows, "{"]))
+    return tmp_path
+
+
+def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The demo where pip finds nothing and the cache has the jars alone: a model cannot be fetched."""
+    cache = folder / "cache"
+    if not cache.exists():
+        cache.mkdir()
+        jars = session.jars(SparkSettings())
+        (cache / "jars").symlink_to(jars[0].parent.parent)
+    command = [sys.executable, str(ROOT / "demo" / "run.py"), *arguments]
+    environment = os.environ | {"PERSONAHUB_CACHE": str(cache), "PIP_NO_INDEX": "1"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder: Path, endpoint: FakeEndpoint) -> None:
+    persona = {"match": "<document>", "reply": '{"persona": "A hydrologist with {number} gauges in the hills"}'}
+    problem = {"match": "<persona>", "reply": "Math problem: A hydrologist reads {number} gauges twice. How many?"}
+    busy = {"match": "<document>[^<]*put off", "status": 429, "headers": {"Retry-After": "400000"}}
+    mine = ["--documents", str(folder / "it's mine; [really]"), "--model", MODEL]
+
+    endpoint.set_script([busy, persona, problem])
+    first = demo(folder, *mine, "--endpoint", endpoint.url)
+    assert first.returncode == 3, first.stderr
+    assert "calls were put off; run again to go on" in first.stderr and "put off" in first.stdout
+
+    endpoint.set_script([persona, problem])
+    second = demo(folder, *mine, "--endpoint", endpoint.url)
+    assert second.returncode == 0, second.stderr
+    assert "Note 1" in second.stdout and "a note.txt" in second.stdout
+    asked = endpoint.counts()["requests"]
+    store = next((folder / "warehouse").iterdir())
+    assert store.name.startswith("it-s-mine-really-")
+    assert f'make sql STORE=warehouse/{store.name} Q="' in second.stdout
+
+    third = demo(folder, *mine)  # a model would have to be fetched and served
+    assert third.returncode == 0, third.stderr
+    assert endpoint.counts()["requests"] == asked
+    assert [path.name for path in (folder / "warehouse").iterdir()] == [store.name]
+    assert not (folder / "cache" / "models").exists()
+
+
+def test_a_step_says_that_it_will_ask_once_and_only_where_it_does(
+    make_context: Callable[..., Context], endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "a.txt").write_text("Notes on river gauges and floods. They go on.")
+    endpoint.set_script([{"match": "<document>", "reply": '{"persona": "A hydrologist with gauges in the hills"}'}])
+    asked_before: list[int] = []
+    context = dataclasses.replace(
+        make_context(), before_asking=lambda: asked_before.append(endpoint.counts()["requests"])
+    )
+    steps = {step: run_pipeline.STEPS[step] for step in ("ingest_documents", "extract_personas")}
+    session.run_steps(context, steps)
+    session.run_steps(context, steps)
+    assert asked_before == [0]
+    assert endpoint.counts()["requests"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--documents", "it's not there"], "error: it's not there does not exist; name a file or folder of documents"),
+        (["--model", "gpt"], "error: model gpt is not declared; choose one of: "),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_fetched(folder: Path, arguments: list[str], said: str) -> None:
+    done = demo(folder, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    assert not (folder / "warehouse").exists()
+
+
+def test_each_pair_of_documents_and_model_has_a_store_of_its_own() -> None:
+    own_name = runpy.run_path(str(ROOT / "demo" / "run.py"))["own_name"]
+    names = {own_name(Path(path), model) for path in ("a/b.jsonl", "a/c/b.jsonl", "日本") for model in ("m", "n")}
+    assert len(names) == 6
+    assert {name.rpartition("-")[0] for name in names} == {"b", "documents"}
