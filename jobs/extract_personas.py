@@ -30,8 +30,15 @@ def run(context: Context) -> StepResult:
         return StepResult(rows_in, {"done_before": done_before})
 
     pending = documents.join(done, on="id", how="left_anti")
-    asked = store.stage(frames.requests(pending, task))
-    spend = complete_all(context, asked, endpoint, step=STEP)
+    asked, spend = complete_all(
+        context,
+        frames.requests(pending, task),
+        endpoint,
+        step=STEP,
+        rows=rows_in - done_before,
+        recipe=recipe,
+        inputs=(DOCUMENTS, PERSONA_ORIGINS, QUARANTINE),
+    )
     findings = store.stage(frames.read_personas(frames.answers(asked, store.read(LLM_CALLS)), task))
     counts = frames.tally(findings, {"read": F.col("persona_id").isNotNull()})
     found = findings.where(F.col("persona_id").isNotNull())

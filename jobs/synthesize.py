@@ -5,7 +5,7 @@ from pyspark.sql import functions as F
 from personahub_spark.ledger import complete_all
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.settings import SynthesisSettings
-from personahub_spark.tables import LLM_CALLS, QUARANTINE, SYNTHESES
+from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES
 from personahub_spark.tasks import frames
 from personahub_spark.tasks.math import MathProblem
 
@@ -44,8 +44,15 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
         return StepResult(rows_in, {"done_before": done_before})
 
     pending = hub.join(done, on="id", how="left_anti")
-    asked = store.stage(frames.requests(pending, task))
-    spend = complete_all(context, asked, endpoint, step=STEP)
+    asked, spend = complete_all(
+        context,
+        frames.requests(pending, task),
+        endpoint,
+        step=STEP,
+        rows=rows_in - done_before,
+        recipe=f"{recipe}:{last}",
+        inputs=(PERSONAS, PERSONA_REMOVALS, SYNTHESES, QUARANTINE),
+    )
     answers = frames.answers(asked, store.read(LLM_CALLS)).join(
         hub.select("id", F.col("text").alias("persona")), on="id", how="inner"
     )

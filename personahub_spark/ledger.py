@@ -1,39 +1,44 @@
 """Ask models, each question once, and keep every answer before anyone reads it.
 
-:func:`complete_all` turns requests into rows of ``llm_calls`` in three stages. *Plan*: distinct requests that have no
-outcome yet, written down before the first is sent. *Call*: Spark tasks ask, and write outcomes to small shard files
-every few seconds; a task that starts again skips what its shards already hold. *Commit*: the shards become rows of the
-ledger, at most one per key. Whatever dies in between, the next start folds the shards into the ledger first.
+:func:`complete_all` turns requests into rows of ``llm_calls``. *Plan*: the requests are evaluated once and written
+down, split in waves by their keys. *Call*, wave by wave: Spark tasks ask what the ledger does not have yet; their only
+sink is the write-ahead log (``wal``). *Commit*: the log's shards become rows of the ledger, in numbered transactions.
+A plan is named by what it was made from, so a run that died is taken up where it was: finished waves are not looked at
+again, and what the log holds is folded in first.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
+import importlib
+import json
 import logging
 import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DecimalType, LongType, StringType, StructField, StructType
 
-from personahub_spark import files
+from personahub_spark import files, wal
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.client import outcomes
-from personahub_spark.llm.costs import Spend
-from personahub_spark.llm.wire import Outcome, Request
+from personahub_spark.llm.batches import Journal, run_batches
+from personahub_spark.llm.client import key_of, outcomes
+from personahub_spark.llm.costs import Spend, cost_microusd
+from personahub_spark.llm.gate import Gate, GatePlace, GateState, NotAdmitted
+from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.progress import Progress, Status
-from personahub_spark.settings import Endpoint, Price
-from personahub_spark.tables import LLM_CALLS, Store
+from personahub_spark.settings import CallSettings, Endpoint, Price
+from personahub_spark.tables import LLM_CALLS, Store, Table
+from personahub_spark.text import estimate_tokens
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -42,8 +47,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FLUSH_ROWS = 200
-FLUSH_S = 5.0
+MAX_FUTILE_TRIES = 4
+"""A call stage that fails this often in a row without one more answer is given up."""
+SAMPLE_ROWS = 200
+"""Requests that an estimate looks at."""
 
 _CALLS = StructType(list(LLM_CALLS.columns))
 _MANIFEST = StructType(
@@ -53,11 +60,17 @@ _MANIFEST = StructType(
         StructField("requests", LongType(), False),
     ]
 )
-_SHARD = re.compile(r"p(?P<partition>\d+)-[0-9a-f]+-n(?P<rows>\d+)-c(?P<microusd>\d+)\.parquet$")
 
 
 class RunStoppedError(PersonaHubError):
-    """The endpoint said something that no retry mends (wrong key, unknown model, quota); answers so far are kept."""
+    """The endpoint said something that no retry mends (wrong key, unknown model, quota); answers so far are kept.
+
+    ``spend`` is what was added to the ledger before.
+    """
+
+    def __init__(self, message: str, spend: Spend) -> None:
+        super().__init__(message)
+        self.spend = spend
 
 
 class Run(Protocol):
@@ -75,223 +88,575 @@ class Run(Protocol):
     def prices(self) -> dict[str, Price]: ...
     @property
     def progress(self) -> Progress: ...
+    @property
+    def calls(self) -> CallSettings: ...
+    @property
+    def before_asking(self) -> Callable[[], None]: ...
 
 
-def complete_all(run: Run, requests: DataFrame, endpoint: Endpoint, *, step: str) -> Spend:
-    """See to it that every request of ``requests`` has its outcome in ``llm_calls``; what that added to the ledger.
+class Asked(NamedTuple):
+    """``requests`` as they were given, evaluated once, to read as often as needed until the step ends; ``spend`` is
+    what asking them added to the ledger."""
 
-    ``requests`` has ``request_key`` and ``request`` (canonical JSON, see ``llm.wire``), duplicates allowed, and is
-    evaluated once. Read the outcomes by joining ``llm_calls`` on ``request_key``: a request without a row there was
-    put off (the endpoint kept failing) and is asked again by the next run. In a dry run nothing is sent. Raises
-    RunStoppedError, after keeping what was answered, when the endpoint refuses the whole run.
+    requests: DataFrame
+    spend: Spend
+
+
+def complete_all(
+    run: Run,
+    requests: DataFrame,
+    endpoint: Endpoint,
+    *,
+    step: str,
+    rows: int,
+    recipe: str = "",
+    inputs: Sequence[Table] = (),
+) -> Asked:
+    """See to it that every request of ``requests`` has its outcome in ``llm_calls``.
+
+    ``requests`` has ``request_key`` and ``request`` (canonical JSON, see ``llm.wire``), duplicates allowed, and any
+    other columns; it is evaluated once, also when a run that died is taken up: such a run's plan is known by ``step``,
+    ``recipe`` and the versions of ``inputs``, the tables that ``requests`` comes from. ``rows``: how many requests
+    there are, or about. Read the outcomes by joining ``llm_calls`` on ``request_key``: a request without a row there
+    was put off (outage, budget) and is asked again by the next run.
+
+    In a dry run nothing is sent, and what asking would cost is said. In a replay nothing is sent either. Raises
+    RunStoppedError, after keeping what was answered, when the endpoint refuses the whole run; PersonaHubError when the
+    same step is running elsewhere, a replay lacks an answer, or a cap cannot be kept.
     """
     store = run.store
-    known = store.read(LLM_CALLS).select("request_key")
-    missing = (
-        requests.select("request_key", "request")
-        .dropDuplicates(["request_key"])
-        .join(known, on="request_key", how="left_anti")
-    )
     if store.dry_run:
-        run.progress.say(f"{step}: {missing.count():,} requests would be sent to {endpoint.model}")
-        return Spend()
-    spend = recover(run)
-    plan_id = f"{run.run_id}-{step}-{uuid.uuid4().hex[:8]}"
-    plan_path = f"{store.state_root}/plans/{plan_id}"
-    missing.write.parquet(plan_path)
-    plan = run.spark.read.schema(missing.schema).parquet(plan_path)
-    planned = plan.count()
-    if planned:
-        spend += _ask(run, plan, planned, endpoint, step=step, plan_id=plan_id)
-    files.delete(plan_path)
-    return spend
+        staged = store.stage(requests)
+        run.progress.say(f"{step}: {_estimate(run, _missing(staged, store.read(LLM_CALLS)), endpoint).text}")
+        return Asked(staged, Spend())
+    with wal.lease(f"{store.state_root}/locks", step):
+        origin = [recipe or uuid.uuid4().hex, *(f"{table.name}@{store.version(table)}" for table in inputs)]
+        digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
+        plan = _Plan(run, endpoint, step, f"{step}-{digest}")
+        spend = _recover(run, endpoint, step, keep=plan)
+        if not plan.exists():
+            plan.write(requests, rows)
+        spend += plan.complete(spend)
+        store.hand_over(plan.folder)  # not before: whoever comes after a failure goes on from here
+        return Asked(plan.requests(), spend)
 
 
-def recover(run: Run) -> Spend:
-    """Fold outcomes that an interrupted run left behind into the ledger; what was new there."""
+def embed_all(
+    run: Run, texts: DataFrame, endpoint: Endpoint, *, step: str, rows: int, dimensions: int | None = None
+) -> Asked:
+    """See to it that every text of ``texts`` (``id``, ``text``) has its vector in ``llm_calls``, many asked at once.
+
+    ``Asked.requests`` has ``id`` and ``request_key``; ``vectors`` gives the vectors. Otherwise as ``complete_all``.
+    """
+    model = endpoint.model
+    arrow = pa.schema([(name, pa.string()) for name in ("id", "request_key", "request")])
+
+    def ask(parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for part in parts:
+            made = [
+                (row["id"], Request.embedding(model, row["text"], dimensions=dimensions)) for row in part.to_pylist()
+            ]
+            found = [{"id": id_, "request_key": request.key, "request": request.to_json()} for id_, request in made]
+            yield pa.RecordBatch.from_pylist(found, schema=arrow)
+
+    schema = StructType([StructField(name, StringType(), False) for name in ("id", "request_key", "request")])
+    return complete_all(run, texts.select("id", "text").mapInArrow(ask, schema), endpoint, step=step, rows=rows)
+
+
+def vectors(asked: DataFrame, calls: DataFrame) -> DataFrame:
+    """Those of ``asked`` (``id``, ``request_key``) that have a vector: ``id``, ``vector``.
+
+    Vectors are float32, little-endian bytes, of length one: the dot product of two is their cosine.
+    """
+    found = calls.where(F.col("vector").isNotNull()).select("request_key", "vector")
+    return asked.join(found, on="request_key", how="inner").select("id", "vector")
+
+
+def recover(run: Run, endpoint: Endpoint, step: str) -> Spend:
+    """Fold outcomes that an interrupted run of ``step`` left behind into the ledger; what was new there."""
+    with wal.lease(f"{run.store.state_root}/locks", step):
+        return _recover(run, endpoint, step, keep=None)
+
+
+def _recover(run: Run, endpoint: Endpoint, step: str, *, keep: _Plan | None) -> Spend:
     spend = Spend()
-    for plan_id in files.names(f"{run.store.state_root}/wal", folders=True):
-        spend += _commit(run, plan_id)
-    for plan_id in files.names(f"{run.store.state_root}/plans", folders=True):
-        files.delete(f"{run.store.state_root}/plans/{plan_id}")
+    for name in files.names(f"{run.store.state_root}/plans", folders=True):
+        if name.rpartition("-")[0] != step:
+            continue
+        plan = _Plan(run, endpoint, step, name)
+        spend += plan.fold()
+        if keep is None or name != keep.name:
+            files.delete(plan.folder)
     if spend.requests:
-        run.progress.say(f"recovered {spend.requests:,} answers of an interrupted run")
-    return spend
-
-
-def _ask(run: Run, plan: DataFrame, planned: int, endpoint: Endpoint, *, step: str, plan_id: str) -> Spend:
-    price = run.prices.get(endpoint.model)
-    if price is None:
-        log.warning("model %s has no price in the price file: its cost is unknown, not zero", endpoint.model)
-    shards = f"{run.store.state_root}/wal/{plan_id}"
-    calls = plan.repartition(endpoint.workers, "request_key").mapInArrow(
-        _Caller(endpoint, price, shards, step, FLUSH_S), _MANIFEST
-    )
-    with run.progress.watch(
-        f"{step}: asking {endpoint.model}", lambda: _progress(shards, planned, priced=price is not None)
-    ):
-        manifest = calls.collect()
-    spend = _commit(run, plan_id)
-    put_off: Counter[str] = Counter()
-    for row in manifest:
-        if row["status"] == "deferred":
-            put_off[row["reason"]] += row["requests"]
-    for error_class, count in put_off.most_common():
-        log.warning("%s: %d calls put off to a later run (%s)", step, count, error_class)
-    stops = sorted({row["reason"] for row in manifest if row["status"] == "stopped"})
-    if stops:
-        raise RunStoppedError(f"{step}: {stops[0]}; {spend.requests:,} outcomes so far are kept, run again to go on")
+        run.progress.say(f"{step}: recovered {spend.requests:,} answers of an interrupted run")
     return spend
 
 
 @dataclass(frozen=True)
+class _Estimate:
+    requests: int
+    text: str
+
+
+def _estimate(run: Run, missing: DataFrame, endpoint: Endpoint) -> _Estimate:
+    """How many distinct requests ``missing`` holds, and in a sentence what asking them takes, from a sample of them."""
+    count = missing.count()
+    if count == 0:
+        return _Estimate(0, "nothing to ask, every answer is known")
+    sample = [StoredRequest(row["request_key"], row["request"]).read() for row in missing.limit(SAMPLE_ROWS).collect()]
+    share = Decimal(count) / len(sample)
+    tokens_in = round(share * sum(_input_tokens(request) for request in sample))
+    most_out = round(share * sum(int(request.sampling.get("max_tokens", 0)) for request in sample))
+    alike = F.col("prompt_version").isin(sorted({request.prompt_version for request in sample}))
+    earlier = run.store.read(LLM_CALLS).where(alike & (F.col("model") == endpoint.model))
+    mean = earlier.agg(F.avg("output_tokens").alias("mean")).collect()[0]["mean"]
+    likely_out = most_out if mean is None else round(mean * count)
+    basis = "the most that is allowed" if mean is None else "as long as earlier answers"
+    said = f"{count:,} requests for {endpoint.model}, about {tokens_in:,} tokens in and {likely_out:,} out ({basis})"
+    price = _price(run, endpoint)
+    if price is None:
+        return _Estimate(count, f"{said}; the model has no price in the price file, so the cost is unknown")
+    likely, most = (cost_microusd(Usage(tokens_in, 0, out, 0), price) or Decimal(0) for out in (likely_out, most_out))
+    return _Estimate(count, f"{said}: about ${likely / 1_000_000:,.4f}, at most about ${most / 1_000_000:,.4f}")
+
+
+def _input_tokens(request: Request) -> int:
+    return sum(4 + estimate_tokens(str(message.get("content") or "")) for message in request.messages)
+
+
+class _Plan:
+    """What a step asks, frozen in a folder, and how far it has come: ``requests/wave=N`` (as given), ``plan.json``
+    (written when they are whole), ``waves/`` (those done), ``shards/wN`` and ``commits`` (see ``wal``)."""
+
+    def __init__(self, run: Run, endpoint: Endpoint, step: str, name: str) -> None:
+        self._run = run
+        self._endpoint = endpoint
+        self._step = step
+        self.name = name
+        self.folder = f"{run.store.state_root}/plans/{name}"
+        self._commits = wal.Commits(f"{self.folder}/commits")
+
+    def exists(self) -> bool:
+        """Whether it is written down whole."""
+        return "plan.json" in files.names(self.folder)
+
+    def write(self, requests: DataFrame, rows: int) -> None:
+        """Evaluate ``requests`` and write them down, in waves of about ``calls.wave_rows``."""
+        files.delete(self.folder)
+        # Batches of requests are cut by whoever makes batch files.
+        waves = 1 if self._endpoint.mode == "batch" else max(1, -(-rows // self._run.calls.wave_rows))
+        share = F.conv(F.substring("request_key", 1, 8), 16, 10).cast("double") / float(1 << 32)
+        split = requests.withColumn("wave", F.floor(share * waves).cast("int"))
+        if waves > 1:
+            split = split.repartition(waves, "wave")
+        split.write.partitionBy("wave").parquet(f"{self.folder}/requests")
+        found = {"waves": waves, "columns": requests.schema.jsonValue()}
+        self._note({**found, "missing": 0})
+        estimate = _estimate(self._run, _missing(self.requests(), self._run.store.read(LLM_CALLS)), self._endpoint)
+        if estimate.requests and not self._run.calls.replay:
+            self._run.progress.say(f"{self._step}: {estimate.text}")
+        self._note({**found, "missing": estimate.requests})
+
+    def requests(self) -> DataFrame:
+        """The requests as they were given."""
+        columns = StructType.fromJson(self._noted()["columns"])
+        return self._run.spark.read.schema(columns).parquet(f"{self.folder}/requests")
+
+    def fold(self) -> Spend:
+        """Make what the log holds rows of the ledger."""
+        for wave in range(self._noted()["waves"] if self.exists() else 0):
+            wal.salvage(self._shards(wave), _arrow(_CALLS))
+        unfinished = self._commits.unfinished()
+        spend = Spend() if unfinished is None else self._commit(*unfinished)
+        for name in files.names(f"{self.folder}/shards", folders=True):
+            spend += self._commit_wave(int(name[1:]))
+        return spend
+
+    def complete(self, spent: Spend) -> Spend:
+        """Ask what is missing, wave by wave; ``spent`` is what the run's step has spent before."""
+        noted = self._noted()
+        done = {int(name[1:7]) for name in files.names(f"{self.folder}/waves")}
+        left = [wave for wave in range(noted["waves"]) if wave not in done] if noted["missing"] else []
+        if not left:
+            return Spend()
+        if self._run.calls.replay is not None:
+            return self._replay(left)
+        self._run.before_asking()
+        price = _price(self._run, self._endpoint)
+        if price is None:
+            log.warning("model %s has no price in the price file: its cost is unknown, not zero", self._endpoint.model)
+        ask = self._ask_in_batches if self._endpoint.mode == "batch" else self._ask_in_tasks
+        spend, put_off, asking_s = Spend(), Counter[str](), 0.0
+        total = -(-noted["missing"] * len(left) // noted["waves"])
+        with (
+            Gate(
+                self._endpoint,
+                price,
+                max_cost_usd=self._run.calls.max_cost_usd,
+                spent_microusd=self._spent_in_run(),
+                outage_limit_s=self._run.calls.outage_limit_s,
+                host=self._run.spark.conf.get("spark.driver.host") or "127.0.0.1",
+                keys=_handed_keys(self._run.spark, self._endpoint),
+            ) as gate,
+            self._run.progress.watch(
+                f"{self._step}: asking {self._endpoint.model}", lambda: self._status(spend, total, price)
+            ),
+        ):
+            for wave in left:
+                began = time.monotonic()
+                manifest = ask(wave, price, gate)
+                asking_s += time.monotonic() - began
+                spend += self._commit_wave(wave)
+                put_off.update({why: count for (status, why), count in manifest.items() if status == "deferred"})
+                stops = sorted(why for status, why in manifest if status == "stopped")
+                if stops:
+                    said = f"{stops[0]}; {spend.requests:,} outcomes so far are kept, run again to go on"
+                    raise RunStoppedError(f"{self._step}: {said}", spent + spend)
+                if not any(status == "deferred" for status, _ in manifest):
+                    files.write_whole(f"{self.folder}/waves", f"w{wave:06d}", b"")
+            spend += Spend(limit_share=self._limit_share(gate.state(), asking_s))
+        for error_class, count in put_off.most_common():
+            log.warning("%s: %d calls put off to a later run (%s)", self._step, count, error_class)
+        return spend
+
+    def _ask_in_tasks(self, wave: int, price: Price | None, gate: Gate) -> Counter[tuple[str, str]]:
+        """The call stage of a wave: how many requests ended in which status, and why."""
+        caller = _Caller(
+            self._endpoint, price, self._shards(wave), self._step, self._run.run_id, gate.place, wal.FLUSH_S
+        )
+        calls = self._missing(wave).repartition(self._endpoint.workers, "request_key").mapInArrow(caller, _MANIFEST)
+        futile, kept = 0, -1
+        while True:
+            try:
+                rows = calls.collect()
+            except Exception as error:  # a lost worker or executor; what its tasks had is in the log
+                before, kept = kept, sum(shard.rows for shard in wal.shards(self._shards(wave)))
+                futile = 0 if kept > before else futile + 1
+                if futile == MAX_FUTILE_TRIES:
+                    raise PersonaHubError(
+                        f"{self._step}: asking failed {futile} times in a row without one more answer; answers so far "
+                        f"are kept. The last failure: {_cause(error)}"
+                    ) from error
+                log.warning("%s: a task died (%s); what it had not answered is asked again", self._step, _cause(error))
+                continue
+            manifest = Counter[tuple[str, str]]()
+            for row in rows:
+                manifest[row["status"], row["reason"]] += row["requests"]
+            return manifest
+
+    def _ask_in_batches(self, wave: int, price: Price | None, gate: Gate) -> Counter[tuple[str, str]]:
+        """The same by the provider's batch files, from the driver."""
+        run, endpoint = self._run, self._endpoint
+        try:
+            key = key_of(endpoint, _handed_keys(run.spark, endpoint).get(0))
+        except NotAdmitted as refusal:
+            raise RunStoppedError(f"{self._step}: {refusal.failure.message}", Spend()) from None
+        missing = self._missing(wave)
+        writer = wal.Writer(self._shards(wave), 0, _arrow(_CALLS), run_id=run.run_id)
+        found = run_batches(
+            (StoredRequest(row["request_key"], row["request"]) for row in missing.toLocalIterator()),
+            endpoint,
+            price,
+            name=self._step,
+            journal=Journal(f"{run.store.state_root}/batches/{self._step}"),
+            key=key,
+            flush=writer.flush,
+            say=run.progress.say,
+            outage_limit_s=run.calls.outage_limit_s,
+        )
+        manifest = Counter[tuple[str, str]]()
+        for outcome in found:
+            _keep(outcome, writer, endpoint, self._step, manifest)
+        writer.close()
+        return manifest
+
+    def _replay(self, left: Sequence[int]) -> Spend:
+        """Take the answers of ``left`` from the recorded ledger, with the stamps they have there."""
+        place = f"{files.absolute(self._run.calls.replay or '')}/{LLM_CALLS.name}"
+        recorded = self._run.spark.read.format("delta").load(place)
+        spend = Spend()
+        for wave in left:
+            missing = self._missing(wave)
+            lacking = missing.join(recorded.select("request_key"), on="request_key", how="left_anti")
+            first = lacking.orderBy("request_key").limit(1).collect()
+            if first:
+                raise PersonaHubError(
+                    f"{self._step}: the ledger recorded at {place} lacks {lacking.count():,} of the answers that "
+                    f"this run needs (the first: {first[0]['request_key']}); replay with the settings, inputs and code "
+                    "of the recorded run, or ask a model by taking calls.replay away"
+                )
+            rows = recorded.join(missing.select("request_key"), on="request_key", how="left_semi")
+            totals = _totals(rows)
+            number = self._commits.next()
+            self._commits.begin(number, wave, [])
+            self._run.store.append(LLM_CALLS, rows, app_id=self.name, version=number)
+            self._commits.done(number)
+            files.write_whole(f"{self.folder}/waves", f"w{wave:06d}", b"")
+            spend += totals
+        return spend
+
+    def _missing(self, wave: int) -> DataFrame:
+        """The distinct requests of ``wave`` without an outcome: request_key, request."""
+        if f"wave={wave}" not in files.names(f"{self.folder}/requests", folders=True):
+            return self.requests().limit(0).select("request_key", "request")
+        columns = StructType.fromJson(self._noted()["columns"])
+        asked = self._run.spark.read.schema(columns).parquet(f"{self.folder}/requests/wave={wave}")
+        return _missing(asked, self._calls(wave))
+
+    def _calls(self, wave: int) -> DataFrame:
+        """That part of the ledger where the keys of ``wave`` are; its files hold ranges of keys, so few are read."""
+        waves = self._noted()["waves"]
+        calls = self._run.store.read(LLM_CALLS)
+        first, beyond = (-(-(number << 32) // waves) for number in (wave, wave + 1))
+        if wave > 0:
+            calls = calls.where(F.col("request_key") >= f"{first:08x}")
+        if wave < waves - 1:
+            calls = calls.where(F.col("request_key") < f"{beyond:08x}")
+        return calls
+
+    def _commit_wave(self, wave: int) -> Spend:
+        names = [shard.name for shard in wal.shards(self._shards(wave))]
+        if not names:
+            files.delete(self._shards(wave))
+            return Spend()
+        number = self._commits.next()
+        self._commits.begin(number, wave, names)
+        return self._commit(number, wave, names)
+
+    def _commit(self, number: int, wave: int, names: Sequence[str]) -> Spend:
+        """Make the shards rows of the ledger, at most one a key, then drop them; what was new there.
+
+        Safe to repeat: the table skips a transaction that it has seen, and a known key adds nothing.
+        """
+        store, folder = self._run.store, self._shards(wave)
+        best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
+        shards = self._run.spark.read.schema(_CALLS).parquet(*[f"{folder}/{name}" for name in names])
+        found = (
+            shards.withColumn("_nth", F.row_number().over(best)).where(F.col("_nth") == 1).select(*_CALLS.fieldNames())
+        )
+        # A batch file of an earlier run may bring keys from anywhere.
+        calls = store.read(LLM_CALLS) if self._endpoint.mode == "batch" else self._calls(wave)
+        new = found.join(calls.select("request_key"), on="request_key", how="left_anti")
+        totals = _totals(new)
+        if totals.requests:
+            added = store.append(
+                LLM_CALLS,
+                new,
+                app_id=self.name,
+                version=number,
+                run_id=self._run.run_id,
+                created_at=self._run.started_at,
+            )
+            if added != totals.requests:
+                raise PersonaHubError(
+                    f"transaction {number} of {self.name} should have added {totals.requests:,} answers to the ledger "
+                    f"but added {added:,}; they are kept in {folder}"
+                )
+        self._commits.done(number)
+        for name in names:
+            files.delete_file(folder, name)
+        if not wal.shards(folder):
+            files.delete(folder)
+        return totals
+
+    def _shards(self, wave: int) -> str:
+        return f"{self.folder}/shards/w{wave:06d}"
+
+    def _noted(self) -> dict[str, Any]:
+        noted: dict[str, Any] = json.loads(files.read_whole(self.folder, "plan.json"))
+        return noted
+
+    def _note(self, content: dict[str, Any]) -> None:
+        files.write_whole(self.folder, "plan.json", json.dumps(content).encode())
+
+    def _spent_in_run(self) -> Decimal:
+        if self._run.calls.max_cost_usd is None:
+            return Decimal(0)
+        own = self._run.store.read(LLM_CALLS).where(F.col("run_id") == self._run.run_id)
+        return own.agg(F.sum("cost_microusd").alias("cost")).collect()[0]["cost"] or Decimal(0)
+
+    def _limit_share(self, state: GateState, asking_s: float) -> float | None:
+        addresses = self._endpoint.addresses
+        used = []
+        for admitted, limits in (
+            (state.admitted, [address.requests_per_minute for address in addresses]),
+            (state.tokens, [address.tokens_per_minute for address in addresses]),
+        ):
+            known = [limit for limit in limits if limit is not None]
+            if len(known) == len(limits) and asking_s > 0:
+                used.append(admitted / (sum(known) / 60 * asking_s))
+        return max(used, default=None)
+
+    def _status(self, spend: Spend, total: int, price: Price | None) -> Status:
+        found = [
+            shard
+            for name in files.names(f"{self.folder}/shards", folders=True)
+            for shard in wal.shards(f"{self.folder}/shards/{name}")
+        ]
+        cost = None
+        if price is not None and spend.cost_microusd is not None:
+            cost = spend.cost_microusd + sum(shard.microusd for shard in found)
+        return Status(spend.requests + sum(shard.rows for shard in found), total, unit="answers", cost_microusd=cost)
+
+
+@dataclass(frozen=True)
 class _Caller:
-    """The call stage of one Spark task: asks what its shards do not hold yet; its only sink is the shards."""
+    """The call stage of one Spark task: asks what the log does not hold yet; its only sink is the log."""
 
     endpoint: Endpoint
     price: Price | None
     folder: str
     step: str
+    run_id: str
+    gate: GatePlace | None
     flush_s: float
 
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         assert context is not None, "runs in a Spark task"
-        shards = _Shards(self.folder, context.partitionId(), self.flush_s)
-        asked = shards.keys()
-        versions: dict[str, str] = {}  # of the requests in flight
-        manifest: Counter[tuple[str, str]] = Counter()
+        writer = wal.Writer(
+            self.folder, context.partitionId(), _arrow(_CALLS), run_id=self.run_id, flush_s=self.flush_s
+        )
+        manifest = Counter[tuple[str, str]]()
+        apart: list[StoredRequest] = []  # one of these may have killed an earlier attempt: each is asked alone
         try:
-            for outcome in outcomes(_requests(batches, asked, versions), self.endpoint, self.price):
-                if outcome is None:
-                    shards.flush_if_due()
-                    continue
-                prompt_version = versions.pop(outcome.request_key, "")
-                if outcome.status in ("answered", "failed"):
-                    shards.add(self._row(outcome, prompt_version))
-                    manifest[outcome.status, outcome.error_class or ""] += 1
-                elif outcome.status == "stopped":
-                    manifest["stopped", outcome.error_message or outcome.error_class or "stopped"] += 1
-                else:
-                    manifest["deferred", outcome.error_class or "unknown"] += 1
+            for key in writer.killers:
+                writer.add(self._killer(key))
+                manifest["failed", "worker_died"] += 1
+            self._ask(_pulled(parts, writer, apart), writer, manifest)
+            for request in apart:
+                writer.starting(request.key, alone=True)
+                self._ask([request], writer, manifest)
         finally:
-            shards.flush()
-        rows = [{"status": s, "reason": why, "requests": n} for (s, why), n in manifest.items()]
+            writer.flush()
+        writer.close()
+        rows = [{"status": status, "reason": why, "requests": count} for (status, why), count in manifest.items()]
         yield pa.RecordBatch.from_pylist(rows, schema=_arrow(_MANIFEST))
 
-    def _row(self, outcome: Outcome, prompt_version: str) -> dict[str, Any]:
-        usage = outcome.usage
+    def _ask(self, requests: Iterable[StoredRequest], writer: wal.Writer, manifest: Counter[tuple[str, str]]) -> None:
+        for outcome in outcomes(requests, self.endpoint, self.price, gate=self.gate):
+            _keep(outcome, writer, self.endpoint, self.step, manifest)
+
+    def _killer(self, key: str) -> dict[str, Any]:
+        """The row of a request that two workers died of."""
+        said = "the Python worker died twice while this was asked, the second time while it was asked alone"
         return {
-            "request_key": outcome.request_key,
-            "step": self.step,
-            "model": self.endpoint.model,
-            "prompt_version": prompt_version,
-            "status": outcome.status,
-            "text": outcome.text,
-            "finish_reason": outcome.finish_reason,
-            "input_tokens": usage.input_tokens if usage else None,
-            "cached_tokens": usage.cached_tokens if usage else None,
-            "output_tokens": usage.output_tokens if usage else None,
-            "reasoning_tokens": usage.reasoning_tokens if usage else None,
-            "cost_microusd": outcome.cost_microusd,
-            "attempts": outcome.attempts,
-            "latency_ms": outcome.latency_ms,
-            "model_returned": outcome.model_returned,
-            "response_id": outcome.response_id,
-            "endpoint": outcome.endpoint,
-            "terms": self.endpoint.terms,
-            "error_class": outcome.error_class,
-            "error_message": outcome.error_message,
-        }
+            "request_key": key, "step": self.step, "model": self.endpoint.model, "prompt_version": "",
+            "status": "failed", "attempts": 2, "latency_ms": 0, "endpoint": "", "terms": self.endpoint.terms,
+            "cost_microusd": None, "error_class": "worker_died", "error_message": said,
+        }  # fmt: skip
 
 
-def _requests(batches: Iterable[pa.RecordBatch], asked: set[str], versions: dict[str, str]) -> Iterator[Request]:
-    for batch in batches:
-        for row in batch.to_pylist():
-            if row["request_key"] not in asked:
-                request = Request.from_json(row["request"])
-                versions[request.key] = request.prompt_version
-                yield request
+def _pulled(parts: Iterable[pa.RecordBatch], writer: wal.Writer, apart: list[StoredRequest]) -> Iterator[StoredRequest]:
+    for part in parts:
+        for key, text in zip(part.column("request_key").to_pylist(), part.column("request").to_pylist(), strict=True):
+            if key in writer.known or key in writer.killers:
+                continue
+            if key in writer.suspects:
+                apart.append(StoredRequest(key, text))
+                continue
+            writer.starting(key)
+            yield StoredRequest(key, text)
 
 
-class _Shards:
-    """Outcomes of one task, written as whole files; each name says its partition, rows and cost."""
-
-    def __init__(self, folder: str, partition: int, flush_s: float) -> None:
-        self._folder = folder
-        self._partition = partition
-        self._flush_s = flush_s
-        self._rows: list[dict[str, Any]] = []
-        self._flushed_at = time.monotonic()
-
-    def keys(self) -> set[str]:
-        """Request keys that earlier attempts of this task have stored."""
-        system, path = files.filesystem(self._folder)
-        found: set[str] = set()
-        for shard in _shards(self._folder):
-            if int(shard["partition"]) == self._partition:
-                table = pq.read_table(f"{path}/{shard[0]}", filesystem=system, columns=["request_key"])
-                found.update(table.column("request_key").to_pylist())
-        return found
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        self.flush_if_due()
-
-    def flush_if_due(self) -> None:
-        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= self._flush_s:
-            self.flush()
-
-    def flush(self) -> None:
-        self._flushed_at = time.monotonic()
-        if not self._rows:
-            return
-        table = pa.Table.from_pylist(self._rows, schema=_arrow(_CALLS))
-        microusd = int(sum(row["cost_microusd"] or 0 for row in self._rows))
-        name = f"p{self._partition:05d}-{uuid.uuid4().hex}-n{len(self._rows)}-c{microusd}.parquet"
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        files.write_whole(self._folder, name, buffer.getvalue())
-        self._rows = []
+def _keep(
+    outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step: str, manifest: Counter[tuple[str, str]]
+) -> None:
+    """Into the log with it, if it is one for the ledger; count it."""
+    if outcome is None:
+        writer.flush_if_due()
+    elif outcome.status in ("answered", "failed"):
+        writer.add(_row(outcome, endpoint, step))
+        manifest[outcome.status, outcome.error_class or ""] += 1
+    elif outcome.status == "stopped":
+        writer.drop(outcome.request_key)
+        manifest["stopped", outcome.error_message or outcome.error_class or "stopped"] += 1
+    else:
+        writer.drop(outcome.request_key)
+        manifest["deferred", outcome.error_class or "unknown"] += 1
 
 
-def _commit(run: Run, plan_id: str) -> Spend:
-    """Make the shards of a plan rows of the ledger, then drop them. Safe to repeat: a known key adds nothing."""
-    folder = f"{run.store.state_root}/wal/{plan_id}"
-    if not _shards(folder):
-        files.delete(folder)
-        return Spend()
-    best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
-    found = (
-        run.spark.read.schema(_CALLS)
-        .parquet(folder)
-        .withColumn("_nth", F.row_number().over(best))
-        .where(F.col("_nth") == 1)
-        .select(*_CALLS.fieldNames())
-    )
-    new = found.join(run.store.read(LLM_CALLS).select("request_key"), on="request_key", how="left_anti")
-    totals = new.agg(
+def _row(outcome: Outcome, endpoint: Endpoint, step: str) -> dict[str, Any]:
+    usage = outcome.usage
+    return {
+        "request_key": outcome.request_key,
+        "step": step,
+        "model": endpoint.model,
+        "prompt_version": outcome.prompt_version,
+        "status": outcome.status,
+        "answer_class": outcome.answer_class,
+        "text": outcome.text,
+        "vector": outcome.vector,
+        "finish_reason": outcome.finish_reason,
+        "input_tokens": usage.input_tokens if usage else None,
+        "cached_tokens": usage.cached_tokens if usage else None,
+        "output_tokens": usage.output_tokens if usage else None,
+        "reasoning_tokens": usage.reasoning_tokens if usage else None,
+        "cost_microusd": outcome.cost_microusd,
+        "attempts": outcome.attempts,
+        "latency_ms": outcome.latency_ms,
+        "model_returned": outcome.model_returned,
+        "response_id": outcome.response_id,
+        "endpoint": outcome.endpoint,
+        "terms": endpoint.terms,
+        "error_class": outcome.error_class,
+        "error_message": outcome.error_message,
+    }
+
+
+def _missing(requests: DataFrame, calls: DataFrame) -> DataFrame:
+    """``request_key`` and ``request`` of the distinct ``requests`` that ``calls`` has no outcome of."""
+    asked = requests.select("request_key", "request").dropDuplicates(["request_key"])
+    return asked.join(calls.select("request_key"), on="request_key", how="left_anti")
+
+
+def _totals(calls: DataFrame) -> Spend:
+    found = calls.agg(
         F.count(F.lit(1)).alias("requests"),
         F.coalesce(F.sum("input_tokens"), F.lit(0)).alias("input_tokens"),
         F.coalesce(F.sum("output_tokens"), F.lit(0)).alias("output_tokens"),
         F.sum("cost_microusd").alias("cost"),
         F.count_if(F.col("cost_microusd").isNull() & (F.col("status") == "answered")).alias("unpriced"),
     ).collect()[0]
-    run.store.add_new(LLM_CALLS, found, run_id=run.run_id, created_at=run.started_at)
-    files.delete(folder)
-    cost = None if totals["unpriced"] else (totals["cost"] or Decimal(0))
-    return Spend(totals["requests"], totals["input_tokens"], totals["output_tokens"], cost)
+    cost = None if found["unpriced"] else (found["cost"] or Decimal(0))
+    return Spend(found["requests"], found["input_tokens"], found["output_tokens"], cost)
 
 
-def _progress(folder: str, planned: int, *, priced: bool) -> Status:
-    shards = _shards(folder)
-    cost = Decimal(sum(int(shard["microusd"]) for shard in shards)) if priced else None
-    return Status(sum(int(shard["rows"]) for shard in shards), planned, unit="answers", cost_microusd=cost)
+def _price(run: Run, endpoint: Endpoint) -> Price | None:
+    return run.prices.get(endpoint.model)
 
 
-def _shards(folder: str) -> list[re.Match[str]]:
-    found = (_SHARD.fullmatch(name) for name in files.names(folder))
-    return [shard for shard in found if shard is not None]
+def _handed_keys(spark: SparkSession, endpoint: Endpoint) -> dict[int, str]:
+    """Keys that only the driver can look up, by position of their address."""
+    return {
+        position: _credential(spark, address.api_key_credential)
+        for position, address in enumerate(endpoint.addresses)
+        if address.api_key_credential is not None
+    }
+
+
+def _credential(spark: SparkSession, name: str) -> str:
+    provider, _, alias = name.partition(":")
+    try:
+        if provider == "databricks":
+            scope, _, key = alias.partition("/")
+            return str(importlib.import_module("pyspark.dbutils").DBUtils(spark).secrets.get(scope, key))
+        # Hadoop's credential providers have no Python of their own; this is how PySpark reaches Hadoop's settings.
+        found = spark.sparkContext._jsc.hadoopConfiguration().getPassword(alias)
+    except Exception as error:  # whatever the provider raises, none of it may show
+        raise PersonaHubError(f"the credential {name} could not be looked up ({type(error).__name__})") from None
+    if found is None:
+        raise PersonaHubError(
+            f"Hadoop's credential providers know no alias {alias}; see hadoop.security.credential.provider.path"
+        )
+    return "".join(found)
+
+
+def _cause(error: Exception) -> str:
+    """The line of a failed Spark job that says why, without what rows hold."""
+    lines = [line.strip() for line in str(error).splitlines() if not line.strip().startswith("at ")]
+    causes = [line for line in lines if re.search(r"crashed|exited|[Ll]ost (task|executor)|Error\b|Exception\b", line)]
+    return (causes or [type(error).__name__])[-1][:200]
 
 
 def _arrow(schema: StructType) -> pa.Schema:
@@ -301,5 +666,5 @@ def _arrow(schema: StructType) -> pa.Schema:
 def _arrow_type(kind: DataType) -> pa.DataType:
     if isinstance(kind, DecimalType):
         return pa.decimal128(kind.precision, kind.scale)
-    plain = {"string": pa.string(), "long": pa.int64(), "integer": pa.int32()}
+    plain = {"string": pa.string(), "long": pa.int64(), "integer": pa.int32(), "binary": pa.binary()}
     return plain[kind.typeName()]

@@ -242,6 +242,7 @@ RUNS = Table(
         _column("input_tokens", _long, "tokens in", nullable=False),
         _column("output_tokens", _long, "tokens out", nullable=False),
         _column("cost_microusd", COST, "micro-dollars; null: some price unknown"),
+        _column("limit_share", DoubleType(), "part of the endpoint's limit used while asking; null: no limit"),
     ),
     key=("run_id", "step"),
 )

@@ -49,12 +49,17 @@ def shared_cost(cost: Decimal, weights: Sequence[int]) -> list[Decimal]:
 
 @dataclass(frozen=True)
 class Spend:
-    """Requests that got an outcome, and what they took; ``cost_microusd`` is None when some of it is unknown."""
+    """Requests that got an outcome, and what they took; ``cost_microusd`` is None when some of it is unknown.
+
+    ``limit_share`` is the part of the endpoint's limit (requests or tokens a minute, whichever is nearer) that was used
+    while they were asked, the highest where there were several stretches; None where no limit is set.
+    """
 
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_microusd: Decimal | None = Decimal(0)
+    limit_share: float | None = None
 
     def __add__(self, other: Spend) -> Spend:
         unknown = self.cost_microusd is None or other.cost_microusd is None
@@ -63,4 +68,5 @@ class Spend:
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             None if unknown else (self.cost_microusd or Decimal(0)) + (other.cost_microusd or Decimal(0)),
+            max((share for share in (self.limit_share, other.limit_share) if share is not None), default=None),
         )

@@ -6,9 +6,10 @@ for one endpoint and all its tasks; the other classes decide one thing each.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from email.utils import mktime_tz, parsedate_tz
@@ -114,7 +115,7 @@ class Pacer:
     second's tokens goes alone.
     """
 
-    GUARD = 0.02
+    GUARD = 0.01
     GUARD_MOST = 0.9
     # A share of refusals that is worth its use of the limit: below it guard and strictness give way, above they grow.
     REFUSED = 0.002
@@ -169,14 +170,15 @@ class Pacer:
         # A caller that is late may catch up, but by less than the guard leaves free.
         behind = now - self.guard / 2
         interval = 1 / (self._requests_per_s * (1 - self.guard))
-        held = self._next_token - self._next_request  # for tokens, longer than for requests
-        earliest = min(behind, now - interval / 2) - min(max(held, 0.0), self._BURST * interval)
+        # How much longer this call was held back for tokens than for requests.
+        held = math.inf if self.strictness else max(0.0, self._next_token - self._next_request)
+        earliest = min(behind, now - interval / 2) - min(held, self._BURST * interval)
         self._next_request = max(self._next_request, earliest) + interval
         charge = tokens * self.ratio
         made_up = min(max(self._owed, -charge * self.guard / 2), charge / 4)
         self._owed -= made_up
         seconds = (charge + made_up) / (self._tokens_per_s * (1 - self.guard))
-        self._next_token = max(self._next_token, behind - min(1.0, self.strictness) / 4) + seconds
+        self._next_token = max(self._next_token, behind - min(1.0, self.strictness) / 2) + seconds
         self._forget(now)
         self._window.append((now, charge))
         self._window_tokens += charge
@@ -336,6 +338,7 @@ class Turns:
 class _Ask:
     tokens: int
     dearest: Decimal | None
+    passed_over_at: float = math.inf
 
 
 @dataclass
@@ -371,6 +374,10 @@ class Admission:
     PROBE_S = 1.0
     # A probe without an answer keeps the next one back for so long.
     PROBE_PATIENCE_S = 10.0
+    # Where a call is too large for what is left of a second's tokens, so many are looked at for one that is not, and
+    # none is passed over for longer.
+    LOOK = 16
+    PATIENCE_S = 10.0
 
     def __init__(
         self,
@@ -471,24 +478,15 @@ class Admission:
         """Answers to those whose time has come, in order."""
         self._pass_time(now)
         answers: list[Go | No] = []
-        blocked_until = math.inf
-        while self._asks:
-            member, asks = next(iter(self._asks.items()))
-            number, ask = next(iter(asks.items()))
-            failure = self.final or self._unaffordable(ask)
-            if failure is not None:
-                answers.append(No(member, number, failure))
-            elif not self.budget.fits(ask.dearest or Decimal(0)):
-                break  # until calls in flight have settled
-            else:
-                address, blocked_until = self._choose(ask.tokens, now)
-                if address is None:
-                    break
-                answers.append(self._admit(member, number, ask, address, now))
-            del asks[number]
-            self._asks.move_to_end(member)
+        picked, blocked_until = self._pick(now)
+        while picked is not None:
+            answers.append(picked)
+            asks = self._asks[picked.member]
+            del asks[picked.number]
+            self._asks.move_to_end(picked.member)
             if not asks:
-                del self._asks[member]
+                del self._asks[picked.member]
+            picked, blocked_until = self._pick(now)
         self.wake_at = min(blocked_until, self._next_change(now))
         return answers
 
@@ -549,8 +547,33 @@ class Admission:
         self._affordable = left if self._affordable is None else min(left, self._affordable)
         return budget_reached(ask.dearest, left)
 
-    def _choose(self, tokens: int, now: float) -> tuple[int | None, float]:
-        """An address for a call now; without one None, and when to look again."""
+    def _pick(self, now: float) -> tuple[Go | No | None, float]:
+        """The next answer; without one None, and when to look again."""
+        again_at = math.inf
+        for member, number, ask in self._in_turn():
+            failure = self.final or self._unaffordable(ask)
+            if failure is not None:
+                return No(member, number, failure), now
+            if not self.budget.fits(ask.dearest or Decimal(0)):
+                break  # until calls in flight have settled
+            ready, at = self._ready(ask.tokens, now)
+            if ready:
+                return self._admit(member, number, ask, ready, now), now
+            again_at = min(again_at, at)
+            if not self._ready(0, now)[0] or now - ask.passed_over_at > self.PATIENCE_S:
+                break
+            ask.passed_over_at = min(ask.passed_over_at, now)
+        return None, again_at
+
+    def _in_turn(self) -> Iterator[tuple[int, int, _Ask]]:
+        """The first calls of all members, then their second ones: those that are looked at together."""
+        for place in range(-(-self.LOOK // max(1, len(self._asks)))):
+            for member, asks in itertools.islice(self._asks.items(), self.LOOK):
+                for number, ask in itertools.islice(asks.items(), place, place + 1):
+                    yield member, number, ask
+
+    def _ready(self, tokens: int, now: float) -> tuple[list[int], float]:
+        """Addresses that take a call now: one to probe, or all that are open; with none, when to look again."""
         ready, again_at = [], math.inf
         to_probe: int | None = None
         for k, place in enumerate(self._places):
@@ -568,13 +591,10 @@ class Admission:
                 ready.append(k)
             elif to_probe is None or place.probed_at < self._places[to_probe].probed_at:
                 to_probe = k
-        if to_probe is not None:
-            return to_probe, math.inf
-        if ready:
-            return self._turns.choose(ready), math.inf
-        return None, again_at
+        return (ready if to_probe is None else [to_probe]), again_at
 
-    def _admit(self, member: int, number: int, ask: _Ask, address: int, now: float) -> Go:
+    def _admit(self, member: int, number: int, ask: _Ask, ready: list[int], now: float) -> Go:
+        address = self._turns.choose(ready)
         place = self._places[address]
         probe = place.breaker.closed_since is not None
         if probe:

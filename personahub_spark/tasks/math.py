@@ -9,6 +9,7 @@ from personahub_spark.llm.wire import Request
 from personahub_spark.settings import Endpoint, SynthesisSettings
 from personahub_spark.tasks.math_checks import (
     PREFIX,
+    asks_nothing,
     contains_solution,
     missing_prefix,
     persona_unused,
@@ -60,7 +61,7 @@ class MathProblem:
         """The problem in an answer, without its prefix, and the names of the checks that it fails.
 
         Failures: those of ``reading.opening``. Checks: missing_prefix, contains_solution, too_many_subproblems,
-        persona_unused, cut_off.
+        no_question, persona_unused, cut_off.
         """
         text = opening(answer, finish_reason, longest=_MAX_PROBLEM_CHARS)
         if isinstance(text, Reading):
@@ -72,6 +73,7 @@ class MathProblem:
             "missing_prefix": missing_prefix(text),
             "contains_solution": contains_solution(problem),
             "too_many_subproblems": too_many_subproblems(problem),
+            "no_question": asks_nothing(problem),
             "persona_unused": persona_unused(problem, persona),
             "cut_off": finish_reason == "length",
         }

@@ -48,7 +48,7 @@ def contains_solution(problem: str) -> bool:
     return _SOLUTION.search(problem) is not None
 
 
-_QUESTION = re.compile(r"[?？؟]+")
+_QUESTION = re.compile(r"[?？؟]|(?:求めよ|求めなさい|か|시오|까)[。.]?\s*\Z")
 _SENTENCE = re.compile(r"(?<=[.!?。！？؟;；:：])\s+|(?<=[。！？；])|\n+|(?<=[?!])(?=[A-Z(])")
 _LABEL = re.compile(
     r"(?:^|(?<=[\s。；;，,：:]))(?:[(（]\s*(?:([a-h])|([1-8])|(i{1,3}|iv|v))\s*[)）]|(?:([a-h])|([1-8]))[.)）、](?=\s))",
@@ -67,6 +67,11 @@ def too_many_subproblems(problem: str) -> bool:
     """True when more than MAX_SUBPROBLEMS things are asked; a list of data or of choices asks nothing by itself."""
     asked = sum(map(_asks, _SENTENCE.split(_LABEL.sub("\n", problem))))
     return max(asked, _listed_asks(problem)) > MAX_SUBPROBLEMS
+
+
+def asks_nothing(problem: str) -> bool:
+    """True when no sentence asks or orders anything: a scene is no problem."""
+    return not any(map(_asks, _SENTENCE.split(_LABEL.sub("\n", problem))))
 
 
 def _asks(sentence: str) -> bool:

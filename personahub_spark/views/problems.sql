@@ -4,6 +4,7 @@ SELECT
   NOT array_contains(s.checks, 'missing_prefix') AS prefix_present,
   NOT array_contains(s.checks, 'contains_solution') AS no_solution_inside,
   NOT array_contains(s.checks, 'too_many_subproblems') AS at_most_two_subproblems,
+  NOT array_contains(s.checks, 'no_question') AS question_present,
   NOT array_contains(s.checks, 'persona_unused') AS persona_used,
   NOT array_contains(s.checks, 'cut_off') AS not_cut_off,
   size(s.checks) = 0 AS passed,

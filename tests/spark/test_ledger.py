@@ -7,24 +7,26 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from pyspark.sql import DataFrame
+from processes import descendants
+from pyspark.sql import DataFrame, SparkSession
 
-from personahub_spark import files, ledger
+from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger import RunStoppedError, complete_all, recover
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
 from personahub_spark.session import Context
-from personahub_spark.tables import LLM_CALLS
+from personahub_spark.tables import DOCUMENTS, LLM_CALLS
 
 MakeContext = Callable[..., Context]
 MakeSettings = Callable[..., Any]
@@ -41,7 +43,40 @@ def frame(context: Context, questions: list[Request]) -> DataFrame:
 
 
 def ask(context: Context, questions: list[Request]) -> Spend:
-    return complete_all(context, frame(context, questions), context.settings.endpoint("default"), step="ask")
+    endpoint = context.settings.endpoint("default")
+    return complete_all(context, frame(context, questions), endpoint, step="ask", rows=len(questions)).spend
+
+
+def recovered(context: Context) -> Spend:
+    return recover(context, context.settings.endpoint("default"), "ask")
+
+
+def model_settings(endpoint: FakeEndpoint, **more: Any) -> dict[str, Any]:
+    return {"model": "test-model", "base_url": endpoint.url, "workers": 2, "timeout_s": 90, "deadline_s": 200, **more}
+
+
+def kill_python_workers(context: Context) -> int:
+    """SIGKILL the Python workers of this session, not the daemon that forks them; how many."""
+    workers = [
+        pid
+        for pid, parent in descendants(os.getpid(), "pyspark.daemon").items()
+        if parent in descendants(os.getpid(), "pyspark.daemon")
+    ]
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    return len(workers)
+
+
+@pytest.fixture
+def forget_dead_workers(spark: SparkSession) -> Iterator[None]:
+    """Spark keeps idle Python workers, and finds out that one was killed when it wants to use it."""
+    yield
+    for _ in range(10):
+        try:
+            spark.sparkContext.parallelize(range(4), 4).map(abs).count()
+        except Exception:
+            continue
+        return
 
 
 def ledger_rows(context: Context) -> dict[str, Any]:
@@ -74,8 +109,9 @@ def test_each_distinct_request_is_asked_once_and_kept_with_its_cost(
     # what was there is as it was, run and time included
     after = ledger_rows(context)
     assert {key: after[key] for key in rows} == rows
-    assert not files.names(f"{context.store.state_root}/wal", folders=True)
+    context.store.drop_staged()
     assert not files.names(f"{context.store.state_root}/plans", folders=True)
+    assert not files.names(f"{context.store.state_root}/locks")
 
 
 def test_an_action_on_the_requests_frame_and_another_partitioning_ask_nothing_more(
@@ -86,37 +122,132 @@ def test_an_action_on_the_requests_frame_and_another_partitioning_ask_nothing_mo
     requests = frame(context, questions)
     requests.count()
     endpoint_settings = context.settings.endpoint("default")
-    complete_all(context, requests.repartition(5), endpoint_settings, step="ask")
-    complete_all(context, requests.repartition(1), endpoint_settings, step="ask")
+    complete_all(context, requests.repartition(5), endpoint_settings, step="ask", rows=12)
+    complete_all(context, requests.repartition(1), endpoint_settings, step="ask", rows=12)
     other = endpoint_settings.model_copy(update={"workers": 3, "in_flight": 1, "timeout_s": 5.0})
-    complete_all(context, requests, other, step="another step")  # transport is not part of a question
+    complete_all(context, requests, other, step="another step", rows=12)  # transport is not part of a question
     assert endpoint.counts()["billed"] == 12
 
 
-def test_a_task_that_starts_again_skips_what_its_shards_hold(
-    make_context: MakeContext, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("forget_dead_workers")
+def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
+    make_context: MakeContext, endpoint: FakeEndpoint
 ) -> None:
     context = make_context()
-    questions = [question(f"number {n}") for n in range(8)]
-    price = context.prices["test-model"]
-    folder = str(tmp_path / "shards")
+    endpoint.set_script([{"match": ".", "delay_s": 0.3}])
+    questions = [question(f"number {n}") for n in range(60)]
 
-    class Partition:  # what a task knows of itself
-        @staticmethod
-        def partitionId() -> int:  # noqa: N802
-            return 3
+    def kill() -> None:
+        while endpoint.counts()["billed"] < 20:
+            time.sleep(0.02)
+        kill_python_workers(context)
 
-    monkeypatch.setattr(ledger.TaskContext, "get", staticmethod(lambda: Partition()))
-    caller = ledger._Caller(context.settings.endpoint("default"), price, folder, "ask", 5.0)
-    batches = frame(context, questions).toPandas()
-    first = pa.RecordBatch.from_pandas(batches.iloc[:5], preserve_index=False)
-    whole = pa.RecordBatch.from_pandas(batches, preserve_index=False)
-    list(caller(iter([first])))
-    assert endpoint.counts()["billed"] == 5
-    manifest = [row for batch in caller(iter([whole])) for row in batch.to_pylist()]
-    assert endpoint.counts()["billed"] == 8
-    assert endpoint.counts()["max_billed_per_body"] == 1
-    assert manifest == [{"status": "answered", "reason": "", "requests": 3}]
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert ask(context, questions).requests == 60
+    killer.join()
+    assert set(ledger_rows(context)) == {q.key for q in questions}
+    in_flight = 8
+    assert endpoint.counts()["billed"] - 60 <= in_flight
+
+
+@pytest.mark.usefixtures("forget_dead_workers")
+def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succeed(
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
+) -> None:
+    context = make_context(make_settings(models={"default": model_settings(endpoint, in_flight=2)}))
+    endpoint.set_script([{"match": "poison", "delay_s": 60}])
+    questions = [question(f"number {n}") for n in range(20)] + [question("poison")]
+    over = threading.Event()
+    kills = []
+
+    def kill() -> None:
+        while not over.wait(0.3):  # whatever is still open then is the one that hangs
+            before = endpoint.counts()
+            time.sleep(0.7)
+            if endpoint.counts() == before and before["open"] == 1:
+                kills.append(kill_python_workers(context))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        ask(context, questions)
+    finally:
+        over.set()
+        killer.join()
+    rows = ledger_rows(context)
+    poison = rows.pop(question("poison").key)
+    assert (poison["status"], poison["error_class"]) == ("failed", "worker_died")
+    assert len(kills) >= 2  # one may have hit a worker that was idle
+    assert {row["status"] for row in rows.values()} == {"answered"} and len(rows) == 20
+    assert endpoint.counts()["requests"] - 21 <= 3
+    asked = endpoint.counts()["requests"]
+    assert ask(context, questions).requests == 0
+    assert endpoint.counts()["requests"] == asked
+
+
+def test_a_commit_that_fails_loses_nothing_and_a_re_run_asks_nothing_more(
+    make_context: MakeContext, endpoint: FakeEndpoint
+) -> None:
+    context = make_context()
+    ledger_table = f"delta.`{context.settings.store.root}/llm_calls`"
+    questions = [question(f"number {n}") for n in range(10)]
+    context.spark.sql(f"ALTER TABLE {ledger_table} ADD CONSTRAINT refused CHECK (step <> 'ask')")
+    with pytest.raises(Exception, match="refused"):
+        ask(context, questions)
+    assert ledger_rows(context) == {}
+    context.spark.sql(f"ALTER TABLE {ledger_table} DROP CONSTRAINT refused")
+    assert ask(context, questions).requests == 10
+    assert len(ledger_rows(context)) == 10
+    assert endpoint.counts()["billed"] == 10
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was_without_looking_at_its_input_or_at_finished_waves(
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
+) -> None:
+    context = make_context(make_settings(calls={"wave_rows": 10}))
+    questions = [question(f"number {n}") for n in range(60)]
+    asked = {"step": "ask", "rows": 60, "recipe": "r1", "inputs": (DOCUMENTS,)}
+    model = context.settings.endpoint("default")
+    endpoint.set_script([{"match": ".", "times_total": 25}, {"match": ".", "status": 401}])
+    with pytest.raises(RunStoppedError, match="ask: ") as stop:
+        complete_all(context, frame(context, questions), model, **asked)
+    kept = len(ledger_rows(context))
+    assert 20 <= kept == stop.value.spend.requests <= 25
+    (plan,) = (Path(context.store.state_root) / "plans").iterdir()
+    done = [int(name[1:]) for name in files.names(str(plan / "waves"))]
+    assert done == [0, 1] or done == [0, 1, 2]
+    for wave in done:
+        files.delete(str(plan / "requests" / f"wave={wave}"))
+
+    def refuse(parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        raise AssertionError("the input was looked at again")
+
+    endpoint.set_script([])
+    again = frame(context, questions)
+    again = again.mapInArrow(refuse, again.schema)
+    assert complete_all(context, again, model, **asked).spend.requests == 60 - kept
+    assert set(ledger_rows(context)) == {q.key for q in questions}
+    assert endpoint.counts()["billed"] == 60
+
+
+def test_a_changed_input_makes_a_new_plan_and_what_the_old_one_paid_for_is_kept(
+    make_context: MakeContext, endpoint: FakeEndpoint
+) -> None:
+    context = make_context()
+    model = context.settings.endpoint("default")
+    endpoint.set_script([{"match": ".", "times_total": 8}, {"match": ".", "status": 401}])
+    asked = {"step": "ask", "rows": 20, "recipe": "r1", "inputs": (DOCUMENTS,)}
+    with pytest.raises(RunStoppedError):
+        complete_all(context, frame(context, [question(f"old {n}") for n in range(20)]), model, **asked)
+    kept = len(ledger_rows(context))
+    endpoint.set_script([])
+    context.spark.sql(
+        f"ALTER TABLE delta.`{context.settings.store.root}/documents` SET TBLPROPERTIES ('changed' = 'yes')"
+    )
+    assert complete_all(context, frame(context, [question("new")]), model, **asked).spend.requests == 1
+    assert len(ledger_rows(context)) == kept + 1
+    assert len(files.names(f"{context.store.state_root}/plans", folders=True)) == 1
 
 
 def test_failures_of_a_row_are_kept_and_not_asked_again_and_passing_ones_are_put_off(
@@ -175,11 +306,11 @@ def test_answers_that_a_dead_driver_left_in_the_log_are_folded_in_before_anythin
             f"""
             import sys
             sys.path[:0] = {sys.path[:2]!r}
-            from personahub_spark import ledger, session, settings
+            from personahub_spark import session, settings, wal
             from personahub_spark.tables import LLM_CALLS
             from spark.test_ledger import ask, question
 
-            ledger.FLUSH_S = 0.2
+            wal.FLUSH_S = 0.2
             if __name__ == "__main__":
                 context = session.open_context(settings.validate({chosen.model_dump(mode="json")!r}))
                 ask(context, [question(f"number {{n}}") for n in range({total})])
@@ -196,28 +327,25 @@ def test_answers_that_a_dead_driver_left_in_the_log_are_folded_in_before_anythin
     time.sleep(1)  # what was in flight is billed all the same
     billed = endpoint.counts()["billed"]
     assert billed < total
-    recovered = recover(context).requests
-    assert recovered > 0
+    folded = recovered(context).requests
+    assert folded > 0
     ask(context, [question(f"number {n}") for n in range(total)])
     assert len(ledger_rows(context)) == total
     paid_twice = endpoint.counts()["billed"] - total
     in_flight = 8
     unflushed = round(2 * 0.2 * in_flight / 0.2) + in_flight  # two flush times of calls, seen from outside
     assert paid_twice <= in_flight + unflushed, f"{paid_twice} calls were paid twice"
-    assert recover(context).requests == 0
+    assert recovered(context).requests == 0
 
 
-def test_a_repeated_commit_adds_nothing(make_context: MakeContext, endpoint: FakeEndpoint) -> None:
+def test_a_transaction_that_is_tried_again_adds_nothing(make_context: MakeContext, endpoint: FakeEndpoint) -> None:
     context = make_context()
     ask(context, [question("warm")])
-    folder = f"{context.store.state_root}/wal/again"
-    row = {**ledger_rows(context)[question("warm").key].asDict(), "latency_ms": 1}
-    shards = ledger._Shards(folder, 0, 5.0)
-    shards.add({name: row[name] for name in ledger._CALLS.fieldNames()})
-    shards.flush()
-    before = ledger_rows(context)
-    assert recover(context) == Spend()
-    assert ledger_rows(context) == before
+    row = ledger_rows(context)[question("warm").key].asDict()
+    calls = context.spark.createDataFrame([{**row, "request_key": "0" * 64}], context.store.read(LLM_CALLS).schema)
+    assert context.store.append(LLM_CALLS, calls, app_id="a plan", version=3) == 1
+    assert context.store.append(LLM_CALLS, calls, app_id="a plan", version=3) == 1  # says what it added the first time
+    assert len(ledger_rows(context)) == 2
 
 
 def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(

@@ -15,7 +15,7 @@ LAYERS = (
     ("errors",),
     ("text", "settings", "progress", "files"),
     ("llm",),
-    ("tables",),
+    ("tables", "wal"),
     ("tasks", "filters", "dedup", "documents"),
     ("session", "ledger", "reports"),
 )
@@ -32,7 +32,7 @@ LLM = {
     "batches": 5,
 }
 LLM |= {"fake": 1, "local_models": 0}
-PLAIN = ("errors", "text", "settings", "progress", "files", "llm", "tasks")
+PLAIN = ("errors", "text", "settings", "progress", "files", "wal", "llm", "tasks")
 SPARK_SIDE_OF_TASKS = "tasks/frames.py"
 
 

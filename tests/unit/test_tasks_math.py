@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from personahub_spark.settings import Endpoint, SynthesisSettings
 from personahub_spark.tasks.math import MathProblem
 from personahub_spark.tasks.math_checks import (
+    asks_nothing,
     contains_solution,
     missing_prefix,
     persona_unused,
@@ -155,6 +156,22 @@ def test_missing_prefix_is_true_only_where_the_answer_opens_otherwise(bad: str, 
 def test_contains_solution_is_true_only_where_one_is_given(bad: str, good: str) -> None:
     assert contains_solution(bad)
     assert not contains_solution(good)
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ("A baker proofs 3 loaves for 2 hours each.", "A baker proofs 3 loaves for 2 hours each. How long in all?"),
+        ("A baker wants to know the time for 3 loaves.", "A baker has 3 loaves. Find the time for all of them."),
+        ("(a) 3 loaves (b) 4 rolls", "(a) 3 loaves (b) 4 rolls: what do both weigh?"),
+        ("面包师烤了三个面包。", "面包师烤了三个面包。求总重量。"),
+        ("職人は器を3つ修理した。", "職人は器を3つ修理した。全部で何時間かかるか。"),
+        ("Пекарь испёк 3 хлеба.", "Пекарь испёк 3 хлеба. Найдите их вес."),
+    ],
+)
+def test_no_question_is_true_when_nothing_is_asked(bad: str, good: str) -> None:
+    assert asks_nothing(bad)
+    assert not asks_nothing(good)
 
 
 @pytest.mark.parametrize(

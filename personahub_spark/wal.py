@@ -1,0 +1,349 @@
+"""The write-ahead log of answers: what was paid for is on disk before anyone reads it. No Spark in here.
+
+A plan's folder holds ``shards/w000000/`` (answers of a wave that are not in the ledger yet, whole files written every
+few seconds by the tasks that asked) and ``commits/`` (which shards went into which transaction). Beside the shards
+each task keeps a spool on its own machine's disk, written at every call: a worker that dies takes only its calls in
+flight with it, and the next attempt knows which calls those were.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import getpass
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from personahub_spark import files
+from personahub_spark.errors import PersonaHubError
+
+log = logging.getLogger(__name__)
+
+FLUSH_ROWS = 200
+FLUSH_S = 5.0
+
+_FORGOTTEN_S = 7 * 86_400  # a spool of a run that nobody took up
+_SHARD = re.compile(r"p(?P<partition>\d+)-[0-9a-f]{32}-n(?P<rows>\d+)-c(?P<microusd>\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A whole file of answers; its name says whose it is, how many rows it has and what they cost (micro-dollars)."""
+
+    name: str
+    partition: int
+    rows: int
+    microusd: int
+
+
+def shards(folder: str) -> list[Shard]:
+    """The shards in ``folder``, in order of name; none where it does not exist."""
+    found = (_SHARD.fullmatch(name) for name in files.names(folder))
+    return [Shard(f[0], int(f["partition"]), int(f["rows"]), int(f["microusd"])) for f in found if f is not None]
+
+
+def salvage(folder: str, schema: pa.Schema) -> None:
+    """Make shards of what tasks of a run that died left in their spools on this machine."""
+    for spool in _private_folder().glob(f"{_spool_name(folder)}-p*.jsonl"):
+        Writer(folder, int(spool.stem.rpartition("-p")[2]), schema, run_id="").close()
+
+
+class Writer:
+    """What one task has got: rows go to the spool at once, and to a shard every ``flush_s`` or ``FLUSH_ROWS``.
+
+    ``schema``: of the rows, with a string ``request_key`` and a decimal ``cost_microusd``. On opening, what an earlier
+    attempt on this machine left in its spool becomes a shard. ``known`` then holds the keys that need not be asked.
+    ``suspects`` were in flight when an attempt of the same ``run_id`` died, and may have killed it; ``killers`` were
+    then asked alone and died again.
+    """
+
+    def __init__(
+        self, folder: str, partition: int, schema: pa.Schema, *, run_id: str, flush_s: float = FLUSH_S
+    ) -> None:
+        self._folder = folder
+        self._partition = partition
+        self._schema = schema
+        self._flush_s = flush_s
+        self._rows: list[dict[str, Any]] = []
+        self._spool = _Spool(folder, partition, schema, run_id)
+        self.known = self._stored_keys()
+        left, started = self._spool.left()
+        self.suspects = {key for key, alone in started.items() if not alone} - left.keys() - self.known
+        self.killers = {key for key, alone in started.items() if alone} - left.keys() - self.known
+        self._rows = [row for key, row in left.items() if key not in self.known]
+        self.known |= left.keys()
+        self.flush()  # before the spool is begun anew
+        self._spool.begin(dict.fromkeys(self.killers, True))
+
+    def starting(self, key: str, *, alone: bool = False) -> None:
+        """A request is about to be sent."""
+        self._spool.start(key, alone=alone)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """An outcome that will be a row of the ledger."""
+        self._rows.append(row)
+        self._spool.finish(row["request_key"], row)
+        self.flush_if_due()
+
+    def drop(self, key: str) -> None:
+        """A request that ended without a row."""
+        self._spool.finish(key, None)
+
+    def flush_if_due(self) -> None:
+        """Write a shard when enough rows or seconds have passed."""
+        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= self._flush_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write a shard of what there is."""
+        self._flushed_at = time.monotonic()
+        if not self._rows:
+            return
+        microusd = int(sum(row["cost_microusd"] or 0 for row in self._rows))
+        name = f"p{self._partition:05d}-{uuid.uuid4().hex}-n{len(self._rows)}-c{microusd}.parquet"
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(self._rows, schema=self._schema), buffer, compression="zstd")
+        files.write_whole(self._folder, name, buffer.getvalue())
+        self._rows = []
+        self._spool.begin()
+
+    def close(self) -> None:
+        """Everything to a shard; the spool is of no use any more."""
+        self.flush()
+        self._spool.delete()
+
+    def _stored_keys(self) -> set[str]:
+        system, path = files.filesystem(self._folder)
+        found: set[str] = set()
+        for shard in shards(self._folder):
+            if shard.partition == self._partition:
+                table = pq.read_table(f"{path}/{shard.name}", filesystem=system, columns=["request_key"])
+                found.update(table.column("request_key").to_pylist())
+        return found
+
+
+class _Spool:
+    """JSON lines on the local disk: a run, requests that started, outcomes. Whole lines survive the process.
+
+    It is a help, not a promise: where the disk refuses, the shards alone keep their word.
+    """
+
+    def __init__(self, folder: str, partition: int, schema: pa.Schema, run_id: str) -> None:
+        self._path = _private_folder() / f"{_spool_name(folder)}-p{partition:05d}.jsonl"
+        self._binary = [field.name for field in schema if pa.types.is_binary(field.type)]
+        self._run_id = run_id
+        self._started: dict[str, bool] = {}
+        self._file: io.FileIO | None = None
+
+    def left(self) -> tuple[dict[str, dict[str, Any]], dict[str, bool]]:
+        """Rows by key, and requests that were in flight (True: alone) when a process of the same run died."""
+        rows: dict[str, dict[str, Any]] = {}
+        started: dict[str, bool] = {}
+        run_id = ""
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except OSError:
+            return rows, started
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the line that its writer died at
+            if "run" in entry:
+                run_id = entry["run"]
+            elif "start" in entry:
+                if run_id == self._run_id:  # whoever ended another run ended all its workers: that is no call's fault
+                    started[entry["start"]] = entry["alone"]
+            elif "end" in entry:
+                started.pop(entry["end"], None)
+                if entry["row"] is not None:
+                    rows[entry["end"]] = self._revived(entry["row"])
+        return rows, started
+
+    def begin(self, started: dict[str, bool] | None = None) -> None:
+        """Start anew with only what is in flight."""
+        self._started = self._started if started is None else started
+        lines: list[dict[str, Any]] = [{"run": self._run_id}]
+        lines += [{"start": key, "alone": alone} for key, alone in self._started.items()]
+        with contextlib.suppress(OSError):
+            fresh = self._path.with_suffix(f".{os.getpid()}")
+            fresh.write_bytes(b"".join(_line(entry) for entry in lines))
+            fresh.replace(self._path)
+            if self._file is not None:
+                self._file.close()
+            self._file = io.FileIO(self._path, "a")
+
+    def start(self, key: str, *, alone: bool) -> None:
+        self._started[key] = alone
+        self._write({"start": key, "alone": alone})
+
+    def finish(self, key: str, row: Mapping[str, Any] | None) -> None:
+        self._started.pop(key, None)
+        self._write({"end": key, "row": row})
+
+    def delete(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.write(_line(entry))
+
+    def _revived(self, row: dict[str, Any]) -> dict[str, Any]:
+        cost = row["cost_microusd"]
+        vectors = {name: base64.b64decode(row[name]) for name in self._binary if row[name] is not None}
+        return {**row, **vectors, "cost_microusd": None if cost is None else Decimal(cost)}
+
+
+def _spool_name(folder: str) -> str:
+    return hashlib.sha256(folder.encode()).hexdigest()[:32]
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False, default=_plain).encode() + b"\n"
+
+
+def _plain(value: object) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _private_folder() -> Path:
+    """A folder that only this user can read: answers lie in it for seconds."""
+    folder = Path(tempfile.gettempdir()) / f"personahub-{getpass.getuser()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(OSError):
+        for old in folder.glob("*.jsonl"):
+            if time.time() - old.stat().st_mtime > _FORGOTTEN_S:
+                old.unlink()
+    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix="personahub-"))
+    return folder
+
+
+class Commits:
+    """Which shards of a plan went into which transaction, numbered from 0 without a gap.
+
+    A transaction is written down before it begins: after a crash exactly the same one is tried again, so that a table
+    that has seen its number may skip it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def begin(self, number: int, wave: int, names: Sequence[str]) -> None:
+        """Write down transaction ``number``; PersonaHubError when it is not the next one, or one is unfinished."""
+        begun, done = self._numbers("begun"), self._numbers("done")
+        if number != len(begun) or begun != done:
+            raise PersonaHubError(
+                f"transaction {number} of {self._folder} is out of order: {len(begun)} were begun and {len(done)} are "
+                "done; a table would skip it in silence. Is another run working on the same plan?"
+            )
+        content = json.dumps({"wave": wave, "shards": list(names)}).encode()
+        files.write_whole(self._folder, f"{number:06d}.begun", content)
+
+    def done(self, number: int) -> None:
+        """Transaction ``number`` is in the table."""
+        files.write_whole(self._folder, f"{number:06d}.done", b"")
+
+    def next(self) -> int:
+        """The number of the next transaction."""
+        return len(self._numbers("begun"))
+
+    def unfinished(self) -> tuple[int, int, list[str]] | None:
+        """Number, wave and shards of the transaction that was begun and may not be in the table."""
+        left = sorted(set(self._numbers("begun")) - set(self._numbers("done")))
+        if not left:
+            return None
+        entry = json.loads(files.read_whole(self._folder, f"{left[0]:06d}.begun"))
+        return left[0], int(entry["wave"]), [str(name) for name in entry["shards"]]
+
+    def _numbers(self, ending: str) -> list[int]:
+        return [int(name[:6]) for name in files.names(self._folder) if name.endswith(f".{ending}")]
+
+
+@contextlib.contextmanager
+def lease(folder: str, name: str, *, beat_s: float = 5.0) -> Iterator[None]:
+    """Only one process at a time is inside for ``name``; who dies inside is noticed within three beats.
+
+    PersonaHubError when another process is inside and alive.
+    """
+    mine = json.dumps(
+        {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": time.strftime("%FT%TZ")}
+    )
+    holder = _living_holder(folder, name, beat_s)
+    if holder is not None:
+        raise PersonaHubError(
+            f"{name} is being run on this store by process {holder['pid']} on {holder['host']} since "
+            f"{holder['since']}; two at once would ask and pay twice: wait for it to end, or end it"
+        )
+    files.write_whole(folder, name, f"{mine}\n0".encode())
+    time.sleep(0.05)  # of two that start at once, the later writer goes on
+    if not files.read_whole(folder, name).decode().startswith(mine):
+        raise PersonaHubError(f"{name} was started twice at the same moment on this store; this one gives way")
+    stop = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not stop.wait(beat_s):
+            count += 1
+            try:
+                files.write_whole(folder, name, f"{mine}\n{count}".encode())
+            except OSError as error:
+                log.warning("the lease of %s could not be renewed: %s", name, error)
+
+    beating = threading.Thread(target=beat, name=f"lease-{name}", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beating.join()
+        files.delete_file(folder, name)
+
+
+def _living_holder(folder: str, name: str, beat_s: float) -> dict[str, Any] | None:
+    if name not in files.names(folder):
+        return None
+    seen = files.read_whole(folder, name)
+    holder: dict[str, Any] = json.loads(seen.split(b"\n")[0])
+    if holder["host"] == socket.gethostname() and not _is_alive(int(holder["pid"])):
+        return None
+    log.info("%s seems to be running elsewhere; looking whether it lives", name)
+    give_up = time.monotonic() + 3 * beat_s
+    while time.monotonic() < give_up:
+        time.sleep(beat_s / 5)
+        if name not in files.names(folder):
+            return None
+        if files.read_whole(folder, name) != seen:
+            return holder
+    return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

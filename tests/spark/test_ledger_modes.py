@@ -1,0 +1,122 @@
+"""The ledger under a cap, through an outage, for embeddings, by batch files, and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.ledger import complete_all, embed_all, vectors
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.llm.wire import Request
+from personahub_spark.session import Context
+from personahub_spark.tables import LLM_CALLS
+
+MakeContext = Callable[..., Context]
+MakeSettings = Callable[..., Any]
+
+
+def ask(context: Context, texts: list[str], **sampling: Any) -> Any:
+    made = [
+        Request("test-model", [{"role": "user", "content": text}], {"max_tokens": 20, **sampling}) for text in texts
+    ]
+    rows = [(request.key, request.to_json()) for request in made]
+    frame = context.spark.createDataFrame(rows, "request_key string, request string")
+    return complete_all(context, frame, context.settings.endpoint("default"), step="ask", rows=len(rows)).spend
+
+
+def model(endpoint: FakeEndpoint, **more: Any) -> dict[str, Any]:
+    return {"default": {"model": "test-model", "base_url": endpoint.url, "in_flight": 4, "workers": 2, **more}}
+
+
+def test_a_cap_is_not_exceeded_and_what_did_not_fit_is_put_off(
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    cap = Decimal("0.0003")  # the price is a dollar and two dollars a million tokens
+    context = make_context(make_settings(models=model(endpoint), calls={"max_cost_usd": str(cap)}))
+    spend = ask(context, [f"number {n}" for n in range(60)])
+    assert 0 < spend.requests < 60
+    assert spend.cost_microusd <= cap * 1_000_000
+    # little of the cap is left: not even the dearest call would have fitted
+    assert spend.cost_microusd > cap * 1_000_000 - 60
+    assert endpoint.counts()["billed"] == spend.requests
+    assert "60 requests for test-model" in caplog.text and "at most about $" in caplog.text
+    assert f"{60 - spend.requests} calls put off to a later run (budget_reached)" in caplog.text
+    # the same run has nothing left to spend; another run goes on
+    assert ask(context, [f"number {n}" for n in range(60)]).requests == 0
+    assert ask(make_context(context.settings), [f"number {n}" for n in range(60)]).requests > 0
+
+
+def test_an_outage_leaves_no_failure_and_the_run_goes_on_by_itself(
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
+) -> None:
+    context = make_context(make_settings(models=model(endpoint, max_attempts=2, in_flight=8)))
+    endpoint.set_script([{"match": ".", "delay_s": 0.1}, {"outage": {"after_s": 0.3, "for_s": 6, "status": 503}}])
+    assert ask(context, [f"number {n}" for n in range(200)]).requests == 200
+    rows = context.store.read(LLM_CALLS).groupBy("status").count().collect()
+    assert [(row["status"], row["count"]) for row in rows] == [("answered", 200)]
+    assert endpoint.counts()["billed"] == 200
+    during = endpoint.outage_requests()
+    assert len(during) <= 16 + 8, "those in flight when it began, and one probe a second"
+
+
+def test_texts_get_their_vectors_many_at_a_time_and_never_again(
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
+) -> None:
+    context = make_context(make_settings(models=model(endpoint, inputs_per_request=50, workers=1)))
+    texts = [(str(n), f"A person who reads about item {n}") for n in range(120)]
+    frame = context.spark.createDataFrame([*texts, ("again", texts[0][1])], "id string, text string")
+    asked = embed_all(context, frame, context.settings.endpoint("default"), step="embed", rows=121, dimensions=64)
+    assert endpoint.counts()["requests"] == 3
+    assert asked.spend.requests == 120
+    assert asked.spend.input_tokens == endpoint.counts()["input_tokens"]
+    found = {
+        r["id"]: np.frombuffer(r["vector"], "<f4")
+        for r in vectors(asked.requests, context.store.read(LLM_CALLS)).collect()
+    }
+    assert len(found) == 121 and {v.shape for v in found.values()} == {(64,)}
+    assert all(abs(float(v @ v) - 1) < 1e-5 for v in found.values())
+    assert (found["again"] == found["0"]).all() and not (found["1"] == found["0"]).all()
+    again = embed_all(context, frame, context.settings.endpoint("default"), step="embed", rows=121, dimensions=64)
+    assert again.spend.requests == 0 and endpoint.counts()["requests"] == 3
+
+
+def test_batch_files_fill_the_same_ledger_at_their_own_price(
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
+) -> None:
+    context = make_context(make_settings(models=model(endpoint, mode="batch")))
+    spend = ask(context, [f"number {n}" for n in range(25)])
+    counts = endpoint.batch_counts()
+    assert spend.requests == 25
+    assert spend.cost_microusd == Decimal(spend.input_tokens + 2 * spend.output_tokens) / 2
+    assert counts["billed"] == 25, counts
+    assert ask(context, [f"number {n}" for n in range(25)]).requests == 0
+    live = make_context(make_settings(models=model(endpoint)))  # the same questions by calls: they have their answers
+    assert ask(live, [f"number {n}" for n in range(25)]).requests == 0
+
+
+def test_a_replay_sends_nothing_copies_the_recorded_rows_and_stops_at_a_miss(
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
+) -> None:
+    recorded = make_context()
+    texts = [f"number {n}" for n in range(12)]
+    spend = ask(recorded, texts)
+    sent = endpoint.counts()["requests"]
+    place = f"{recorded.settings.store.root}-replayed"
+    chosen = make_settings(
+        store={"root": place, "database": "replayed"},
+        models={"default": {"model": "test-model", "base_url": "http://127.0.0.1:9/v1"}},
+        calls={"replay": recorded.settings.store.root},
+    )
+    replayed = make_context(chosen)
+    assert ask(replayed, texts) == spend
+    assert endpoint.counts()["requests"] == sent
+    rows = [sorted(map(repr, c.store.read(LLM_CALLS).collect())) for c in (recorded, replayed)]
+    assert rows[0] == rows[1]
+    with pytest.raises(PersonaHubError, match=r"lacks 1 of the answers that this run needs"):
+        ask(replayed, [*texts, "one more"])

@@ -1,0 +1,218 @@
+"""The write-ahead log without Spark: what a process leaves behind when it dies, and who may go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from personahub_spark import files, wal
+from personahub_spark.errors import PersonaHubError
+
+SCHEMA = pa.schema(
+    [
+        ("request_key", pa.string()),
+        ("text", pa.string()),
+        ("vector", pa.binary()),
+        ("cost_microusd", pa.decimal128(24, 6)),
+    ]
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal.tempfile, "gettempdir", lambda: str(tmp_path))
+
+
+def row(key: str, **more: Any) -> dict[str, Any]:
+    return {"request_key": key, "text": f"answer {key}", "vector": None, "cost_microusd": Decimal("1.500000"), **more}
+
+
+def writer(folder: Path, *, run_id: str = "run", flush_s: float = 60.0) -> wal.Writer:
+    return wal.Writer(str(folder), 3, SCHEMA, run_id=run_id, flush_s=flush_s)
+
+
+def stored(folder: Path) -> list[dict[str, Any]]:
+    return [r for shard in wal.shards(str(folder)) for r in pq.read_table(folder / shard.name).to_pylist()]
+
+
+def test_a_shard_holds_the_rows_and_its_name_says_how_many_and_what_they_cost(tmp_path: Path) -> None:
+    folder = tmp_path / "w0"
+    log = writer(folder)
+    rows = [row("a"), row("b", vector=b"\x00\x80\xff", cost_microusd=None), row("ç", text="日本語\n\u2028 \x07")]
+    for each in rows:
+        log.add(each)
+    assert wal.shards(str(folder)) == []
+    log.close()
+    assert stored(folder) == rows
+    assert [(s.partition, s.rows, s.microusd) for s in wal.shards(str(folder))] == [(3, 3, 3)]
+
+
+def test_rows_are_flushed_by_number_and_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal, "FLUSH_ROWS", 2)
+    log = writer(tmp_path / "w0")
+    log.add(row("a"))
+    assert stored(tmp_path / "w0") == []
+    log.add(row("b"))
+    assert len(stored(tmp_path / "w0")) == 2
+    quick = writer(tmp_path / "w1", flush_s=0.0)
+    quick.add(row("c"))
+    assert len(stored(tmp_path / "w1")) == 1
+
+
+def test_an_attempt_that_died_leaves_its_answers_and_the_calls_it_died_of(tmp_path: Path) -> None:
+    folder = tmp_path / "w0"
+    first = writer(folder)
+    for key in ("done", "dropped", "in flight"):
+        first.starting(key)
+    first.add(row("done", vector=b"\xff\x00", text='quoted " and \\ and é'))
+    first.drop("dropped")
+    del first  # no close, no flush
+    assert stored(folder) == []
+    second = writer(folder)
+    assert second.known == {"done"}
+    assert (second.suspects, second.killers) == ({"in flight"}, set())
+    assert stored(folder) == [row("done", vector=b"\xff\x00", text='quoted " and \\ and é')]
+    second.starting("in flight", alone=True)
+    del second
+    third = writer(folder)
+    assert (third.suspects, third.killers) == (set(), {"in flight"})
+    fourth = writer(folder)  # before the third could say so, it died too
+    assert fourth.killers == {"in flight"}
+    assert len(stored(folder)) == 1
+
+
+def test_calls_of_another_run_are_asked_again_without_suspicion_but_its_answers_count(tmp_path: Path) -> None:
+    first = writer(tmp_path / "w0", run_id="monday")
+    first.starting("a")
+    first.starting("b")
+    first.add(row("a"))
+    del first
+    second = writer(tmp_path / "w0", run_id="tuesday")
+    assert (second.known, second.suspects, second.killers) == ({"a"}, set(), set())
+
+
+def test_a_line_that_was_cut_off_is_no_row(tmp_path: Path) -> None:
+    first = writer(tmp_path / "w0")
+    first.add(row("a"))
+    (spool,) = tmp_path.rglob("*.jsonl")
+    with spool.open("ab") as file:
+        file.write(b'{"end": "b", "row": {"request_key": "b", "te')
+    assert writer(tmp_path / "w0").known == {"a"}
+
+
+def test_the_spool_is_for_its_owner_only_and_gone_after_a_close(tmp_path: Path) -> None:
+    log = writer(tmp_path / "w0")
+    log.add(row("a"))
+    (spool,) = tmp_path.rglob("*.jsonl")
+    assert spool.parent.stat().st_mode & 0o077 == 0
+    log.close()
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_without_a_local_disk_the_shards_keep_their_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal, "_private_folder", lambda: tmp_path / "no" / "such")
+    log = writer(tmp_path / "w0", flush_s=0.0)
+    log.starting("a")
+    log.add(row("a"))
+    assert len(stored(tmp_path / "w0")) == 1
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["start", "alone", "add", "drop", "flush", "die"])))
+)
+def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_forgotten(
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, str]]
+) -> None:
+    """Against a model of plain sets; the acts are what a task does between deaths."""
+    folder = tmp_path_factory.mktemp("property") / "w0"
+    log = writer(folder)
+    answered: set[str] = set()
+    flying: dict[str, bool] = {}
+    for key, act in acts:
+        if act in ("start", "alone") and key not in answered and key not in flying:
+            log.starting(key, alone=act == "alone")
+            flying[key] = act == "alone"
+        elif act in ("add", "drop") and key in flying:
+            del flying[key]
+            log.add(row(key)) if act == "add" else log.drop(key)
+            answered |= {key} if act == "add" else set()
+        elif act == "flush":
+            log.flush()
+        elif act == "die":
+            log = writer(folder)
+            assert log.known == answered
+            assert log.suspects == {key for key, alone in flying.items() if not alone}
+            assert log.killers == {key for key, alone in flying.items() if alone}
+            flying = dict.fromkeys(log.killers, True)
+    log.close()
+    assert sorted(r["request_key"] for r in stored(folder)) == sorted(answered)
+
+
+def test_transactions_come_in_order_and_an_unfinished_one_is_told_as_it_was(tmp_path: Path) -> None:
+    commits = wal.Commits(str(tmp_path))
+    assert (commits.next(), commits.unfinished()) == (0, None)
+    commits.begin(0, 5, ["a.parquet", "b.parquet"])
+    assert commits.unfinished() == (0, 5, ["a.parquet", "b.parquet"])
+    with pytest.raises(PersonaHubError, match="out of order"):
+        commits.begin(1, 6, [])  # the one before may not be in the table
+    commits.done(0)
+    assert (wal.Commits(str(tmp_path)).next(), commits.unfinished()) == (1, None)
+    for wrong in (0, 2):
+        with pytest.raises(PersonaHubError, match="out of order"):
+            commits.begin(wrong, 6, [])
+    commits.begin(1, 6, [])
+
+
+HOLDER = """
+import sys, time
+from personahub_spark import wal
+with wal.lease(sys.argv[1], "extract", beat_s=0.2):
+    print("inside", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "inside\n"
+    return process
+
+
+def test_a_second_run_of_a_step_gives_way_while_the_first_lives_and_goes_on_when_it_is_dead(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        with (
+            pytest.raises(PersonaHubError, match=f"extract is being run on this store by process {process.pid}"),
+            wal.lease(str(tmp_path), "extract", beat_s=0.2),
+        ):
+            pass
+        with wal.lease(str(tmp_path), "another step", beat_s=0.2):
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        with wal.lease(str(tmp_path), "extract", beat_s=0.2):
+            pass
+        assert files.names(str(tmp_path)) == []
+
+
+def test_a_lease_of_another_machine_is_taken_over_only_when_it_has_no_pulse(tmp_path: Path) -> None:
+    elsewhere = json.dumps({"host": "elsewhere", "pid": 1, "token": "x", "since": "2000-01-01T00:00:00Z"})
+    files.write_whole(str(tmp_path), "extract", f"{elsewhere}\n7".encode())
+    started = time.monotonic()
+    with wal.lease(str(tmp_path), "extract", beat_s=0.1):
+        assert time.monotonic() - started >= 0.3
