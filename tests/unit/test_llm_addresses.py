@@ -190,31 +190,6 @@ def test_a_cap_is_kept_and_the_rest_is_put_off(fake: FakeEndpoint) -> None:
     assert len(told) == 200
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_key_is_read_from_its_file(locked: FakeEndpoint, tmp_path: Path, transport: str) -> None:
-    file = tmp_path / "key"
-    file.write_text(f"{KEY}\n")
-    assert only(answers([ask("x")], endpoint(locked, transport=transport, api_key_file=str(file)))).status == "answered"
-    file.write_text("another\n")
-    refused = only(answers([ask("x")], endpoint(locked, transport=transport, api_key_file=str(file))))
-    assert (refused.status, refused.error_class) == ("stopped", "unauthorized")
-    assert str(file) in (refused.error_message or "")
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\n", b"two\nlines", b"schl\xc3\xbcssel", b"\x00\x01"])
-def test_a_file_without_a_usable_key_stops_the_run_unsent_and_is_named(
-    fake: FakeEndpoint, tmp_path: Path, content: bytes | None
-) -> None:
-    file = tmp_path / "key"
-    if content is not None:
-        file.write_bytes(content)
-    told = answers(asks(5), endpoint(fake, api_key_file=str(file)))
-    assert {(outcome.error_class, outcome.attempts) for outcome in told} <= {("missing_key", 0), ("run_stopped", 0)}
-    assert told[0].status == "stopped"
-    assert str(file) in (told[0].error_message or "")
-    assert fake.counts()["requests"] == 0
-
-
 def test_a_credential_is_handed_over_by_the_caller_or_by_the_gate(locked: FakeEndpoint) -> None:
     where = endpoint(locked, api_key_credential="hadoop:models.key")
     told = [o for o in outcomes([ask("x")], where, PRICE, keys={0: KEY}) if o is not None]
@@ -252,18 +227,6 @@ def test_no_outcome_holds_a_key_of_any_address(locked: FakeEndpoint, fake: FakeE
     told = answers(asks(2), endpoint(fake, api_key_file=str(file)))
     told += answers([ask("x")], endpoint(fake, api_key_file=str(file)))
     assert KEY not in repr(told)
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_the_service_tier_is_sent_and_is_not_in_the_key(transport: str) -> None:
-    with Recorder() as there:
-        plain = Endpoint(model="m", base_url=there.url, transport=transport)  # type: ignore[arg-type]
-        flex = plain.model_copy(update={"service_tier": "flex"})
-        first, second = only(answers([ask("x")], plain)), only(answers([ask("x")], flex))
-        bodies = [sent.json for sent in there.sent]
-    assert "service_tier" not in bodies[0]
-    assert bodies[1] == {**bodies[0], "service_tier": "flex"}
-    assert first.request_key == second.request_key == ask("x").key
 
 
 def test_each_address_has_a_service_tier_of_its_own() -> None:

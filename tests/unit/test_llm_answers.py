@@ -137,14 +137,6 @@ def test_what_was_cut_off_refused_or_empty_is_not_asked_again(fake: FakeEndpoint
     assert fake.counts()["billed"] == 1
 
 
-def test_an_answer_is_kept_when_asking_again_brings_nothing(fake: FakeEndpoint) -> None:
-    fake.set_script([{"match": "not valid JSON", "status": 400, "body": "no"}, {"reply": "never JSON"}])
-    outcome = only(answers([ask_json("x")], endpoint(fake, reasks=1)))
-    assert (outcome.status, outcome.answer_class, outcome.text) == ("answered", "invalid_json", "never JSON")
-    assert (outcome.attempts, outcome.usage) == (2, Usage(1, 0, 2, 0))
-    assert outcome.error_class is None
-
-
 @pytest.mark.parametrize(
     "response_format",
     [
@@ -203,25 +195,6 @@ def test_a_paid_reply_that_breaks_off_is_paid_twice_at_most(fake: FakeEndpoint) 
     outcome = only(answers([ask("x")], endpoint(fake)))
     assert (outcome.status, outcome.error_class, outcome.attempts) == ("failed", "bad_reply", 2)
     assert (outcome.usage, outcome.cost_microusd) == (None, None)
-
-
-def test_what_an_unreadable_reply_took_is_added_to_the_answer_that_follows(fake: FakeEndpoint) -> None:
-    fake.set_script([{"body": json.dumps({"usage": USAGE, "choices": [{}]}), "times": 1}, {"reply": "yes"}])
-    outcome = only(answers([ask("x")], endpoint(fake)))
-    assert (outcome.status, outcome.attempts, outcome.usage) == ("answered", 2, Usage(11, 0, 5, 0))
-    assert outcome.cost_microusd == Decimal("15.5")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "nonsense", "[]", '{"model": "m"}', '{"model": "m", "messages": 5, "sampling": {}}']
-)
-def test_a_stored_request_that_is_none_fails_its_row_alone(fake: FakeEndpoint, text: str) -> None:
-    stored = [StoredRequest("k" * 64, text), *(StoredRequest(asked.key, asked.to_json()) for asked in asks(5))]
-    told = {outcome.request_key: outcome for outcome in answers(stored, endpoint(fake))}
-    bad = told.pop("k" * 64)
-    assert bad.status == "failed"
-    assert {outcome.status for outcome in told.values()} == {"answered"}
-    assert fake.counts()["billed"] == 5
 
 
 def test_a_stored_request_is_asked_as_it_was_written(fake: FakeEndpoint) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pytest
 
-from personahub_spark.llm import client
-from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.settings import Price
-from tests.asking import PRICE, TRANSPORTS, answers, ask, endpoint, only
+from tests.asking import TRANSPORTS, answers, ask, endpoint, only
 
 CALLS = "/v1/embeddings"
 
@@ -68,43 +64,11 @@ def test_inputs_fill_calls(fake: FakeEndpoint, inputs: int, per_request: int, ca
     assert fake.counts(CALLS)["requests"] == calls
 
 
-def test_a_call_holds_no_more_tokens_than_an_endpoint_takes(
-    fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "MAX_INPUT_TOKENS", 100)
-    told = answers([embed(f"{i} " + "word " * 30) for i in range(9)], endpoint(fake))
-    assert {outcome.status for outcome in told} == {"answered"}
-    assert 3 <= fake.counts(CALLS)["requests"] <= 9
-
-
-def test_only_inputs_of_one_kind_share_a_call(fake: FakeEndpoint) -> None:
-    requests = [embed("a"), embed("b"), embed("c", dimensions=8), embed("d", dimensions=8), embed("e")]
-    told = by_key(answers(requests, endpoint(fake)))
-    sizes = [len(told[request.key].vector or b"") // 4 for request in requests]
-    assert sizes == [384, 384, 8, 8, 384]
-    assert fake.counts(CALLS)["requests"] == 3
-
-
 def test_answers_and_vectors_can_be_asked_for_in_one_run(fake: FakeEndpoint) -> None:
     told = by_key(answers([embed("a"), ask("b"), embed("c")], endpoint(fake)))
     assert told[ask("b").key].text
     assert told[embed("a").key].vector and told[embed("c").key].vector
     assert fake.counts(CALLS)["requests"] == 1
-
-
-def test_a_slow_source_does_not_hold_back_the_first_inputs(fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PACK_WAIT_S", 0.1)
-    pulled: list[float] = []
-
-    def source() -> Iterator[Request]:
-        for request in embeds(6):
-            time.sleep(0.15)
-            pulled.append(time.monotonic())
-            yield request
-
-    told = [outcome for outcome in outcomes(source(), endpoint(fake), PRICE) if outcome is not None]
-    assert len(told) == 6
-    assert fake.counts(CALLS)["requests"] > 1
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -138,28 +102,6 @@ def test_several_bad_inputs_are_all_found(fake: FakeEndpoint) -> None:
     told = by_key(answers([*requests[:20], *poison, *requests[20:]], endpoint(fake)))
     assert {told[bad.key].status for bad in poison} == {"failed"}
     assert {told[good.key].status for good in requests} == {"answered"}
-
-
-@pytest.mark.parametrize("fault", [{"status": 500}, {"fault": "hang"}])
-def test_an_input_that_takes_the_endpoint_down_does_not_take_its_call_with_it(
-    fake: FakeEndpoint, fault: dict[str, Any]
-) -> None:
-    fake.set_script([{"match": "poison", **fault}])
-    requests = embeds(31)
-    told = by_key(answers([*requests, embed("poison")], endpoint(fake, timeout_s=0.3, max_attempts=3)))
-    assert told.pop(embed("poison").key).status in ("failed", "deferred")
-    assert {outcome.status for outcome in told.values()} == {"answered"}
-
-
-def test_a_vector_that_cannot_be_used_fails_its_row_alone(fake: FakeEndpoint) -> None:
-    fake.set_script([{"match": "poison", "fault": "nan", "dimensions": 4}, {"dimensions": 4}])  # the first of a call
-    told = by_key(answers([embed("poison"), *embeds(7)], endpoint(fake)))
-    bad = told.pop(embed("poison").key)
-    assert (bad.status, bad.error_class, bad.vector) == ("failed", "bad_vector", None)
-    assert {outcome.status for outcome in told.values()} == {"answered"}
-    counts = fake.counts(CALLS)
-    assert counts["requests"] == 2
-    assert sums([bad, *told.values()])[0] == counts["input_tokens"]
 
 
 def test_vectors_of_another_size_than_asked_for_are_no_good(fake: FakeEndpoint) -> None:
@@ -200,15 +142,6 @@ def test_a_stored_request_that_is_none_spoils_no_call(fake: FakeEndpoint, text: 
     assert told.pop("k" * 64).status == "failed"
     assert {outcome.status for outcome in told.values()} == {"answered"}
     assert fake.counts(CALLS)["requests"] == 1
-
-
-def test_an_input_that_cannot_be_sent_spoils_no_call(fake: FakeEndpoint) -> None:
-    broken = embed("a")
-    broken.key  # noqa: B018 - it had its key when it was planned
-    broken.messages[0]["content"] = "\ud800"  # type: ignore[index]
-    told = by_key(answers([broken, *embeds(3)], endpoint(fake)))
-    assert told.pop(broken.key).status == "failed"
-    assert {outcome.status for outcome in told.values()} == {"answered"}
 
 
 def test_a_refused_key_stops_all_inputs_at_once(fake: FakeEndpoint) -> None:
