@@ -37,7 +37,7 @@ from personahub_spark.llm.gate import Gate, GatePlace, GateState, NotAdmitted
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Endpoint, Price
-from personahub_spark.tables import LLM_CALLS, Store, Table
+from personahub_spark.tables import LLM_CALLS, Store, Table, spend_of
 from personahub_spark.text import estimate_tokens
 
 if TYPE_CHECKING:
@@ -63,14 +63,7 @@ _MANIFEST = StructType(
 
 
 class RunStoppedError(PersonaHubError):
-    """The endpoint said something that no retry mends (wrong key, unknown model, quota); answers so far are kept.
-
-    ``spend`` is what was added to the ledger before.
-    """
-
-    def __init__(self, message: str, spend: Spend) -> None:
-        super().__init__(message)
-        self.spend = spend
+    """The endpoint said something that no retry mends (wrong key, unknown model, quota); answers so far are kept."""
 
 
 class Run(Protocol):
@@ -136,7 +129,7 @@ def complete_all(
         spend = _recover(run, endpoint, step, keep=plan)
         if not plan.exists():
             plan.write(requests, rows)
-        spend += plan.complete(spend)
+        spend += plan.complete()
         store.hand_over(plan.folder)  # not before: whoever comes after a failure goes on from here
         return Asked(plan.requests(), spend)
 
@@ -272,8 +265,8 @@ class _Plan:
             spend += self._commit_wave(int(name[1:]))
         return spend
 
-    def complete(self, spent: Spend) -> Spend:
-        """Ask what is missing, wave by wave; ``spent`` is what the run's step has spent before."""
+    def complete(self) -> Spend:
+        """Ask what is missing, wave by wave."""
         noted = self._noted()
         done = {int(name[1:7]) for name in files.names(f"{self.folder}/waves")}
         left = [wave for wave in range(noted["waves"]) if wave not in done] if noted["missing"] else []
@@ -311,7 +304,7 @@ class _Plan:
                 stops = sorted(why for status, why in manifest if status == "stopped")
                 if stops:
                     said = f"{stops[0]}; {spend.requests:,} outcomes so far are kept, run again to go on"
-                    raise RunStoppedError(f"{self._step}: {said}", spent + spend)
+                    raise RunStoppedError(f"{self._step}: {said}")
                 if not any(status == "deferred" for status, _ in manifest):
                     files.write_whole(f"{self.folder}/waves", f"w{wave:06d}", b"")
             spend += Spend(limit_share=self._limit_share(gate.state(), asking_s))
@@ -350,7 +343,7 @@ class _Plan:
         try:
             key = key_of(endpoint, _handed_keys(run.spark, endpoint).get(0))
         except NotAdmitted as refusal:
-            raise RunStoppedError(f"{self._step}: {refusal.failure.message}", Spend()) from None
+            raise RunStoppedError(f"{self._step}: {refusal.failure.message}") from None
         missing = self._missing(wave)
         writer = wal.Writer(self._shards(wave), 0, _arrow(_CALLS), run_id=run.run_id)
         found = run_batches(
@@ -386,7 +379,7 @@ class _Plan:
                     "of the recorded run, or ask a model by taking calls.replay away"
                 )
             rows = recorded.join(missing.select("request_key"), on="request_key", how="left_semi")
-            totals = _totals(rows)
+            totals = spend_of(rows)
             number = self._commits.next()
             self._commits.begin(number, wave, [])
             self._run.store.append(LLM_CALLS, rows, app_id=self.name, version=number)
@@ -437,7 +430,7 @@ class _Plan:
         # A batch file of an earlier run may bring keys from anywhere.
         calls = store.read(LLM_CALLS) if self._endpoint.mode == "batch" else self._calls(wave)
         new = found.join(calls.select("request_key"), on="request_key", how="left_anti")
-        totals = _totals(new)
+        totals = spend_of(new)
         if totals.requests:
             added = store.append(
                 LLM_CALLS,
@@ -608,18 +601,6 @@ def _missing(requests: DataFrame, calls: DataFrame) -> DataFrame:
     """``request_key`` and ``request`` of the distinct ``requests`` that ``calls`` has no outcome of."""
     asked = requests.select("request_key", "request").dropDuplicates(["request_key"])
     return asked.join(calls.select("request_key"), on="request_key", how="left_anti")
-
-
-def _totals(calls: DataFrame) -> Spend:
-    found = calls.agg(
-        F.count(F.lit(1)).alias("requests"),
-        F.coalesce(F.sum("input_tokens"), F.lit(0)).alias("input_tokens"),
-        F.coalesce(F.sum("output_tokens"), F.lit(0)).alias("output_tokens"),
-        F.sum("cost_microusd").alias("cost"),
-        F.count_if(F.col("cost_microusd").isNull() & (F.col("status") == "answered")).alias("unpriced"),
-    ).collect()[0]
-    cost = None if found["unpriced"] else (found["cost"] or Decimal(0))
-    return Spend(found["requests"], found["input_tokens"], found["output_tokens"], cost)
 
 
 def _price(run: Run, endpoint: Endpoint) -> Price | None:

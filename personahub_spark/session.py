@@ -44,7 +44,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import Spend
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Price, Settings, SparkSettings
-from personahub_spark.tables import COST, LLM_CALLS, RUNS, MissingTableError, Store, Table
+from personahub_spark.tables import LLM_CALLS, RUNS, MissingTableError, Store, Table, spend_of
 
 log = logging.getLogger(__name__)
 
@@ -258,6 +258,8 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
     """
     started = time.monotonic()
     context = dataclasses.replace(context, started_at=now())
+    if context.calls.replay is not None:
+        context = _as_recorded(context, step, context.calls.replay)
     try:
         with context.progress.watch(step, lambda: _spark_tasks(context.spark)):
             result = run(context)
@@ -270,7 +272,7 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
     except MissingTableError:
         raise
     except PersonaHubError:
-        spent = Spend() if context.store.dry_run else _spent(context, step)
+        spent = Spend() if context.store.dry_run else spend_of(_asked(context, step))
         if spent.requests:
             _record(context, step, StepResult(0, {}, spend=spent), time.monotonic() - started)
         raise
@@ -410,18 +412,18 @@ def _disk_fault(error: BaseException) -> str | None:
     return found[0].strip() if found is not None else None
 
 
-def _spent(context: Context, step: str) -> Spend:
-    """What the ledger says that ``step`` spent in this run."""
-    calls = context.store.read(LLM_CALLS).where((F.col("run_id") == context.run_id) & (F.col("step") == step))
-    found = calls.agg(
-        F.count(F.lit(1)).alias("requests"),
-        F.coalesce(F.sum("input_tokens"), F.lit(0)).alias("input_tokens"),
-        F.coalesce(F.sum("output_tokens"), F.lit(0)).alias("output_tokens"),
-        F.coalesce(F.sum("cost_microusd"), F.lit(0).cast(COST)).alias("cost"),
-        F.count_if((F.col("status") == "answered") & F.col("cost_microusd").isNull()).alias("unpriced"),
-    ).collect()[0]
-    cost = None if found["unpriced"] else found["cost"]
-    return Spend(found["requests"], found["input_tokens"], found["output_tokens"], cost)
+def _asked(context: Context, step: str) -> DataFrame:
+    """What ``step`` added to the ledger in this run."""
+    return context.store.read(LLM_CALLS).where((F.col("run_id") == context.run_id) & (F.col("step") == step))
+
+
+def _as_recorded(context: Context, step: str, replay: str) -> Context:
+    """``context`` with the run and time that ``step`` has in the recorded tables: its first run's, if several."""
+    runs = context.spark.read.format("delta").load(f"{files.absolute(replay)}/{RUNS.name}")
+    first = runs.where(F.col("step") == step).orderBy("created_at").limit(1).collect()
+    if not first:
+        return context
+    return dataclasses.replace(context, run_id=first[0]["run_id"], started_at=first[0]["created_at"].astimezone(UTC))
 
 
 def _record(context: Context, step: str, result: StepResult, duration_s: float) -> None:

@@ -35,6 +35,7 @@ from pyspark.sql.types import (
 
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.costs import Spend
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -249,7 +250,21 @@ RUNS = Table(
 
 TABLES = (DOCUMENTS, PERSONAS, PERSONA_ORIGINS, PERSONA_REMOVALS, SYNTHESES, LLM_CALLS, QUARANTINE, RUNS)
 
-VIEWS = ("hub", "persona_lineage", "problems", "spend", "rejects")
+
+def spend_of(calls: DataFrame) -> Spend:
+    """What ``calls``, rows of ``llm_calls``, took."""
+    found = calls.agg(
+        F.count(F.lit(1)).alias("requests"),
+        F.coalesce(F.sum("input_tokens"), F.lit(0)).alias("input_tokens"),
+        F.coalesce(F.sum("output_tokens"), F.lit(0)).alias("output_tokens"),
+        F.coalesce(F.sum("cost_microusd"), F.lit(0).cast(COST)).alias("cost"),
+        F.count_if((F.col("status") == "answered") & F.col("cost_microusd").isNull()).alias("unpriced"),
+    ).collect()[0]
+    cost = None if found["unpriced"] else found["cost"]
+    return Spend(found["requests"], found["input_tokens"], found["output_tokens"], cost)
+
+
+VIEWS = ("hub", "persona_lineage", "problems", "spend", "spend_by_run", "call_outcomes", "latencies", "rejects")
 """In the order they are made: a view may read those before it."""
 
 

@@ -23,7 +23,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import cost_microusd, dearest_microusd, shared_cost
 from personahub_spark.llm.failures import Failure, classify, missing_key
 from personahub_spark.llm.gate import GateClient, GatePlace, NotAdmitted, Permit
-from personahub_spark.llm.limits import Concurrency, asked_s, backoff_s
+from personahub_spark.llm.limits import OUTAGE, Breaker, Concurrency, asked_s, backoff_s
 from personahub_spark.llm.schema import check_for
 from personahub_spark.llm.transport import CA_VARIABLES, Transport, connect, proxy_for
 from personahub_spark.llm.wire import (
@@ -461,6 +461,8 @@ class _Run:
             call.tries -= 1  # the address was known to be out of order: no attempt of the request's
             return
         pause_s = backoff_s(call.tries, None, self._rng, now=0.0) or 0.0
+        if failure.error_class in OUTAGE:
+            pause_s = max(pause_s, 2 * Breaker.GRACE_S)  # by then it is known whether there is an outage to sit out
         if asked_s(failure.retry_after, time.time()) is not None:
             pause_s = 0.0  # the gate knows when that address may be asked again; another one may be asked now
         is_last = call.tries >= self._endpoint.max_attempts or pause_s >= call.left_s()

@@ -22,7 +22,7 @@ BASE_S = 0.5
 CAP_S = 60.0
 
 # Failures of an address, not of what it was asked.
-_OUTAGE = {"connection", "server_error", "timeout"}
+OUTAGE = {"connection", "server_error", "timeout"}
 # Failures that only an address which works can bring about; busy is not broken.
 _REPLIED = {
     *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
@@ -623,7 +623,7 @@ class Admission:
                 )
             elif asked_s is not None:
                 place.paused_until = max(place.paused_until, now + asked_s)
-            if failure.error_class in _OUTAGE:
+            if failure.error_class in OUTAGE:
                 place.breaker.failed(now)
 
 

@@ -210,10 +210,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_without_looking_at_its_inpu
     asked = {"step": "ask", "rows": 60, "recipe": "r1", "inputs": (DOCUMENTS,)}
     model = context.settings.endpoint("default")
     endpoint.set_script([{"match": ".", "times_total": 25}, {"match": ".", "status": 401}])
-    with pytest.raises(RunStoppedError, match="ask: ") as stop:
+    with pytest.raises(RunStoppedError, match="ask: "):
         complete_all(context, frame(context, questions), model, **asked)
     kept = len(ledger_rows(context))
-    assert 20 <= kept == stop.value.spend.requests <= 25
+    assert 20 <= kept <= 25
     (plan,) = (Path(context.store.state_root) / "plans").iterdir()
     done = [int(name[1:]) for name in files.names(str(plan / "waves"))]
     assert done == [0, 1] or done == [0, 1, 2]
