@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import run_pipeline
+import yaml
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
-from personahub_spark import session, settings
+from personahub_spark import documents, session, settings
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import RUNS, TABLES, VIEWS
+from personahub_spark.tables import PERSONA_ORIGINS, PERSONAS, QUARANTINE, RUNS, TABLES, VIEWS, Store
+from personahub_spark.tasks import frames
 from personahub_spark.text import content_id
+from tests.processes import descendants
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = ("ingest_documents", "extract_personas", "dedup_surface", "synthesize")
 KEY = "sk-test-0123456789-secret"
 
-PERSONAS = {
+ANSWERS = {
     "hydrology": "A hydrologist who gauges mountain rivers and warns the villages below of floods",
     "mirror": "A hydrologist who gauges mountain rivers, and warns the villages below of floods!",  # the same words
     "knitting": "A retired tailor who knits lace shawls for the winter fair of her town",
@@ -41,7 +48,7 @@ PERSONAS = {
 def write_documents(folder: Path) -> list[str]:
     """One document a persona, one repeated, and lines that are none; the texts."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = [f"{word}: notes from a working week, in several sentences. They go on." for word in PERSONAS]
+    texts = [f"{word}: notes from a working week, in several sentences. They go on." for word in ANSWERS]
     rows = [json.dumps({"text": text, "title": text[:9], "licence": "CC0-1.0"}, ensure_ascii=False) for text in texts]
     broken = ['{"text": ', '{"title": "no text"}', '{"text": "<p></p>"}', '{"text": 7}']
     (folder / "a.jsonl").write_text("\n".join([*rows[:4], *broken, rows[0]]) + "\n", encoding="utf-8")
@@ -49,18 +56,14 @@ def write_documents(folder: Path) -> list[str]:
     return texts
 
 
-def answer_as_personas(endpoint: FakeEndpoint) -> None:
-    rules: list[dict[str, Any]] = [
+RULES: list[dict[str, Any]] = [
+    *(
         {"match": f"(?s)<document>.*{word}: notes", "reply": json.dumps({"persona": text}, ensure_ascii=False)}
-        for word, text in PERSONAS.items()
-    ]
-    rules.append(
-        {"match": "(?s)<persona>.*hydrologist", "reply": "Math problem: The answer is 12. Solution: 3 rivers."}
-    )
-    rules.append(
-        {"match": "<persona>", "reply": "Math problem: A tailor sells 3 shawls and {number} cakes. How many in all?"}
-    )
-    endpoint.set_script(rules)
+        for word, text in ANSWERS.items()
+    ),
+    {"match": "(?s)<persona>.*hydrologist", "reply": "Math problem: The answer is 12. Solution: 3 rivers."},
+    {"match": "<persona>", "reply": "Math problem: A tailor sells 3 shawls and {number} cakes. How many in all?"},
+]
 
 
 def run_all(context: Context, steps: tuple[str, ...] = STEPS) -> dict[str, StepResult]:
@@ -77,18 +80,25 @@ def pipeline(
     make_settings: Callable[..., settings.Settings],
     endpoint: FakeEndpoint,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Context:
     write_documents(tmp_path / "documents")
-    answer_as_personas(endpoint)
-    monkeypatch.setenv("PERSONAHUB_TEST_KEY", KEY)
-    chosen = make_settings(personas={"language": None})
-    keyed = chosen.models["default"].model_copy(update={"api_key_env": None})
-    return make_context(chosen.model_copy(update={"models": {"default": keyed}}))
+    endpoint.set_script(RULES)
+    return make_context(make_settings(personas={"language": None}))
 
 
-def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(pipeline: Context, endpoint: FakeEndpoint) -> None:
-    first = run_all(pipeline)
+def changed(context: Context, **groups: dict[str, Any]) -> Context:
+    """The same context with other settings."""
+    raw = context.settings.model_dump(mode="json")
+    for name, group in groups.items():
+        raw[name] = {**raw[name], **group}
+    return dataclasses.replace(context, settings=settings.validate(raw))
+
+
+def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
+    pipeline: Context, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    steps = ("create_tables", *STEPS)
+    first = run_all(pipeline, steps)
     assert first["ingest_documents"].outcomes == {"new": 8, "known": 0, "repeated": 1, "quarantined": 4}
     assert first["extract_personas"].outcomes["read"] == 8
     assert first["dedup_surface"].outcomes["removed_exact_tokens"] == 1
@@ -98,10 +108,17 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(pipeline: C
     billed = endpoint.counts()["billed"]
     assert billed == 8 + 7 == endpoint.counts()["distinct"]
     before = contents(pipeline)
-    for step in STEPS:  # each job again, and then all in a row
-        again = session.run_step(pipeline, step, run_pipeline.STEPS[step])
+    (tmp_path / "a file").touch()
+    nowhere = pipeline.settings.store.model_copy(update={"state": str(tmp_path / "a file" / "state")})
+    idle = dataclasses.replace(pipeline, store=Store(pipeline.spark, nowhere))  # a job that stages anything fails
+    for step in steps:
+        context = pipeline if step == "ingest_documents" else idle  # files are read before it is known what is new
+        pipeline.spark.sparkContext.setJobGroup(f"{step} again", "")
+        again = session.run_step(context, step, run_pipeline.STEPS[step])
         assert not again.changed, f"{step} changed something the second time: {again}"
         assert again.rows_in == first[step].rows_in
+        if step in ("extract_personas", "synthesize"):  # nothing pending: two counts, and Delta's look at its tables
+            assert len(pipeline.spark.sparkContext.statusTracker().getJobIdsForGroup(f"{step} again")) < 25
     assert contents(pipeline) == before
     assert endpoint.counts()["billed"] == billed
 
@@ -113,7 +130,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(pipeline: C
     removal = pipeline.store.read(next(t for t in TABLES if t.name == "persona_removals")).collect()
     assert [r["kept_id"] in hub and r["similarity"] == 1.0 for r in removal] == [True]
     # other scripts are what they were
-    assert set(hub.values()) >= {PERSONAS[w] for w in ("中文", "日本語", "ไทย", "عربي", "emoji", "knitting")}
+    assert set(hub.values()) >= {ANSWERS[w] for w in ("中文", "日本語", "ไทย", "عربي", "emoji", "knitting")}
     assert all(content_id(text) == key for key, text in hub.items())
     # SQL reaches document, licence, model and cost from each problem
     lineage = {row["persona_id"]: row for row in pipeline.store.view("persona_lineage").collect()}
@@ -197,30 +214,203 @@ def test_a_step_whose_counts_do_not_add_up_fails_loudly(pipeline: Context) -> No
         session.run_step(pipeline, "lossy", lambda _: StepResult(9, {"kept": 8}))
 
 
-def test_the_key_prompts_and_answers_are_in_no_log_table_plan_or_state(
-    pipeline: Context,
-    endpoint: FakeEndpoint,
-    caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+def losing_one(function: Callable[..., DataFrame]) -> Callable[..., DataFrame]:
+    """``function``, but for one row."""
+
+    def lossy(*arguments: Any) -> DataFrame:
+        rows = function(*arguments)
+        return rows.limit(rows.count() - 1)
+
+    return lossy
+
+
+def straying_one(function: Callable[..., DataFrame]) -> Callable[..., DataFrame]:
+    """``function``, but one of the rows that have a persona has an id that no join finds."""
+
+    def lossy(*arguments: Any) -> DataFrame:
+        rows = function(*arguments)
+        lost = rows.where("persona_id is not null").agg(F.min("id")).collect()[0][0]
+        return rows.withColumn("id", F.when(F.col("id") == lost, F.lit("f" * 64)).otherwise(F.col("id")))
+
+    return lossy
+
+
+def test_a_row_that_a_join_or_a_write_loses_is_a_loud_failure_wherever_it_gets_lost(
+    pipeline: Context, endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO)
-    raw = pipeline.settings.model_dump(mode="json")
-    raw["models"]["default"]["api_key_env"] = "PATH"  # a variable that workers have; its value is the secret here
-    secret = os.environ["PATH"]
-    keyed = dataclasses.replace(pipeline, settings=settings.validate(raw))
+    def lost(step: str, module: Any, name: str, said: str, *, verb: str = "read", lossy: Any = losing_one) -> None:
+        with monkeypatch.context() as patched, pytest.raises(PersonaHubError, match=said):
+            patched.setattr(module, name, lossy(getattr(module, name)))
+            context = changed(pipeline, personas={"verb": verb})  # another verb: all documents are asked about again
+            session.run_step(context, step, run_pipeline.STEPS[step])
+
+    lost("ingest_documents", documents, "distinct", "documents got 7 new rows .* 8 were expected")
+    session.run_step(pipeline, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
     endpoint.set_script(
-        [{"match": "knitting", "status": 400, "body": json.dumps({"error": {"message": f"key {secret}"}})}]
+        [*({"match": f"(?s)<document>.*{word}: notes", "reply": ""} for word in ("ไทย", "عربي")), *RULES]
     )
-    run_all(keyed, ("ingest_documents", "extract_personas"))
-    said = caplog.text + "".join(capfd.readouterr())
-    assert "notes from a working week" not in said and secret not in said
-    for table in TABLES:
-        rows = repr(keyed.store.read(table).collect())
-        assert secret not in rows, table.name
-    for file in (tmp_path / "store").rglob("*"):
-        if file.is_file():
-            assert secret.encode() not in file.read_bytes(), file
+    lost("extract_personas", frames, "read_personas", "personas got 5 new rows .* 6 were", lossy=straying_one)
+    lost("extract_personas", frames, "requests", "8 rows came in but 7 are accounted for", verb="write")
+    lost("extract_personas", frames, "unreadable", "quarantine got 1 new rows .* 2 were expected", verb="like")
+    lost("synthesize", frames, "answers", "6 rows came in but 5 are accounted for")
+    recorded = pipeline.store.read(RUNS).collect()  # of a step that failed only what it spent
+    assert [row["step"] for row in recorded if row["outcomes"]] == ["ingest_documents"]
+
+
+def test_a_file_that_is_replaced_with_another_fault_at_the_same_line_gives_a_second_reject(
+    make_context: Callable[..., Context], tmp_path: Path
+) -> None:
+    context = make_context()
+    (tmp_path / "documents").mkdir()
+    file = tmp_path / "documents" / "nightly.jsonl"
+
+    def ingest(third: str) -> tuple[dict[str, int], int]:
+        file.write_text('{"text": "one"}\n{"text": "two"}\n' + third + "\n", encoding="utf-8")
+        result = session.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+        assert result.rows_in == 3 and result.outcomes["quarantined"] == 1
+        return result.rows_added, context.store.read(QUARANTINE).count()
+
+    assert ingest('{"text": ') == ({"documents": 2, "quarantine": 1}, 1)
+    assert ingest('{"text": "thr') == ({"documents": 0, "quarantine": 1}, 2)  # the same reason, another row
+    for known in ('{"text": "thr', '{"text": '):
+        assert ingest(known) == ({"documents": 0, "quarantine": 0}, 2)
+    rejects = context.store.read(QUARANTINE).collect()
+    assert {(row["line"], row["reason"], row["raw"]) for row in rejects} == {
+        ("3", "malformed_json", '{"text": '), ("3", "malformed_json", '{"text": "thr'),
+    }  # fmt: skip
+
+
+def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_origins(
+    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], endpoint: FakeEndpoint,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    (tmp_path / "documents").mkdir()
+    shown = "A float well fills with silt in two years. " * 40
+    texts = [f"{shown}{end}" for end in ("Then it is dug out.", "Then it is given up.")]
+    rows = [json.dumps({"text": text}) for text in (*texts, "A short one on lace.")]
+    (tmp_path / "documents" / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    endpoint.set_script([{"match": "<document>", "reply": '{"persona": "A keeper of {number} gauges in the hills"}'}])
+    context = make_context(make_settings(personas={"max_document_tokens": 60}))
+    session.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+    first = session.run_step(context, "extract_personas", run_pipeline.STEPS["extract_personas"])
+    assert first.rows_in == 3 == first.outcomes["read"]
+    assert first.spend.requests == 2 == endpoint.counts()["billed"]
+    assert first.rows_added == {"personas": 2, "quarantine": 0, "persona_origins": 3}
+    origins = {row["source_key"]: row for row in context.store.read(PERSONA_ORIGINS).collect()}
+    twins = [origins[content_id(text)] for text in texts]
+    assert len({row["call_key"] for row in twins}) == len({row["persona_id"] for row in twins}) == 1
+    found = {row["persona_id"]: row["first_origin"] for row in context.store.read(PERSONAS).collect()}
+    assert found[twins[0]["persona_id"]] == min(map(content_id, texts))
+    assert [row["kept_rows"] for row in context.store.view("spend").collect()] == [2]
+
+    # Shown whole they are two questions, and another recipe; the short one is the same question as before.
+    whole = changed(context, personas={"max_document_tokens": 6000})
+    second = session.run_step(whole, "extract_personas", run_pipeline.STEPS["extract_personas"])
+    assert second.outcomes == {"done_before": 0, "read": 3, "unreadable": 0, "failed": 0, "deferred": 0}
+    assert second.spend.requests == 2 and endpoint.counts()["billed"] == 4
+    assert second.rows_added == {"personas": 2, "quarantine": 0, "persona_origins": 3}
+
+
+@dataclass
+class Alone:
+    """What is seen of jobs that run one by one as programs of their own."""
+
+    store: Store
+    said: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+    command_lines: set[bytes] = field(default_factory=set)
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Path -> content as last seen, of those too that a job deletes before it ends."""
+
+    def look_at_processes(self, pid: int) -> None:
+        for process in (pid, *descendants(pid, "")):
+            with contextlib.suppress(OSError):
+                self.command_lines.add(Path(f"/proc/{process}/cmdline").read_bytes())
+
+    def look_at_files(self, root: Path) -> None:
+        for folder, _, names in os.walk(root):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    self.files[f"{folder}/{name}"] = Path(folder, name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """Each job as a program, its key in a variable of that process alone, with Spark's event log."""
+    root = tmp_path_factory.mktemp("alone")
+    write_documents(root / "in" / "documents")
+    (root / "out" / "events").mkdir(parents=True)
+    refusing = {"match": "knitting: notes", "status": 400, "body": json.dumps({"error": {"message": f"bad key {KEY}"}})}
+    with FakeEndpoint([refusing, *RULES], key=KEY) as fake:
+        conf = {
+            **{"spark.eventLog.enabled": "true", "spark.eventLog.dir": (root / "out" / "events").as_uri()},
+            **{"spark.sql.shuffle.partitions": "2", "spark.driver.memory": "1g"},
+        }
+        model = {"model": "test-model", "base_url": fake.url, "api_key_env": "PERSONAHUB_TEST_KEY", "timeout_s": 20}
+        raw = {
+            "store": {"root": str(root / "out" / "store"), "database": "alone"},
+            "spark": {"master": "local[2]", "conf": conf},
+            "models": {"default": model},
+            "documents": {"paths": [str(root / "in" / "documents")]},
+            "personas": {"language": None},
+            "synthesis": [{}],
+            "prices": str(ROOT / "conf" / "prices.yaml"),
+        }
+        (root / "conf.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+        seen = Alone(Store(spark, settings.validate(raw).store))
+        for step in ("create_tables", *STEPS):
+            command = [sys.executable, f"jobs/{step}.py", "--conf", str(root / "conf.yaml")]
+            environment = {**os.environ, "PERSONAHUB_TEST_KEY": KEY}
+            with (root / "said").open("w+") as said:
+                job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
+                ended = threading.Event()
+
+                def watch(pid: int = job.pid, ended: threading.Event = ended) -> None:
+                    while not ended.wait(0.1):
+                        seen.look_at_processes(pid)
+                        seen.look_at_files(root / "out" / "store" / "_state")
+
+                watching = threading.Thread(target=watch)
+                watching.start()
+                try:
+                    seen.codes[step] = job.wait(timeout=300)
+                finally:
+                    job.kill()
+                    ended.set()
+                    watching.join()
+                seen.said[step] = (root / "said").read_text(encoding="utf-8")
+    seen.look_at_files(root / "out")
+    return seen
+
+
+def test_each_job_succeeds_alone_under_plain_python(alone: Alone) -> None:
+    assert alone.codes == dict.fromkeys(("create_tables", *STEPS), 0), alone.said
+    assert f"create_tables: {len(TABLES)} in = {len(TABLES)} made" in alone.said["create_tables"]
+    assert "ingest_documents: 13 in = 8 new" in alone.said["ingest_documents"]
+    assert "0 done before + 7 read + 0 unreadable + 1 failed" in alone.said["extract_personas"]
+    assert "7 in = 0 flagged" in alone.said["dedup_surface"]
+    assert "6 in = 0 done before + 5 passed + 1 failed checks" in alone.said["synthesize"]
+
+
+def test_no_key_is_in_a_log_event_log_plan_table_state_file_or_command_line(alone: Alone) -> None:
+    # The key was used, or the endpoint had said 401; each place was looked at, or this test would show nothing.
+    assert alone.codes["synthesize"] == 0
+    assert any(b"call_key" in content for name, content in alone.files.items() if "/events/" in name)
+    assert {"plans", "shards"} <= {part for name in alone.files for part in name.split("/")}
+    assert any(b"jobs/extract_personas.py" in line for line in alone.command_lines)
+    failed = [row["detail"] for row in alone.store.view("rejects").where("stage = 'call failed'").collect()]
+    assert len(failed) == 1 and "bad key" in failed[0]
+    assert all(KEY not in repr(alone.store.read(table).collect()) for table in TABLES)
+    assert not [name for name, content in alone.files.items() if KEY.encode() in content]
+    assert not [line for line in alone.command_lines if KEY.encode() in line]
+    assert not [step for step, said in alone.said.items() if KEY in said]
+
+
+def test_no_prompt_and_no_answer_is_in_what_jobs_say(alone: Alone) -> None:
+    assert " INFO " in "".join(alone.said.values()) or "WARN" in "".join(alone.said.values())
+    for said in alone.said.values():
+        assert "notes from a working week" not in said and "How many in all" not in said
+        assert not [text for text in ANSWERS.values() if text in said]
 
 
 @pytest.mark.parametrize(
