@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from personahub_spark.llm.wire import Request
 from personahub_spark.settings import Endpoint, SynthesisSettings
@@ -15,10 +17,11 @@ from personahub_spark.tasks.math_checks import (
     persona_unused,
     too_many_subproblems,
 )
-from personahub_spark.tasks.reading import Reading, failed, opening
-from personahub_spark.tasks.wording import as_data, fill, version
+from personahub_spark.tasks.reading import Reading, failed, json_value, opening, unfenced, visible
+from personahub_spark.tasks.wording import as_data, fill, template, version
 
 _MAX_PROBLEM_CHARS = 20_000
+_JSON = re.compile(r"""\A(?:```\w*\s*)?[\[{]\s*["\[{}]""")
 
 _LEVEL = {
     "plain": "The problem is challenging but can be solved with pen and paper.",
@@ -39,7 +42,7 @@ class MathProblem:
     @cached_property
     def prompt_version(self) -> str:
         """Changes whenever the wording does, a topic's included."""
-        return version(self.name, self._system, self._user(""))
+        return version(self.name, self._system, self._user(""), schema=self._response_format)
 
     def request(self, persona: str) -> Request:
         """The question for ``persona``."""
@@ -54,18 +57,24 @@ class MathProblem:
                 "top_p": self.settings.top_p,
                 "max_tokens": self.settings.max_tokens,
             },
+            response_format=self._response_format,
             prompt_version=self.prompt_version,
         )
 
     def read(self, answer: str | None, finish_reason: str | None, persona: str) -> Reading:
         """The problem in an answer, without its prefix, and the names of the checks that it fails.
 
-        Failures: those of ``reading.opening``. Checks: missing_prefix, contains_solution, too_many_subproblems,
-        no_question, persona_unused, cut_off.
+        An answer is JSON with a problem, or plain text. Failures: those of ``reading.opening``, not_json (JSON that is
+        broken or holds no problem). Checks: missing_prefix, contains_solution, too_many_subproblems, no_question,
+        persona_unused, cut_off.
         """
         text = opening(answer, finish_reason, longest=_MAX_PROBLEM_CHARS)
         if isinstance(text, Reading):
             return text
+        told = _told(text)
+        if told is None:
+            return failed("cut_off" if finish_reason == "length" else "not_json")
+        text = told
         problem = PREFIX.sub("", text)
         if not any(map(str.isalpha, problem)):
             return failed("cut_off" if finish_reason == "length" else "no_text")
@@ -81,11 +90,37 @@ class MathProblem:
 
     @cached_property
     def _system(self) -> str:
-        return fill("math", level=self._level)
+        return template("author").template
+
+    @property
+    def _response_format(self) -> dict[str, Any] | None:
+        if self.endpoint.structured_output != "json_schema":
+            return None
+        # One question, and nothing after it; a proof that is asked for ends in no question mark.
+        ending = ".+$" if self.settings.variant == "olympiad" else "[^?\uff1f]*[?\uff1f]$"
+        problem = {"type": "string", "pattern": f"^Math problem: {ending}"}
+        schema = {
+            "type": "object",
+            "properties": {"problem": problem},
+            "required": ["problem"],
+            "additionalProperties": False,
+        }
+        return {"type": "json_schema", "json_schema": {"name": "problem", "strict": True, "schema": schema}}
 
     @property
     def _level(self) -> str:
         return _LEVEL[self.settings.variant].replace("$topic", self.settings.topic or "")
 
     def _user(self, persona: str) -> str:
-        return fill("persona", persona=as_data(persona, "persona"))
+        reply = ' Reply with one JSON object: {"problem": "Math problem: …"}.' if self._response_format else ""
+        return fill("math", level=self._level, reply=reply, persona=as_data(persona, "persona"))
+
+
+def _told(text: str) -> str | None:
+    """The problem that ``text`` is, or holds where it is meant as JSON; None where that is broken or holds none."""
+    if not _JSON.match(text):
+        return text
+    value = json_value(unfenced(text))
+    if isinstance(value, dict):
+        value = next((value[key] for key in value if key.strip().lower() == "problem"), None)
+    return visible(value) if isinstance(value, str) and not _JSON.match(value) else None

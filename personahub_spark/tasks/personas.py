@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 
 from personahub_spark.llm.wire import Request
 from personahub_spark.settings import Endpoint, Granularity, PersonaSettings, Verb
-from personahub_spark.tasks.reading import Reading, failed, is_refusal, opening, visible
+from personahub_spark.tasks.reading import Reading, failed, is_refusal, json_value, opening, unfenced, visible
 from personahub_spark.tasks.wording import as_data, fill, version
 from personahub_spark.text import cut_at_sentence
 
@@ -112,7 +111,6 @@ _EXAMPLES: dict[tuple[Granularity, Verb], tuple[str, str]] = {
     ),
 }
 
-_OBJECT = re.compile(r'\{\s*["}]')
 _BROKEN_JSON = re.compile(r"""\A[\[{]|["'“]persona["'”]\s*:""", re.IGNORECASE)
 _INTRODUCTION = re.compile(r"\A[^\n]{0,200}[:\uff1a][^\S\n]*\n+(?=[^\n]*\w)")
 _ITEM = re.compile(r"^[^\S\n]*(?:[-*•·–]|\d{1,2}[.)、])[^\S\n]+\S", re.MULTILINE)
@@ -123,7 +121,6 @@ _ORNAMENT = re.compile(
 )
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*|`)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
-_DECODER = json.JSONDecoder(strict=False)
 
 
 @dataclass(frozen=True)
@@ -213,8 +210,8 @@ def _language(language: str | None) -> str:
 
 def _persona(text: str, *, nested: int) -> str | Reading:
     """The persona in ``text``; ``nested`` bounds how often a text may hold JSON that holds a text."""
-    text = _unfenced(text)
-    value = _json_value(text)
+    text = unfenced(text)
+    value = json_value(text)
     if isinstance(value, dict):
         value = next((value[key] for key in value if key.strip().lower() == "persona"), None)
     if isinstance(value, str) and value != text:
@@ -229,30 +226,6 @@ def _persona(text: str, *, nested: int) -> str | Reading:
     if len(_ITEM.findall(text)) > 1:
         return failed("several")
     return _undressed(text)
-
-
-def _json_value(text: str) -> object:
-    """The JSON that ``text`` is, else the first object inside it; ``text`` itself where it holds neither."""
-    try:
-        return _DECODER.decode(text)
-    except (ValueError, RecursionError):
-        pass
-    for _, start in zip(range(3), _OBJECT.finditer(text), strict=False):
-        try:
-            return _DECODER.raw_decode(text, start.start())[0]
-        except (ValueError, RecursionError):
-            continue
-    return text
-
-
-def _unfenced(text: str) -> str:
-    """What stands in the first code block of ``text``, when it has one."""
-    _, fence, block = text.partition("```")
-    if not fence:
-        return text
-    first_line, newline, rest = block.partition("\n")
-    inside = rest if newline and first_line.strip().isalnum() else block
-    return inside.partition("```")[0].strip()
 
 
 def _undressed(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -28,6 +29,10 @@ _REFUSAL = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
+
+
+_OBJECT = re.compile(r'\{\s*["}]')
+_DECODER = json.JSONDecoder(strict=False)
 
 
 @dataclass(frozen=True)
@@ -82,3 +87,27 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
 def is_refusal(text: str) -> bool:
     """Whether ``text`` opens as a model does that will not answer."""
     return _REFUSAL.match(text) is not None
+
+
+def json_value(text: str) -> object:
+    """The JSON that ``text`` is, else the first object inside it; ``text`` itself where it holds neither."""
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        pass
+    for _, start in zip(range(3), _OBJECT.finditer(text), strict=False):
+        try:
+            return _DECODER.raw_decode(text, start.start())[0]
+        except (ValueError, RecursionError):
+            continue
+    return text
+
+
+def unfenced(text: str) -> str:
+    """What stands in the first code block of ``text``, when it has one."""
+    _, fence, block = text.partition("```")
+    if not fence:
+        return text
+    first_line, newline, rest = block.partition("\n")
+    inside = rest if newline and first_line.strip().isalnum() else block
+    return inside.partition("```")[0].strip()

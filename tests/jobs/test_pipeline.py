@@ -95,7 +95,7 @@ def changed(context: Context, **groups: dict[str, Any]) -> Context:
 
 
 def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
-    pipeline: Context, endpoint: FakeEndpoint, tmp_path: Path
+    pipeline: Context, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = ("create_tables", *STEPS)
     first = run_all(pipeline, steps)
@@ -146,6 +146,39 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     }  # fmt: skip
     for view in VIEWS:
         assert pipeline.store.view(view).count() > 0, view
+    # the notebook tells the same
+    conf = tmp_path / "conf.yaml"
+    conf.write_text(yaml.safe_dump(pipeline.settings.model_dump(mode="json")), encoding="utf-8")
+    monkeypatch.setenv("PERSONAHUB_CONF", str(conf))
+    told: dict[str, Any] = {}
+    for cell in json.loads((ROOT / "notebooks" / "first_look.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), told)
+    assert told["lineage"].count() == 8
+    assert told["problems"].count() == 7
+    assert {row["stage"] for row in told["rejects"].collect()} == {
+        "unreadable", "persona removed", "synthesis failed checks",
+    }  # fmt: skip
+    assert sum(row["requests"] for row in told["spend"].collect()) == billed
+
+
+def test_a_replay_makes_the_same_tables_without_an_endpoint(
+    pipeline: Context, make_context: Callable[..., Context], endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    run_all(pipeline)
+    asked = endpoint.counts()["requests"]
+    raw = pipeline.settings.model_dump(mode="json")
+    raw["calls"]["replay"] = raw["store"]["root"]
+    raw["store"] = {"root": str(tmp_path / "replayed"), "database": "replayed"}
+    raw["models"]["default"]["base_url"] = "http://127.0.0.1:9/v1"
+    replayed = make_context(settings.validate(raw))
+    run_all(replayed)
+    assert endpoint.counts()["requests"] == asked
+    before, after = contents(pipeline), contents(replayed)
+    for name in before:
+        if name != RUNS.name:  # they tell of other settings, and took their own time
+            assert after[name] == before[name], name
+    assert len(after[RUNS.name]) == len(before[RUNS.name])
 
 
 def test_ids_and_survivors_do_not_depend_on_partitions_or_order(
