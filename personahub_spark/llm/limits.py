@@ -107,8 +107,8 @@ class Charge:
 class Pacer:
     """Requests and tokens a minute of one address, spread evenly: a sixtieth of each in every second.
 
-    No second holds more requests than its share. Tokens are charged as estimated times what calls really used of
-    their estimates so far, and what was charged wrongly is made up for slowly. Calls follow each other at the limit
+    No second holds more requests than its share. Tokens are charged as estimates so far turned out, by a line fitted
+    to them, and what was charged wrongly is made up for slowly. Calls follow each other at the limit
     less ``guard``, which grows when the endpoint refuses and shrinks again. A call may reach over the end of a
     second's tokens, as an endpoint with a bucket allows, until refusals show that this one counts whole calls
     (``strictness``: how much of its own size a call must find free, all of it from 1 on). One that is larger than a
@@ -134,7 +134,8 @@ class Pacer:
         self._next_request = self._next_token = -math.inf
         self._window: deque[tuple[float, float]] = deque()  # when calls were made, and their tokens
         self._window_tokens = 0.0
-        self._estimated = self._used = 0.0
+        self._sums = [0.0] * 5
+        self._mean_estimate = self._mean_used = self._slope = 0.0
         self._learnt = 0
         self._owed = 0.0
 
@@ -143,10 +144,11 @@ class Pacer:
         """A second, and by how much two calls may come nearer to each other on their way."""
         return 1 + self.guard
 
-    @property
-    def ratio(self) -> float:
-        """Tokens used for each token estimated, as far as known."""
-        return min(10.0, max(0.01, self._used / self._estimated)) if self._estimated and self._used else 1.0
+    def expected(self, tokens: int) -> float:
+        """What a call of an estimated ``tokens`` will use."""
+        if not self._learnt:
+            return tokens
+        return min(max(0.0, self._mean_used + self._slope * (tokens - self._mean_estimate)), 10.0 * tokens)
 
     def ready_at(self, tokens: int, now: float) -> float:
         """When a call of an estimated ``tokens`` may be made; in the past or ``now``: at once."""
@@ -155,7 +157,7 @@ class Pacer:
         most = math.inf if self._requests_per_s == math.inf else math.ceil(self._requests_per_s)
         if len(self._window) >= most:
             at = max(at, self._window[-int(most)][0] + self._window_s)
-        charge = tokens * self.ratio
+        charge = self.expected(tokens)
         room = 0.0 if charge > self._tokens_per_s else self._tokens_per_s - min(1.0, self.strictness) * charge
         taken = self._window_tokens
         for made_at, made_tokens in self._window:
@@ -174,7 +176,7 @@ class Pacer:
         held = math.inf if self.strictness else max(0.0, self._next_token - self._next_request)
         earliest = min(behind, now - interval / 2) - min(held, self._BURST * interval)
         self._next_request = max(self._next_request, earliest) + interval
-        charge = tokens * self.ratio
+        charge = self.expected(tokens)
         made_up = min(max(self._owed, -charge * self.guard / 2), charge / 4)
         self._owed -= made_up
         seconds = (charge + made_up) / (self._tokens_per_s * (1 - self.guard))
@@ -186,12 +188,8 @@ class Pacer:
 
     def used(self, charge: Charge, tokens: int | None) -> None:
         """A call was answered and used ``tokens``; None: nobody knows, so it is taken to be as charged."""
-        if tokens is not None and charge.estimate:
-            keep = 1 - 1 / self._MEMORY
-            self._estimated = self._estimated * keep + charge.estimate
-            self._used = self._used * keep + tokens
-            self._learnt += 1
         if tokens is not None:
+            self._learn(charge.estimate, tokens)
             owed = self._owed + tokens - charge.tokens
             self._owed = min(max(owed, -10 * self._tokens_per_s), 10 * self._tokens_per_s)
         self.guard = max(self.GUARD, self.guard - self._GUARD_STEP * self.REFUSED)
@@ -205,6 +203,21 @@ class Pacer:
             self.strictness = min(2.0, self.strictness + self._STRICTNESS_STEP)
         else:
             self.guard = min(self.GUARD_MOST, self.guard + self._GUARD_STEP)
+
+    def _learn(self, estimate: int, used: int) -> None:
+        """Fit the line: what calls use varies with what is estimated, and part of it (a limit of tokens) does not."""
+        keep = 1 - 1 / self._MEMORY
+        seen = (1.0, estimate, used, estimate * estimate, estimate * used)
+        self._sums = [keep * before + new for before, new in zip(self._sums, seen, strict=True)]
+        n, e, u, ee, eu = self._sums
+        self._learnt += 1
+        self._mean_estimate, self._mean_used = e / n, u / n
+        # Where estimates hardly vary, noise decides their slope: lean to a line through the origin.
+        lean = (0.005 * self._mean_estimate) ** 2 + 1e-9
+        variance = max(0.0, ee / n - self._mean_estimate**2)
+        covariance = eu / n - self._mean_estimate * self._mean_used
+        through_origin = self._mean_used / max(self._mean_estimate, 1e-9)
+        self._slope = max(0.0, (covariance + lean * through_origin) / (variance + lean))
 
     def _forget(self, now: float) -> None:
         while self._window and self._window[0][0] <= now - self._window_s:
