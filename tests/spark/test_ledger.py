@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from processes import descendants
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
@@ -67,16 +68,12 @@ def kill_python_workers(context: Context) -> int:
     return len(workers)
 
 
-@pytest.fixture
-def forget_dead_workers(spark: SparkSession) -> Iterator[None]:
+def forget_dead_workers(context: Context) -> None:
     """Spark keeps idle Python workers, and finds out that one was killed when it wants to use it."""
-    yield
     for _ in range(10):
-        try:
-            spark.sparkContext.parallelize(range(4), 4).map(abs).count()
-        except Exception:
-            continue
-        return
+        with contextlib.suppress(Exception):
+            context.spark.sparkContext.parallelize(range(4), 4).map(abs).count()
+            return
 
 
 def ledger_rows(context: Context) -> dict[str, Any]:
@@ -129,7 +126,6 @@ def test_an_action_on_the_requests_frame_and_another_partitioning_ask_nothing_mo
     assert endpoint.counts()["billed"] == 12
 
 
-@pytest.mark.usefixtures("forget_dead_workers")
 def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
     make_context: MakeContext, endpoint: FakeEndpoint
 ) -> None:
@@ -144,14 +140,16 @@ def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    assert ask(context, questions).requests == 60
-    killer.join()
+    try:
+        assert ask(context, questions).requests == 60
+    finally:
+        killer.join()
+        forget_dead_workers(context)
     assert set(ledger_rows(context)) == {q.key for q in questions}
     in_flight = 8
     assert endpoint.counts()["billed"] - 60 <= in_flight
 
 
-@pytest.mark.usefixtures("forget_dead_workers")
 def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succeed(
     make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
 ) -> None:
@@ -175,6 +173,7 @@ def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succee
     finally:
         over.set()
         killer.join()
+        forget_dead_workers(context)
     rows = ledger_rows(context)
     poison = rows.pop(question("poison").key)
     assert (poison["status"], poison["error_class"]) == ("failed", "worker_died")
