@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,30 @@ def test_a_replay_sends_nothing_copies_the_recorded_rows_and_stops_at_a_miss(
     assert rows[0] == rows[1]
     with pytest.raises(PersonaHubError, match=r"lacks 1 of the answers that this run needs"):
         ask(replayed, [*texts, "one more"])
+
+
+def test_a_key_of_hadoops_credential_providers_reaches_the_calls_and_nothing_else(
+    make_context: MakeContext, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    secret = "hadoop-kept-secret-4711"
+    with FakeEndpoint(key=secret) as endpoint:
+        named = model(endpoint, api_key_credential="hadoop:endpoint.key")
+        context = make_context(make_settings(models=named))
+        gateway, conf = context.spark.sparkContext._gateway, context.spark.sparkContext._jsc.hadoopConfiguration()
+        conf.set("hadoop.security.credential.provider.path", f"localjceks://file{tmp_path}/keys.jceks")
+        try:
+            with pytest.raises(PersonaHubError, match=r"know no alias endpoint\.key"):
+                ask(context, ["one"])
+            alias = gateway.jvm.org.apache.hadoop.security.alias
+            provider = alias.CredentialProviderFactory.getProviders(conf).get(0)
+            value = gateway.new_array(gateway.jvm.char, len(secret))
+            for position, character in enumerate(secret):
+                value[position] = character
+            provider.createCredentialEntry("endpoint.key", value)
+            provider.flush()
+            assert ask(context, ["one", "two"]).requests == 2
+        finally:
+            conf.unset("hadoop.security.credential.provider.path")
+    assert secret not in repr(context.store.read(LLM_CALLS).collect())
+    for file in Path(context.settings.store.root).rglob("*"):
+        assert not file.is_file() or secret.encode() not in file.read_bytes(), file
