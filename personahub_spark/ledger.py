@@ -33,7 +33,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.batches import Journal, run_batches
 from personahub_spark.llm.client import key_of, outcomes
 from personahub_spark.llm.costs import Spend, cost_microusd
-from personahub_spark.llm.gate import Gate, GatePlace, GateState, NotAdmitted
+from personahub_spark.llm.gate import Gate, GatePlace, NotAdmitted
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Endpoint, Price
@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 MAX_FUTILE_TRIES = 4
 """A call stage that fails this often in a row without one more answer is given up."""
+TASKS_END_S = 3.0
+"""Spark gives tasks of a failed stage two seconds to end; a new try waits for them."""
 SAMPLE_ROWS = 200
 """Requests that an estimate looks at."""
 
@@ -279,25 +281,13 @@ class _Plan:
         if price is None:
             log.warning("model %s has no price in the price file: its cost is unknown, not zero", self._endpoint.model)
         ask = self._ask_in_batches if self._endpoint.mode == "batch" else self._ask_in_tasks
-        spend, put_off, asking_s = Spend(), Counter[str](), 0.0
+        spend, put_off, used, asking_s = Spend(), Counter[str](), Counter[str](), 0.0
         total = -(-noted["missing"] * len(left) // noted["waves"])
-        with (
-            Gate(
-                self._endpoint,
-                price,
-                max_cost_usd=self._run.calls.max_cost_usd,
-                spent_microusd=self._spent_in_run(),
-                outage_limit_s=self._run.calls.outage_limit_s,
-                host=self._run.spark.conf.get("spark.driver.host") or "127.0.0.1",
-                keys=_handed_keys(self._run.spark, self._endpoint),
-            ) as gate,
-            self._run.progress.watch(
-                f"{self._step}: asking {self._endpoint.model}", lambda: self._status(spend, total, price)
-            ),
-        ):
+        label = f"{self._step}: asking {self._endpoint.model}"
+        with self._run.progress.watch(label, lambda: self._status(spend, total, price)):
             for wave in left:
                 began = time.monotonic()
-                manifest = ask(wave, price, gate)
+                manifest = ask(wave, price, used)
                 asking_s += time.monotonic() - began
                 spend += self._commit_wave(wave)
                 put_off.update({why: count for (status, why), count in manifest.items() if status == "deferred"})
@@ -307,21 +297,20 @@ class _Plan:
                     raise RunStoppedError(f"{self._step}: {said}")
                 if not any(status == "deferred" for status, _ in manifest):
                     files.write_whole(f"{self.folder}/waves", f"w{wave:06d}", b"")
-            spend += Spend(limit_share=self._limit_share(gate.state(), asking_s))
+        spend += Spend(limit_share=self._limit_share(used, asking_s))
         for error_class, count in put_off.most_common():
             log.warning("%s: %d calls put off to a later run (%s)", self._step, count, error_class)
         return spend
 
-    def _ask_in_tasks(self, wave: int, price: Price | None, gate: Gate) -> Counter[tuple[str, str]]:
-        """The call stage of a wave: how many requests ended in which status, and why."""
-        caller = _Caller(
-            self._endpoint, price, self._shards(wave), self._step, self._run.run_id, gate.place, wal.FLUSH_S
-        )
-        calls = self._missing(wave).repartition(self._endpoint.workers, "request_key").mapInArrow(caller, _MANIFEST)
+    def _ask_in_tasks(self, wave: int, price: Price | None, used: Counter[str]) -> Counter[tuple[str, str]]:
+        """The call stage of a wave: how many requests ended in which status, and why; ``used`` counts what was sent."""
         futile, kept = 0, -1
         while True:
             try:
-                rows = calls.collect()
+                with self._gate(price) as gate:
+                    rows = self._calls_of(wave, price, gate.place).collect()
+            except PersonaHubError:
+                raise
             except Exception as error:  # a lost worker or executor; what its tasks had is in the log
                 before, kept = kept, sum(shard.rows for shard in wal.shards(self._shards(wave)))
                 futile = 0 if kept > before else futile + 1
@@ -331,13 +320,34 @@ class _Plan:
                         f"are kept. The last failure: {_cause(error)}"
                     ) from error
                 log.warning("%s: a task died (%s); what it had not answered is asked again", self._step, _cause(error))
+                time.sleep(TASKS_END_S)
                 continue
+            state = gate.state()
+            used.update(requests=state.admitted, tokens=state.tokens)
             manifest = Counter[tuple[str, str]]()
             for row in rows:
                 manifest[row["status"], row["reason"]] += row["requests"]
             return manifest
 
-    def _ask_in_batches(self, wave: int, price: Price | None, gate: Gate) -> Counter[tuple[str, str]]:
+    def _gate(self, price: Price | None) -> Gate:
+        """A gate for one try of a call stage: tasks of an earlier try, if they are still there, are shut out by it."""
+        calls = self._run.calls
+        return Gate(
+            self._endpoint,
+            price,
+            max_cost_usd=calls.max_cost_usd,
+            spent_microusd=Decimal(0) if calls.max_cost_usd is None else self._spent_in_run(),
+            outage_limit_s=calls.outage_limit_s,
+            host=self._run.spark.conf.get("spark.driver.host") or "127.0.0.1",
+            keys=_handed_keys(self._run.spark, self._endpoint),
+        )
+
+    def _calls_of(self, wave: int, price: Price | None, place: GatePlace) -> DataFrame:
+        caller = _Caller(self._endpoint, price, self._shards(wave), self._step, self._run.run_id, place, wal.FLUSH_S)
+        missing = self._missing(wave).repartition(self._endpoint.workers, "request_key")
+        return missing.mapInArrow(caller, _MANIFEST)
+
+    def _ask_in_batches(self, wave: int, price: Price | None, used: Counter[str]) -> Counter[tuple[str, str]]:
         """The same by the provider's batch files, from the driver."""
         run, endpoint = self._run, self._endpoint
         try:
@@ -463,29 +473,28 @@ class _Plan:
         files.write_whole(self.folder, "plan.json", json.dumps(content).encode())
 
     def _spent_in_run(self) -> Decimal:
-        if self._run.calls.max_cost_usd is None:
-            return Decimal(0)
         own = self._run.store.read(LLM_CALLS).where(F.col("run_id") == self._run.run_id)
-        return own.agg(F.sum("cost_microusd").alias("cost")).collect()[0]["cost"] or Decimal(0)
+        committed = own.agg(F.sum("cost_microusd").alias("cost")).collect()[0]["cost"] or Decimal(0)
+        return Decimal(committed) + sum(shard.microusd for shard in self._in_log())
 
-    def _limit_share(self, state: GateState, asking_s: float) -> float | None:
+    def _in_log(self) -> list[wal.Shard]:
+        folders = files.names(f"{self.folder}/shards", folders=True)
+        return [shard for name in folders for shard in wal.shards(f"{self.folder}/shards/{name}")]
+
+    def _limit_share(self, used: Counter[str], asking_s: float) -> float | None:
         addresses = self._endpoint.addresses
-        used = []
-        for admitted, limits in (
-            (state.admitted, [address.requests_per_minute for address in addresses]),
-            (state.tokens, [address.tokens_per_minute for address in addresses]),
+        shares = []
+        for name, limits in (
+            ("requests", [address.requests_per_minute for address in addresses]),
+            ("tokens", [address.tokens_per_minute for address in addresses]),
         ):
             known = [limit for limit in limits if limit is not None]
             if len(known) == len(limits) and asking_s > 0:
-                used.append(admitted / (sum(known) / 60 * asking_s))
-        return max(used, default=None)
+                shares.append(used[name] / (sum(known) / 60 * asking_s))
+        return max(shares, default=None)
 
     def _status(self, spend: Spend, total: int, price: Price | None) -> Status:
-        found = [
-            shard
-            for name in files.names(f"{self.folder}/shards", folders=True)
-            for shard in wal.shards(f"{self.folder}/shards/{name}")
-        ]
+        found = self._in_log()
         cost = None
         if price is not None and spend.cost_microusd is not None:
             cost = spend.cost_microusd + sum(shard.microusd for shard in found)
