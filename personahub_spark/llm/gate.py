@@ -541,7 +541,8 @@ class _Hub:
         if outlook.final is not None:
             log.warning("no more calls in this run: %s", outlook.final.message)
         elif outlook.held:
-            log.warning("calls are held: %s", self._admission.why_held(now))
+            level = logging.INFO if self._admission.shut_since is None else logging.WARNING
+            log.log(level, "calls are held: %s", self._admission.why_held(now))
         elif outlook.affordable is not None:
             log.warning("calls.max_cost_usd is reached")
 

@@ -382,6 +382,7 @@ class Admission:
 
     Members ask by a number of their own; :meth:`decide` answers those whose time has come and says in ``wake_at`` when
     to look again if nothing happens. What is heard (:meth:`settle`, :meth:`hear`) takes effect in the next ``decide``.
+    ``shut_since``: since when no address works, None while one does.
     """
 
     PROBE_S = 1.0
@@ -408,7 +409,7 @@ class Admission:
         self._turns = Turns([address.weight for address in addresses])
         self._limited = any(a.requests_per_minute or a.tokens_per_minute for a in addresses)
         self._outage_limit_s = outage_limit_s
-        self._shut_since: float | None = None
+        self.shut_since: float | None = None
         self._probed_at = -math.inf
         self._affordable: Decimal | None = None
         self._asks: OrderedDict[int, OrderedDict[int, _Ask]] = OrderedDict()  # members in turn
@@ -520,8 +521,8 @@ class Admission:
         if any(place.open(now) for place in self._places):
             return None
         until = min((p.paused_until for p in self._places if p.gone is None), default=now)
-        if self._shut_since is not None:
-            return f"no address of the endpoint has worked for {now - self._shut_since:.0f} s; one call a second probes"
+        if self.shut_since is not None:
+            return f"no address of the endpoint has worked for {now - self.shut_since:.0f} s; one call a second probes"
         return f"the endpoint asked to wait {max(0.0, until - now):.0f} s more"
 
     def _pass_time(self, now: float) -> None:
@@ -533,20 +534,20 @@ class Admission:
             self.final = self.final or next((gone for gone in lost if gone.kind == "retry"), lost[-1])
         closed = [place.breaker.closed_since for place in alive if place.breaker.closed_since is not None]
         if not alive or len(closed) < len(alive):
-            self._shut_since = None
+            self.shut_since = None
             return
-        self._shut_since = max(closed)
-        if now - self._shut_since >= self._outage_limit_s:
+        self.shut_since = max(closed)
+        if now - self.shut_since >= self._outage_limit_s:
             self.final = self.final or Failure(
-                "retry", "outage", f"no address of the endpoint has worked for {now - self._shut_since:.0f} s"
+                "retry", "outage", f"no address of the endpoint has worked for {now - self.shut_since:.0f} s"
             )
 
     def _next_change(self, now: float) -> float:
         """When something changes by itself."""
         times = [place.breaker.due_at for place in self._places]
         times += [place.paused_until for place in self._places if place.paused_until > now]
-        if self._shut_since is not None and self.final is None:
-            times.append(self._shut_since + self._outage_limit_s)
+        if self.shut_since is not None and self.final is None:
+            times.append(self.shut_since + self._outage_limit_s)
         return min(times, default=math.inf)
 
     def _unaffordable(self, ask: _Ask) -> Failure | None:
@@ -573,7 +574,11 @@ class Admission:
             if ready:
                 return self._admit(member, number, ask, ready, now), now
             again_at = min(again_at, at)
-            if not self._ready(0, now)[0] or now - ask.passed_over_at > self.PATIENCE_S:
+            if now - ask.passed_over_at > self.PATIENCE_S:
+                break
+            ready, at = self._ready(0, now)
+            if not ready:
+                again_at = min(again_at, at)
                 break
             ask.passed_over_at = min(ask.passed_over_at, now)
         return None, again_at

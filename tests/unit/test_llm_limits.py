@@ -349,6 +349,8 @@ def mixed(least: int, most: int) -> Callable[[Random], int]:
         {"size": even(100), "jitter_s": 0.012},
         {"size": mixed(20, 160), "whole_calls": True},
         {"size": even(166), "whole_calls": True},
+        {"size": even(208), "whole_calls": True},
+        {"size": even(277), "whole_calls": True, "retry_after_s": 1.0},
     ],
     ids=str,
 )
@@ -363,13 +365,41 @@ def test_eight_tasks_use_95_percent_of_a_limit_with_less_than_1_percent_of_refus
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize(("size", "use"), [(even(200), 0.92), (even(300), 0.86), (mixed(50, 500), 0.83)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "use"),
+    [
+        (even(200), 0.93),  # eight of them fit in a second: 0.96
+        (even(300), 0.87),  # five: 0.9
+        (mixed(100, 300), 0.93),
+        (mixed(50, 500), 0.92),
+    ],
+    ids=str,
+)
 def test_large_calls_that_count_whole_leave_seconds_partly_empty_and_are_hardly_refused(
     size: Callable[[Random], int], use: float, seed: int
 ) -> None:
     world = World(seed=seed, size=size, whole_calls=True).run()
     assert world.use >= use
     assert world.refusals < 0.01
+
+
+def test_a_large_call_is_passed_over_for_ten_seconds_at_most() -> None:
+    def answers(patience_s: float) -> dict[int, float]:
+        admission = Admission([address(tokens_per_minute=60_000)])
+        admission.PATIENCE_S = patience_s
+        admission._places[0].pacer.strictness = 2.0
+        for number in range(200):
+            admission.ask(1, number, tokens=900 if number == 10 else 150, dearest=None)
+        now, made = 0.0, dict[int, float]()
+        while len(made) < 200:
+            made.update((answer.number, now) for answer in admission.decide(now))
+            now = max(now + 0.001, admission.wake_at) if admission.waiting else now
+        return made
+
+    made = answers(10.0)
+    assert 11 < made[10] < 14
+    assert sum(at < made[10] for number, at in made.items() if number > 10) > 40
+    assert answers(0.0)[10] < 4
 
 
 # Addresses in turn
@@ -637,7 +667,7 @@ def test_members_that_wait_are_served_in_turn(waiting: list[int], seed: int) -> 
     admission = Admission([address(requests_per_minute=rng.choice([60, 600]), tokens_per_minute=100_000)])
     for member, calls in enumerate(waiting):
         for number in range(calls):
-            admission.ask(member, number, tokens=rng.randint(1, 2000), dearest=None)
+            admission.ask(member, number, tokens=rng.randint(1, 1600), dearest=None)
     now, served = 0.0, Counter[int]()
     while admission.waiting:
         for answer in admission.decide(now):
