@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,9 @@ def make(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     python.chmod(0o755)
     (environment / "ready").touch()
     command = ["make", *arguments, f"VENV={environment}"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    # These tests may themselves run below a make.
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_a_query_keeps_its_quotes_and_a_wrong_one_is_one_sentence(
