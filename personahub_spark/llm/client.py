@@ -462,7 +462,8 @@ class _Run:
             return
         pause_s = backoff_s(call.tries, None, self._rng, now=0.0) or 0.0
         if failure.error_class in OUTAGE:
-            pause_s = max(pause_s, 2 * Breaker.GRACE_S)  # by then it is known whether there is an outage to sit out
+            # By then it is known whether there is an outage to sit out.
+            pause_s = max(pause_s, min(2 * Breaker.GRACE_S, call.left_s() / 3))
         if asked_s(failure.retry_after, time.time()) is not None:
             pause_s = 0.0  # the gate knows when that address may be asked again; another one may be asked now
         is_last = call.tries >= self._endpoint.max_attempts or pause_s >= call.left_s()
