@@ -46,6 +46,8 @@ from personahub_spark.settings import Address, Endpoint, Price
 from personahub_spark.text import estimate_tokens
 
 STOP_GRACE_S = 5.0
+MAX_PROBES = 120
+"""Probes of a closed address by one request; then it is put off, for it may itself be what does not work."""
 RESERVE = 0.25
 # What providers take in one call for embeddings.
 MAX_INPUT_TOKENS = 300_000
@@ -459,6 +461,9 @@ class _Run:
             return
         if permit.probe and failure.kind == "retry":
             call.tries -= 1  # the address was known to be out of order: no attempt of the request's
+            call.probes += 1
+            if call.probes == MAX_PROBES:
+                raise _UnansweredError("deferred", failure)
             return
         pause_s = backoff_s(call.tries, None, self._rng, now=0.0) or 0.0
         if failure.error_class in OUTAGE:
@@ -568,6 +573,7 @@ class _Call:
         self.path = path
         self.deadline = deadline
         self.refusals = 0
+        self.probes = 0
         self._rows = rows
         self._max_output_tokens = max_output_tokens
         self._price = price

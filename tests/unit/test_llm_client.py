@@ -182,6 +182,15 @@ def test_a_request_ends_at_its_deadline(fake: FakeEndpoint, rule: dict[str, Any]
     assert outcome.status == status
 
 
+def test_a_request_that_never_works_does_not_hold_up_a_run_as_an_outage_would(
+    fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MAX_PROBES", 2)
+    fake.set_script([{"match": "bad", "status": 500}])
+    found = answers([ask("good"), ask("bad"), ask("fine")], endpoint(fake, max_attempts=1000, deadline_s=60))
+    assert sorted(outcome.status for outcome in found) == ["answered", "answered", "deferred"]
+
+
 @pytest.mark.parametrize(
     "trouble",
     [
