@@ -9,6 +9,8 @@ again, and what the log holds is folded in first.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import json
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 from pyspark import TaskContext
-from pyspark.sql import Window
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DecimalType, LongType, StringType, StructField, StructType
 
@@ -43,7 +45,7 @@ from personahub_spark.text import estimate_tokens
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +53,14 @@ MAX_FUTILE_TRIES = 4
 """A call stage that fails this often in a row without one more answer is given up."""
 TASKS_END_S = 3.0
 """Spark gives tasks of a failed stage two seconds to end; a new try waits for them."""
+COMMIT_WAIT_S = 600.0
+ALL_PUT_OFF = {"outage", "retry_after_too_long", "gate_lost", "budget_reached"}
+"""Reasons to put a call off that hold for all calls of a run."""
 SAMPLE_ROWS = 200
 """Requests that an estimate looks at."""
 
 _CALLS = StructType(list(LLM_CALLS.columns))
+_ASKED = StructType([StructField(name, StringType(), False) for name in ("request_key", "request")])
 _MANIFEST = StructType(
     [
         StructField("status", StringType(), False),
@@ -124,7 +130,7 @@ def complete_all(
         staged = store.stage(requests)
         run.progress.say(f"{step}: {_estimate(run, _missing(staged, store.read(LLM_CALLS)), endpoint).text}")
         return Asked(staged, Spend())
-    with wal.lease(f"{store.state_root}/locks", step):
+    with _alone(run, step):
         origin = [recipe or uuid.uuid4().hex, *(f"{table.name}@{store.version(table)}" for table in inputs)]
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
         plan = _Plan(run, endpoint, step, f"{step}-{digest}")
@@ -154,7 +160,7 @@ def embed_all(
             found = [{"id": id_, "request_key": request.key, "request": request.to_json()} for id_, request in made]
             yield pa.RecordBatch.from_pylist(found, schema=arrow)
 
-    schema = StructType([StructField(name, StringType(), False) for name in ("id", "request_key", "request")])
+    schema = StructType([StructField("id", StringType(), False), *_ASKED])
     return complete_all(run, texts.select("id", "text").mapInArrow(ask, schema), endpoint, step=step, rows=rows)
 
 
@@ -169,8 +175,16 @@ def vectors(asked: DataFrame, calls: DataFrame) -> DataFrame:
 
 def recover(run: Run, endpoint: Endpoint, step: str) -> Spend:
     """Fold outcomes that an interrupted run of ``step`` left behind into the ledger; what was new there."""
-    with wal.lease(f"{run.store.state_root}/locks", step):
+    with _alone(run, step):
         return _recover(run, endpoint, step, keep=None)
+
+
+@contextlib.contextmanager
+def _alone(run: Run, step: str) -> Iterator[None]:
+    """Nobody else runs ``step`` on this store until what was staged is dropped, for that is what they would use."""
+    if step not in run.store.held:
+        run.store.hold(step, wal.lease(f"{run.store.state_root}/locks", step))
+    yield
 
 
 def _recover(run: Run, endpoint: Endpoint, step: str, *, keep: _Plan | None) -> Spend:
@@ -201,18 +215,25 @@ def _estimate(run: Run, missing: DataFrame, endpoint: Endpoint) -> _Estimate:
     sample = [StoredRequest(row["request_key"], row["request"]).read() for row in missing.limit(SAMPLE_ROWS).collect()]
     share = Decimal(count) / len(sample)
     tokens_in = round(share * sum(_input_tokens(request) for request in sample))
-    most_out = round(share * sum(int(request.sampling.get("max_tokens", 0)) for request in sample))
+    longest = [request.max_output_tokens for request in sample]
+    most_out = round(share * sum(most for most in longest if most is not None))
     alike = F.col("prompt_version").isin(sorted({request.prompt_version for request in sample}))
     earlier = run.store.read(LLM_CALLS).where(alike & (F.col("model") == endpoint.model))
     mean = earlier.agg(F.avg("output_tokens").alias("mean")).collect()[0]["mean"]
     likely_out = most_out if mean is None else round(mean * count)
-    basis = "the most that is allowed" if mean is None else "as long as earlier answers"
+    bounded = None not in longest
+    basis = "as long as earlier answers" if mean is not None else "the most that is allowed"
+    if not bounded:
+        basis += "; some requests set no limit"
     said = f"{count:,} requests for {endpoint.model}, about {tokens_in:,} tokens in and {likely_out:,} out ({basis})"
     price = _price(run, endpoint)
+    if price is not None and endpoint.mode == "batch":
+        price = price.of_batches
     if price is None:
         return _Estimate(count, f"{said}; the model has no price in the price file, so the cost is unknown")
     likely, most = (cost_microusd(Usage(tokens_in, 0, out, 0), price) or Decimal(0) for out in (likely_out, most_out))
-    return _Estimate(count, f"{said}: about ${likely / 1_000_000:,.4f}, at most about ${most / 1_000_000:,.4f}")
+    limit = f"at most about ${most / 1_000_000:,.4f}" if bounded else "without a limit"
+    return _Estimate(count, f"{said}: about ${likely / 1_000_000:,.4f}, {limit}")
 
 
 def _input_tokens(request: Request) -> int:
@@ -230,6 +251,7 @@ class _Plan:
         self.name = name
         self.folder = f"{run.store.state_root}/plans/{name}"
         self._commits = wal.Commits(f"{self.folder}/commits")
+        self._spent = Decimal(0)
 
     def exists(self) -> bool:
         """Whether it is written down whole."""
@@ -245,8 +267,9 @@ class _Plan:
         if waves > 1:
             split = split.repartition(waves, "wave")
         split.write.partitionBy("wave").parquet(f"{self.folder}/requests")
-        found = {"waves": waves, "columns": requests.schema.jsonValue()}
-        self._note({**found, "missing": 0})
+        # Tables remember the numbers of a name's transactions for good, and a plan's folder may be made anew.
+        found = {"waves": waves, "columns": requests.schema.jsonValue(), "transactions": uuid.uuid4().hex}
+        self._note({**found, "missing": max(rows, 1)})
         estimate = _estimate(self._run, _missing(self.requests(), self._run.store.read(LLM_CALLS)), self._endpoint)
         if estimate.requests and not self._run.calls.replay:
             self._run.progress.say(f"{self._step}: {estimate.text}")
@@ -278,6 +301,7 @@ class _Plan:
             return self._replay(left)
         self._run.before_asking()
         price = _price(self._run, self._endpoint)
+        self._check_mode()
         if price is None:
             log.warning("model %s has no price in the price file: its cost is unknown, not zero", self._endpoint.model)
         ask = self._ask_in_batches if self._endpoint.mode == "batch" else self._ask_in_tasks
@@ -297,6 +321,8 @@ class _Plan:
                     raise RunStoppedError(f"{self._step}: {said}")
                 if not any(status == "deferred" for status, _ in manifest):
                     files.write_whole(f"{self.folder}/waves", f"w{wave:06d}", b"")
+                if any(status == "deferred" and why in ALL_PUT_OFF for status, why in manifest):
+                    break  # later waves would meet the same
         spend += Spend(limit_share=self._limit_share(used, asking_s))
         for error_class, count in put_off.most_common():
             log.warning("%s: %d calls put off to a later run (%s)", self._step, count, error_class)
@@ -305,10 +331,14 @@ class _Plan:
     def _ask_in_tasks(self, wave: int, price: Price | None, used: Counter[str]) -> Counter[tuple[str, str]]:
         """The call stage of a wave: how many requests ended in which status, and why; ``used`` counts what was sent."""
         futile, kept = 0, -1
+        parts = self._parts(wave)
+        if not parts:
+            return Counter()
         while True:
+            gate = self._gate(price)
             try:
-                with self._gate(price) as gate:
-                    rows = self._calls_of(wave, price, gate.place).collect()
+                with gate:
+                    rows = self._calls_of(parts, wave, price, gate.place).collect()
             except PersonaHubError:
                 raise
             except Exception as error:  # a lost worker or executor; what its tasks had is in the log
@@ -322,7 +352,9 @@ class _Plan:
                 log.warning("%s: a task died (%s); what it had not answered is asked again", self._step, _cause(error))
                 time.sleep(TASKS_END_S)
                 continue
-            state = gate.state()
+            finally:
+                state = gate.state()
+                self._spent = max(self._spent, state.spent_microusd)
             used.update(requests=state.admitted, tokens=state.tokens)
             manifest = Counter[tuple[str, str]]()
             for row in rows:
@@ -336,16 +368,41 @@ class _Plan:
             self._endpoint,
             price,
             max_cost_usd=calls.max_cost_usd,
-            spent_microusd=Decimal(0) if calls.max_cost_usd is None else self._spent_in_run(),
+            # What earlier gates counted may be more than the ledger knows: calls whose cost nobody could tell.
+            spent_microusd=Decimal(0) if calls.max_cost_usd is None else max(self._spent, self._spent_in_run()),
             outage_limit_s=calls.outage_limit_s,
             host=self._run.spark.conf.get("spark.driver.host") or "127.0.0.1",
             keys=_handed_keys(self._run.spark, self._endpoint),
         )
 
-    def _calls_of(self, wave: int, price: Price | None, place: GatePlace) -> DataFrame:
+    def _calls_of(self, parts: Sequence[str], wave: int, price: Price | None, place: GatePlace) -> DataFrame:
+        """One task for each of ``parts``, without a shuffle: who loses an executor loses that one's tasks only."""
         caller = _Caller(self._endpoint, price, self._shards(wave), self._step, self._run.run_id, place, wal.FLUSH_S)
-        missing = self._missing(wave).repartition(self._endpoint.workers, "request_key")
-        return missing.mapInArrow(caller, _MANIFEST)
+        asked = [self._run.spark.read.schema(_ASKED).parquet(part).coalesce(1) for part in parts]
+        return functools.reduce(DataFrame.union, asked).mapInArrow(caller, _MANIFEST)
+
+    def _parts(self, wave: int) -> list[str]:
+        """What is missing of ``wave``, written down in a folder for each task."""
+        folder = f"{self.folder}/asking"
+        workers = F.lit(self._endpoint.workers)
+        part = F.pmod(F.xxhash64("request_key"), workers)
+        missing = self._missing(wave).withColumn("part", part).repartition(self._endpoint.workers, "part")
+        missing.write.mode("overwrite").partitionBy("part").parquet(folder)
+        return [f"{folder}/{name}" for name in files.names(folder, folders=True)]
+
+    def _check_mode(self) -> None:
+        """PersonaHubError where batch files would cost more than is allowed, or be paid for again by calls."""
+        batches = Journal(f"{self._run.store.state_root}/batches/{self._step}").chunks()
+        if self._endpoint.mode == "batch" and self._run.calls.max_cost_usd is not None:
+            raise PersonaHubError(
+                "calls.max_cost_usd cannot be kept with batch files, which are billed whole; take the cap away, or ask "
+                "by calls (mode: calls)"
+            )
+        if self._endpoint.mode == "calls" and batches:
+            raise PersonaHubError(
+                f"{self._step}: {len(batches)} batch files of an earlier run are still at the endpoint, and their "
+                "answers will be billed; set mode: batch until they are told, then ask by calls"
+            )
 
     def _ask_in_batches(self, wave: int, price: Price | None, used: Counter[str]) -> Counter[tuple[str, str]]:
         """The same by the provider's batch files, from the driver."""
@@ -392,7 +449,11 @@ class _Plan:
             totals = spend_of(rows)
             number = self._commits.next()
             self._commits.begin(number, wave, [])
-            self._run.store.append(LLM_CALLS, rows, app_id=self.name, version=number)
+            added = self._run.store.append(LLM_CALLS, rows, app_id=self._noted()["transactions"], version=number)
+            if added != totals.requests:
+                raise PersonaHubError(
+                    f"{self._step}: {totals.requests:,} answers were to be copied, but {added:,} were"
+                )
             self._commits.done(number)
             files.write_whole(f"{self.folder}/waves", f"w{wave:06d}", b"")
             spend += totals
@@ -437,24 +498,26 @@ class _Plan:
         found = (
             shards.withColumn("_nth", F.row_number().over(best)).where(F.col("_nth") == 1).select(*_CALLS.fieldNames())
         )
-        # A batch file of an earlier run may bring keys from anywhere.
-        calls = store.read(LLM_CALLS) if self._endpoint.mode == "batch" else self._calls(wave)
-        new = found.join(calls.select("request_key"), on="request_key", how="left_anti")
-        totals = spend_of(new)
-        if totals.requests:
-            added = store.append(
-                LLM_CALLS,
-                new,
-                app_id=self.name,
-                version=number,
-                run_id=self._run.run_id,
-                created_at=self._run.started_at,
-            )
-            if added != totals.requests:
-                raise PersonaHubError(
-                    f"transaction {number} of {self.name} should have added {totals.requests:,} answers to the ledger "
-                    f"but added {added:,}; they are kept in {folder}"
+        # Another step may have asked the same meanwhile: whoever commits later sees what the other did.
+        with wal.lease(f"{store.state_root}/locks", f"commit-{LLM_CALLS.name}", wait_s=COMMIT_WAIT_S):
+            # A batch file of an earlier run may bring keys from anywhere.
+            calls = store.read(LLM_CALLS) if self._endpoint.mode == "batch" else self._calls(wave)
+            new = found.join(calls.select("request_key"), on="request_key", how="left_anti")
+            totals = spend_of(new)
+            if totals.requests:
+                added = store.append(
+                    LLM_CALLS,
+                    new,
+                    app_id=self._noted()["transactions"],
+                    version=number,
+                    run_id=self._run.run_id,
+                    created_at=self._run.started_at,
                 )
+                if added != totals.requests:
+                    raise PersonaHubError(
+                        f"transaction {number} of {self.name} should have added {totals.requests:,} answers to the "
+                        f"ledger but added {added:,}; they are kept in {folder}"
+                    )
         self._commits.done(number)
         for name in names:
             files.delete_file(folder, name)

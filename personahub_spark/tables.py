@@ -6,10 +6,12 @@ A row is added once: adding the same rows again adds nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import string
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
@@ -284,6 +286,7 @@ class Store:
         self.state_root = files.absolute(settings.state_root)
         self.dry_run = dry_run
         self._staged: list[str] = []
+        self.held: dict[str, contextlib.ExitStack] = {}
 
     def existing(self) -> list[str]:
         """Names of the tables that are there."""
@@ -429,10 +432,20 @@ class Store:
         """Let ``folder`` go with what was staged."""
         self._staged.append(folder)
 
+    def hold(self, name: str, context: AbstractContextManager[None]) -> None:
+        """Enter ``context``, and leave it when what was staged is dropped."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(context)
+        self.held[name] = stack
+
     def drop_staged(self) -> None:
         """Delete what was staged; the frames are of no use afterwards."""
-        while self._staged:
-            files.delete(self._staged.pop())
+        try:
+            while self._staged:
+                files.delete(self._staged.pop())
+        finally:
+            while self.held:
+                self.held.popitem()[1].close()
 
     def _stored(self, table: Table) -> DataFrame:
         place = self._root or self._database

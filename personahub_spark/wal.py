@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import getpass
 import hashlib
 import io
 import json
@@ -228,7 +227,7 @@ def _plain(value: object) -> str:
 
 def _private_folder() -> Path:
     """A folder that only this user can read: answers lie in it for seconds."""
-    folder = Path(tempfile.gettempdir()) / f"personahub-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"personahub-{os.getuid()}"
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
     with contextlib.suppress(OSError):
@@ -282,31 +281,38 @@ class Commits:
 
 
 @contextlib.contextmanager
-def lease(folder: str, name: str, *, beat_s: float = 5.0) -> Iterator[None]:
+def lease(folder: str, name: str, *, beat_s: float = 5.0, wait_s: float = 0.0) -> Iterator[None]:
     """Only one process at a time is inside for ``name``; who dies inside is noticed within three beats.
 
-    PersonaHubError when another process is inside and alive.
+    PersonaHubError when another process is inside and alive for ``wait_s``, or took over because this one had no pulse
+    for so long.
     """
     mine = json.dumps(
         {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": time.strftime("%FT%TZ")}
     )
-    holder = _living_holder(folder, name, beat_s)
+    give_up = time.monotonic() + wait_s
+    while (holder := _living_holder(folder, name, beat_s)) is not None and time.monotonic() < give_up:
+        time.sleep(0.2)
     if holder is not None:
         raise PersonaHubError(
             f"{name} is being run on this store by process {holder['pid']} on {holder['host']} since "
             f"{holder['since']}; two at once would ask and pay twice: wait for it to end, or end it"
         )
     files.write_whole(folder, name, f"{mine}\n0".encode())
-    time.sleep(0.05)  # of two that start at once, the later writer goes on
-    if not files.read_whole(folder, name).decode().startswith(mine):
+    # Of two that start at once, the later writer goes on; a write elsewhere takes longer than one to a disk of ours.
+    time.sleep(0.05 if files.filesystem(folder)[0].type_name == "local" else 2.0)
+    if not _is_mine(folder, name, mine):
         raise PersonaHubError(f"{name} was started twice at the same moment on this store; this one gives way")
-    stop = threading.Event()
+    stop, lost = threading.Event(), threading.Event()
 
     def beat() -> None:
         count = 0
         while not stop.wait(beat_s):
             count += 1
             try:
+                if not _is_mine(folder, name, mine):
+                    lost.set()
+                    return
                 files.write_whole(folder, name, f"{mine}\n{count}".encode())
             except OSError as error:
                 log.warning("the lease of %s could not be renewed: %s", name, error)
@@ -318,7 +324,16 @@ def lease(folder: str, name: str, *, beat_s: float = 5.0) -> Iterator[None]:
     finally:
         stop.set()
         beating.join()
-        files.delete_file(folder, name)
+        if _is_mine(folder, name, mine):
+            files.delete_file(folder, name)
+    if lost.is_set():
+        raise PersonaHubError(
+            f"{name}: another process took over on this store, because this one seemed dead; run again"
+        )
+
+
+def _is_mine(folder: str, name: str, mine: str) -> bool:
+    return name in files.names(folder) and files.read_whole(folder, name).decode().startswith(mine)
 
 
 def _living_holder(folder: str, name: str, beat_s: float) -> dict[str, Any] | None:

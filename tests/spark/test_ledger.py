@@ -230,6 +230,23 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_without_looking_at_its_inpu
     assert endpoint.counts()["billed"] == 60
 
 
+def test_a_step_that_put_calls_off_and_is_run_again_with_the_same_input_keeps_what_it_is_paid_for_then(
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
+) -> None:
+    """A plan's name comes again; the numbers of its transactions must not."""
+    context = make_context(make_settings(models={"default": model_settings(endpoint, max_attempts=2)}))
+    endpoint.set_script([{"match": "busy", "status": 429}])
+    asked = {"step": "ask", "rows": 4, "recipe": "r1", "inputs": (DOCUMENTS,)}
+    questions = [question(text) for text in ("good", "busy 1", "fine", "busy 2")]
+    model = context.settings.endpoint("default")
+    assert complete_all(context, frame(context, questions), model, **asked).spend.requests == 2
+    context.store.drop_staged()
+    endpoint.set_script([])
+    assert complete_all(context, frame(context, questions), model, **asked).spend.requests == 2
+    assert set(ledger_rows(context)) == {q.key for q in questions}
+    context.store.drop_staged()
+
+
 def test_a_changed_input_makes_a_new_plan_and_what_the_old_one_paid_for_is_kept(
     make_context: MakeContext, endpoint: FakeEndpoint
 ) -> None:
