@@ -134,7 +134,7 @@ def complete_all(
         origin = [recipe or uuid.uuid4().hex, *(f"{table.name}@{store.version(table)}" for table in inputs)]
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
         plan = _Plan(run, endpoint, step, f"{step}-{digest}")
-        spend = _recover(run, endpoint, step, keep=plan)
+        spend = _recover(run, endpoint, step, plan)
         if not plan.exists():
             plan.write(requests, rows)
         spend += plan.complete()
@@ -173,12 +173,6 @@ def vectors(asked: DataFrame, calls: DataFrame) -> DataFrame:
     return asked.join(found, on="request_key", how="inner").select("id", "vector")
 
 
-def recover(run: Run, endpoint: Endpoint, step: str) -> Spend:
-    """Fold outcomes that an interrupted run of ``step`` left behind into the ledger; what was new there."""
-    with _alone(run, step):
-        return _recover(run, endpoint, step, keep=None)
-
-
 @contextlib.contextmanager
 def _alone(run: Run, step: str) -> Iterator[None]:
     """Nobody else runs ``step`` on this store until what was staged is dropped, for that is what they would use."""
@@ -187,14 +181,15 @@ def _alone(run: Run, step: str) -> Iterator[None]:
     yield
 
 
-def _recover(run: Run, endpoint: Endpoint, step: str, *, keep: _Plan | None) -> Spend:
+def _recover(run: Run, endpoint: Endpoint, step: str, current: _Plan) -> Spend:
+    """Fold outcomes that interrupted runs of ``step`` left behind into the ledger; only the current plan goes on."""
     spend = Spend()
     for name in files.names(f"{run.store.state_root}/plans", folders=True):
         if name.rpartition("-")[0] != step:
             continue
         plan = _Plan(run, endpoint, step, name)
         spend += plan.fold()
-        if keep is None or name != keep.name:
+        if name != current.name:
             files.delete(plan.folder)
     if spend.requests:
         run.progress.say(f"{step}: recovered {spend.requests:,} answers of an interrupted run")
