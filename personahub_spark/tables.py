@@ -293,11 +293,16 @@ class Store:
         return [table.name for table in TABLES if self._exists(table)]
 
     def create(self) -> list[str]:
-        """Make the database, tables and views that are missing; names of the tables that were made."""
+        """Make the database, tables and views that are missing; names of the tables that were made.
+
+        Raises PersonaHubError when the database already names tables at another place.
+        """
         self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
         made = []
         for table in TABLES:
             exists = self._exists(table)
+            if self._is_known(table):
+                continue
             self._spark.sql(self._create_statement(table, exists=exists))
             if not exists:
                 made.append(table.name)
@@ -451,7 +456,9 @@ class Store:
         place = self._root or self._database
         try:
             rows = self._spark.table(self._reference(table.name))
-        except AnalysisException:
+        except AnalysisException as error:
+            if error.getErrorClass() not in _ABSENT:
+                raise
             raise MissingTableError(
                 f"table {table.name} does not exist in {place}; run jobs/create_tables.py with the same settings first"
             ) from None
@@ -468,6 +475,23 @@ class Store:
             self._stored(table)
         except MissingTableError:
             return False
+        return True
+
+    def _is_known(self, table: Table) -> bool:
+        """Whether the session's catalog has ``table``; PersonaHubError when it has it at another place."""
+        name = f"{self._database}.{table.name}"
+        if not self._spark.catalog.tableExists(name):
+            return False
+        if self._root is not None:
+            try:
+                found = self._spark.sql(f"DESCRIBE DETAIL {name}").collect()[0]["location"]
+            except AnalysisException:
+                found = "a place whose files are gone"
+            if re.sub(r"^file:/+", "/", found) != f"{self._root}/{table.name}":
+                raise PersonaHubError(
+                    f"{name} is already the name of a table at {found}, not of one in {self._root}; set store.database "
+                    "to another name"
+                )
         return True
 
     def _reference(self, name: str) -> str:
@@ -495,6 +519,10 @@ class Store:
         names = {name: f"{self._database}.{name}" for name in (*VIEWS, *(table.name for table in TABLES))}
         for name in VIEWS:
             self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {view_query(name).format(**names)}")
+
+
+# How Spark and Delta say that there is no such table.
+_ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "SCHEMA_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND")
 
 
 def _check_columns(table: Table, rows: DataFrame) -> None:

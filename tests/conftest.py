@@ -19,12 +19,16 @@ from personahub_spark.tables import Store
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "jobs"), str(ROOT / "tests")]
 
-# Tests are over before code that is compiled well has paid for its compiling.
+# Tests are over before code that is compiled well has paid for its compiling. Java's compiler of the first tier keeps
+# little room for what it compiled, and in a long run would stop compiling.
 QUICK = {
     "spark.sql.shuffle.partitions": "2",
     "spark.default.parallelism": "2",
+    "spark.databricks.delta.snapshotPartitions": "1",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.driver.memory": "2g",
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC",
 }
 
 

@@ -113,7 +113,7 @@ def test_a_replay_sends_nothing_copies_the_recorded_rows_and_stops_at_a_miss(
     sent = endpoint.counts()["requests"]
     place = f"{recorded.settings.store.root}-replayed"
     chosen = make_settings(
-        store={"root": place, "database": "replayed"},
+        store={"root": place, "database": "replayed_calls"},
         models={"default": {"model": "test-model", "base_url": "http://127.0.0.1:9/v1"}},
         calls={"replay": recorded.settings.store.root},
     )

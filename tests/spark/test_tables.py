@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
@@ -230,6 +231,25 @@ def test_a_table_that_was_not_created_says_how_to_make_it(spark: SparkSession, t
         MissingTableError, match=r"^table runs does not exist in absent_tables; run jobs/create_tables\.py"
     ):
         managed.read(RUNS)
+
+
+def test_one_name_for_tables_at_two_places_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    def at(place: str) -> Store:
+        return Store(spark, StoreSettings(root=f"{tmp_path}/{place}", database="twice_named"))
+
+    try:
+        assert at("one").create() == [table.name for table in TABLES]
+        assert at("one").create() == []
+        with pytest.raises(
+            PersonaHubError,
+            match=r"^twice_named.documents is already the name of a table at file:.*/one/documents, not of one in .*/two; ",
+        ):
+            at("two").create()
+        shutil.rmtree(tmp_path / "one")
+        with pytest.raises(PersonaHubError, match=r"already the name of a table at a place whose files are gone, "):
+            at("one").create()
+    finally:
+        spark.sql("DROP DATABASE IF EXISTS twice_named CASCADE")
 
 
 def test_a_table_of_another_version_is_named_with_the_column_it_lacks(spark: SparkSession, tmp_path: Path) -> None:
