@@ -242,7 +242,7 @@ def test_one_name_for_tables_at_two_places_is_refused(spark: SparkSession, tmp_p
         assert at("one").create() == []
         with pytest.raises(
             PersonaHubError,
-            match=r"^twice_named.documents is already the name of a table at file:.*/one/documents, not of one in .*/two; ",
+            match=r"^twice_named.documents is already the name of a table at .*/one/documents, not of one in .*/two; ",
         ):
             at("two").create()
         shutil.rmtree(tmp_path / "one")
