@@ -36,6 +36,7 @@ from personahub_spark.llm.batches import Journal, run_batches
 from personahub_spark.llm.client import key_of, outcomes
 from personahub_spark.llm.costs import Spend, cost_microusd
 from personahub_spark.llm.gate import Gate, GatePlace, NotAdmitted
+from personahub_spark.llm.limits import Budget, cap_microusd
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Endpoint, Price
@@ -363,8 +364,7 @@ class _Plan:
             self._endpoint,
             price,
             max_cost_usd=calls.max_cost_usd,
-            # What earlier gates counted may be more than the ledger knows: calls whose cost nobody could tell.
-            spent_microusd=Decimal(0) if calls.max_cost_usd is None else max(self._spent, self._spent_in_run()),
+            spent_microusd=self._spent_so_far(),
             outage_limit_s=calls.outage_limit_s,
             host=self._run.spark.conf.get("spark.driver.host") or "127.0.0.1",
             keys=_handed_keys(self._run.spark, self._endpoint),
@@ -386,13 +386,8 @@ class _Plan:
         return [f"{folder}/{name}" for name in files.names(folder, folders=True)]
 
     def _check_mode(self) -> None:
-        """PersonaHubError where batch files would cost more than is allowed, or be paid for again by calls."""
+        """PersonaHubError where calls would pay for what batch files have paid for already."""
         batches = Journal(f"{self._run.store.state_root}/batches/{self._step}").chunks()
-        if self._endpoint.mode == "batch" and self._run.calls.max_cost_usd is not None:
-            raise PersonaHubError(
-                "calls.max_cost_usd cannot be kept with batch files, which are billed whole; take the cap away, or ask "
-                "by calls (mode: calls)"
-            )
         if self._endpoint.mode == "calls" and batches:
             raise PersonaHubError(
                 f"{self._step}: {len(batches)} batch files of an earlier run are still at the endpoint, and their "
@@ -408,6 +403,7 @@ class _Plan:
             raise RunStoppedError(f"{self._step}: {refusal.failure.message}") from None
         missing = self._missing(wave)
         writer = wal.Writer(self._shards(wave), 0, _arrow(_CALLS), run_id=run.run_id)
+        budget = Budget(cap_microusd(run.calls.max_cost_usd, endpoint, price), self._spent_so_far())
         found = run_batches(
             (StoredRequest(row["request_key"], row["request"]) for row in missing.toLocalIterator()),
             endpoint,
@@ -418,11 +414,13 @@ class _Plan:
             flush=writer.flush,
             say=run.progress.say,
             outage_limit_s=run.calls.outage_limit_s,
+            budget=budget,
         )
         manifest = Counter[tuple[str, str]]()
         for outcome in found:
             _keep(outcome, writer, endpoint, self._step, manifest)
         writer.close()
+        self._spent = max(self._spent, budget.spent)
         return manifest
 
     def _replay(self, left: Sequence[int]) -> Spend:
@@ -529,6 +527,13 @@ class _Plan:
 
     def _note(self, content: dict[str, Any]) -> None:
         files.write_whole(self.folder, "plan.json", json.dumps(content).encode())
+
+    def _spent_so_far(self) -> Decimal:
+        """Micro-dollars of this run that count against its cap; 0 where there is none."""
+        if self._run.calls.max_cost_usd is None:
+            return Decimal(0)
+        # What was counted while calls were made may be more than the ledger knows: of some calls nobody can tell.
+        return max(self._spent, self._spent_in_run())
 
     def _spent_in_run(self) -> Decimal:
         own = self._run.store.read(LLM_CALLS).where(F.col("run_id") == self._run.run_id)

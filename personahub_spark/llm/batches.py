@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from random import Random
 from types import TracebackType
@@ -29,9 +30,9 @@ from openai.types import Batch, FileObject
 
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.costs import cost_microusd
+from personahub_spark.llm.costs import cost_microusd, dearest_microusd
 from personahub_spark.llm.failures import MAX_MESSAGE, Failure, StatusError, UnreachableError, classify
-from personahub_spark.llm.limits import backoff_s
+from personahub_spark.llm.limits import UNBILLED, Budget, backoff_s, budget_reached, unbounded_call
 from personahub_spark.llm.schema import check_for
 from personahub_spark.llm.transport import proxy_for, trusted_certificates
 from personahub_spark.llm.wire import (
@@ -123,6 +124,7 @@ def run_batches(
     poll_s: float = 10.0,
     tick_s: float = 1.0,
     outage_limit_s: float = 3600.0,
+    budget: Budget | None = None,
     max_lines: int = MAX_LINES,
     max_bytes: int = MAX_BYTES,
     max_open: int = MAX_OPEN,
@@ -139,13 +141,16 @@ def run_batches(
     when it cannot be reached for ``outage_limit_s``, all are.
     Either way, batches that exist go on and are taken up by the next run, as they are when this generator is closed.
     The first address of ``endpoint`` is used, with ``key`` (None: none is needed); prices are those of batches; an
-    answer that breaks its schema is not asked again. ``name`` begins the chunks' names. ``on_progress`` gets the lines
-    that are done and those sent so far. Raises PersonaHubError with the endpoint's words when it refuses a file.
+    answer that breaks its schema is not asked again. A request is sent only if the most it can cost still fits
+    ``budget``, those under way at their most; what does not fit is ``deferred``. ``name`` begins the chunks' names.
+    ``on_progress`` gets the lines that are done and those sent so far. Raises PersonaHubError with the endpoint's
+    words when it refuses a file.
     """
     with _Remote(endpoint, key) as remote:
         run = _Run(
             remote=remote,
             reader=_Reader(endpoint, None if price is None else price.of_batches, key),
+            budget=budget or Budget(None, Decimal(0)),
             journal=journal,
             name=name,
             flush=flush,
@@ -217,16 +222,26 @@ class _RefusedError(Exception):
 class _Chunk:
     """Requests that go, or went, into one batch.
 
-    ``untold``: those without an outcome, by key, each without what it asks (see ``_shape``).
+    ``untold``: those without an outcome, by key, each without what it asks (see ``_shape``). ``dearest``: the most
+    micro-dollars that all of them can cost; ``cost``: what those with an outcome did, None when some of it is unknown.
     """
 
-    def __init__(self, name: str, untold: dict[str, Request], created_at: float) -> None:
+    def __init__(self, name: str, untold: dict[str, Request], created_at: float, dearest: Decimal) -> None:
         self.name = name
         self.untold = untold
+        self.dearest = dearest
+        self.cost: Decimal | None = Decimal(0)
         self.created_at = created_at
         self.size = len(untold)
         self.done = 0
         self.batch_id: str | None = None
+
+    def told(self, outcome: Outcome) -> None:
+        """Count what an outcome cost: nothing where nothing was written; of an answer without usage nobody knows."""
+        cost = outcome.cost_microusd
+        if cost is None and (outcome.status == "deferred" or outcome.error_class in UNBILLED):
+            cost = Decimal(0)
+        self.cost = None if self.cost is None or cost is None else self.cost + cost
 
     @property
     def file_name(self) -> str:
@@ -241,6 +256,7 @@ class _Chunk:
             "base_url": endpoint.base_url,
             "model": endpoint.model,
             "created_at": self.created_at,
+            "dearest_microusd": str(self.dearest),
             "requests": [{"shape": shape, "keys": those} for shape, those in keys.items()],
         }
 
@@ -249,7 +265,7 @@ class _Chunk:
         untold: dict[str, Request] = {}
         for group in intent["requests"]:
             untold.update(dict.fromkeys(group["keys"], Request.from_json(group["shape"])))
-        return cls(name, untold, intent["created_at"])
+        return cls(name, untold, intent["created_at"], Decimal(intent["dearest_microusd"]))
 
 
 class _Draft:
@@ -259,11 +275,13 @@ class _Draft:
         self.api = api
         self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
         self.size_bytes = 0
+        self.dearest = Decimal(0)
         self.shapes: dict[str, Request] = {}
         self._distinct: dict[str, Request] = {}
 
-    def add(self, request: Request, line: bytes) -> None:
+    def add(self, request: Request, line: bytes, dearest: Decimal) -> None:
         self.file.write(line)
+        self.dearest += dearest
         self.size_bytes += len(line)
         shape = _shape(request)
         self.shapes[request.key] = self._distinct.setdefault(shape.to_json(), shape)
@@ -391,7 +409,7 @@ class _Reader:
 
     def __init__(self, endpoint: Endpoint, price: Price | None, secret: str | None) -> None:
         self._endpoint = endpoint
-        self._price = price
+        self.price = price
         self._secret = secret
         parts = urlsplit(endpoint.base_url)
         self._address = parts.netloc.rpartition("@")[2] + parts.path
@@ -446,7 +464,7 @@ class _Reader:
             text=None,
             finish_reason=None,
             usage=usage,
-            cost_microusd=cost_microusd(usage, self._price),
+            cost_microusd=cost_microusd(usage, self.price),
             attempts=attempts,
             latency_ms=latency_ms,
             model_returned=None,
@@ -480,7 +498,7 @@ class _Reader:
             text=text,
             finish_reason=finish_reason,
             usage=reply.usage,
-            cost_microusd=cost_microusd(reply.usage, self._price),
+            cost_microusd=cost_microusd(reply.usage, self.price),
             attempts=1,
             latency_ms=latency_ms,
             model_returned=reply.model,
@@ -500,6 +518,7 @@ class _Run:
 
     remote: _Remote
     reader: _Reader
+    budget: Budget
     journal: Journal
     name: str
     flush: Callable[[], None]
@@ -516,7 +535,7 @@ class _Run:
         self.rng = Random()
         self._open: dict[str, _Chunk] = {}
         self._taken_up: set[str] = set()  # keys in batches of earlier runs
-        self._held: tuple[Request, bytes] | None = None  # pulled, but for the next chunk
+        self._held: tuple[Request, bytes] | None = None  # pulled, but for a later chunk
         self._exhausted = False
         self._sent_lines = self._ended_lines = 0
 
@@ -528,9 +547,10 @@ class _Run:
             while True:
                 while len(self._open) < self.max_open and not self._exhausted:
                     draft = yield from self._cut(source)
-                    if draft is not None:
-                        with draft.file:
-                            yield from self._send(draft)
+                    if draft is None:
+                        break
+                    with draft.file:
+                        yield from self._send(draft)
                 if not self._open:
                     return
                 yield from self.sleep(wait_s)
@@ -549,6 +569,7 @@ class _Run:
     def _take_up(self, chunk: _Chunk) -> Generator[None, None, None]:
         """Go on with a chunk of an earlier run; if its batch was never created, its requests are as good as new."""
         self._open[chunk.name] = chunk
+        self.budget.reserve(chunk.dearest)
         if chunk.batch_id is None:
             chunk.batch_id = yield from self._patiently(partial(self.remote.find, chunk))
             if chunk.batch_id is None:
@@ -561,7 +582,7 @@ class _Run:
         self.say(f"batch {chunk.batch_id} of an earlier run is taken up: {chunk.size:,} requests")
 
     def _cut(self, source: Iterator[Request | StoredRequest]) -> Generator[Outcome | None, None, _Draft | None]:
-        """The next chunk's lines; None where there are no more requests."""
+        """The next chunk's lines; None where there are no more requests, or none is affordable before a chunk ends."""
         draft: _Draft | None = None
         ticked_at = time.monotonic()
         while True:
@@ -587,18 +608,37 @@ class _Run:
                     continue
             else:
                 (request, line), self._held = self._held, None
-            if draft is None:
-                draft = _Draft(request.api)
-            full = len(draft.shapes) >= self.max_lines or draft.size_bytes + len(line) > self.max_bytes
-            if full or request.api != draft.api:
+            dearest = self._dearest(request, line)
+            if dearest is None:
+                failure = unbounded_call()
+                yield self.reader.unanswered(request.key, "stopped", failure, request.prompt_version, attempts=0)
+                raise _StopError(None)
+            fits = self.budget.fits(dearest)
+            if not fits and draft is None and not self._open:
+                failure = budget_reached(dearest, self.budget.left)
+                yield self.reader.unanswered(request.key, "deferred", failure, request.prompt_version, attempts=0)
+                continue
+            full = draft is not None and (
+                len(draft.shapes) >= self.max_lines or draft.size_bytes + len(line) > self.max_bytes
+            )
+            if not fits or full or (draft is not None and request.api != draft.api):
                 self._held = request, line
                 return draft
-            draft.add(request, line)
+            draft = draft or _Draft(request.api)
+            self.budget.reserve(dearest)
+            draft.add(request, line, dearest)
+
+    def _dearest(self, request: Request, line: bytes) -> Decimal | None:
+        """The most that ``request`` can cost, 0 where nobody asks; None where that has no limit."""
+        if self.budget.cap is None:
+            return Decimal(0)
+        most = 0 if request.api == "embeddings" else request.max_output_tokens
+        return dearest_microusd(len(line), most, self.reader.price)
 
     def _send(self, draft: _Draft) -> Generator[None, None, None]:
         """Make ``draft`` a batch."""
         digest = hashlib.sha256("\n".join(sorted(draft.shapes)).encode()).hexdigest()
-        chunk = _Chunk(f"{self.name}-{digest[:12]}-{uuid.uuid4().hex[:8]}", draft.shapes, time.time())
+        chunk = _Chunk(f"{self.name}-{digest[:12]}-{uuid.uuid4().hex[:8]}", draft.shapes, time.time(), draft.dearest)
         self.journal.note(chunk.name, "intent", chunk.intent(self.remote.endpoint))
         self._open[chunk.name] = chunk
         try:
@@ -657,6 +697,7 @@ class _Run:
                     for line in self.remote.download(file_id):
                         outcome = self.reader.outcome(chunk, line, latency_ms)
                         if outcome is not None:
+                            chunk.told(outcome)
                             yield outcome
                     break
                 except _TROUBLE as error:
@@ -698,6 +739,7 @@ class _Run:
         self.say(f"batch {chunk.batch_id}: {chunk.size - lost:,} of {chunk.size:,} requests have come back")
 
     def _forget(self, chunk: _Chunk) -> None:
+        self.budget.settle(chunk.dearest, chunk.cost, billed=True)
         self.journal.forget(chunk.name)
         del self._open[chunk.name]
 

@@ -41,7 +41,7 @@ from typing import Any, Protocol, TypeVar, final
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.failures import Failure
-from personahub_spark.llm.limits import Admission, Go, Outlook, Turns, asked_s, budget_reached
+from personahub_spark.llm.limits import Admission, Go, Outlook, Turns, asked_s, budget_reached, cap_microusd
 from personahub_spark.settings import Endpoint, Price
 
 log = logging.getLogger(__name__)
@@ -139,14 +139,9 @@ class Gate:
         host: str = "127.0.0.1",
         keys: Mapping[int, str] | None = None,
     ) -> None:
-        if max_cost_usd is not None and price is None:
-            raise PersonaHubError(
-                f"calls.max_cost_usd is set, but model {endpoint.model} has no price in the price file, so what its "
-                "calls cost cannot be bounded; add its price, or take the cap away"
-            )
         self._admission = Admission(
             endpoint.addresses,
-            cap_microusd=None if max_cost_usd is None else max_cost_usd * 1_000_000,
+            cap_microusd=cap_microusd(max_cost_usd, endpoint, price),
             spent_microusd=spent_microusd,
             outage_limit_s=outage_limit_s,
         )

@@ -15,8 +15,9 @@ from decimal import Decimal
 from email.utils import mktime_tz, parsedate_tz
 from random import Random
 
+from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.failures import Failure
-from personahub_spark.settings import Address
+from personahub_spark.settings import Address, Endpoint, Price
 
 BASE_S = 0.5
 CAP_S = 60.0
@@ -29,7 +30,7 @@ _REPLIED = {
     *("reply_too_large", "bad_vector"),
 }
 # Failures that say that no answer was written. Any other may have been billed without our knowing.
-_UNBILLED = {
+UNBILLED = {
     *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
     *("connection", "server_error", "unusable_request"),
 }
@@ -279,6 +280,11 @@ class Budget:
         self.spent = spent
         self.reserved = Decimal(0)
         self.unsure = Decimal(0)
+
+    @property
+    def left(self) -> Decimal:
+        """What is not spent of the cap that there is."""
+        return (self.cap or Decimal(0)) - self.spent
 
     def fits(self, dearest: Decimal) -> bool:
         return self.cap is None or self.spent + self.reserved + dearest <= self.cap
@@ -554,10 +560,10 @@ class Admission:
         if self.budget.cap is None:
             return None
         if ask.dearest is None:
-            return Failure("run", "unbounded_call", "a call without a limit of tokens cannot be held to max_cost_usd")
+            return unbounded_call()
         if self.budget.reserved or self.budget.fits(ask.dearest):
             return None
-        left = self.budget.cap - self.budget.spent
+        left = self.budget.left
         self._affordable = left if self._affordable is None else min(left, self._affordable)
         return budget_reached(ask.dearest, left)
 
@@ -645,6 +651,23 @@ class Admission:
                 place.breaker.failed(now)
 
 
+def cap_microusd(max_cost_usd: Decimal | None, endpoint: Endpoint, price: Price | None) -> Decimal | None:
+    """A run's cap in micro-dollars, None where there is none; PersonaHubError when no price bounds what calls cost."""
+    if max_cost_usd is None:
+        return None
+    if price is None:
+        raise PersonaHubError(
+            f"calls.max_cost_usd is set, but model {endpoint.model} has no price in the price file, so what its "
+            "calls cost cannot be bounded; add its price, or take the cap away"
+        )
+    return max_cost_usd * 1_000_000
+
+
+def unbounded_call() -> Failure:
+    """A call whose cost has no limit cannot be held to a cap."""
+    return Failure("run", "unbounded_call", "a call without a limit of tokens cannot be held to max_cost_usd")
+
+
 def budget_reached(dearest_microusd: Decimal, left_microusd: Decimal) -> Failure:
     """A call that may cost ``dearest_microusd`` is put off, since only ``left_microusd`` of the cap are left."""
     return Failure(
@@ -656,4 +679,4 @@ def budget_reached(dearest_microusd: Decimal, left_microusd: Decimal) -> Failure
 
 
 def _may_be_billed(failure: Failure | None) -> bool:
-    return failure is None or not (failure.kind == "run" or failure.error_class in _UNBILLED)
+    return failure is None or not (failure.kind == "run" or failure.error_class in UNBILLED)

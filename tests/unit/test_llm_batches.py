@@ -19,9 +19,10 @@ import openai
 import pytest
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.batches import Journal, cancel, run_batches
+from personahub_spark.llm.batches import Journal, _line, cancel, run_batches
 from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.llm.limits import Budget
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.settings import Endpoint, Price
 
@@ -321,6 +322,45 @@ def test_a_cancelled_batch_keeps_what_was_answered_and_puts_off_the_rest(fake: F
     assert once(fake, statuses(found)["answered"])
     assert {o.error_class for o in found.values() if o.status == "deferred"} == {"batch_cancelled"}
     assert (fake.batch_counts()["batches"], journal.chunks()) == (1, [])
+
+
+def test_no_more_is_sent_than_the_cap_allows_even_if_every_answer_is_as_long_as_it_may_be(
+    fake: FakeEndpoint, journal: Journal
+) -> None:
+    def bounded(n: int) -> Request:
+        return Request("m", [{"role": "user", "content": f"question {n}"}], {"max_tokens": 50})
+
+    price = PRICE.of_batches
+    one = len(_line(bounded(1))) * price.input + 50 * price.output  # a byte may be a token, and no token is less
+    budget = Budget(cap=one * 10, spent=one * Decimal("4.5"))
+    found = told(fake, journal, [bounded(n) for n in range(1, 401)], budget=budget, max_lines=4)
+    # Answers are shorter than they may be, so what is left after the first batches is enough for more of them.
+    answered = statuses(found)["answered"]
+    assert 5 < answered < 400 and statuses(found) == {"answered": answered, "deferred": 400 - answered}
+    assert {o.error_class for o in found.values() if o.status == "deferred"} == {"budget_reached"}
+    cost = sum(o.cost_microusd or 0 for o in found.values())
+    assert budget.spent == one * Decimal("4.5") + cost <= budget.cap and budget.reserved == 0
+    assert budget.spent + one > budget.cap  # not one more would have fitted
+    assert fake.batch_counts()["billed"] == answered
+
+
+def test_a_taken_up_batch_counts_against_the_cap_and_a_call_without_a_limit_stops_a_capped_run(
+    fake: FakeEndpoint, journal: Journal
+) -> None:
+    def bounded(content: str) -> Request:
+        return Request("m", [{"role": "user", "content": content}], {"max_tokens": 50})
+
+    fake.set_script([{"batch": {"delay_s": 0.5}}])
+    under_way = run(fake, journal, iter([bounded(f"earlier {n}") for n in range(3)]))
+    assert next(under_way) is None
+    under_way.close()
+    # Less than the new request may cost, and more than those of the batch have cost in the end.
+    budget = Budget(Decimal(100), Decimal(0))
+    found = told(fake, journal, [bounded("new")], budget=budget)
+    assert statuses(found) == {"answered": 3, "deferred": 1} and found["new"].error_class == "budget_reached"
+    assert 0 < budget.spent == sum(o.cost_microusd or 0 for o in found.values()) < 100
+    found = told(fake, journal, [ask("without a limit")], budget=Budget(Decimal(10**6), Decimal(0)))
+    assert {(o.status, o.error_class) for o in found.values()} == {("stopped", "unbounded_call")}
 
 
 def test_a_file_that_is_refused_is_the_endpoints_sentence_and_does_not_block_the_next_run(
