@@ -10,6 +10,7 @@ again, and what the log holds is folded in first.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -40,7 +41,7 @@ from personahub_spark.llm.limits import Budget, cap_microusd
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Endpoint, Price
-from personahub_spark.tables import LLM_CALLS, Store, Table, spend_of
+from personahub_spark.tables import COST, LLM_CALLS, Store, Table, spend_of
 from personahub_spark.text import estimate_tokens
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ _MANIFEST = StructType(
     [
         StructField("status", StringType(), False),
         StructField("reason", StringType(), False),
-        StructField("requests", LongType(), False),
+        *[StructField(name, LongType(), False) for name in ("requests", "input_tokens", "output_tokens")],
+        StructField("cost_microusd", COST, True),
     ]
 )
 
@@ -94,6 +96,8 @@ class Run(Protocol):
     def calls(self) -> CallSettings: ...
     @property
     def before_asking(self) -> Callable[[], None]: ...
+    @property
+    def put_off(self) -> list[Spend]: ...
 
 
 class Asked(NamedTuple):
@@ -308,9 +312,13 @@ class _Plan:
             for wave in left:
                 began = time.monotonic()
                 manifest = ask(wave, price, used)
+                lost = [spent for (status, _), spent in manifest.items() if status not in ("answered", "failed")]
+                self._run.put_off.extend(lost)
                 asking_s += time.monotonic() - began
                 spend += self._commit_wave(wave)
-                put_off.update({why: count for (status, why), count in manifest.items() if status == "deferred"})
+                put_off.update(
+                    {why: spent.requests for (status, why), spent in manifest.items() if status == "deferred"}
+                )
                 stops = sorted(why for status, why in manifest if status == "stopped")
                 if stops:
                     said = f"{stops[0]}; {spend.requests:,} outcomes so far are kept, run again to go on"
@@ -324,12 +332,12 @@ class _Plan:
             log.warning("%s: %d calls put off to a later run (%s)", self._step, count, error_class)
         return spend
 
-    def _ask_in_tasks(self, wave: int, price: Price | None, used: Counter[str]) -> Counter[tuple[str, str]]:
+    def _ask_in_tasks(self, wave: int, price: Price | None, used: Counter[str]) -> _Manifest:
         """The call stage of a wave: how many requests ended in which status, and why; ``used`` counts what was sent."""
         futile, kept = 0, -1
         parts = self._parts(wave)
         if not parts:
-            return Counter()
+            return _Manifest()
         while True:
             gate = self._gate(price)
             try:
@@ -352,9 +360,9 @@ class _Plan:
                 state = gate.state()
                 self._spent = max(self._spent, state.spent_microusd)
             used.update(requests=state.admitted, tokens=state.tokens)
-            manifest = Counter[tuple[str, str]]()
-            for row in rows:
-                manifest[row["status"], row["reason"]] += row["requests"]
+            manifest = _Manifest()
+            for status, why, *spent in rows:
+                manifest.add(status, why, Spend(*spent))
             return manifest
 
     def _gate(self, price: Price | None) -> Gate:
@@ -394,7 +402,7 @@ class _Plan:
                 "answers will be billed; set mode: batch until they are told, then ask by calls"
             )
 
-    def _ask_in_batches(self, wave: int, price: Price | None, used: Counter[str]) -> Counter[tuple[str, str]]:
+    def _ask_in_batches(self, wave: int, price: Price | None, used: Counter[str]) -> _Manifest:
         """The same by the provider's batch files, from the driver."""
         run, endpoint = self._run, self._endpoint
         try:
@@ -416,7 +424,7 @@ class _Plan:
             outage_limit_s=run.calls.outage_limit_s,
             budget=budget,
         )
-        manifest = Counter[tuple[str, str]]()
+        manifest = _Manifest()
         for outcome in found:
             _keep(outcome, writer, endpoint, self._step, manifest)
         writer.close()
@@ -564,6 +572,13 @@ class _Plan:
         return Status(spend.requests + sum(shard.rows for shard in found), total, unit="answers", cost_microusd=cost)
 
 
+class _Manifest(dict[tuple[str, str], Spend]):
+    """How many requests ended in which status, and why; of those without an outcome, what was paid for them."""
+
+    def add(self, status: str, why: str, spent: Spend) -> None:
+        self[status, why] = self.get((status, why), Spend()) + spent
+
+
 @dataclass(frozen=True)
 class _Caller:
     """The call stage of one Spark task: asks what the log does not hold yet; its only sink is the log."""
@@ -582,12 +597,12 @@ class _Caller:
         writer = wal.Writer(
             self.folder, context.partitionId(), _arrow(_CALLS), run_id=self.run_id, flush_s=self.flush_s
         )
-        manifest = Counter[tuple[str, str]]()
+        manifest = _Manifest()
         apart: list[StoredRequest] = []  # one of these may have killed an earlier attempt: each is asked alone
         try:
             for key in writer.killers:
                 writer.add(self._killer(key))
-                manifest["failed", "worker_died"] += 1
+                manifest.add("failed", "worker_died", Spend(1))
             self._ask(_pulled(parts, writer, apart), writer, manifest)
             for request in apart:
                 writer.starting(request.key, alone=True)
@@ -595,10 +610,13 @@ class _Caller:
         finally:
             writer.flush()
         writer.close()
-        rows = [{"status": status, "reason": why, "requests": count} for (status, why), count in manifest.items()]
+        names = _MANIFEST.fieldNames()
+        rows = [
+            dict(zip(names, (*key, *dataclasses.astuple(spent)[:-1]), strict=True)) for key, spent in manifest.items()
+        ]
         yield pa.RecordBatch.from_pylist(rows, schema=_arrow(_MANIFEST))
 
-    def _ask(self, requests: Iterable[StoredRequest], writer: wal.Writer, manifest: Counter[tuple[str, str]]) -> None:
+    def _ask(self, requests: Iterable[StoredRequest], writer: wal.Writer, manifest: _Manifest) -> None:
         for outcome in outcomes(requests, self.endpoint, self.price, gate=self.gate):
             _keep(outcome, writer, self.endpoint, self.step, manifest)
 
@@ -624,21 +642,20 @@ def _pulled(parts: Iterable[pa.RecordBatch], writer: wal.Writer, apart: list[Sto
             yield StoredRequest(key, text)
 
 
-def _keep(
-    outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step: str, manifest: Counter[tuple[str, str]]
-) -> None:
+def _keep(outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step: str, manifest: _Manifest) -> None:
     """Into the log with it, if it is one for the ledger; count it."""
     if outcome is None:
         writer.flush_if_due()
     elif outcome.status in ("answered", "failed"):
         writer.add(_row(outcome, endpoint, step))
-        manifest[outcome.status, outcome.error_class or ""] += 1
-    elif outcome.status == "stopped":
-        writer.drop(outcome.request_key)
-        manifest["stopped", outcome.error_message or outcome.error_class or "stopped"] += 1
+        manifest.add(outcome.status, outcome.error_class or "", Spend(1))
     else:
         writer.drop(outcome.request_key)
-        manifest["deferred", outcome.error_class or "unknown"] += 1
+        usage, why = outcome.usage, outcome.error_class or "unknown"
+        spent = Spend(1)  # of what it took to no end, as far as the endpoint said
+        if usage is not None:
+            spent = Spend(1, usage.input_tokens, usage.output_tokens, outcome.cost_microusd)
+        manifest.add(outcome.status, outcome.error_message or why if outcome.status == "stopped" else why, spent)
 
 
 def _row(outcome: Outcome, endpoint: Endpoint, step: str) -> dict[str, Any]:

@@ -218,6 +218,8 @@ class Context:
     started_at: datetime
     before_asking: Callable[[], None] = field(default=lambda: None)
     """Called before a step sends its first request, and not where there is none to send."""
+    put_off: list[Spend] = field(default_factory=list)
+    """What the step paid for calls that were then put off: they have no outcome, and no row in the ledger."""
 
     @property
     def calls(self) -> CallSettings:
@@ -236,6 +238,8 @@ def open_context(settings: Settings, *, dry_run: bool = False, progress: Progres
     """
     prices = settings_module.load_prices(settings.prices) if settings.prices is not None else {}
     spark = build(settings.spark)
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session is not ours to end
+        atexit.register(spark.stop)  # or a cluster takes the program for one that died
     if settings.store.root is None:
         _refuse_a_catalog_that_forgets(spark)
     started_at = now()
@@ -257,7 +261,7 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
     cost, with no rows.
     """
     started = time.monotonic()
-    context = dataclasses.replace(context, started_at=now())
+    context = dataclasses.replace(context, started_at=now(), put_off=[])
     if context.calls.replay is not None:
         context = _as_recorded(context, step, context.calls.replay)
     try:
@@ -273,13 +277,13 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
         raise
     except PersonaHubError:
         spent = Spend() if context.store.dry_run else spend_of(_asked(context, step))
-        if spent.requests:
+        if spent.requests or _lost(context) != Spend():
             _record(context, step, StepResult(0, {}, spend=spent), time.monotonic() - started)
         raise
     finally:
         context.store.drop_staged()
     duration_s = time.monotonic() - started
-    if result.changed and not context.store.dry_run:
+    if (result.changed or _lost(context) != Spend()) and not context.store.dry_run:
         _record(context, step, result, duration_s)
     spend = result.spend
     cost = "" if spend.cost_microusd is None else f", ${spend.cost_microusd / 1_000_000:,.4f}"
@@ -426,10 +430,18 @@ def _as_recorded(context: Context, step: str, replay: str) -> Context:
     return dataclasses.replace(context, run_id=first[0]["run_id"], started_at=first[0]["created_at"].astimezone(UTC))
 
 
+def _lost(context: Context) -> Spend:
+    """What was paid for calls that left no row."""
+    paid = [dataclasses.replace(spent, requests=0) for spent in context.put_off]
+    return sum(paid, Spend())
+
+
 def _record(context: Context, step: str, result: StepResult, duration_s: float) -> None:
+    lost = _lost(context)
     row = (
         step, duration_s, context.settings.fingerprint(), code_version(), result.rows_in, result.outcomes,
         result.rows_added, *dataclasses.astuple(result.spend),
+        *(lost.input_tokens, lost.output_tokens, lost.cost_microusd),
     )  # fmt: skip
     columns = pyspark.sql.types.StructType(list(RUNS.columns))
     context.add_new(RUNS, context.spark.createDataFrame([row], columns))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyspark.serializers import CloudPickleSerializer
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger import complete_all, embed_all, vectors
@@ -127,9 +128,16 @@ def test_a_replay_sends_nothing_copies_the_recorded_rows_and_stops_at_a_miss(
 
 
 def test_a_key_of_hadoops_credential_providers_reaches_the_calls_and_nothing_else(
-    make_context: MakeContext, make_settings: MakeSettings, tmp_path: Path
+    make_context: MakeContext, make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secret = "hadoop-kept-secret-4711"
+    secret, pickled = "hadoop-kept-secret-4711", []
+
+    def dumps(self: CloudPickleSerializer, function: object) -> bytes:
+        pickled.append(dumped(self, function))
+        return pickled[-1]
+
+    dumped = CloudPickleSerializer.dumps
+    monkeypatch.setattr(CloudPickleSerializer, "dumps", dumps)
     with FakeEndpoint(key=secret) as endpoint:
         named = model(endpoint, api_key_credential="hadoop:endpoint.key")
         context = make_context(make_settings(models=named))
@@ -149,5 +157,7 @@ def test_a_key_of_hadoops_credential_providers_reaches_the_calls_and_nothing_els
         finally:
             conf.unset("hadoop.security.credential.provider.path")
     assert secret not in repr(context.store.read(LLM_CALLS).collect())
+    assert any(b"_Caller" in function for function in pickled)
+    assert not any(secret.encode() in function for function in pickled)
     for file in Path(context.settings.store.root).rglob("*"):
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file

@@ -61,12 +61,14 @@ def test_a_step_that_fails_after_asking_leaves_a_record_of_what_it_spent(
 
     def refused(context: Context) -> StepResult:
         ask(context, "one", "two")  # as a step that asks for several things, one after the other
-        endpoint.set_script([{"match": ".", "status": 401}])
+        # Paid for, and not to be read; when it is asked again the key is refused.
+        endpoint.set_script([{"match": ".", "times": 1, "choices": 0}, {"match": ".", "status": 401}])
         ask(context, "three")
         raise AssertionError("was not refused")
 
     with pytest.raises(RunStoppedError):
         session.run_step(context, "ask", refused)
+    billed = endpoint.counts()
     lossy = dataclasses.replace(context, run_id="another run")
     endpoint.set_script([])
     with pytest.raises(PersonaHubError, match="lost or counted twice"):
@@ -80,6 +82,13 @@ def test_a_step_that_fails_after_asking_leaves_a_record_of_what_it_spent(
         assert row["requests"] == len(mine) == requests
         assert row["input_tokens"] == sum(call["input_tokens"] for call in mine) > 0
         assert row["cost_microusd"] == sum(call["cost_microusd"] for call in mine) > 0
+    for kind in ("input_tokens", "output_tokens"):  # the run's own count is the endpoint's, what was lost included
+        assert rows[context.run_id][kind] + rows[context.run_id][f"put_off_{kind}"] == billed[kind]
+    assert rows[context.run_id]["put_off_input_tokens"] > 0
+    seen = {row["run_id"]: row for row in context.store.view("spend_by_run").collect()}
+    lost = rows[context.run_id]["put_off_cost_microusd"]
+    assert seen[context.run_id]["step_put_off_cost_usd"] == lost / 1_000_000 > 0
+    assert seen["another run"]["step_put_off_cost_usd"] == 0
 
 
 def test_times_are_utc_in_sql_wherever_the_driver_is(
