@@ -246,6 +246,9 @@ RUNS = Table(
         _column("output_tokens", _long, "tokens out", nullable=False),
         _column("cost_microusd", COST, "micro-dollars; null: some price unknown"),
         _column("limit_share", DoubleType(), "part of the endpoint's limit used while asking; null: no limit"),
+        _column("put_off_input_tokens", _long, "tokens in of calls that were put off: no row tells of them"),
+        _column("put_off_output_tokens", _long, "tokens out of such calls"),
+        _column("put_off_cost_microusd", COST, "micro-dollars of such calls; null: some price unknown"),
     ),
     key=("run_id", "step"),
 )
