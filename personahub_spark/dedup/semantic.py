@@ -1,0 +1,368 @@
+"""Personas that mean the same (paper section 2.3: cosine of their embeddings >= 0.9), by a bucketed join.
+
+Rows meet in buckets around centroids. A row is at home in the bucket of its nearest centroid and visits every other
+one whose border with its home is within a margin of it; a bucket compares who is at home in it with all who are there.
+
+Two unit vectors of cosine t are sqrt(2 - 2t) apart, so, where their homes differ, one of them is within half of that
+from the border between the two: with the margin sqrt((1 - t) / 2) and one level of centroids no pair is missed. Far
+smaller margins miss very few, because in hundreds of dimensions two neighbours hardly ever differ straight across a
+border. Borders say more than cosines do: between two centroids that are close, a cosine that is nearly as good as the
+best does not mean that the border is near.
+
+Assignments are exact: vectors lie on a grid of integers whose dot products single precision holds without rounding,
+in whatever order they are added, so buckets are the same on any number of partitions, threads and machines. Pairs are
+decided in double precision from the stored vectors, one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DoubleType, IntegerType, StringType, StructField, StructType
+
+from personahub_spark.settings import SemanticSettings
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+SEMANTIC = "semantic"
+STORED = np.dtype("<f2")
+"""How a stored vector's bytes are read: half precision, little-endian; its length is about one."""
+
+_GRID = 4000
+"""Length of a vector on the grid: dot products, and all sums on the way, stay below 2^24 and are exact in float32."""
+_CELLS = 1 << 23
+"""Numbers in one block of a matrix product: 32 MiB in single precision."""
+_ROUNDS = 8
+_SAMPLES_PER_CENTROID = 16
+_FLAT = 64
+"""Up to so many centroids are on one level."""
+_ALGORITHM = 1
+_PAIRS = StructType(
+    [StructField(name, StringType(), False) for name in ("id_a", "id_b")]
+    + [StructField("similarity", DoubleType(), False)]
+)
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """The middles of the buckets, on the grid, those of one parent side by side."""
+
+    points: Floats
+    """(buckets, dim), whole numbers."""
+    parents: Integers
+    """(buckets,), ascending from 0 without a gap: which group each belongs to."""
+
+    @classmethod
+    def trained(cls, sample: Floats, count: int, *, seed: int) -> Centroids:
+        """About ``count`` centroids of ``sample`` (rows, dim), which is best a random one; the same for the same rows
+        in the same order.
+
+        Two levels of spherical k-means: about sqrt(count) groups, and within each its share. A centroid with several
+        times its share of the sample is divided again.
+        """
+        rng = np.random.default_rng(seed)
+        points = on_grid(sample)
+        if count <= 1 or len(points) <= 1:
+            return cls(on_grid(points.sum(axis=0, dtype=np.float64)[None, :]), np.zeros(1, dtype=np.int64))
+        share = max(len(points) / count, 1.0)
+        groups = _means(points, round(count**0.5), rng) if count > _FLAT else points[:1]
+        of_group = _nearest(points, groups)
+        found, parents = [], []
+        for members in (points[of_group == group] for group in range(len(groups))):
+            if not len(members):
+                continue
+            centres = _means(members, max(1, round(len(members) / share)), rng)
+            centres = _divided(members, centres, share, rng)
+            parents.append(np.full(len(centres), len(found), dtype=np.int64))
+            found.append(centres)
+        return cls(np.concatenate(found), np.concatenate(parents))
+
+    def places(self, points: Floats, margin: float) -> tuple[Integers, Integers, Integers]:
+        """Where ``points`` (rows, dim; on the grid) belong: each one's home, and (row, bucket) of its visits elsewhere.
+
+        A visited bucket is one whose border with the home is at most ``margin`` away (of a unit vector). With two
+        levels, only groups within twice the margin, and at least 0.1, of the nearest one are looked at.
+        """
+        homes, rows, visited = [], [], []
+        step = max(1, _CELLS // len(self.points))
+        for start in range(0, len(points), step):
+            block = points[start : start + step]
+            cosines = self._cosines(block, max(2 * margin, 0.1))
+            home = cosines.argmax(axis=1)
+            within = _within(cosines, home, self.points, margin)
+            within[np.arange(len(block)), home] = False
+            row, bucket = np.nonzero(within)
+            homes.append(home)
+            rows.append(row + start)
+            visited.append(bucket)
+        if not homes:
+            nothing = np.zeros(0, dtype=np.int64)
+            return nothing, nothing, nothing
+        return np.concatenate(homes), np.concatenate(rows), np.concatenate(visited)
+
+    def _cosines(self, block: Floats, reach: float) -> Floats:
+        """(rows, buckets), times the square of the grid's length; below all others where a group is out of reach."""
+        groups = int(self.parents[-1]) + 1
+        if groups == 1:
+            return block @ self.points.T
+        starts = np.searchsorted(self.parents, np.arange(groups + 1))
+        tops = on_grid(np.add.reduceat(self.points.astype(np.float64), starts[:-1]))
+        to_tops = block @ tops.T
+        near = _within(to_tops, to_tops.argmax(axis=1), tops, reach)
+        cosines = np.full((len(block), len(self.points)), -2.0 * _GRID**2, dtype=np.float32)
+        for group in range(groups):
+            rows = np.flatnonzero(near[:, group])
+            own = slice(starts[group], starts[group + 1])
+            cosines[rows, own] = block[rows] @ self.points[own].T
+        return cosines
+
+
+def bucket_count(rows: int, settings: SemanticSettings) -> int:
+    """How many buckets ``rows`` rows need; no more than the sample can tell apart."""
+    return max(1, min(rows // settings.rows_per_bucket, settings.sample_rows // _SAMPLES_PER_CENTROID))
+
+
+def read_vectors(stored: Iterable[bytes]) -> Floats:
+    """The vectors of ``STORED`` bytes, all of one length: (rows, dim), in single precision."""
+    parts = list(stored)
+    dim = len(parts[0]) // STORED.itemsize if parts else 0
+    return np.frombuffer(b"".join(parts), dtype=STORED).reshape(len(parts), dim).astype(np.float32)
+
+
+def on_grid(vectors: npt.NDArray[np.floating]) -> Floats:
+    """Each row brought to the grid's length and to whole numbers; a row of zeros stays one."""
+    lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    return np.rint(vectors * (_GRID / np.maximum(lengths, 1e-30))).astype(np.float32)
+
+
+def close_pairs(
+    left: Floats, right: Floats | None, threshold: float, *, left_classes: Integers, right_classes: Integers | None
+) -> tuple[Integers, Integers, npt.NDArray[np.float64]]:
+    """Pairs of ``left`` with ``right`` (rows, dim), or of ``left`` with itself where that is None, whose cosine is at
+    least ``threshold``: rows of each side, and the cosine, rounded to nine digits.
+
+    Classes are 2 * (at home here) + (fresh): a pair needs one that is at home and one that is fresh. Blocks of a
+    product in single precision propose; each pair is decided by itself in double precision, which gives the same in
+    whatever company it comes. Raises nothing; takes 32 MiB beside copies of the rows.
+    """
+    own = right is None
+    theirs, their_classes = (left, left_classes) if right is None or right_classes is None else (right, right_classes)
+    of_left = [np.flatnonzero(left_classes == each) for each in range(4)]
+    of_right = of_left if own else [np.flatnonzero(their_classes == each) for each in range(4)]
+    units = [_unit(left), _unit(theirs)]
+    found: list[tuple[Integers, Integers]] = []
+    for a, b in product(range(4), range(4)):
+        if (a | b) == 3 and not (own and a > b):
+            for rows, columns in _blocks(of_left[a], of_right[b], same=own and a == b):
+                close = units[0][rows] @ units[1][columns].T >= threshold - 1e-5
+                if own and a == b:
+                    close &= rows[:, None] < columns[None, :]
+                row, column = np.nonzero(close)
+                found.append((rows[row], columns[column]))
+    rows = np.concatenate([row for row, _ in found] or [np.zeros(0, dtype=np.int64)])
+    columns = np.concatenate([column for _, column in found] or [np.zeros(0, dtype=np.int64)])
+    cosines = _exact_cosines(left, theirs, rows, columns)
+    good = cosines >= threshold
+    return rows[good], columns[good], cosines[good]
+
+
+def parameters_version(settings: SemanticSettings, model: str, dim: int) -> str:
+    """Sixteen hex digits that change with whatever may change who is removed."""
+    decisive = {
+        **settings.model_dump(mode="json", exclude={"threshold", "bucket_cap"}),
+        "threshold": settings.threshold.as_integer_ratio(),
+        "model": model,
+        "dim": dim,
+        "algorithm": _ALGORITHM,
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def train(vectors: DataFrame, *, rows: int, settings: SemanticSettings) -> Centroids:
+    """Centroids for the ``rows`` rows of ``vectors`` (``persona_id``, ``vector``), of a sample that ids choose.
+
+    Brings about ``settings.sample_rows`` vectors to the driver; the same rows give the same centroids.
+    """
+    count = bucket_count(rows, settings)
+    wanted = min(1.0, (settings.sample_rows if count > 1 else 1000) / max(rows, 1))
+    lot = F.pmod(F.xxhash64(F.lit(settings.seed), "persona_id"), F.lit(1_000_000))
+    chosen = vectors.where(lot < round(wanted * 1_000_000)).select("persona_id", "vector").collect()
+    by_id = sorted((row["persona_id"], row["vector"]) for row in chosen)
+    sample = read_vectors(bytes(vector) for _, vector in by_id)
+    if not by_id:  # few rows, and none drawn: one bucket needs no middle
+        dim = len(vectors.select("vector").head()["vector"]) // STORED.itemsize  # type: ignore[index]
+        sample = np.zeros((1, dim), dtype=np.float32)
+    return Centroids.trained(sample, count, seed=settings.seed)
+
+
+def assign(vectors: DataFrame, centroids: Centroids, *, settings: SemanticSettings) -> DataFrame:
+    """``persona_id``, ``buckets`` (numbers of centroids, home first) of ``vectors`` (``persona_id``, ``vector``)."""
+    shared = vectors.sparkSession.sparkContext.broadcast(centroids)
+    margin = settings.margin
+    schema = StructType(
+        [
+            StructField("persona_id", StringType(), False),
+            StructField("buckets", ArrayType(IntegerType(), containsNull=False), False),
+        ]
+    )
+    arrow = pa.schema([("persona_id", pa.string()), ("buckets", pa.list_(pa.int32()))])
+
+    def placed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            points = on_grid(read_vectors(batch.column("vector").to_pylist()))
+            homes, rows, visited = shared.value.places(points, margin)
+            buckets = [[int(home)] for home in homes]
+            for row, bucket in zip(rows.tolist(), visited.tolist(), strict=True):
+                buckets[row].append(bucket)
+            ids = batch.column("persona_id").cast(pa.string())
+            yield pa.RecordBatch.from_arrays([ids, pa.array(buckets, type=arrow.field("buckets").type)], schema=arrow)
+
+    return vectors.select("persona_id", "vector").mapInArrow(placed, schema)
+
+
+def similar_pairs(rows: DataFrame, *, settings: SemanticSettings) -> DataFrame:
+    """``id_a`` < ``id_b``, ``similarity``: pairs whose cosine is at least ``settings.threshold`` and that share a
+    bucket, distinct.
+
+    ``rows``: ``persona_id``, unique; ``vector``; ``buckets``, the home first; ``fresh``: a pair of two rows that are
+    not fresh was looked at before, and is left out. Reads ``rows`` twice, first to count the buckets. A task holds
+    at most about two times ``settings.bucket_cap`` rows of a bucket at once, for larger ones are compared part by part.
+    """
+    # Parts are by id, so that the same rows are always compared in the same parts.
+    sizes = rows.select(F.explode("buckets").alias("bucket")).groupBy("bucket").count()
+    parts = sizes.where(F.col("count") > settings.bucket_cap).select(
+        "bucket", F.ceil(F.col("count") / settings.bucket_cap).cast("int").alias("parts")
+    )
+    present = (
+        rows.select("persona_id", "vector", "fresh", F.posexplode("buckets").alias("position", "bucket"))
+        .join(F.broadcast(parts), on="bucket", how="left")
+        .withColumn("parts", F.coalesce("parts", F.lit(1)))
+        .withColumn("part", F.pmod(F.xxhash64("persona_id"), F.col("parts")).cast("int"))
+        .withColumn("other", F.explode(F.sequence(F.lit(0), F.col("parts") - 1)))
+        .select(
+            "bucket",
+            F.least("part", "other").alias("first"),
+            F.greatest("part", "other").alias("second"),
+            "part",
+            "persona_id",
+            "vector",
+            (2 * (F.col("position") == 0).cast("int") + F.col("fresh").cast("int")).alias("class"),
+        )
+    )
+    threshold = float(settings.threshold)
+
+    def compared(group: pd.DataFrame) -> pd.DataFrame:
+        return _compare(group, threshold)
+
+    return present.groupBy("bucket", "first", "second").applyInPandas(compared, _PAIRS).dropDuplicates(["id_a", "id_b"])
+
+
+def _compare(group: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """The pairs of one part of a bucket, or of two parts of it."""
+    ordered = group.sort_values("persona_id")
+    sides = [side for _, side in ordered.groupby("part")]
+    crossing = group["first"].iloc[0] != group["second"].iloc[0]
+    if crossing and len(sides) < 2:  # the other part is empty
+        return pd.DataFrame({"id_a": [], "id_b": [], "similarity": []})
+    vectors = [read_vectors(side["vector"]) for side in sides]
+    classes = [side["class"].to_numpy(dtype=np.int64) for side in sides]
+    rows, columns, cosines = close_pairs(
+        vectors[0],
+        vectors[1] if crossing else None,
+        threshold,
+        left_classes=classes[0],
+        right_classes=classes[1] if crossing else None,
+    )
+    one = sides[0]["persona_id"].to_numpy()[rows]
+    two = sides[-1]["persona_id"].to_numpy()[columns]
+    first = one < two
+    return pd.DataFrame({"id_a": np.where(first, one, two), "id_b": np.where(first, two, one), "similarity": cosines})
+
+
+def _within(cosines: Floats, home: Integers, points: Floats, margin: float) -> Flags:
+    """(rows, buckets): whether the border between home and bucket is at most ``margin`` from the row."""
+    homes, which = np.unique(home, return_inverse=True)
+    squared = _squared(points)
+    apart = np.sqrt(np.maximum(squared[homes][:, None] + squared - 2 * (points[homes] @ points.T), 0))
+    behind = cosines[np.arange(len(cosines)), home][:, None] - cosines
+    return np.asarray(behind <= np.float32(margin * _GRID) * apart[which])
+
+
+def _squared(points: Floats) -> Floats:
+    return np.asarray((points * points).sum(axis=1, dtype=np.float64).astype(np.float32))
+
+
+def _means(points: Floats, count: int, rng: np.random.Generator) -> Floats:
+    """At most ``count`` centres of ``points``, all on the grid, by spherical k-means."""
+    count = min(count, len(points))
+    centres = points[np.sort(rng.choice(len(points), count, replace=False))]
+    for _ in range(_ROUNDS if count > 1 else 1):
+        sums, sizes = _sums(points, _nearest(points, centres), count)
+        moved = np.where(sizes[:, None] > 0, on_grid(sums), centres)
+        if np.array_equal(moved, centres):
+            break
+        centres = moved
+    return np.unique(centres, axis=0)
+
+
+def _divided(points: Floats, centres: Floats, share: float, rng: np.random.Generator) -> Floats:
+    """``centres``, those with several times their share of the points replaced by more of them."""
+    nearest = _nearest(points, centres)
+    kept = []
+    for number, centre in enumerate(centres):
+        members = points[nearest == number]
+        several = len(members) > 3 * share
+        kept.append(_means(members, round(len(members) / share), rng) if several else centre[None, :])
+    return np.unique(np.concatenate(kept), axis=0)
+
+
+def _nearest(points: Floats, centres: Floats) -> Integers:
+    step = max(1, _CELLS // len(centres))
+    parts = [(points[start : start + step] @ centres.T).argmax(axis=1) for start in range(0, len(points), step)]
+    return np.concatenate(parts)
+
+
+def _sums(points: Floats, labels: Integers, count: int) -> tuple[npt.NDArray[np.float64], Integers]:
+    """Sum of the points of each label, exact, and how many they are."""
+    sizes = np.bincount(labels, minlength=count)
+    sums = np.zeros((count, points.shape[1]), dtype=np.float64)
+    some = np.flatnonzero(sizes)
+    starts = np.concatenate([[0], np.cumsum(sizes[some])[:-1]])
+    ordered = points[np.argsort(labels, kind="stable")]
+    sums[some] = np.add.reduceat(ordered, starts, axis=0, dtype=np.float64)
+    return sums, sizes
+
+
+def _unit(vectors: Floats) -> Floats:
+    lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    return np.asarray(vectors / np.maximum(lengths, 1e-30), dtype=np.float32)
+
+
+def _blocks(rows: Integers, columns: Integers, *, same: bool) -> Iterator[tuple[Integers, Integers]]:
+    side = int(_CELLS**0.5)
+    for start in range(0, len(rows), side):
+        for other in range(start if same else 0, len(columns), side):
+            yield rows[start : start + side], columns[other : other + side]
+
+
+def _exact_cosines(left: Floats, right: Floats, rows: Integers, columns: Integers) -> npt.NDArray[np.float64]:
+    found = np.empty(len(rows), dtype=np.float64)
+    step = max(1, _CELLS // max(left.shape[1], 1) // 4)
+    for start in range(0, len(rows), step):
+        here = slice(start, start + step)
+        a, b = left[rows[here]].astype(np.float64), right[columns[here]].astype(np.float64)
+        lengths = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+        found[here] = (a * b).sum(axis=1) / np.maximum(lengths, 1e-30)
+    return np.asarray(np.minimum(np.round(found, 9), 1.0))
