@@ -62,7 +62,8 @@ def test_a_step_that_fails_after_asking_leaves_a_record_of_what_it_spent(
     def refused(context: Context) -> StepResult:
         ask(context, "one", "two")  # as a step that asks for several things, one after the other
         # Paid for, and not to be read; when it is asked again the key is refused.
-        endpoint.set_script([{"match": ".", "times": 1, "choices": 0}, {"match": ".", "status": 401}])
+        unreadable = '{"usage": {"prompt_tokens": 10, "completion_tokens": 4}, "choices": [{}]}'
+        endpoint.set_script([{"match": ".", "times": 1, "body": unreadable}, {"match": ".", "status": 401}])
         ask(context, "three")
         raise AssertionError("was not refused")
 
