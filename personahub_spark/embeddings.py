@@ -123,8 +123,8 @@ class SparkNlpEmbedder:
                 made_of.append(hashlib.sha256(file.read_bytes()).hexdigest())
             except OSError as error:
                 raise PersonaHubError(
-                    f"the embedder's {file} cannot be read ({error.strerror}); embedding.folder must hold model.onnx and "
-                    f"{_VOCABULARY}"
+                    f"the embedder's {file} cannot be read ({error.strerror}); embedding.folder must hold model.onnx "
+                    f"and {_VOCABULARY}"
                 ) from None
         self.model = f"{settings.model}@{hashlib.sha256(' '.join(made_of).encode()).hexdigest()[:8]}"
 
