@@ -7,47 +7,58 @@ from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE, ded
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.settings import SurfaceSettings
-from personahub_spark.tables import PERSONA_REMOVALS, PERSONAS, QUARANTINE
+from personahub_spark.tables import PERSONA_BANDS, PERSONA_REMOVALS, PERSONAS, QUARANTINE
 
 STEP = "dedup_surface"
 
 
 def run(context: Context) -> StepResult:
     settings, store = context.settings.dedup.surface, context.store
-    personas, removals = store.read(PERSONAS), store.read(PERSONA_REMOVALS)
-    refuse_other_parameters(removals, settings)
+    version = F.lit(parameters_version(settings)).alias("parameters_version")
+    personas, removals, stored = (store.read(table) for table in (PERSONAS, PERSONA_REMOVALS, PERSONA_BANDS))
+    refuse_other_parameters(removals, stored, settings)
     rows_in = personas.count()
     # Flagged personas are not published, so they may not stand for others either.
-    flagged = F.when(F.size("quality_flags") > 0, F.lit("flagged"))
+    unflagged = F.size("quality_flags") == 0
     wordless = store.read(QUARANTINE).where(F.col("source") == STEP)
-    out_before = (
-        removals.select("persona_id", F.lit("removed_before").alias("out"))
+    decided = (
+        stored.select("persona_id", F.lit("kept").alias("out"))
+        .union(
+            removals.select("persona_id", F.lit("removed_before"))
+        )  # perhaps by another tier, after it was kept here
         .union(wordless.select("line", F.lit(NO_TOKENS)))
-        .dropDuplicates(["persona_id"])
+        .groupBy("persona_id")
+        .agg(F.max("out").alias("out"))
     )
-    judged = personas.join(out_before, on="persona_id", how="left").withColumn("out", F.coalesce(flagged, "out"))
-    before = {row["out"]: row["count"] for row in judged.groupBy("out").count().collect()}
+    judged = personas.select("persona_id", unflagged.alias("unflagged")).join(decided, on="persona_id", how="left")
+    out = F.when(F.col("unflagged"), F.coalesce("out", F.lit("new"))).otherwise(F.lit("flagged"))
+    before = {row["out"]: row["count"] for row in judged.groupBy(out.alias("out")).count().collect()}
 
-    # Whoever came first stays: a published persona is never displaced by a later one.
-    ranked = judged.where(F.col("out").isNull()).select(
-        "persona_id", "text", F.struct("created_at", "hop").alias("priority")
-    )
-    found = deduplicate(ranked, settings=settings)
-    gone = found.removals.select("persona_id", "tier").union(found.undecidable.select("persona_id", "reason"))
-    now = {row["tier"]: row["count"] for row in gone.groupBy("tier").count().collect()}
-    added = {}
-    hub = store.view("hub")
-    if now:
-        removed = store.stage(found.removals.withColumn("parameters_version", F.lit(parameters_version(settings))))
+    now, added, hub = {}, {}, store.view("hub")
+    if "new" in before:
+        # Whoever came first stays: a published persona is never displaced by a later one.
+        arrival = F.struct(F.col("created_at").alias("arrived_at"), "hop").alias("priority")
+        new = personas.where(unflagged).join(decided, on="persona_id", how="left_anti")
+        published = stored.join(removals, on="persona_id", how="left_anti").select(
+            "persona_id", F.struct("arrived_at", "hop").alias("priority"), "tokens", "bands"
+        )
+        found = deduplicate(
+            new.select("persona_id", "text", arrival),
+            settings=settings,
+            published=published if "kept" in before else None,
+        )
+        removed = store.stage(found.removals.withColumn("parameters_version", version))
+        gone = removed.select("persona_id", "tier").union(found.undecidable.select("persona_id", "reason"))
+        now = {row["tier"]: row["count"] for row in gone.groupBy("tier").count().collect()}
         _refuse_to_displace(removed, removals)
-        added = {
-            PERSONA_REMOVALS.name: context.add_new(
-                PERSONA_REMOVALS, removed, expected=now.get(EXACT_TOKENS, 0) + now.get(SURFACE, 0)
-            ),
-            QUARANTINE.name: context.add_new(
-                QUARANTINE, _as_quarantine(found.undecidable), expected=now.get(NO_TOKENS, 0)
-            ),
-        }
+        kept = found.kept.select("persona_id", version, "priority.*", "tokens", "bands")
+        # Bands last: with them a persona counts as decided.
+        for table, rows, expected in (
+            (PERSONA_REMOVALS, removed, now.get(EXACT_TOKENS, 0) + now.get(SURFACE, 0)),
+            (QUARANTINE, _as_quarantine(found.undecidable), now.get(NO_TOKENS, 0)),
+            (PERSONA_BANDS, kept, before["new"] - sum(now.values())),
+        ):
+            added[table.name] = context.add_new(table, rows, expected=expected)
         hub = store.view("hub").join(gone, on="persona_id", how="left_anti")  # where a dry run left them
     outcomes = {
         "flagged": before.get("flagged", 0),
@@ -60,31 +71,33 @@ def run(context: Context) -> StepResult:
     return StepResult(rows_in, outcomes, added)
 
 
-def refuse_other_parameters(removals: DataFrame, settings: SurfaceSettings) -> None:
-    """PersonaHubError when ``removals`` has decisions that these settings might not make.
+def refuse_other_parameters(removals: DataFrame, stored: DataFrame, settings: SurfaceSettings) -> None:
+    """PersonaHubError when there are decisions or bands that these settings might not make.
 
-    Together the two could remove a persona that others were removed for, and displace published ones.
+    Together with their own the two could remove a persona that others were removed for, and displace published ones.
     """
     version = parameters_version(settings)
-    decided = removals.where(F.col("tier").isin(EXACT_TOKENS, SURFACE)).select("parameters_version").distinct()
-    others = sorted(row[0] for row in decided.collect() if row[0] != version)
+    decided = removals.where(F.col("tier").isin(EXACT_TOKENS, SURFACE)).select("parameters_version")
+    used = decided.union(stored.select("parameters_version")).distinct().collect()
+    others = sorted(row[0] for row in used if row[0] != version)
     if others:
         raise PersonaHubError(
-            f"{STEP}: persona_removals was decided with other parameters ({', '.join(others)}; the settings "
-            f"dedup.surface are {version} now); set them back, or choose a new store.root, or decide all anew, which "
-            'may change who is published: jobs/query_tables.py "DELETE FROM persona_removals", then this job again'
+            f"{STEP}: personas were compared with other parameters ({', '.join(others)}; the settings dedup.surface "
+            f"are {version} now); set them back, or choose a new store.root, or decide all anew, which may change who "
+            'is published: jobs/query_tables.py "DELETE FROM persona_removals", the same with persona_bands, then this '
+            "job again"
         )
 
 
 def _refuse_to_displace(removed: DataFrame, removals: DataFrame) -> None:
-    """PersonaHubError when one of ``removed`` is the witness of an earlier removal; by arrival that cannot be."""
+    """PersonaHubError when one of ``removed`` is the witness of an earlier removal; its bands must be gone."""
     witnesses = removals.select(F.col("kept_id").alias("persona_id"))
     displaced = removed.join(witnesses, on="persona_id", how="left_semi").count()
     if displaced:
         raise PersonaHubError(
-            f"{STEP}: {displaced:,} published personas that stand for removed ones would go for later ones; personas "
-            "came with created_at of an earlier time than those published before: set right the clock of the driver, "
-            "and choose a new store.root or decide all anew (DELETE FROM persona_removals)"
+            f"{STEP}: {displaced:,} published personas that stand for removed ones would go for others, because "
+            "persona_bands does not tell that they were published; choose a new store.root, or decide all anew (DELETE "
+            "FROM persona_removals)"
         )
 
 

@@ -242,20 +242,23 @@ class EmbeddingSettings(_Group):
 class SurfaceSettings(_Group):
     """Surface dedup (paper section 2.3: 1-grams, signature 128, similarity 0.9)."""
 
+    engine: Literal["minhash", "exact"] = Field(
+        default="minhash", description="minhash: by MLlib signatures, as the paper; exact: finds every pair"
+    )
     threshold: Decimal = Field(
         default=Decimal("0.9"), ge=Decimal("0.3"), le=Decimal("1"), decimal_places=6, description="Jaccard similarity"
     )
-    num_hashes: int = Field(default=128, ge=16, le=512)
+    num_hashes: int = Field(default=128, ge=16, le=512, description="minhash: length of a signature")
     recall: float = Field(
-        default=0.999, gt=0.5, lt=1, description="wanted chance that a pair at the threshold shares a band"
+        default=0.999, gt=0.5, lt=1, description="minhash: wanted chance that a pair at the threshold shares a band"
     )
-    seed: int = 42
+    seed: int = Field(default=42, description="minhash: which hash functions")
 
     @model_validator(mode="after")
     def _recall_is_within_reach(self) -> Self:
         # Bands of a single hash find the most pairs; dedup.surface looks for the longest bands that are good enough.
         reach = 1 - (1 - float(self.threshold)) ** self.num_hashes
-        if reach < self.recall:
+        if self.engine == "minhash" and reach < self.recall:
             raise ValueError(
                 f"{self.num_hashes} hashes find a pair at {self.threshold} with a chance of {reach:.6f} at most, below "
                 f"the recall {self.recall}; raise num_hashes, or lower recall"

@@ -180,6 +180,20 @@ PERSONA_REMOVALS = Table(
     },
 )
 
+PERSONA_BANDS = Table(
+    "persona_bands",
+    "What surface dedup compares later personas with: the published ones, once they were compared",
+    (
+        _column("persona_id", _text, "personas.persona_id", nullable=False),
+        _column("parameters_version", _text, "hash of the settings that it was compared by", nullable=False),
+        _column("arrived_at", TimestampType(), "personas.created_at: whoever came first stays", nullable=False),
+        _column("hop", _integer, "personas.hop: among those that came together, the nearest stays", nullable=False),
+        _column("tokens", ArrayType(_long, containsNull=False), "its distinct tokens, hashed", nullable=False),
+        _column("bands", ArrayType(_long), "hashes of the bands of its MinHash signature; null: engine exact"),
+    ),
+    key=("persona_id", "parameters_version"),
+)
+
 SYNTHESES = Table(
     "syntheses",
     "Texts written for personas, with the checks they fail",
@@ -286,6 +300,7 @@ TABLES = (
     PERSONA_EMBEDDINGS,
     PERSONA_BUCKETS,
     PERSONA_REMOVALS,
+    PERSONA_BANDS,
     SYNTHESES,
     LLM_CALLS,
     QUARANTINE,

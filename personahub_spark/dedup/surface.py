@@ -1,65 +1,94 @@
 """Personas that say the same in nearly the same words (paper section 2.3: MinHash on 1-grams, signature 128, 0.9).
 
-MinHash signatures only propose pairs; the exact Jaccard similarity of the token sets decides, in integers. The one
-Python crossing is tokenisation.
+An engine only proposes pairs; the exact Jaccard similarity of the token sets decides, in integers. ``minhash`` proposes
+rows whose MLlib signatures agree in a band, and misses a pair now and then. ``exact`` proposes rows that share one of
+their rarest tokens, and misses none: sets of that similarity cannot differ in all of them (prefix filtering, Chaudhuri,
+Ganti and Kaushik 2006; with lengths and positions, Xiao, Wang, Lin and Yu 2008). The one Python crossing is
+tokenisation; it turns tokens into 63-bit integers.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 from pyspark.ml.feature import HashingTF, MinHashLSH
 from pyspark.ml.linalg import Vectors
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, StringType
+from pyspark.sql.types import ArrayType, LongType
 
 from personahub_spark.dedup.survivors import survivors
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings import SurfaceSettings
-from personahub_spark.text import TOKENIZER_VERSION, token_set
+from personahub_spark.text import TOKENIZER_VERSION, tokens
 
 EXACT_TOKENS = "exact_tokens"
 SURFACE = "surface"
 NO_TOKENS = "no_tokens"
 
+# Goes up when `keys_of_tokens` changes what it returns.
+_KEYS_VERSION = 1
 # Collisions only cost a verification, and the MinHash functions need indices below 2^31.
 _NUM_FEATURES = 1 << 30
+# Tokens are counted in so many buckets, by their low bits; a rare token in a frequent one's bucket only costs time.
+_FREQUENCY_BITS = 16
+# Up to so many keys of new rows are sent to all executors to look for them among those of published rows.
+_BROADCAST_KEYS = 1 << 20
 
 
 class SurfaceDedup(NamedTuple):
-    """What surface dedup found; a row that is in neither frame is kept."""
+    """What surface dedup found; a row that is in neither of the first two frames is kept."""
 
     removals: DataFrame
     """``persona_id``, ``kept_id``, ``similarity`` (double), ``tier`` (``exact_tokens`` or ``surface``)."""
     undecidable: DataFrame
     """``persona_id``, ``reason``: rows that are compared with no other (``no_tokens``)."""
+    kept: DataFrame
+    """``persona_id``, ``priority``, ``tokens``, ``bands`` of the rows that are kept: what a later batch has to meet."""
 
 
-def deduplicate(personas: DataFrame, *, settings: SurfaceSettings) -> SurfaceDedup:
+def deduplicate(personas: DataFrame, *, settings: SurfaceSettings, published: DataFrame | None = None) -> SurfaceDedup:
     """Who goes because a better persona has the same words, or nearly (Jaccard similarity >= ``settings.threshold``).
 
     ``personas``: ``persona_id``, unique; ``text``; ``priority`` of any orderable type, never null: the smallest is
-    best, equals go by id. Give published rows the smallest priorities, so that later ones never displace them, and
-    leave removed rows out. No two kept rows have equal token sets; two that are as similar as the threshold are missed
-    with a chance of at most 1 - ``settings.recall``, less the more similar they are. The same personas give the same
-    removals in whatever order and partitions they come.
+    best, equals go by id. ``published``: rows that earlier calls with the same ``parameters_version`` kept, as they
+    were given in ``kept`` and none of them in ``personas``; they are better than all of ``personas``, stay, and are not
+    compared with one another.
+
+    No two kept rows have equal token sets. With the engine ``exact`` no two are as similar as the threshold; with
+    ``minhash`` two that are at the threshold are missed with a chance of at most 1 - ``settings.recall``, less the more
+    similar they are. The same personas give the same removals in whatever order, partitions and batches they come.
 
     Runs Spark jobs. Raises SettingsError when the recall is out of reach.
     """
-    band_count, band_rows = bands(float(settings.threshold), settings.num_hashes, settings.recall)
-    # One evaluation of the Python tokeniser, whatever uses the frame; no text travels beyond it.
-    tokenise = F.udf(token_set, returnType=ArrayType(StringType()), useArrow=True)
-    worded = personas.select("persona_id", "priority", tokenise("text").alias("tokens")).localCheckpoint()
-    undecidable = worded.where(F.size("tokens") == 0).select("persona_id", F.lit(NO_TOKENS).alias("reason"))
-    rows = _with_representative(worded.where(F.size("tokens") > 0)).localCheckpoint()
-    representatives = rows.where("persona_id = representative_id").select("persona_id", "tokens")
-    signed = _signatures(representatives, settings)
-    near = _verified(_candidates(signed, band_count, band_rows), representatives, settings).localCheckpoint()
-    pairs = _pairs_of_members(rows.select("persona_id", "representative_id"), near)
-    return SurfaceDedup(survivors(rows.select("persona_id", "priority"), pairs), undecidable)
+    rows = token_sets(personas).localCheckpoint()
+    worded = rows.where(F.size("tokens") > 0)
+    keyed = with_keys(worded.where("persona_id = best.persona_id"), published, settings)
+    near = verified(candidates(keyed, settings), keyed, settings).localCheckpoint()
+    pairs = _pairs_of_members(worded, near)
+    removals = survivors(_ranked(pairs), pairs.select("id_a", "id_b", "similarity", "tier"))
+    stored = F.col("keys") if settings.engine == "minhash" else F.lit(None).cast(ArrayType(LongType()))
+    return SurfaceDedup(
+        removals=removals,
+        undecidable=rows.where(F.size("tokens") == 0).select("persona_id", F.lit(NO_TOKENS).alias("reason")),
+        kept=keyed.where("is_new")
+        .join(removals, on="persona_id", how="left_anti")
+        .select("persona_id", F.col("priority.given").alias("priority"), "tokens", stored.alias("bands")),
+    )
+
+
+def keys_of_tokens(text: str | None) -> list[int]:
+    """The distinct tokens of ``text`` as integers of 63 bits, sorted; none for None.
+
+    That two different tokens of a pair of texts are taken for one has a chance of about 10^-16.
+    """
+    return [] if text is None else sorted(set(map(_key_of_token, tokens(text))))
 
 
 def bands(threshold: float, num_hashes: int, recall: float) -> tuple[int, int]:
@@ -80,86 +109,232 @@ def bands(threshold: float, num_hashes: int, recall: float) -> tuple[int, int]:
 
 def parameters_version(settings: SurfaceSettings) -> str:
     """Sixteen hex digits that change with whatever may change who is removed."""
-    decisive = {
+    decisive: dict[str, Any] = {
+        "engine": settings.engine,
         "threshold": settings.threshold.as_integer_ratio(),
-        "num_hashes": settings.num_hashes,
-        "bands": bands(float(settings.threshold), settings.num_hashes, settings.recall),
-        "seed": settings.seed,
-        "num_features": _NUM_FEATURES,
         "tokenizer": TOKENIZER_VERSION,
+        "keys": _KEYS_VERSION,
     }
+    if settings.engine == "minhash":
+        decisive |= {
+            "num_hashes": settings.num_hashes,
+            "bands": bands(float(settings.threshold), settings.num_hashes, settings.recall),
+            "seed": settings.seed,
+            "num_features": _NUM_FEATURES,
+        }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _with_representative(worded: DataFrame) -> DataFrame:
-    """Adds ``representative_id``: the best row among those with the same token set."""
-    best = worded.groupBy("tokens").agg(F.min(F.struct("priority", "persona_id")).alias("best"))
-    return worded.join(best, on="tokens", how="inner").select(
-        "persona_id", "priority", "tokens", F.col("best.persona_id").alias("representative_id")
+def candidates(keyed: DataFrame, settings: SurfaceSettings) -> DataFrame:
+    """``id_a``, ``id_b``, distinct: rows that have a key in common and could be similar by their sizes; a is smaller.
+
+    ``keyed``: ``row_id``, ``size``, ``keys``, ``is_new``. Two rows that are not new are not proposed.
+    """
+    least, whole = settings.threshold.as_integer_ratio()
+    members = keyed.select("row_id", "size", "is_new", F.posexplode("keys").alias("position", "key"))
+    small, large = members, members
+    fits = f"""(size_a < size_b or size_a = size_b and id_a < id_b) and size_a * {whole} >= size_b * {least}
+               and (is_new_a or is_new_b)"""
+    if settings.engine == "exact":
+        # The smaller one of a pair has the more in common for its size: fewer of its keys may be missing.
+        small = members.where(f"position <= size - (2 * {least} * size + {least + whole - 1}) div {least + whole}")
+        # Keys are in one order in all rows, so at the first common one no more are left than behind it.
+        fits += f"""and least(size_a - position_a, size_b - position_b) * {least + whole}
+                        >= (size_a + size_b) * {least}"""
+    of_a, of_b = (
+        rows.select(
+            "key",
+            F.col("row_id").alias(f"id_{side}"),
+            *[F.col(name).alias(f"{name}_{side}") for name in ("size", "position", "is_new")],
+        )
+        for rows, side in ((small, "a"), (large, "b"))
     )
+    return of_a.join(of_b, on="key", how="inner").where(fits).select("id_a", "id_b").distinct()
 
 
-def _signatures(worded: DataFrame, settings: SurfaceSettings) -> DataFrame:
-    """Adds ``signature``: ``settings.num_hashes`` MinHash values, as MLlib makes them."""
+@functools.lru_cache(maxsize=1 << 18)
+def _key_of_token(token: str) -> int:
+    return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _keys_of_texts(parts: Iterator[pd.Series]) -> Iterator[pd.Series]:
+    for texts in parts:
+        yield pd.Series([np.array(keys_of_tokens(text), dtype=np.int64) for text in texts])
+
+
+def token_sets(personas: DataFrame) -> DataFrame:
+    """``persona_id``, ``priority``, ``tokens``, ``best``: (priority, id) of the best row with the same token set.
+
+    ``priority`` becomes (0 published, 1 new; the given one).
+    """
+    # Its stubs want a kind of function beside the hints that say it.
+    tokenise = F.pandas_udf(_keys_of_texts, ArrayType(LongType()))  # type: ignore[attr-defined, call-overload]
+    worded = personas.select("persona_id", _priority(1), tokenise("text").alias("tokens"))
+    # By a hash first: arrays are compared only where sets are equal.
+    hashed = worded.withColumn("set_hash", F.xxhash64("tokens"))
+    equals = (
+        Window.partitionBy("set_hash", "tokens")
+        .orderBy("priority", "persona_id")
+        .rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    )
+    best = F.first(F.struct("priority", "persona_id")).over(equals)
+    return hashed.select("persona_id", "priority", "tokens", best.alias("best"))
+
+
+def _priority(rank: int) -> Column:
+    return F.struct(F.lit(rank).alias("rank"), F.col("priority").alias("given")).alias("priority")
+
+
+def with_keys(sets: DataFrame, published: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
+    """``sets`` and those of ``published`` that could be similar to one of them: such rows share one of their ``keys``.
+
+    ``persona_id``, ``priority``, ``tokens``, ``row_id`` (a hash of ``persona_id``; that two rows share one costs no
+    more than a verification), ``size``, ``keys``, ``is_new``.
+    """
+    new = _sized(sets.select("persona_id", "priority", "tokens"))
+    old = None if published is None else _sized(published.withColumn("priority", _priority(0)))
+    if settings.engine == "minhash":
+        new = _banded(new, settings)
+        old = None if old is None else old.withColumnRenamed("bands", "keys")
+    else:
+        worded = new.select("tokens") if old is None else new.select("tokens").union(old.select("tokens"))
+        keys = _prefix(worded, settings)
+        new = new.withColumn("keys", keys)
+        old = None if old is None else old.withColumn("keys", keys)
+    new = new.withColumn("is_new", F.lit(True)).localCheckpoint()
+    if old is None or new.isEmpty():
+        return new
+    wanted = new.select(F.explode("keys").alias("key")).distinct()
+    if new.agg(F.sum(F.size("keys")).alias("count")).collect()[0]["count"] <= _BROADCAST_KEYS:
+        wanted = F.broadcast(wanted)
+    met = old.select("row_id", F.explode("keys").alias("key")).join(wanted, on="key", how="left_semi")
+    near = old.join(met.select("row_id").distinct(), on="row_id", how="left_semi")
+    return new.unionByName(near.withColumn("is_new", F.lit(False)).select(*new.columns).localCheckpoint())
+
+
+def _sized(rows: DataFrame) -> DataFrame:
+    return rows.withColumn("row_id", F.xxhash64("persona_id")).withColumn("size", F.size("tokens").cast("long"))
+
+
+def _too_small(settings: SurfaceSettings) -> str:
+    """Says of a row that no other set but its equal is as similar as the threshold: one token is too much."""
+    least, whole = settings.threshold.as_integer_ratio()
+    return f"size * {whole - least} < {least}"
+
+
+def _banded(rows: DataFrame, settings: SurfaceSettings) -> DataFrame:
+    """Adds ``keys``: a hash of each band of MLlib's MinHash values, or one of the whole set where it is too small."""
     # The hash functions depend on seed and number only; fitting to one made-up row spares a job and an empty frame.
-    anything = worded.sparkSession.createDataFrame([(Vectors.sparse(_NUM_FEATURES, [0], [1.0]),)], ["features"])
+    anything = rows.sparkSession.createDataFrame([(Vectors.sparse(_NUM_FEATURES, [0], [1.0]),)], ["features"])
     lsh = MinHashLSH(
         inputCol="features", outputCol="signature", numHashTables=settings.num_hashes, seed=settings.seed
     ).fit(anything)
     counted = HashingTF(inputCol="tokens", outputCol="features", binary=True, numFeatures=_NUM_FEATURES)
-    return lsh.transform(counted.transform(worded)).select(
-        "persona_id", F.size("tokens").alias("token_count"), "signature"
+    signed = lsh.transform(counted.transform(rows.where(f"not ({_too_small(settings)})")))
+    band_count, band_rows = bands(float(settings.threshold), settings.num_hashes, settings.recall)
+    # Literal slices: the same in a SQL lambda takes five times as long.
+    keys = [
+        F.xxhash64(F.lit(band), F.slice("signature", band * band_rows + 1, band_rows)) for band in range(band_count)
+    ]
+    return signed.select(*rows.columns, F.array(*keys).alias("keys")).unionByName(
+        rows.where(_too_small(settings)).withColumn("keys", F.array(F.xxhash64("tokens")))
     )
 
 
-def _candidates(signed: DataFrame, band_count: int, band_rows: int) -> DataFrame:
-    """``id_a`` < ``id_b``, distinct: rows that agree in a whole band."""
-    # Literal slices: the same in a SQL lambda takes five times as long.
-    buckets = [
-        F.xxhash64(F.lit(band), F.slice("signature", band * band_rows + 1, band_rows)) for band in range(band_count)
-    ]
-    banded = signed.select("persona_id", F.explode(F.array(*buckets)).alias("bucket"))
-    crowded = banded.groupBy("bucket").count().where("count > 1").select("bucket")
-    members = banded.join(crowded, on="bucket", how="left_semi")
-    left = members.select("bucket", F.col("persona_id").alias("id_a"))
-    right = members.select("bucket", F.col("persona_id").alias("id_b"))
-    return left.join(right, on="bucket", how="inner").where("id_a < id_b").select("id_a", "id_b").distinct()
+def _prefix(worded: DataFrame, settings: SurfaceSettings) -> Column:
+    """The rarest of ``tokens``, so many that a similar set has one of them; one hash of a set that is too small.
+
+    How often tokens are in ``worded`` is counted by their low bits, so what is kept of it does not grow with the data;
+    the order is the same for all rows, and that is all that being exact needs.
+    """
+    buckets = 1 << _FREQUENCY_BITS
+    low = F.col("token").bitwiseAND(F.lit(buckets - 1)).cast("int").alias("bucket")
+    counted = worded.select(F.explode("tokens").alias("token")).groupBy(low).count().collect()
+    counts = np.zeros(buckets, dtype=np.int64)
+    counts[[row["bucket"] for row in counted]] = [row["count"] for row in counted]
+    ranks = np.empty(buckets, dtype=np.int64)
+    ranks[np.argsort(counts, kind="stable")] = np.arange(buckets)
+    # A constant that Spark folds: an array of literals would be as many expressions.
+    rank = F.split(F.lit(",".join(map(str, ranks))), ",").cast(ArrayType(LongType()))
+
+    def by_rank(token: Column) -> Column:
+        bucket = token.bitwiseAND(F.lit(buckets - 1)).cast("int")
+        return F.shiftleft(rank[bucket], 63 - _FREQUENCY_BITS).bitwiseOR(F.shiftright(token, _FREQUENCY_BITS))
+
+    least, whole = settings.threshold.as_integer_ratio()
+    length = F.expr(f"cast(size - (size * {least} + {whole - 1}) div {whole} + 1 as int)")
+    rarest = F.slice(F.array_sort(F.transform("tokens", by_rank)), F.lit(1), length)
+    return F.when(F.expr(_too_small(settings)), F.array(F.xxhash64("tokens"))).otherwise(rarest)
 
 
-def _verified(candidates: DataFrame, worded: DataFrame, settings: SurfaceSettings) -> DataFrame:
-    """``id_a``, ``id_b``, ``similarity``: candidates whose token sets are as similar as the threshold."""
-    of_a = worded.select(F.col("persona_id").alias("id_a"), F.col("tokens").alias("tokens_a"))
-    of_b = worded.select(F.col("persona_id").alias("id_b"), F.col("tokens").alias("tokens_b"))
+def verified(proposed: DataFrame, keyed: DataFrame, settings: SurfaceSettings) -> DataFrame:
+    """``id_a``, ``priority_a``, ``id_b``, ``priority_b``, ``similarity``: pairs as similar as the threshold."""
+    of_a, of_b = (
+        keyed.select(
+            F.col("row_id").alias(f"row_{side}"),
+            F.col("persona_id").alias(f"id_{side}"),
+            F.col("priority").alias(f"priority_{side}"),
+            F.col("tokens").alias(f"tokens_{side}"),
+        )
+        for side in "ab"
+    )
+    rows = proposed.select(F.col("id_a").alias("row_a"), F.col("id_b").alias("row_b"))
+    named = ("id_a", "priority_a", "id_b", "priority_b")
     common = F.size(F.array_intersect("tokens_a", "tokens_b")).cast("long")
     union = F.size("tokens_a") + F.size("tokens_b") - F.col("common")
     # In integers, for 9 common tokens of 10 are at 0.9 and floating point may say otherwise.
-    numerator, denominator = settings.threshold.as_integer_ratio()
+    least, whole = settings.threshold.as_integer_ratio()
     return (
-        candidates.join(of_a, on="id_a", how="inner")
-        .join(of_b, on="id_b", how="inner")
-        .select("id_a", "id_b", common.alias("common"), "tokens_a", "tokens_b")
-        .select("id_a", "id_b", "common", union.alias("union"))
-        .where(F.col("common") * F.lit(denominator) >= F.col("union") * F.lit(numerator))
-        .select("id_a", "id_b", (F.col("common") / F.col("union")).alias("similarity"))
+        rows.join(of_a, on="row_a", how="inner")
+        .join(of_b, on="row_b", how="inner")
+        .select(*named, common.alias("common"), "tokens_a", "tokens_b")
+        .select(*named, "common", union.alias("union"))
+        .where(F.col("common") * F.lit(whole) >= F.col("union") * F.lit(least))
+        .select(*named, (F.col("common") / F.col("union")).alias("similarity"))
     )
 
 
 def _pairs_of_members(rows: DataFrame, near: DataFrame) -> DataFrame:
-    """Pairs of all rows out of the pairs of representatives.
+    """``near`` and ``tier``, for all rows out of the pairs of those that are the best of their token set.
 
-    A row is paired with its own representative and with those similar to it, which are the best of their groups; so
-    a row whose representative goes still finds the kept row that it went for.
+    A row is paired with the best of its set and with those similar to that one, which are the best of theirs; so a row
+    whose best goes still finds the kept row that it went for.
     """
-    members = rows.where("persona_id <> representative_id")
+    members = rows.where("persona_id <> best.persona_id")
     equal = members.select(
-        F.col("representative_id").alias("id_a"),
+        F.col("best.persona_id").alias("id_a"),
+        F.col("best.priority").alias("priority_a"),
         F.col("persona_id").alias("id_b"),
+        F.col("priority").alias("priority_b"),
         F.lit(1.0).alias("similarity"),
-        F.lit(EXACT_TOKENS).alias("tier"),
     )
-    both_ways = near.unionByName(near.select(F.col("id_b").alias("id_a"), F.col("id_a").alias("id_b"), "similarity"))
-    of_members = both_ways.join(
-        members.select(F.col("representative_id").alias("id_b"), "persona_id"), on="id_b", how="inner"
-    ).select("id_a", F.col("persona_id").alias("id_b"), "similarity")
-    similar = near.unionByName(of_members).withColumn("tier", F.lit(SURFACE))
-    return equal.unionByName(similar)
+    turned = near.select(
+        F.col("id_b").alias("id_a"),
+        F.col("priority_b").alias("priority_a"),
+        F.col("id_a").alias("id_b"),
+        F.col("priority_a").alias("priority_b"),
+        "similarity",
+    )
+    of_members = (
+        near.union(turned)
+        .select("id_a", "priority_a", "id_b", "similarity")
+        .join(members.select(F.col("best.persona_id").alias("id_b"), "persona_id", "priority"), on="id_b", how="inner")
+        .select(
+            "id_a",
+            "priority_a",
+            F.col("persona_id").alias("id_b"),
+            F.col("priority").alias("priority_b"),
+            "similarity",
+        )
+    )
+    tier = F.when(F.col("similarity") == 1.0, F.lit(EXACT_TOKENS)).otherwise(F.lit(SURFACE))
+    return equal.union(near).union(of_members).withColumn("tier", tier)
+
+
+def _ranked(pairs: DataFrame) -> DataFrame:
+    """``persona_id``, ``priority`` of the rows that are in a pair."""
+    both = [
+        pairs.select(F.col(f"id_{side}").alias("persona_id"), F.col(f"priority_{side}").alias("priority"))
+        for side in "ab"
+    ]
+    return both[0].union(both[1]).distinct()

@@ -8,13 +8,14 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 import dedup_surface
+import explain_removal
 import pytest
 from pyspark.sql.types import StructType
 
 from personahub_spark import session, settings
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import PERSONA_REMOVALS, PERSONAS
+from personahub_spark.tables import PERSONA_BANDS, PERSONA_REMOVALS, PERSONAS
 from personahub_spark.text import content_id
 from tests.spark.test_dedup_surface import persona_like_rows
 
@@ -70,6 +71,12 @@ def test_batches_in_a_row_give_what_one_run_over_all_gives_and_no_published_pers
     assert published[0] <= published[1] == hub(whole)
     assert removals(batches) == removals(whole)
     assert {kept for kept, _, _ in removals(whole).values()} <= published[1]
+    stored = batches.store.read(PERSONA_BANDS).collect()
+    assert {row["persona_id"] for row in stored} == published[1] and len(stored) == len(published[1])
+    # With nothing new, nothing is compared and nothing written: what is left is to count.
+    batches.spark.sparkContext.setJobGroup("nothing new", "")
+    assert not dedup(batches).changed
+    assert len(batches.spark.sparkContext.statusTracker().getJobIdsForGroup("nothing new")) < 30
 
 
 def test_other_parameters_against_stored_removals_are_refused_in_a_sentence_that_says_what_to_do(
@@ -90,6 +97,9 @@ def test_other_parameters_against_stored_removals_are_refused_in_a_sentence_that
     assert removals(context) == before
     assert not dedup(context).changed  # set back, it goes on
     context.spark.sql(f"DELETE FROM delta.`{usual.store.root}/persona_removals`")
+    with pytest.raises(PersonaHubError, match="the same with persona_bands"):  # those tell who was kept
+        dedup(make_context(other))
+    context.spark.sql(f"DELETE FROM delta.`{usual.store.root}/persona_bands`")
     assert dedup(make_context(other)).outcomes["removed_surface"] == 2  # decided anew
 
 
@@ -104,7 +114,7 @@ def test_a_persona_without_words_is_in_quarantine_and_counted_as_such_and_not_in
     }  # fmt: skip
     first = dedup(context)
     assert first.outcomes == wanted
-    assert first.rows_added == {"persona_removals": 0, "quarantine": 2}
+    assert first.rows_added == {"persona_removals": 0, "quarantine": 2, "persona_bands": 1}
     assert hub(context) == {content_id("A nurse from Lima")}
     rejects = context.store.view("rejects").where("reason = 'no_tokens'").collect()
     assert len(rejects) == 2
@@ -112,13 +122,69 @@ def test_a_persona_without_words_is_in_quarantine_and_counted_as_such_and_not_in
     assert again.outcomes == wanted and not again.changed
 
 
-def test_a_witness_never_goes_for_personas_of_a_clock_that_went_back(make_context: MakeContext) -> None:
+def test_no_published_persona_goes_for_later_ones_of_a_clock_that_went_back(
+    make_context: MakeContext, make_settings: MakeSettings
+) -> None:
     context = make_context()
     add(context, [WORDS], days=5)
     add(context, [f"{WORDS} more"], days=6)
     assert dedup(context).outcomes["removed_surface"] == 1
     add(context, [f"{WORDS} less"], days=0)
-    before, published = removals(context), hub(context)
-    with pytest.raises(PersonaHubError, match=r"1 published personas that stand for removed ones .* clock"):
+    assert dedup(context).outcomes["removed_surface"] == 1
+    assert {kept for kept, _, _ in removals(context).values()} == hub(context) == {content_id(WORDS)}
+    # Without the table that tells who was published they would; that is refused.
+    context.spark.sql(f"DELETE FROM delta.`{context.settings.store.root}/persona_bands`")
+    add(context, [f"{WORDS} early"], days=0)
+    before = removals(context)
+    with pytest.raises(PersonaHubError, match=r"1 published personas that stand for removed ones .* persona_bands"):
         dedup(context)
-    assert (removals(context), hub(context)) == (before, published)
+    assert removals(context) == before
+
+
+def test_what_was_taken_out_after_it_was_compared_stands_for_nobody(
+    make_context: MakeContext, make_settings: MakeSettings
+) -> None:
+    context = make_context(make_settings(dedup={"surface": {"engine": "exact"}}))
+    add(context, [WORDS, "a nurse from Lima"])
+    assert dedup(context).outcomes["kept"] == 2
+    version = context.store.read(PERSONA_BANDS).select("parameters_version").collect()[0][0]
+    out = context.spark.createDataFrame(
+        [(content_id(WORDS), "surface", content_id("a nurse from Lima"), 0.9, version)],
+        StructType(list(PERSONA_REMOVALS.columns)),
+    )
+    context.add_new(PERSONA_REMOVALS, out)
+    add(context, [f"{WORDS} more", "A nurse from: Lima, a"], days=1)
+    found = dedup(context).outcomes
+    assert (found["removed_surface"], found["removed_exact_tokens"], found["kept"]) == (0, 1, 2)
+    assert hub(context) == {content_id("a nurse from Lima"), content_id(f"{WORDS} more")}
+
+
+def test_a_removal_is_explained_by_texts_tokens_tier_and_parameters(make_context: MakeContext) -> None:
+    context = make_context()
+    add(context, [WORDS, "a nurse from Lima", "Lima: a nurse, from", "?!"])
+    add(context, [f"{WORDS} more"], days=1)
+    add(context, ["no"], flags=("too_short",))
+    dedup(context)
+
+    def told(text: str) -> str:
+        return "\n".join(explain_removal.explain(context.store, context.settings, content_id(text)))
+
+    near = told(f"{WORDS} more")
+    assert f"kept        {content_id(WORDS)}  {WORDS}\n" in near
+    assert "tier        surface\nsimilarity  0.952381 (Jaccard, 20 of 21 tokens)" in near
+    assert "differ      more | nothing" in near
+    assert '"threshold":"0.9"' in near
+    assert told(WORDS) == f"in the hub  {WORDS}"
+    assert told("no") == "flagged     too_short: no"
+    assert told("?!") == "quarantine  no_tokens: ?!"
+    with pytest.raises(PersonaHubError, match="several ids start with ''"):
+        explain_removal.explain(context.store, context.settings, "")
+    with pytest.raises(PersonaHubError, match="no persona has an id that starts with 'x'"):
+        explain_removal.explain(context.store, context.settings, "x")
+    sample = explain_removal.audit(context.store, 200)
+    assert [line for line in sample if "removals" in line] == [
+        "exact_tokens: 1 of 1 removals", "surface: 1 of 1 removals",
+    ]  # fmt: skip
+    assert f"0.9524  removed  {WORDS} more" in sample
+    assert "        differ   more | nothing" in sample
+    assert len(explain_removal.audit(context.store, 0)) == 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -17,7 +20,10 @@ from personahub_spark.settings import SurfaceSettings, validate
 from personahub_spark.text import token_set
 from tests.oracles import by_priority, greedy_removals, similar_pairs
 
+REAL = Path(__file__).parents[3] / "shared" / "data"
 SETTINGS = SurfaceSettings()
+EXACT = SurfaceSettings(engine="exact")
+ENGINES = pytest.mark.parametrize("settings", [SETTINGS, EXACT], ids=["minhash", "exact"])
 SCHEMA = "persona_id string, text string, priority struct<batch: int, hop: int>"
 SCRIPTS = {
     "latin": [f"word{i}" for i in range(60)],
@@ -132,25 +138,34 @@ def found(removals: DataFrame) -> Removals:
     return {row.persona_id: (row.kept_id, row.similarity, row.tier) for row in rows}
 
 
-@pytest.mark.parametrize(("seed", "partitions"), [(1, 1), (2, 8)])
+@pytest.mark.parametrize(
+    ("settings", "seed", "partitions", "adaptive"),
+    [(SETTINGS, 1, 1, True), (SETTINGS, 2, 8, False), (EXACT, 1, 8, False), (EXACT, 2, 1, True)],
+    ids=["minhash-1", "minhash-2", "exact-1", "exact-2"],
+)
 def test_removals_witnesses_and_tiers_are_those_of_the_exact_oracle(
-    spark: SparkSession, seed: int, partitions: int
+    spark: SparkSession, settings: SurfaceSettings, seed: int, partitions: int, adaptive: bool
 ) -> None:
     rows = persona_like_rows(seed) + PLANTED
     random.Random(partitions).shuffle(rows)
-    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA).repartition(partitions), settings=SETTINGS)
-    removed, wanted = found(result.removals), expected(rows)
+    spark.conf.set("spark.sql.adaptive.enabled", str(adaptive).lower())
+    try:
+        result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA).repartition(partitions), settings=settings)
+        removed, wanted = found(result.removals), expected(rows)
+    finally:
+        spark.conf.unset("spark.sql.adaptive.enabled")
     assert removed == wanted, f"seed {seed}, partitions {partitions}"
     assert {tier for _, _, tier in removed.values()} == {surface.EXACT_TOKENS, surface.SURFACE}
-    assert {(row.persona_id, row.reason) for row in result.undecidable.collect()} == {
-        (row_id, "no_tokens") for row_id in ("none-1", "none-2", "none-3")
-    }
+    undecidable = {(row.persona_id, row.reason) for row in result.undecidable.collect()}
+    assert undecidable == {(row_id, "no_tokens") for row_id in ("none-1", "none-2", "none-3")}
     # What the oracle says, said once more without it.
     sets = {row_id: frozenset(token_set(text)) for row_id, text, _ in rows}
     kept = {row_id: tokens for row_id, tokens in sets.items() if row_id not in removed}
     assert all(witness in kept for witness, _, _ in removed.values())
     assert all(10 * len(sets[a] & sets[b]) >= 9 * len(sets[a] | sets[b]) for a, (b, _, _) in removed.items())
     assert similar_pairs(kept, SETTINGS.threshold) == {}
+    told = {(row.persona_id, row.priority.batch, row.priority.hop) for row in result.kept.collect()}
+    assert told == {(row_id, *priority) for row_id, text, priority in rows if row_id in kept and token_set(text)}
 
 
 def test_the_planted_rows_meet_the_fate_they_were_planted_for() -> None:
@@ -165,22 +180,112 @@ def test_the_planted_rows_meet_the_fate_they_were_planted_for() -> None:
     assert set(removed) == {"exact-b", "chain-2", "chain-4", "group-a1", "group-a2", "group-b2", "tie-2"}
 
 
-def test_a_second_batch_gives_what_one_run_gives_and_displaces_nobody(spark: SparkSession) -> None:
-    rows = persona_like_rows(3)
-    first = [row for row in rows if row[2][0] == 0]
-    before = found(surface.deduplicate(spark.createDataFrame(first, SCHEMA), settings=SETTINGS).removals)
-    left = [row for row in rows if row[0] not in before]
-    after = found(surface.deduplicate(spark.createDataFrame(left, SCHEMA), settings=SETTINGS).removals)
-    assert before
-    assert {row_id for row_id, _, _ in first}.isdisjoint(after)
-    assert before | after == expected(rows)
+@ENGINES
+def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_nobody(
+    spark: SparkSession, settings: SurfaceSettings
+) -> None:
+    rows = persona_like_rows(3) + PLANTED
+    removed: Removals = {}
+    published: DataFrame | None = None
+    for batch in range(3):
+        new = [row for row in rows if row[2][0] == batch]
+        result = surface.deduplicate(spark.createDataFrame(new, SCHEMA), settings=settings, published=published)
+        gone = found(result.removals)
+        assert gone and gone.keys() <= {row_id for row_id, _, _ in new}
+        removed |= gone
+        kept = result.kept.localCheckpoint()
+        published = kept if published is None else published.union(kept)
+    assert removed == expected(rows)
+    late = [(row_id, text, (-1, 0)) for row_id, text, _ in PLANTED if row_id in ("chain-4", "group-a2", "tie-2")]
+    again = surface.deduplicate(spark.createDataFrame(late, SCHEMA), settings=settings, published=published)
+    wanted = {row_id: removed[row_id] for row_id, _, _ in late}  # better priorities are no help against published rows
+    assert found(again.removals) == wanted
+    assert again.kept.isEmpty()
 
 
-def test_a_lower_threshold_and_other_seed_still_meet_the_oracle(spark: SparkSession) -> None:
-    settings = SurfaceSettings(threshold=Decimal("0.5"), seed=7)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SurfaceSettings(threshold=Decimal("0.5"), seed=7),
+        SurfaceSettings(threshold=Decimal("0.5"), engine="exact"),
+        SurfaceSettings(threshold=Decimal("0.75"), engine="exact"),
+        SurfaceSettings(threshold=Decimal("0.95"), engine="exact"),
+        SurfaceSettings(threshold=Decimal("1"), engine="exact"),
+    ],
+    ids=lambda settings: f"{settings.engine}-{settings.threshold}",
+)
+def test_other_thresholds_and_seeds_meet_the_oracle(spark: SparkSession, settings: SurfaceSettings) -> None:
     rows = persona_like_rows(4)
     result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings)
     assert found(result.removals) == expected(rows, settings)
+
+
+@ENGINES
+def test_real_personas_meet_the_oracle(spark: SparkSession, settings: SurfaceSettings) -> None:
+    file = REAL / "personas" / "persona_chat_profiles.jsonl.gz"
+    if not file.exists():
+        pytest.skip(f"no {file}")
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["persona"] for line in lines]
+    rows = [(f"p{n}", text, (0, n)) for n, text in enumerate(texts[:900])]
+    removed = found(surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings).removals)
+    assert len(removed) > 100
+    assert removed == expected(rows)
+
+
+NEAR_DUPLICATES = {
+    "zh": ("一位在云南山区教了三十年书的退休小学数学老师，喜欢研究古代算术和茶马古道的历史", "呢"),
+    "ja": ("京都の古い町家で和菓子を作り続けている三代目の職人で、季節の花をかたどった菓子が得意", "だ"),
+    "th": ("ครูสอนภาษาไทยในโรงเรียนเล็กบนดอยที่ชอบเล่านิทานพื้นบ้านให้เด็กฟังก่อนนอน", "นะ"),
+    "ko": ("부산에서 삼십 년 동안 작은 분식집을 운영하며 동네 아이들에게 글을 가르치는 은퇴한 국어 교사", " 할머니"),
+    "ar": ("مدرس رياضيات متقاعد من مدينة حلب القديمة يكتب كتبا عن تاريخ علم الفلك عند العرب", " القدماء"),
+    "ru": ("учительница физики из сибирского города, которая по вечерам собирает старые приёмники и пишет", " стихи"),
+    "emoji": ("🎻 🚲 🐟 🌋 🧵 🧮 ⛵ 🏔 🎭 🛶 👩‍🍳 🇯🇵", " 🎨"),
+    "long": (" ".join(f"word{n}" for n in range(10_000)), " " + " ".join(f"more{n}" for n in range(1_000))),
+}
+SAME_WORDS = {
+    "rtl marks": ("\u202bمدرس من حلب\u202c", "مدرس\u200f من\u200e حلب"),
+    "joiners": ("an ar\u200dchi\u200ctect", "An architect"),
+    "full width": ("Ａ ｎｕｒｓｅ，Ｌｉｍａ", "a nurse: Lima"),
+    "half width": ("ｶﾞｲﾄﾞ", "ガイド"),
+    "one token": ("Nurse", "nurse!"),
+    "two tokens": ("nurse, Lima", "Lima nurse"),
+}
+UNLIKE = {
+    "one": "baker", "one more": "bakers", "two": "a baker", "han": "教师", "traditional": "教師", "kana": "カ",
+    "hangul": "가", "zwj": "👩‍🔬", "no zwj": "👩🔬", "tone": "👍🏽", "no tone": "👍", "thai": "ครู", "thai too": "ครัว",
+    "long": " ".join(f"word{n}" for n in range(1_300, 11_300)),
+}  # fmt: skip
+
+
+@ENGINES
+def test_scripts_lengths_and_marks_no_reader_sees(spark: SparkSession, settings: SurfaceSettings) -> None:
+    rows: list[Row] = [(f"unlike {name}", text, (0, 0)) for name, text in UNLIKE.items()]
+    for name, (text, more) in NEAR_DUPLICATES.items():
+        rows += [(f"{name} 1", text, (0, 0)), (f"{name} 2", text + more, (1, 0))]
+    for name, (one, other) in SAME_WORDS.items():
+        rows += [(f"{name} 1", one, (0, 0)), (f"{name} 2", other, (1, 0))]
+    removed = found(surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings).removals)
+    near = {(f"{name} 2", f"{name} 1", surface.SURFACE) for name in NEAR_DUPLICATES}
+    same = {(f"{name} 2", f"{name} 1", surface.EXACT_TOKENS) for name in SAME_WORDS}
+    assert {(row_id, kept, tier) for row_id, (kept, _, tier) in removed.items()} == near | same
+    assert removed == expected(rows)
+
+
+def test_hot_tokens_and_copies_propose_no_more_than_their_share(spark: SparkSession) -> None:
+    rng = random.Random(8)
+    rows: list[Row] = [("copy", "the same words in all of these many copies of a text", (0, 0))]
+    rows += [(f"copy-{n:05}", "of the MANY copies, all of a text in these same words", (1, 0)) for n in range(5_000)]
+    # One token in half of the rows, in texts so short that it is among their rarest ones.
+    rows += [(f"hot-{n}", f"hot {rng.getrandbits(60):x}", (0, 0)) for n in range(5_000)]
+    rows += [("alone", "hot", (0, 0))]
+    personas = spark.createDataFrame(rows, SCHEMA)
+    settings = SurfaceSettings(engine="exact", threshold=Decimal("0.6"))
+    removed = found(surface.deduplicate(personas, settings=settings).removals)
+    assert len(removed) == 5_000 and {kept for kept, _, _ in removed.values()} == {"copy"}
+    sets = surface.token_sets(personas).where("persona_id = best.persona_id")
+    assert sets.count() == 5_002
+    assert surface.candidates(surface.with_keys(sets, None, settings), settings).count() < 5_000
 
 
 def test_a_threshold_of_more_digits_than_integers_can_hold_is_refused_and_the_finest_one_holds(
@@ -262,5 +367,10 @@ def test_the_parameters_version_changes_with_what_decides_and_with_nothing_else(
         SurfaceSettings(num_hashes=64),
         SurfaceSettings(seed=1),
         SurfaceSettings(recall=0.9),
+        EXACT,
+        SurfaceSettings(engine="exact", threshold=Decimal("0.8")),
     ]
-    assert len({version, *map(surface.parameters_version, others)}) == 5
+    assert len({version, *map(surface.parameters_version, others)}) == 7
+    assert surface.parameters_version(EXACT) == surface.parameters_version(
+        SurfaceSettings(engine="exact", num_hashes=64, seed=1, recall=0.9)
+    )

@@ -57,6 +57,9 @@ SOUND: dict[str, dict[str, Any]] = {
     "persona_removals": {
         "persona_id": sha("q"), "tier": "surface", "kept_id": sha("p"), "similarity": 0.95, "parameters_version": "v",
     },
+    "persona_bands": {
+        "persona_id": sha("p"), "parameters_version": "v", "arrived_at": NOW, "hop": 0, "tokens": [1, 2], "bands": [3],
+    },
     "syntheses": {
         "synthesis_id": sha("s"), "task": "math", "variant": "plain", "pattern": "zero_shot", "persona_id": sha("p"),
         "text": "t", "fields": {"problem": "1 + 1?"}, "checks": [], "recipe": "r", "prompt_version": "v1",
