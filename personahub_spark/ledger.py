@@ -326,7 +326,7 @@ class _Plan:
                 self._run.put_off.extend(lost)
                 if commit is not None:
                     commit.result()
-                commit = committer.submit(self._finish_wave, wave, is_whole=not deferred)
+                commit = committer.submit(self._finish_wave, wave, is_whole=not lost)
                 stops = sorted(why for status, why in manifest if status == "stopped")
                 if stops or not self._may_commit_while_asking():
                     commit.result()
