@@ -1,7 +1,9 @@
 """Run the steps of the settings' pipeline.steps, in their order, in one Spark session."""
 
 import create_tables
+import dedup_semantic
 import dedup_surface
+import embed_personas
 import extract_personas
 import ingest_documents
 import synthesize
@@ -13,6 +15,8 @@ STEPS = {
     "ingest_documents": ingest_documents.run,
     "extract_personas": extract_personas.run,
     "dedup_surface": dedup_surface.run,
+    "embed_personas": embed_personas.run,
+    "dedup_semantic": dedup_semantic.run,
     "synthesize": synthesize.run,
 }
 

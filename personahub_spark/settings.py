@@ -307,11 +307,18 @@ class SynthesisSettings(_Group):
         return self
 
 
-Step = Literal["create_tables", "ingest_documents", "extract_personas", "dedup_surface", "synthesize"]
+Step = Literal[
+    "create_tables", "ingest_documents", "extract_personas", "dedup_surface", "embed_personas", "dedup_semantic",
+    "synthesize",
+]  # fmt: skip
+ON_REQUEST = ("embed_personas", "dedup_semantic")
+"""Steps that a pipeline has only where it names them."""
 
 
 class PipelineSettings(_Group):
-    steps: list[Step] = Field(default_factory=lambda: list(typing.get_args(Step)))
+    steps: list[Step] = Field(
+        default_factory=lambda: [step for step in typing.get_args(Step) if step not in ON_REQUEST]
+    )
 
 
 class Price(_Group):
@@ -361,6 +368,8 @@ class Settings(_Group):
     def endpoints_of(self, step: str) -> list[Endpoint]:
         """The endpoints that ``step`` asks; SettingsError when one of them is not set."""
         asked = {"extract_personas": [self.personas.model], "synthesize": [entry.model for entry in self.synthesis]}
+        if self.embedding.by == "endpoint":
+            asked["embed_personas"] = [self.embedding.model]
         return [self.endpoint(name) for name in asked.get(step, [])]
 
     def fingerprint(self) -> str:

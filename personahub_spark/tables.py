@@ -137,19 +137,45 @@ PERSONA_ORIGINS = Table(
     },
 )
 
+PERSONA_EMBEDDINGS = Table(
+    "persona_embeddings",
+    "Vectors of personas, each computed once for a model and a length",
+    (
+        _column("persona_id", _text, "personas.persona_id", nullable=False),
+        _column("model", _text, "the model; of files: with a hash of what decides its vectors", nullable=False),
+        _column("dim", _integer, "length of the model's vectors", nullable=False),
+        _column("vector", BinaryType(), "float16, little-endian, of length one; null: the model cannot read the text"),
+        _column("unread_share", DoubleType(), "part of the text that the model cannot read; null: not known"),
+    ),
+    key=("persona_id", "model", "dim"),
+    checks={"vector_has_its_length": "vector is null or length(vector) = 2 * dim"},
+)
+
+PERSONA_BUCKETS = Table(
+    "persona_buckets",
+    "Personas that semantic dedup has compared, and in which buckets",
+    (
+        _column("persona_id", _text, "personas.persona_id", nullable=False),
+        _column("index_id", _text, "hash of the centroids that the buckets belong to", nullable=False),
+        _column("buckets", ArrayType(_integer, containsNull=False), "its home, then those it visits", nullable=False),
+        _column("parameters_version", _text, "hash of the settings, the model and the length", nullable=False),
+    ),
+    key=("persona_id", "index_id"),
+)
+
 PERSONA_REMOVALS = Table(
     "persona_removals",
     "Near-duplicates taken out of the hub, each with the kept persona that stands for it",
     (
         _column("persona_id", _text, "the removed persona", nullable=False),
-        _column("tier", _text, "what found it: exact_tokens or surface", nullable=False),
+        _column("tier", _text, "what found it: exact_tokens, surface or semantic", nullable=False),
         _column("kept_id", _text, "the kept persona it is a duplicate of", nullable=False),
-        _column("similarity", DoubleType(), "Jaccard similarity of the two token sets", nullable=False),
+        _column("similarity", DoubleType(), "Jaccard similarity of the token sets; semantic: cosine", nullable=False),
         _column("parameters_version", _text, "hash of the settings that decided", nullable=False),
     ),
     key=("persona_id", "tier"),
     checks={
-        "tier_known": "tier in ('exact_tokens', 'surface')",
+        "tier_known": "tier in ('exact_tokens', 'surface', 'semantic')",
         "similarity_in_range": "similarity between 0 and 1",
         "not_its_own_witness": "persona_id <> kept_id",
     },
@@ -254,7 +280,18 @@ RUNS = Table(
     key=("run_id", "step"),
 )
 
-TABLES = (DOCUMENTS, PERSONAS, PERSONA_ORIGINS, PERSONA_REMOVALS, SYNTHESES, LLM_CALLS, QUARANTINE, RUNS)
+TABLES = (
+    DOCUMENTS,
+    PERSONAS,
+    PERSONA_ORIGINS,
+    PERSONA_EMBEDDINGS,
+    PERSONA_BUCKETS,
+    PERSONA_REMOVALS,
+    SYNTHESES,
+    LLM_CALLS,
+    QUARANTINE,
+    RUNS,
+)
 
 
 def spend_of(calls: DataFrame) -> Spend:

@@ -17,10 +17,12 @@ decided in double precision from the stored vectors, one by one.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, IntegerType, StringType, StructField, StructType
 
+from personahub_spark.dedup.survivors import survivors
 from personahub_spark.settings import SemanticSettings
 
 Floats = npt.NDArray[np.float32]
@@ -65,6 +68,11 @@ class Centroids:
     """(buckets,), ascending from 0 without a gap: which group each belongs to."""
 
     @classmethod
+    def single(cls, dim: int) -> Centroids:
+        """One bucket for all vectors of length ``dim``: every pair is compared."""
+        return cls(np.zeros((1, dim), dtype=np.float32), np.zeros(1, dtype=np.int64))
+
+    @classmethod
     def trained(cls, sample: Floats, count: int, *, seed: int) -> Centroids:
         """About ``count`` centroids of ``sample`` (rows, dim), which is best a random one; the same for the same rows
         in the same order.
@@ -75,11 +83,12 @@ class Centroids:
         rng = np.random.default_rng(seed)
         points = on_grid(sample)
         if count <= 1 or len(points) <= 1:
-            return cls(on_grid(points.sum(axis=0, dtype=np.float64)[None, :]), np.zeros(1, dtype=np.int64))
+            return cls.single(points.shape[1])
         share = max(len(points) / count, 1.0)
         groups = _means(points, round(count**0.5), rng) if count > _FLAT else points[:1]
         of_group = _nearest(points, groups)
-        found, parents = [], []
+        found: list[Floats] = []
+        parents: list[Integers] = []
         for members in (points[of_group == group] for group in range(len(groups))):
             if not len(members):
                 continue
@@ -88,6 +97,25 @@ class Centroids:
             parents.append(np.full(len(centres), len(found), dtype=np.int64))
             found.append(centres)
         return cls(np.concatenate(found), np.concatenate(parents))
+
+    @property
+    def index_id(self) -> str:
+        """Sixteen hex digits: two sets of buckets with the same one are the same."""
+        return hashlib.sha256(self.points.astype("<f4").tobytes() + self.parents.astype("<i8").tobytes()).hexdigest()[
+            :16
+        ]
+
+    def to_bytes(self) -> bytes:
+        """What ``from_bytes`` reads."""
+        file = io.BytesIO()
+        np.savez(file, points=self.points, parents=self.parents)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Centroids:
+        """The centroids that ``to_bytes`` wrote."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return cls(file["points"], file["parents"])
 
     def places(self, points: Floats, margin: float) -> tuple[Integers, Integers, Integers]:
         """Where ``points`` (rows, dim; on the grid) belong: each one's home, and (row, bucket) of its visits elsewhere.
@@ -141,10 +169,10 @@ def read_vectors(stored: Iterable[bytes]) -> Floats:
     return np.frombuffer(b"".join(parts), dtype=STORED).reshape(len(parts), dim).astype(np.float32)
 
 
-def on_grid(vectors: npt.NDArray[np.floating]) -> Floats:
+def on_grid(vectors: Floats | npt.NDArray[np.float64]) -> Floats:
     """Each row brought to the grid's length and to whole numbers; a row of zeros stays one."""
     lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
-    return np.rint(vectors * (_GRID / np.maximum(lengths, 1e-30))).astype(np.float32)
+    return np.asarray(np.rint(vectors * (_GRID / np.maximum(lengths, 1e-30))), dtype=np.float32)
 
 
 def close_pairs(
@@ -178,6 +206,47 @@ def close_pairs(
     return rows[good], columns[good], cosines[good]
 
 
+class SemanticDedup(NamedTuple):
+    """What semantic dedup found; a row that is in neither frame is kept."""
+
+    removals: DataFrame
+    """``persona_id``, ``kept_id``, ``similarity`` (double), ``tier`` (``semantic``)."""
+    spared: DataFrame
+    """``persona_id``: anchored rows that would have gone for a kept one."""
+
+
+def deduplicate(rows: DataFrame, *, settings: SemanticSettings) -> SemanticDedup:
+    """Who goes because a better persona means the same.
+
+    ``rows`` as for ``similar_pairs``, with ``priority`` as for ``survivors``, where rows that are not fresh must come
+    before those that are; and ``anchored``: others were removed for this row by another tier, so it stays, whomever it
+    resembles. Runs Spark jobs, and keeps what they find on the executors until the result is let go.
+    """
+    ranked = F.struct("priority", "persona_id", "anchored")
+    of_a = rows.select(F.col("persona_id").alias("id_a"), ranked.alias("a"))
+    of_b = rows.select(F.col("persona_id").alias("id_b"), ranked.alias("b"))
+    pairs = (
+        similar_pairs(rows, settings=settings)
+        .join(of_a, on="id_a", how="inner")
+        .join(of_b, on="id_b", how="inner")
+        .select("id_a", "id_b", "similarity", F.least("a", "b").alias("better"), F.greatest("a", "b").alias("worse"))
+        .select(
+            "id_a",
+            "id_b",
+            "similarity",
+            F.lit(SEMANTIC).alias("tier"),
+            F.col("better.persona_id").alias("better_id"),
+            F.col("worse.persona_id").alias("worse_id"),
+            F.col("worse.anchored").alias("stays"),
+        )
+        .localCheckpoint()
+    )
+    removals = survivors(rows.select("persona_id", "priority"), pairs.where("not stays").drop("stays", "better_id"))
+    gone = removals.select(F.col("persona_id").alias("better_id"))
+    spared = pairs.where("stays").join(gone, on="better_id", how="left_anti")
+    return SemanticDedup(removals, spared.select(F.col("worse_id").alias("persona_id")).distinct())
+
+
 def parameters_version(settings: SemanticSettings, model: str, dim: int) -> str:
     """Sixteen hex digits that change with whatever may change who is removed."""
     decisive = {
@@ -195,16 +264,12 @@ def train(vectors: DataFrame, *, rows: int, settings: SemanticSettings) -> Centr
 
     Brings about ``settings.sample_rows`` vectors to the driver; the same rows give the same centroids.
     """
-    count = bucket_count(rows, settings)
-    wanted = min(1.0, (settings.sample_rows if count > 1 else 1000) / max(rows, 1))
+    share = min(1.0, settings.sample_rows / max(rows, 1))
     lot = F.pmod(F.xxhash64(F.lit(settings.seed), "persona_id"), F.lit(1_000_000))
-    chosen = vectors.where(lot < round(wanted * 1_000_000)).select("persona_id", "vector").collect()
-    by_id = sorted((row["persona_id"], row["vector"]) for row in chosen)
-    sample = read_vectors(bytes(vector) for _, vector in by_id)
-    if not by_id:  # few rows, and none drawn: one bucket needs no middle
-        dim = len(vectors.select("vector").head()["vector"]) // STORED.itemsize  # type: ignore[index]
-        sample = np.zeros((1, dim), dtype=np.float32)
-    return Centroids.trained(sample, count, seed=settings.seed)
+    chosen = vectors.where(lot < round(share * 1_000_000)).select("persona_id", "vector").collect()
+    by_id = sorted((row["persona_id"], bytes(row["vector"])) for row in chosen)
+    sample = read_vectors(vector for _, vector in by_id)
+    return Centroids.trained(sample, bucket_count(rows, settings), seed=settings.seed)
 
 
 def assign(vectors: DataFrame, centroids: Centroids, *, settings: SemanticSettings) -> DataFrame:
@@ -314,7 +379,7 @@ def _means(points: Floats, count: int, rng: np.random.Generator) -> Floats:
         if np.array_equal(moved, centres):
             break
         centres = moved
-    return np.unique(centres, axis=0)
+    return np.asarray(np.unique(centres, axis=0))
 
 
 def _divided(points: Floats, centres: Floats, share: float, rng: np.random.Generator) -> Floats:
@@ -325,7 +390,7 @@ def _divided(points: Floats, centres: Floats, share: float, rng: np.random.Gener
         members = points[nearest == number]
         several = len(members) > 3 * share
         kept.append(_means(members, round(len(members) / share), rng) if several else centre[None, :])
-    return np.unique(np.concatenate(kept), axis=0)
+    return np.asarray(np.unique(np.concatenate(kept), axis=0))
 
 
 def _nearest(points: Floats, centres: Floats) -> Integers:

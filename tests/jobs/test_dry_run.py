@@ -24,7 +24,8 @@ def test_a_dry_run_without_tables_looks_at_every_step_and_leaves_no_file(
     rows = [json.dumps({"text": f"Notes number {n} on river gauges and floods."}) for n in range(3)]
     (tmp_path / "documents" / "a.jsonl").write_text("\n".join([*rows, "{"]), encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
-    results = session.run_steps(make_context(dry_run=True), run_pipeline.STEPS)
+    context = make_context(dry_run=True)
+    results = session.run_steps(context, {step: run_pipeline.STEPS[step] for step in context.settings.pipeline.steps})
     assert results["create_tables"].outcomes == {"missing": len(TABLES), "there_already": 0}
     assert results["ingest_documents"].outcomes == {"new": 3, "known": 0, "repeated": 0, "quarantined": 1}
     assert [result.rows_in for result in results.values()] == [len(TABLES), 4, 0, 0, 0]

@@ -50,6 +50,10 @@ SOUND: dict[str, dict[str, Any]] = {
         "persona_id": sha("p"), "source_key": sha("d"), "recipe": "r", "source_kind": "document", "verb": "read",
         "granularity": "fine", "hop": 0, "prompt_version": "v1", "call_key": "c1",
     },
+    "persona_embeddings": {
+        "persona_id": sha("p"), "model": "m", "dim": 2, "vector": bytearray(4), "unread_share": 0.0,
+    },
+    "persona_buckets": {"persona_id": sha("p"), "index_id": "i", "buckets": [0], "parameters_version": "v"},
     "persona_removals": {
         "persona_id": sha("q"), "tier": "surface", "kept_id": sha("p"), "similarity": 0.95, "parameters_version": "v",
     },
@@ -172,6 +176,7 @@ BAD = [
     ("persona_origins", "source_kind_known", {"source_kind": "guess"}),
     ("persona_origins", "verb_known", {"verb": "hate"}),
     ("persona_origins", "granularity_known", {"granularity": "rough"}),
+    ("persona_embeddings", "vector_has_its_length", {"vector": bytearray(3)}),
     ("persona_removals", "tier_known", {"tier": "whim"}),
     ("persona_removals", "similarity_in_range", {"similarity": 1.5}),
     ("persona_removals", "not_its_own_witness", {"kept_id": sha("q")}),

@@ -16,7 +16,7 @@ LAYERS = (
     ("text", "settings", "progress", "files"),
     ("llm",),
     ("tables", "wal"),
-    ("tasks", "filters", "dedup", "documents"),
+    ("tasks", "filters", "embeddings", "dedup", "documents"),
     ("session", "ledger", "reports"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

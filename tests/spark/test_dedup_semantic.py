@@ -1,0 +1,240 @@
+"""Semantic dedup as frames and as a job: every pair of brute force, whatever the partitions, batches and days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from decimal import Decimal
+from itertools import combinations
+from typing import Any
+
+import calibrate_threshold
+import dedup_semantic
+import embed_personas
+import numpy as np
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from personahub_spark import session, settings
+from personahub_spark.dedup import semantic
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.session import Context, StepResult
+from personahub_spark.settings import SemanticSettings
+from personahub_spark.tables import LLM_CALLS, PERSONA_BUCKETS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
+from personahub_spark.text import content_id
+from tests.oracles import by_priority, greedy_removals
+
+MakeContext = Callable[..., Context]
+MakeSettings = Callable[..., settings.Settings]
+
+MONDAY = datetime(2026, 1, 5)
+# At this margin no pair can be missed; a bucket of more than a hundred rows is compared in parts.
+EXACT = {"rows_per_bucket": 20, "bucket_cap": 100, "margin": 0.24, "sample_rows": 1000}
+ENDPOINT = {"by": "endpoint", "model": "default", "dimensions": 4}
+
+
+def vectors(seed: int, count: int) -> dict[str, bytes]:
+    """Stored vectors of so few dimensions that many are near each other by chance."""
+    points = np.random.default_rng(seed).normal(size=(count, 4))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return {content_id(f"persona {seed} {n}"): point.astype("<f2").tobytes() for n, point in enumerate(points)}
+
+
+def brute(stored: dict[str, bytes], threshold: float = 0.9) -> dict[tuple[str, str], float]:
+    points = {row: np.frombuffer(vector, "<f2").astype(np.float64) for row, vector in stored.items()}
+    points = {row: point / np.linalg.norm(point) for row, point in points.items()}
+    cosines = {(a, b): round(float(points[a] @ points[b]), 9) for a, b in combinations(sorted(points), 2)}
+    return {pair: cosine for pair, cosine in cosines.items() if cosine >= threshold}
+
+
+@pytest.mark.parametrize(("seed", "partitions"), [(1, 1), (2, 7)])
+def test_pairs_are_those_of_brute_force_on_any_partitions_and_in_parts_of_crowded_buckets(
+    spark: SparkSession, seed: int, partitions: int
+) -> None:
+    chosen = SemanticSettings.model_validate({**EXACT, "rows_per_bucket": 50})
+    stored = vectors(seed, 500)
+    fresh = {row for n, row in enumerate(stored) if n % 5 == 0}
+    rows = [(row, bytearray(vector), row in fresh) for row, vector in stored.items()]
+    frame = spark.createDataFrame(rows, "persona_id string, vector binary, fresh boolean").repartition(partitions)
+    centroids = semantic.train(frame, rows=500, settings=chosen)
+    again = semantic.Centroids.from_bytes(centroids.to_bytes())
+    assert len(centroids.points) > 5 and again.index_id == centroids.index_id
+    placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="persona_id", how="inner")
+    placed = placed.localCheckpoint()
+    sizes = placed.select(F.explode("buckets").alias("bucket")).groupBy("bucket").count()
+    assert sizes.where("count > 100").count() > 0  # or no bucket is compared in parts
+    found = semantic.similar_pairs(placed, settings=chosen).collect()
+    pairs = {(row.id_a, row.id_b): row.similarity for row in found}
+    wanted = {pair: cosine for pair, cosine in brute(stored).items() if fresh & set(pair)}
+    assert len(pairs) == len(found)
+    assert pairs == wanted, f"seed {seed}"
+
+
+# --- the jobs
+
+
+def add(context: Context, stored: dict[str, bytes | None], *, days: int = 0) -> None:
+    """Personas with their vectors, as steps add them that start so many days after Monday."""
+    stamps: dict[str, Any] = {"run_id": f"day {days}", "created_at": MONDAY + timedelta(days=days)}
+    personas = [(row, f"text {row}", "en", 0, "somewhere", []) for row in stored]
+    frame = context.spark.createDataFrame(personas, StructType(list(PERSONAS.columns)))
+    context.store.add_new(PERSONAS, frame, **stamps)
+    embedded = [(row, "test-model", 4, vector and bytearray(vector), 0.0) for row, vector in stored.items()]
+    frame = context.spark.createDataFrame(embedded, StructType(list(PERSONA_EMBEDDINGS.columns)))
+    context.store.add_new(PERSONA_EMBEDDINGS, frame, **stamps)
+
+
+def dedup(context: Context) -> StepResult:
+    return session.run_step(context, "dedup_semantic", dedup_semantic.run)
+
+
+def removals(context: Context) -> dict[str, tuple[str, float]]:
+    rows = context.store.read(PERSONA_REMOVALS).where("tier = 'semantic'").collect()
+    return {row["persona_id"]: (row["kept_id"], row["similarity"]) for row in rows}
+
+
+def hub(context: Context) -> set[str]:
+    return {row["persona_id"] for row in context.store.view("hub").collect()}
+
+
+def removed_for(context: Context, pairs: Iterable[tuple[str, str]]) -> None:
+    """As if surface dedup had removed the first of each pair for the second."""
+    rows = [(gone, "surface", kept, 0.95, "v") for gone, kept in pairs]
+    frame = context.spark.createDataFrame(rows, StructType(list(PERSONA_REMOVALS.columns)))
+    context.store.add_new(PERSONA_REMOVALS, frame, run_id="surface", created_at=MONDAY)
+
+
+def test_batches_in_a_row_give_what_one_run_over_all_gives_and_a_second_run_adds_nothing(
+    make_context: MakeContext, make_settings: MakeSettings
+) -> None:
+    root = make_settings().store.root
+    batches, whole = (
+        make_context(
+            make_settings(
+                store={"root": f"{root}/{name}", "database": f"semantic_{name}"},
+                embedding=ENDPOINT,
+                dedup={"semantic": EXACT},
+            )
+        )
+        for name in ("batches", "whole")
+    )
+    stored = vectors(3, 250)
+    ids = list(stored)
+    arrivals = {row: int(n >= 50) for n, row in enumerate(ids)}  # five times as many: the buckets are made anew
+    published = []
+    for day in (0, 1):
+        batch = {row: stored[row] for row in ids if arrivals[row] == day}
+        add(batches, batch, days=day)
+        add(whole, batch, days=day)
+        found = dedup(batches)
+        published.append(hub(batches))
+        assert found.outcomes["kept"] == len(published[-1])
+        assert found.outcomes["removed_semantic"] > 0
+    once = dedup(whole)
+    assert once.outcomes["removed_semantic"] == 250 - len(hub(whole))
+    wanted = greedy_removals(by_priority((row, (arrivals[row], 0)) for row in ids), brute(stored))  # type: ignore[arg-type]
+    assert removals(whole) == removals(batches) == wanted
+    assert published[0] <= published[1] == hub(whole) == set(ids) - wanted.keys()
+    again = dedup(batches)
+    assert not again.changed
+    assert again.outcomes == {
+        "no_vector": 0, "removed_semantic": 0, "stands_for_others": 0, "kept": len(published[1])
+    }  # fmt: skip
+    indexes = batches.store.read(PERSONA_BUCKETS).groupBy("index_id").count().collect()
+    assert sorted(row["count"] for row in indexes) == [len(published[0]), len(published[1])]
+
+
+def test_who_stands_for_others_stays_and_who_has_no_vector_is_left_out_and_both_are_counted(
+    make_context: MakeContext, make_settings: MakeSettings
+) -> None:
+    context = make_context(make_settings(embedding=ENDPOINT))
+    near = np.array([1, 0.01, 0, 0]).astype("<f2").tobytes()
+    ids = sorted(vectors(4, 5))
+    best, anchor, third, unread, gone = ids
+    add(context, {best: near, gone: near, unread: None})
+    add(context, {anchor: near, third: near}, days=1)
+    removed_for(context, [(gone, anchor)])
+    result = dedup(context)
+    assert result.outcomes == {"no_vector": 1, "removed_semantic": 1, "stands_for_others": 1, "kept": 1}
+    assert removals(context) == {third: (best, 1.0)}
+    assert hub(context) == {best, anchor, unread}
+
+
+def test_other_parameters_and_other_vectors_are_refused_in_a_sentence_that_says_what_to_do(
+    make_context: MakeContext, make_settings: MakeSettings
+) -> None:
+    usual = make_settings(embedding=ENDPOINT)
+    context = make_context(usual)
+    near, far = (np.array(point).astype("<f2").tobytes() for point in ([1, 0.01, 0, 0], [1, 1, 0, 0]))
+    first, second, third = sorted(vectors(5, 3))
+    add(context, {first: near, second: near, third: far})
+    assert dedup(context).outcomes["removed_semantic"] == 1
+    other = make_context(make_settings(embedding=ENDPOINT, dedup={"semantic": {"threshold": "0.7"}}))
+    with pytest.raises(PersonaHubError, match=r"other parameters or vectors .* set them back, or .*DELETE FROM") as e:
+        dedup(other)
+    assert "\n" not in str(e.value)
+    assert not dedup(context).changed
+    context.spark.sql(f"DELETE FROM delta.`{usual.store.root}/persona_removals`")
+    assert dedup(context).outcomes["removed_semantic"] == 1  # decided anew
+    context.spark.sql(f"DELETE FROM delta.`{usual.store.root}/persona_removals`")
+    assert dedup(other).outcomes["removed_semantic"] == 2
+
+
+def test_calibration_shows_pairs_of_each_range_with_their_cosines_and_counts_all_of_them(
+    make_context: MakeContext, make_settings: MakeSettings
+) -> None:
+    context = make_context(make_settings(embedding=ENDPOINT))
+    around, width = Decimal("0.9"), Decimal("0.1")
+    with pytest.raises(PersonaHubError, match=r"0 personas have a vector of test-model; run jobs/embed_personas\.py"):
+        calibrate_threshold.calibrate(context, around=around, width=width, pairs=2)
+    with pytest.raises(PersonaHubError, match="is no range of cosines"):
+        calibrate_threshold.calibrate(context, around=Decimal("0.55"), width=width, pairs=2)
+    stored = vectors(6, 60)
+    add(context, stored)
+    lines = calibrate_threshold.calibrate(context, around=around, width=width, pairs=2)
+    assert lines[0] == "60 personas, test-model, 1,770 pairs"
+    cosines = brute(stored, 0.8)
+    told = {tuple(line.split()[1:4:2]): int(line.split()[4]) for line in lines if line.startswith("cosine")}
+    ranges = [(0.8 + 0.02 * n, 0.82 + 0.02 * n) for n in range(10)]
+    assert told == {
+        (f"{low:.3f}", f"{high:.3f}:"): count
+        for low, high in ranges
+        if (count := sum(low <= cosine < high for cosine in cosines.values()))
+    }
+    shown = [line.split() for line in lines if line.startswith("  0.")]
+    assert len(shown) == sum(min(count, 2) for count in told.values())
+    texts = [line.split()[-1] for line in lines if line.startswith("  ")]
+    for (cosine, *_), a, b in zip(shown, texts[::2], texts[1::2], strict=True):
+        assert f"{cosines[min(a, b), max(a, b)]:.3f}" == cosine
+
+
+def test_an_endpoint_gives_each_persona_its_vector_once(
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
+) -> None:
+    context = make_context(make_settings(embedding=ENDPOINT))
+    rows = [(content_id(f"p{n}"), f"p{n}", "en", 0, "somewhere", []) for n in range(20)]
+    frame = context.spark.createDataFrame(rows, StructType(list(PERSONAS.columns)))
+    context.store.add_new(PERSONAS, frame, run_id="r", created_at=MONDAY)
+    endpoint.set_script([{"match": r"\bp7\b", "status": 400}])
+    first = session.run_step(context, "embed_personas", embed_personas.run)
+    assert first.outcomes == {
+        "embedded_before": 0, "declined_before": 0, "embedded": 19, "declined": 0, "failed": 1, "deferred": 0
+    }  # fmt: skip
+    asked, spent = endpoint.counts(), first.spend.requests
+    assert spent == 20
+    stored = {row["persona_id"]: row for row in context.store.read(PERSONA_EMBEDDINGS).collect()}
+    calls = {bytes(row["vector"]) for row in context.store.read(LLM_CALLS).where("vector is not null").collect()}
+    halves = {np.frombuffer(vector, "<f4").astype("<f2").tobytes() for vector in calls}
+    assert {bytes(row["vector"]) for row in stored.values()} == halves
+    assert {(row["model"], row["dim"]) for row in stored.values()} == {("test-model", 4)}
+    again = session.run_step(context, "embed_personas", embed_personas.run)
+    assert again.outcomes["embedded_before"] == 19 and again.outcomes["failed"] == 1
+    assert not again.changed and endpoint.counts() == asked
+    longer = make_context(make_settings(embedding={**ENDPOINT, "dimensions": 8}))
+    assert session.run_step(longer, "embed_personas", embed_personas.run).outcomes["embedded"] == 19
+    any_length = make_context(make_settings(embedding={**ENDPOINT, "dimensions": None}))
+    with pytest.raises(PersonaHubError, match=r"several lengths \(4, 8\); name one in embedding\.dimensions"):
+        dedup(any_length)

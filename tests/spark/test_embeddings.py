@@ -1,0 +1,64 @@
+"""Vectors of Spark NLP are those of ONNX Runtime, also on executors elsewhere: in a process with its jars."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from personahub_spark.embeddings import STORED
+from personahub_spark.files import cache_root
+
+HERE = Path(__file__).parent
+MODEL = "all-minilm-l6-v2"
+UNREADABLE = ["退休护士,教渔民急救", "พยาบาลเกษียณที่สอนการปฐมพยาบาลให้ชาวประมง", "Медсестра, которая учит рыбаков", ""]
+
+PROGRAM = """
+import json, sys
+from personahub_spark import session
+from personahub_spark.embeddings import SparkNlpEmbedder
+from personahub_spark.settings import EmbeddingSettings, SparkSettings
+
+spark = session.build(SparkSettings(master="local-cluster[2,1,1024]", spark_nlp=True))
+texts = json.load(open(sys.argv[1]))
+rows = [(str(n), text) for n, text in enumerate(texts)]
+embedded = SparkNlpEmbedder(EmbeddingSettings()).embed(spark.createDataFrame(rows, "id string, text string"))
+found = [(int(n), vector and bytes(vector).hex(), share) for n, vector, share in embedded.collect()]
+json.dump(sorted(found), open(sys.argv[2], "w"))
+spark.stop()
+"""
+
+
+@pytest.fixture
+def small_embedder() -> None:
+    """Skips where the model was not fetched before: tests load no models from the network."""
+    if not (cache_root() / "models" / MODEL / "assets" / "vocab.txt").exists():
+        pytest.skip(f"{MODEL} is not in the cache; python -m personahub_spark.llm.local_models fetch {MODEL}")
+
+
+def test_vectors_equal_onnx_runtimes_whatever_shares_their_partition_and_unreadable_texts_have_none(
+    small_embedder: None, tmp_path: Path
+) -> None:
+    # Texts of one word to seventy, side by side; vectors by ONNX Runtime in Python, each text by itself.
+    known = [json.loads(line) for line in (HERE / "minilm_reference.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = [row["text"] for row in known] + UNREADABLE + [known[0]["text"]]
+    (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "texts.json"), str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row[0] for row in found] == list(range(len(texts)))
+    wanted = np.stack([np.frombuffer(base64.b64decode(row["vector"]), STORED) for row in known]).astype(np.float32)
+    vectors = np.stack([np.frombuffer(bytes.fromhex(row[1]), STORED) for row in found[: len(known)]]).astype(np.float32)
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-3
+    cosines = (vectors * wanted).sum(axis=1)
+    assert cosines.min() > 0.999, texts[int(cosines.argmin())]
+    unread = found[len(known) : -1]
+    assert [row[1] for row in unread] == [None] * len(UNREADABLE)
+    assert all(row[2] > 0.2 for row in unread)
+    assert found[-1][1:] == found[0][1:]  # the same text, the same vector
