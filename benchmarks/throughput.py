@@ -2,7 +2,8 @@
 
 A loopback server answers after a lognormal time. The most that N calls in flight can reach is N / mean latency; each
 line says which share of it was reached, from the start of the step to its last commit. CPU is that of the Python
-workers. Peers run against the same server in the same run: a serial loop, and ``asyncio.gather`` over chunks in tasks.
+workers. Peers run against the same server in the same run: a serial loop, ``asyncio.gather`` over chunks in tasks, and
+distribatch with its checkpoint, where it is installed (``pip install --no-deps distribatch cloudpickle``).
 
     python benchmarks/throughput.py --calls 20000 --in-flight 64 256 --transports aiohttp openai --workers 1
 """
@@ -32,7 +33,13 @@ from personahub_spark.session import Context
 from personahub_spark.tables import LLM_CALLS
 
 PROMPT = "Describe in one sentence who would most likely read a note about item {n}, and why that person needs it."
+try:
+    import distribatch
+except ImportError:
+    distribatch = None
+
 MODEL = "benchmark"
+NO_KEY = "BENCHMARK_KEY"  # a variable: this client insists on one
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -46,6 +53,7 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, default=1.0, help="sigma of its logarithm (default: %(default)s)")
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
     chosen = parser.parse_args()
+    os.environ[NO_KEY] = "none"
     print(f"latency: lognormal, mean {chosen.mean_ms:g} ms, sigma {chosen.sigma:g}; {os.cpu_count()} cores for all")
     print(f"{'':34}{'in flight':>10}{'calls':>9}{'seconds':>9}{'calls/s':>9}{'share':>8}{'CPU ms':>8}{'MB':>12}")
     latency = {"mean_ms": chosen.mean_ms, "sigma": chosen.sigma}
@@ -60,6 +68,9 @@ def main() -> None:
                 calls = min(chosen.calls, 60 * in_flight)
                 told = _chunks(context, endpoint, in_flight, chosen.workers, calls)
                 _tell("gather per chunk, AsyncOpenAI", in_flight * chosen.workers, chosen.mean_ms, told)
+            if not chosen.no_peers and distribatch is not None:
+                told = _distribatch(context, endpoint, in_flight, chosen.workers, min(chosen.calls, 60 * in_flight))
+                _tell("distribatch, checkpoint", in_flight * chosen.workers, chosen.mean_ms, told)
         if not chosen.no_peers:
             _tell("serial loop, OpenAI", 1, chosen.mean_ms, _loop(endpoint, 100))
         context.spark.stop()
@@ -149,6 +160,23 @@ def _chunks(context: Context, endpoint: FakeEndpoint, in_flight: int, workers: i
         done = context.spark.sparkContext.parallelize(range(calls), workers).mapPartitions(ask).sum()
         seconds = time.monotonic() - started
     return {"calls": done, "seconds": seconds, **seen.told()}
+
+
+def _distribatch(
+    context: Context, endpoint: FakeEndpoint, in_flight: int, workers: int, calls: int
+) -> dict[str, float]:
+    job = distribatch.GenerateJob(
+        model=distribatch.models.openai(MODEL, base_url=endpoint.url, api_key_env=NO_KEY),
+        prompt=PROMPT.replace("{n}", "distribatch-{id}"),
+        engine_options={"max_concurrency": in_flight},
+    )
+    rows = context.spark.range(calls)
+    with tempfile.TemporaryDirectory() as folder, _Workers() as seen:
+        started = time.monotonic()
+        done = job.run(rows, backend="spark", partitions=workers, checkpoint=f"{folder}/checkpoint", id_col="id")
+        done.write.format("noop").mode("overwrite").save()
+        seconds = time.monotonic() - started
+    return {"calls": calls, "seconds": seconds, **seen.told()}
 
 
 def _loop(endpoint: FakeEndpoint, calls: int) -> dict[str, float]:

@@ -7,11 +7,11 @@ STEP = "create_tables"
 
 
 def run(context: Context) -> StepResult:
-    there_already = len(context.store.existing())
     if context.store.dry_run:
-        return StepResult(len(TABLES), {"missing": len(TABLES) - there_already, "there_already": there_already})
+        missing = len(TABLES) - len(context.store.existing())
+        return StepResult(len(TABLES), {"missing": missing, "there_already": len(TABLES) - missing})
     made = len(context.store.create())
-    return StepResult(len(TABLES), {"made": made, "there_already": there_already})
+    return StepResult(len(TABLES), {"made": made, "there_already": len(TABLES) - made})
 
 
 if __name__ == "__main__":

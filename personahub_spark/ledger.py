@@ -21,6 +21,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -209,10 +210,11 @@ class _Estimate:
 
 def _estimate(run: Run, missing: DataFrame, endpoint: Endpoint) -> _Estimate:
     """How many distinct requests ``missing`` holds, and in a sentence what asking them takes, from a sample of them."""
-    count = missing.count()
-    if count == 0:
+    rows = missing.limit(SAMPLE_ROWS).collect()
+    if not rows:
         return _Estimate(0, "nothing to ask, every answer is known")
-    sample = [StoredRequest(row["request_key"], row["request"]).read() for row in missing.limit(SAMPLE_ROWS).collect()]
+    count = len(rows) if len(rows) < SAMPLE_ROWS else missing.count()
+    sample = [StoredRequest(row["request_key"], row["request"]).read() for row in rows]
     share = Decimal(count) / len(sample)
     tokens_in = round(share * sum(_input_tokens(request) for request in sample))
     longest = [request.max_output_tokens for request in sample]
@@ -252,6 +254,7 @@ class _Plan:
         self.folder = f"{run.store.state_root}/plans/{name}"
         self._commits = wal.Commits(f"{self.folder}/commits")
         self._spent = Decimal(0)
+        self._committed = Spend()
 
     def exists(self) -> bool:
         """Whether it is written down whole."""
@@ -305,32 +308,53 @@ class _Plan:
         if price is None:
             log.warning("model %s has no price in the price file: its cost is unknown, not zero", self._endpoint.model)
         ask = self._ask_in_batches if self._endpoint.mode == "batch" else self._ask_in_tasks
-        spend, put_off, used, asking_s = Spend(), Counter[str](), Counter[str](), 0.0
+        put_off, used, asking_s = Counter[str](), Counter[str](), 0.0
+        commit: Future[None] | None = None
         total = -(-noted["missing"] * len(left) // noted["waves"])
         label = f"{self._step}: asking {self._endpoint.model}"
-        with self._run.progress.watch(label, lambda: self._status(spend, total, price)):
+        with (
+            self._run.progress.watch(label, lambda: self._status(total, price)),
+            ThreadPoolExecutor(1, thread_name_prefix="commit") as committer,
+        ):
             for wave in left:
                 began = time.monotonic()
                 manifest = ask(wave, price, used)
+                asking_s += time.monotonic() - began
+                deferred = {why: spent.requests for (status, why), spent in manifest.items() if status == "deferred"}
+                put_off.update(deferred)
                 lost = [spent for (status, _), spent in manifest.items() if status not in ("answered", "failed")]
                 self._run.put_off.extend(lost)
-                asking_s += time.monotonic() - began
-                spend += self._commit_wave(wave)
-                put_off.update(
-                    {why: spent.requests for (status, why), spent in manifest.items() if status == "deferred"}
-                )
+                if commit is not None:
+                    commit.result()
+                commit = committer.submit(self._finish_wave, wave, is_whole=not lost)
                 stops = sorted(why for status, why in manifest if status == "stopped")
+                if stops or not self._may_commit_while_asking():
+                    commit.result()
                 if stops:
-                    said = f"{stops[0]}; {spend.requests:,} outcomes so far are kept, run again to go on"
+                    said = f"{stops[0]}; {self._committed.requests:,} outcomes so far are kept, run again to go on"
                     raise RunStoppedError(f"{self._step}: {said}")
-                if not any(status == "deferred" for status, _ in manifest):
-                    files.write_whole(f"{self.folder}/waves", f"w{wave:06d}", b"")
-                if any(status == "deferred" and why in ALL_PUT_OFF for status, why in manifest):
+                if ALL_PUT_OFF & set(deferred):
                     break  # later waves would meet the same
-        spend += Spend(limit_share=self._limit_share(used, asking_s))
+            if commit is not None:
+                commit.result()
         for error_class, count in put_off.most_common():
             log.warning("%s: %d calls put off to a later run (%s)", self._step, count, error_class)
-        return spend
+        return self._committed + Spend(limit_share=self._limit_share(used, asking_s))
+
+    def _may_commit_while_asking(self) -> bool:
+        """Whether the next wave may be asked while this one is made rows of the ledger.
+
+        Not where calls take every core, since the commit, and whoever waits for it, would wait for them; nor under a
+        cap, which counts what is in the ledger and in the log, and so what is on its way twice.
+        """
+        a_core_is_left = self._run.spark.sparkContext.defaultParallelism > self._endpoint.workers
+        return a_core_is_left and self._run.calls.max_cost_usd is None
+
+    def _finish_wave(self, wave: int, *, is_whole: bool) -> None:
+        """Make rows of what was answered of ``wave``; it is done with, if that is all of it."""
+        self._committed += self._commit_wave(wave)
+        if is_whole:
+            files.write_whole(f"{self.folder}/waves", f"w{wave:06d}", b"")
 
     def _ask_in_tasks(self, wave: int, price: Price | None, used: Counter[str]) -> _Manifest:
         """The call stage of a wave: how many requests ended in which status, and why; ``used`` counts what was sent."""
@@ -495,9 +519,13 @@ class _Plan:
         """
         store, folder = self._run.store, self._shards(wave)
         best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
-        shards = self._run.spark.read.schema(_CALLS).parquet(*[f"{folder}/{name}" for name in names])
+        # One listing of the folder is faster than a look at each of a thousand shards.
+        shards = self._run.spark.read.schema(_CALLS).parquet(folder)
         found = (
-            shards.withColumn("_nth", F.row_number().over(best)).where(F.col("_nth") == 1).select(*_CALLS.fieldNames())
+            shards.where(F.col("_metadata.file_name").isin(list(names)))
+            .withColumn("_nth", F.row_number().over(best))
+            .where(F.col("_nth") == 1)
+            .select(*_CALLS.fieldNames())
         )
         # Another step may have asked the same meanwhile: whoever commits later sees what the other did.
         with wal.lease(f"{store.state_root}/locks", f"commit-{LLM_CALLS.name}", wait_s=COMMIT_WAIT_S):
@@ -564,9 +592,8 @@ class _Plan:
                 shares.append(used[name] / (sum(known) / 60 * asking_s))
         return max(shares, default=None)
 
-    def _status(self, spend: Spend, total: int, price: Price | None) -> Status:
-        found = self._in_log()
-        cost = None
+    def _status(self, total: int, price: Price | None) -> Status:
+        spend, found, cost = self._committed, self._in_log(), None
         if price is not None and spend.cost_microusd is not None:
             cost = spend.cost_microusd + sum(shard.microusd for shard in found)
         return Status(spend.requests + sum(shard.rows for shard in found), total, unit="answers", cost_microusd=cost)

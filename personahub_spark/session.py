@@ -44,7 +44,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import Spend
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Price, Settings, SparkSettings
-from personahub_spark.tables import LLM_CALLS, RUNS, MissingTableError, Store, Table, spend_of
+from personahub_spark.tables import LLM_CALLS, RUNS, MissingTableError, Store, Table, catalog_lasts, spend_of
 
 log = logging.getLogger(__name__)
 
@@ -396,10 +396,7 @@ def _refuse_speculation(conf: SparkConf) -> None:
 
 
 def _refuse_a_catalog_that_forgets(spark: SparkSession) -> None:
-    """Spark's own catalog lasts only where a Hive metastore is behind it; one of the cluster's is taken at its word."""
-    lasting = spark.conf.get("spark.sql.catalogImplementation") == "hive"
-    own = spark.conf.get(CATALOG) == ALWAYS[CATALOG]
-    if own and not lasting:
+    if not catalog_lasts(spark):
         raise PersonaHubError(
             "store.root is null, and this session's catalog forgets its tables when the session ends; set store.root, "
             f"or name a lasting catalog in spark.conf (spark.sql.catalogImplementation: hive, or {CATALOG})"

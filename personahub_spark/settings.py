@@ -144,7 +144,7 @@ class CallSettings(_Group):
     """Bounds of all calls of a run."""
 
     max_cost_usd: Decimal | None = Field(default=None, ge=0, description="no call starts that could exceed it")
-    wave_rows: int = Field(default=100_000, ge=1, description="requests between two commits to the ledger")
+    wave_rows: int = Field(default=200_000, ge=1, description="requests between two commits to the ledger")
     outage_limit_s: float = Field(
         default=3600.0, gt=0, description="an outage of all addresses that is longer puts its requests off"
     )

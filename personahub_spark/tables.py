@@ -11,6 +11,7 @@ import functools
 import re
 import string
 import uuid
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -348,28 +349,32 @@ class Store:
         return [table.name for table in TABLES if self._exists(table)]
 
     def create(self) -> list[str]:
-        """Make the database, tables and views that are missing; names of the tables that were made.
+        """Make the tables that are missing; names of those that were made.
 
-        Raises PersonaHubError when the database already names tables at another place.
+        Where the session's catalog lasts it gets to know the tables and views too; one that forgets them with the
+        session learns their names from ``use``. Raises PersonaHubError when the catalog has tables of these names at
+        another place.
         """
-        self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
-        made = []
-        for table in TABLES:
-            exists = self._exists(table)
-            if self._is_known(table):
-                continue
-            self._spark.sql(self._create_statement(table, exists=exists))
-            if not exists:
-                made.append(table.name)
-        self._create_views()
-        return made
+        existing = self.existing()
+        if len(existing) < len(TABLES) or catalog_lasts(self._spark):
+            self._name(existing)
+        return [table.name for table in TABLES if table.name not in existing]
 
     def use(self) -> None:
         """Let SQL name the tables and views without their database; MissingTableError when they were not created."""
         for table in TABLES:
             self.read(table)
-        self.create()  # makes them known to this session's catalog, where it does not last
+        self._name([table.name for table in TABLES])
         self._spark.sql(f"USE {self._database}")
+
+    def _name(self, existing: Collection[str]) -> None:
+        """Make the database, tables and views as far as the catalog does not know them; ``existing`` tables are there
+        though it may not."""
+        self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
+        for table in TABLES:
+            if not self._is_known(table):
+                self._spark.sql(self._create_statement(table, exists=table.name in existing))
+        self._create_views()
 
     def read(self, table: Table) -> DataFrame:
         """All rows of ``table``; PersonaHubError when it lacks columns.
@@ -578,6 +583,15 @@ class Store:
 
 # How Spark and Delta say that there is no such table.
 _ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "SCHEMA_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND")
+
+
+def catalog_lasts(spark: SparkSession) -> bool:
+    """Whether tables that the session's catalog knows are known to the next session too.
+
+    Spark's own catalog lasts only where a Hive metastore is behind it; one of the cluster's is taken at its word.
+    """
+    own = spark.conf.get("spark.sql.catalog.spark_catalog") == "org.apache.spark.sql.delta.catalog.DeltaCatalog"
+    return not own or spark.conf.get("spark.sql.catalogImplementation") == "hive"
 
 
 def _check_columns(table: Table, rows: DataFrame) -> None:

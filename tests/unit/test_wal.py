@@ -182,13 +182,13 @@ import sys, time
 from personahub_spark import wal
 with wal.lease(sys.argv[1], "extract", beat_s=0.2):
     print("inside", flush=True)
-    time.sleep(60)
+    time.sleep(float(sys.argv[2]))
 """
 
 
-def holder(folder: Path) -> subprocess.Popen[str]:
+def holder(folder: Path, seconds: float = 60) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "inside\n"
     return process
@@ -216,3 +216,25 @@ def test_a_lease_of_another_machine_is_taken_over_only_when_it_has_no_pulse(tmp_
     started = time.monotonic()
     with wal.lease(str(tmp_path), "extract", beat_s=0.1):
         assert time.monotonic() - started >= 0.3
+
+
+def test_who_has_time_waits_until_the_one_inside_is_done(tmp_path: Path) -> None:
+    with holder(tmp_path, seconds=1.5) as process:
+        with (
+            pytest.raises(PersonaHubError, match="is being run on this store"),
+            wal.lease(str(tmp_path), "extract", beat_s=0.2, wait_s=0.1),
+        ):
+            pass
+        with wal.lease(str(tmp_path), "extract", beat_s=0.2, wait_s=30):
+            assert process.wait(timeout=10) == 0
+
+
+def test_whoever_loses_a_lease_says_so_in_the_end_and_leaves_the_others_alone(tmp_path: Path) -> None:
+    other = json.dumps({"host": "elsewhere", "pid": 1, "token": "x", "since": "2000-01-01T00:00:00Z"})
+    with (
+        pytest.raises(PersonaHubError, match="extract: another process took over on this store"),
+        wal.lease(str(tmp_path), "extract", beat_s=0.05),
+    ):
+        files.write_whole(str(tmp_path), "extract", f"{other}\n1".encode())
+        time.sleep(0.3)
+    assert files.read_whole(str(tmp_path), "extract") == f"{other}\n1".encode()
