@@ -24,7 +24,7 @@ from personahub_spark import session
 from personahub_spark.embeddings import SparkNlpEmbedder
 from personahub_spark.settings import EmbeddingSettings, SparkSettings
 
-spark = session.build(SparkSettings(master="local-cluster[2,1,1024]", spark_nlp=True))
+spark = session.build(SparkSettings(master="local-cluster[1,2,1024]", spark_nlp=True))
 texts = json.load(open(sys.argv[1]))
 rows = [(str(n), text) for n, text in enumerate(texts)]
 embedded = SparkNlpEmbedder(EmbeddingSettings()).embed(spark.createDataFrame(rows, "id string, text string"))
