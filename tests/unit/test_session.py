@@ -295,7 +295,7 @@ def test_every_program_explains_itself_and_refuses_an_unknown_option(
     said = capsys.readouterr().out
     assert "--conf" in said or name.startswith("demo")
     assert (ast.get_docstring(ast.parse((ROOT / name).read_text())) or "no docstring") in said
-    more = ["select 1"] if "query" in name else []
+    more = ["select 1"] if "query" in name else ["0f"] if "explain" in name else []
     assert run_job(name, [*more, "--frobnicate"], monkeypatch) == 2
     assert "unrecognized arguments: --frobnicate" in capsys.readouterr().err
 
@@ -312,7 +312,7 @@ def test_bad_settings_end_every_job_with_code_2_and_one_sentence(
     name: str, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    more = ["select 1"] if "query" in name else []
+    more = ["select 1"] if "query" in name else ["0f"] if "explain" in name else []
     assert run_job(name, [*more, *arguments], monkeypatch) == 2
     assert capsys.readouterr().err.strip() == said
 
