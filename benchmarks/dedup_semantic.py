@@ -40,13 +40,19 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the vectors")
     parser.add_argument("--master", default="local[2]", help="Spark's master (default: %(default)s)")
     parser.add_argument("--margins", type=float, nargs="+", default=[0.05, 0.08, 0.1, 0.12])
+    parser.add_argument(
+        "--buckets",
+        type=int,
+        help="centroids; by default as many as the rows need. Recall and the share of pairs that "
+        "are compared follow from them, not from the rows, so fewer rows tell what more would take",
+    )
     parser.add_argument("--spark", action="store_true", help="run the join in Spark too")
     chosen = parser.parse_args()
     stored = _vectors(chosen.texts, chosen.cache, chosen.master)
     lot = np.random.default_rng(0).permutation(len(stored))
     scored, outside = stored[lot[: chosen.rows]], stored[lot[chosen.rows :]]
     settings = SemanticSettings()
-    count = semantic.bucket_count(len(scored), settings)
+    count = chosen.buckets or semantic.bucket_count(len(scored), settings)
     print(
         f"{len(scored):,} rows scored, {len(outside):,} others to train {count} centroids on, {stored.shape[1]} numbers"
     )
@@ -70,7 +76,7 @@ def main() -> None:
     for bits, tables in ((12, 8), (12, 16), (12, 35), (14, 35), (16, 64)):
         _tell(f"random projections, {tables} tables of {bits} bits", pairs, *_projections(pairs, vectors, bits, tables))
     if chosen.spark:
-        _in_spark(scored, outside, pairs, chosen.cache, chosen.master)
+        _in_spark(scored, centroids, pairs, chosen.cache, chosen.master)
 
 
 Pairs = tuple[Integers, Integers, npt.NDArray[np.float64]]
@@ -179,9 +185,7 @@ def _tell(label: str, pairs: Pairs, found: npt.NDArray[np.bool_], compared: floa
     print(f"{label:44}{found.mean():>9.4f}{shares}{compared / (rows * (rows - 1) / 2):>10.2%}{copies:>8.1f}")
 
 
-def _in_spark(
-    scored: npt.NDArray[np.float16], outside: npt.NDArray[np.float16], pairs: Pairs, cache: Path, master: str
-) -> None:
+def _in_spark(scored: npt.NDArray[np.float16], centroids: Centroids, pairs: Pairs, cache: Path, master: str) -> None:
     settings = SemanticSettings()
     spark = session.build(SparkSettings(master=master, app_name="dedup"))
     ids = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(len(scored))]
@@ -192,9 +196,6 @@ def _in_spark(
     )
     del rows
     frame = spark.read.parquet(place)
-    centroids = Centroids.trained(
-        outside.astype(np.float32), semantic.bucket_count(len(scored), settings), seed=settings.seed
-    )
     with PeakOfWorkers() as peak:
         began = time.perf_counter()
         semantic.assign(frame, centroids, settings=settings).write.mode("overwrite").parquet(str(cache / "assigned"))

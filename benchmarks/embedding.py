@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import importlib
 import json
 import os
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000, help="so many of them (default: %(default)s)")
     parser.add_argument("--reference", type=Path, help="folder with onnxruntime, tokenizers and numpy")
     parser.add_argument("--pairs", type=Path, help="labelled pairs, JSON lines")
+    parser.add_argument(
+        "--per-label", type=int, default=200, help="so many of each set and label (default: %(default)s)"
+    )
     parser.add_argument("--endpoint", help="address of an endpoint whose vectors --pairs is about, without a key")
     parser.add_argument("--model", default="", help="its model")
     parser.add_argument("--master", default="local[2]", help="Spark's master (default: %(default)s)")
@@ -56,7 +60,7 @@ def main() -> None:
         return
     if chosen.endpoint is not None:
         print(f"{chosen.model} at {chosen.endpoint}")
-        _meaning(chosen.pairs, lambda texts: _by_endpoint(texts, chosen.endpoint, chosen.model))
+        _meaning(chosen.pairs, chosen.per_label, lambda texts: _by_endpoint(texts, chosen.endpoint, chosen.model))
         return
     spark = session.build(SparkSettings(master=chosen.master, app_name="embedding", spark_nlp=True))
     embedder = SparkNlpEmbedder(EmbeddingSettings(max_unread_share=1.0))
@@ -64,7 +68,7 @@ def main() -> None:
         _equality(spark, embedder, _texts(chosen.texts)[: chosen.rows], chosen.reference)
     if chosen.pairs is not None:
         print(embedder.model)
-        _meaning(chosen.pairs, lambda texts: embed(spark, embedder, texts))
+        _meaning(chosen.pairs, chosen.per_label, lambda texts: embed(spark, embedder, texts))
     spark.stop()
 
 
@@ -171,16 +175,22 @@ def _by_endpoint(texts: list[str], endpoint: str, model: str) -> Matrix:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def _meaning(path: Path, vectors_of: Callable[[list[str]], Matrix]) -> None:
+def _meaning(path: Path, per_label: int, vectors_of: Callable[[list[str]], Matrix]) -> None:
     """For each set of ``path`` and what people said of its pairs, how many are above which cosine."""
-    rows = list(_json_lines(path))
-    texts = sorted({text for row in rows for text in (row["s1"], row["s2"])})
+    rows = []
+    taken: Counter[tuple[str, str]] = Counter()
+    for row in sorted(_json_lines(path), key=lambda row: hashlib.sha256(row["id"].encode()).digest()):
+        said = f"label {row['label']}" if row["label"] is not None else f"score {int(row['score'])}+"
+        kind = (row["dataset"].partition("-")[0], said)
+        taken[kind] += 1
+        if taken[kind] <= per_label:
+            rows.append((kind, row["s1"], row["s2"]))
+    texts = sorted({text for _, *both in rows for text in both})
     place = {text: n for n, text in enumerate(texts)}
     vectors = vectors_of(texts)
     cosines = defaultdict(list)
-    for row in rows:
-        said = f"label {row['label']}" if row["label"] is not None else f"score {int(row['score'])}+"
-        cosines[row["dataset"], said].append(float(vectors[place[row["s1"]]] @ vectors[place[row["s2"]]]))
+    for kind, one, other in rows:
+        cosines[kind].append(float(vectors[place[one]] @ vectors[place[other]]))
     thresholds = (0.7, 0.8, 0.85, 0.9, 0.95)
     print(f"{'set':20}{'people said':>14}{'pairs':>8}{'median':>9}" + "".join(f"{f'>= {t}':>9}" for t in thresholds))
     for (source, said), values in sorted(cosines.items()):
