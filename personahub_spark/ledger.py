@@ -36,7 +36,7 @@ from personahub_spark import files, wal
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.batches import Journal, run_batches
 from personahub_spark.llm.client import key_of, outcomes
-from personahub_spark.llm.costs import Spend, cost_microusd
+from personahub_spark.llm.costs import Purse, Spend, cost_microusd
 from personahub_spark.llm.gate import Gate, GatePlace, NotAdmitted
 from personahub_spark.llm.limits import Budget, cap_microusd
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
@@ -99,6 +99,8 @@ class Run(Protocol):
     def before_asking(self) -> Callable[[], None]: ...
     @property
     def put_off(self) -> list[Spend]: ...
+    @property
+    def purse(self) -> Purse: ...
 
 
 class Asked(NamedTuple):
@@ -253,7 +255,6 @@ class _Plan:
         self.name = name
         self.folder = f"{run.store.state_root}/plans/{name}"
         self._commits = wal.Commits(f"{self.folder}/commits")
-        self._spent = Decimal(0)
         self._committed = Spend()
 
     def exists(self) -> bool:
@@ -344,15 +345,23 @@ class _Plan:
     def _may_commit_while_asking(self) -> bool:
         """Whether the next wave may be asked while this one is made rows of the ledger.
 
-        Not where calls take every core, since the commit, and whoever waits for it, would wait for them; nor under a
-        cap, which counts what is in the ledger and in the log, and so what is on its way twice.
+        Not where calls may take every core, since the commit, and whoever waits for it, would wait for them; not under
+        a cap, which counts what is in the ledger and in the log, and so what is on its way twice; nor with batch files,
+        which may bring the answers of the next wave along.
         """
-        a_core_is_left = self._run.spark.sparkContext.defaultParallelism > self._endpoint.workers
-        return a_core_is_left and self._run.calls.max_cost_usd is None
+        context = self._run.spark.sparkContext
+        conf = context.getConf()
+        cores_are_known = conf.get("spark.default.parallelism") is None and conf.get("spark.task.cpus", "1") == "1"
+        a_core_is_left = cores_are_known and context.defaultParallelism > self._endpoint.workers
+        return a_core_is_left and self._run.calls.max_cost_usd is None and self._endpoint.mode == "calls"
 
     def _finish_wave(self, wave: int, *, is_whole: bool) -> None:
         """Make rows of what was answered of ``wave``; it is done with, if that is all of it."""
-        self._committed += self._commit_wave(wave)
+        try:
+            self._committed += self._commit_wave(wave)
+        except Exception:  # whoever waits for it hears of it, which may be later, or busy with a failure of its own
+            log.error("%s: answers of wave %d could not be made rows; they are kept in the log", self._step, wave)
+            raise
         if is_whole:
             files.write_whole(f"{self.folder}/waves", f"w{wave:06d}", b"")
 
@@ -382,7 +391,7 @@ class _Plan:
                 continue
             finally:
                 state = gate.state()
-                self._spent = max(self._spent, state.spent_microusd)
+                self._run.purse.spent = max(self._run.purse.spent, state.spent_microusd)
             used.update(requests=state.admitted, tokens=state.tokens)
             manifest = _Manifest()
             for status, why, *spent in rows:
@@ -452,7 +461,7 @@ class _Plan:
         for outcome in found:
             _keep(outcome, writer, endpoint, self._step, manifest)
         writer.close()
-        self._spent = max(self._spent, budget.spent)
+        run.purse.spent = max(run.purse.spent, budget.spent)
         return manifest
 
     def _replay(self, left: Sequence[int]) -> Spend:
@@ -569,7 +578,7 @@ class _Plan:
         if self._run.calls.max_cost_usd is None:
             return Decimal(0)
         # What was counted while calls were made may be more than the ledger knows: of some calls nobody can tell.
-        return max(self._spent, self._spent_in_run())
+        return max(self._run.purse.spent, self._spent_in_run())
 
     def _spent_in_run(self) -> Decimal:
         own = self._run.store.read(LLM_CALLS).where(F.col("run_id") == self._run.run_id)

@@ -23,7 +23,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
@@ -41,7 +41,7 @@ import personahub_spark
 from personahub_spark import files
 from personahub_spark import settings as settings_module
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.costs import Spend
+from personahub_spark.llm.costs import Purse, Spend
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Price, Settings, SparkSettings
 from personahub_spark.tables import LLM_CALLS, RUNS, MissingTableError, Store, Table, catalog_lasts, spend_of
@@ -220,6 +220,8 @@ class Context:
     """Called before a step sends its first request, and not where there is none to send."""
     put_off: list[Spend] = field(default_factory=list)
     """What the step paid for calls that were then put off: they have no outcome, and no row in the ledger."""
+    purse: Purse = field(default_factory=Purse)
+    """Of all steps of the run."""
 
     @property
     def calls(self) -> CallSettings:
@@ -239,7 +241,7 @@ def open_context(settings: Settings, *, dry_run: bool = False, progress: Progres
     prices = settings_module.load_prices(settings.prices) if settings.prices is not None else {}
     spark = build(settings.spark)
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session is not ours to end
-        atexit.register(spark.stop)  # or a cluster takes the program for one that died
+        atexit.register(_end, spark)  # or a cluster takes the program for one that died
     if settings.store.root is None:
         _refuse_a_catalog_that_forgets(spark)
     started_at = now()
@@ -419,12 +421,19 @@ def _asked(context: Context, step: str) -> DataFrame:
 
 
 def _as_recorded(context: Context, step: str, replay: str) -> Context:
-    """``context`` with the run and time that ``step`` has in the recorded tables: its first run's, if several."""
+    """``context`` with the run and time that ``step`` has in the recorded tables: of several runs, the first that left
+    more than a record."""
     runs = context.spark.read.format("delta").load(f"{files.absolute(replay)}/{RUNS.name}")
-    first = runs.where(F.col("step") == step).orderBy("created_at").limit(1).collect()
+    left_something = F.expr("requests > 0 or exists(map_values(rows_added), added -> added > 0)")
+    first = runs.where(F.col("step") == step).where(left_something).orderBy("created_at").limit(1).collect()
     if not first:
         return context
     return dataclasses.replace(context, run_id=first[0]["run_id"], started_at=first[0]["created_at"].astimezone(UTC))
+
+
+def _end(spark: SparkSession) -> None:
+    with suppress(Exception):  # of a JVM that is gone
+        spark.stop()
 
 
 def _lost(context: Context) -> Spend:

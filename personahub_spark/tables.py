@@ -41,7 +41,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import Spend
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, Row, SparkSession
 
     from personahub_spark.settings import StoreSettings
 
@@ -372,8 +372,9 @@ class Store:
         though it may not."""
         self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
         for table in TABLES:
-            if not self._is_known(table):
-                self._spark.sql(self._create_statement(table, exists=table.name in existing))
+            exists = table.name in existing
+            if not self._is_known(table, exists=exists):
+                self._spark.sql(self._create_statement(table, exists=exists))
         self._create_views()
 
     def read(self, table: Table) -> DataFrame:
@@ -537,22 +538,30 @@ class Store:
             return False
         return True
 
-    def _is_known(self, table: Table) -> bool:
-        """Whether the session's catalog has ``table``; PersonaHubError when it has it at another place."""
+    def _is_known(self, table: Table, *, exists: bool) -> bool:
+        """Whether the session's catalog has ``table``; PersonaHubError when it has another one of that name."""
         name = f"{self._database}.{table.name}"
         if not self._spark.catalog.tableExists(name):
             return False
-        if self._root is not None:
-            try:
-                found = self._spark.sql(f"DESCRIBE DETAIL {name}").collect()[0]["location"]
-            except AnalysisException:
-                found = "a place whose files are gone"
-            if re.sub(r"^file:/+", "/", found) != f"{self._root}/{table.name}":
-                raise PersonaHubError(
-                    f"{name} is already the name of a table at {found}, not of one in {self._root}; set store.database "
-                    "to another name"
-                )
+        if self._root is None:
+            return True
+        try:
+            found = self._detail(name)
+        except AnalysisException:
+            raise PersonaHubError(
+                f"{name} is already the name of something whose files are gone, or that is no Delta table; set "
+                "store.database to another name, or drop it"
+            ) from None
+        # One place has many spellings (file:, symbolic links, name nodes); a Delta table has one id.
+        if not exists or found["id"] != self._detail(self._reference(table.name))["id"]:
+            raise PersonaHubError(
+                f"{name} is already the name of a table at {found['location']}, not of one in {self._root}; set "
+                "store.database to another name"
+            )
         return True
+
+    def _detail(self, reference: str) -> Row:
+        return self._spark.sql(f"DESCRIBE DETAIL {reference}").collect()[0]
 
     def _reference(self, name: str) -> str:
         """How SQL names a table, whether or not the session's catalog knows it."""

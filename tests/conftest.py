@@ -23,7 +23,6 @@ sys.path[:0] = [str(ROOT / "jobs"), str(ROOT / "tests")]
 # little room for what it compiled, and in a long run would stop compiling.
 QUICK = {
     "spark.sql.shuffle.partitions": "2",
-    "spark.default.parallelism": "2",
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.codegen.wholeStage": "false",
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",

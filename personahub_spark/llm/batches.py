@@ -58,6 +58,8 @@ MAX_LINES = 50_000
 MAX_BYTES = 200_000_000
 MAX_OPEN = 16
 MAX_POLL_S = 60.0
+# A batch may take a day: so often what is left of a cap is looked at again once all under way has ended.
+ROUNDS_OF_MONEY = 3
 
 _Url = Literal["/v1/chat/completions", "/v1/embeddings"]
 _URLS: dict[Api, _Url] = {"chat.completions": "/v1/chat/completions", "embeddings": "/v1/embeddings"}
@@ -73,6 +75,10 @@ _REST = {
     "expired": ("batch_expired", "expired before this request's turn"),
     "cancelled": ("batch_cancelled", "was cancelled before this request's turn"),
 }
+
+# Of these the endpoint says that they were not asked; what else did not come back may have been billed.
+_UNASKED = ("batch_expired", "batch_cancelled", "batch_queue_full")
+_STOPPED = Failure("retry", "run_stopped", "the run stopped before this request had its answer")
 
 # Everything that a call to the endpoint raises, once _sdk_errors has translated it.
 _TROUBLE = (StatusError, UnreachableError, TimeoutError, BadReplyError)
@@ -223,10 +229,11 @@ class _Chunk:
     """Requests that go, or went, into one batch.
 
     ``untold``: those without an outcome, by key, each without what it asks (see ``_shape``). ``dearest``: the most
-    micro-dollars that all of them can cost; ``cost``: what those with an outcome did, None when some of it is unknown.
+    micro-dollars that all of them can cost, None where that has no limit; ``cost``: what those with an outcome did,
+    None when some of it is unknown.
     """
 
-    def __init__(self, name: str, untold: dict[str, Request], created_at: float, dearest: Decimal) -> None:
+    def __init__(self, name: str, untold: dict[str, Request], created_at: float, dearest: Decimal | None) -> None:
         self.name = name
         self.untold = untold
         self.dearest = dearest
@@ -239,7 +246,8 @@ class _Chunk:
     def told(self, outcome: Outcome) -> None:
         """Count what an outcome cost: nothing where nothing was written; of an answer without usage nobody knows."""
         cost = outcome.cost_microusd
-        if cost is None and (outcome.status == "deferred" or outcome.error_class in UNBILLED):
+        unasked = outcome.status == "deferred" and outcome.error_class not in ("timeout", "bad_reply")
+        if cost is None and (unasked or outcome.error_class in UNBILLED):
             cost = Decimal(0)
         self.cost = None if self.cost is None or cost is None else self.cost + cost
 
@@ -256,7 +264,7 @@ class _Chunk:
             "base_url": endpoint.base_url,
             "model": endpoint.model,
             "created_at": self.created_at,
-            "dearest_microusd": str(self.dearest),
+            "dearest_microusd": None if self.dearest is None else str(self.dearest),
             "requests": [{"shape": shape, "keys": those} for shape, those in keys.items()],
         }
 
@@ -265,7 +273,8 @@ class _Chunk:
         untold: dict[str, Request] = {}
         for group in intent["requests"]:
             untold.update(dict.fromkeys(group["keys"], Request.from_json(group["shape"])))
-        return cls(name, untold, intent["created_at"], Decimal(intent["dearest_microusd"]))
+        dearest = intent["dearest_microusd"]
+        return cls(name, untold, intent["created_at"], None if dearest is None else Decimal(dearest))
 
 
 class _Draft:
@@ -275,13 +284,13 @@ class _Draft:
         self.api = api
         self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
         self.size_bytes = 0
-        self.dearest = Decimal(0)
+        self.dearest: Decimal | None = Decimal(0)
         self.shapes: dict[str, Request] = {}
         self._distinct: dict[str, Request] = {}
 
-    def add(self, request: Request, line: bytes, dearest: Decimal) -> None:
+    def add(self, request: Request, line: bytes, dearest: Decimal | None) -> None:
         self.file.write(line)
-        self.dearest += dearest
+        self.dearest = None if self.dearest is None or dearest is None else self.dearest + dearest
         self.size_bytes += len(line)
         shape = _shape(request)
         self.shapes[request.key] = self._distinct.setdefault(shape.to_json(), shape)
@@ -537,6 +546,8 @@ class _Run:
         self._taken_up: set[str] = set()  # keys in batches of earlier runs
         self._held: tuple[Request, bytes] | None = None  # pulled, but for a later chunk
         self._exhausted = False
+        self._is_short = False  # of money, until what is under way has ended
+        self._rounds = 0
         self._sent_lines = self._ended_lines = 0
 
     def outcomes(self, source: Iterator[Request | StoredRequest]) -> Generator[Outcome | None, None, None]:
@@ -545,7 +556,9 @@ class _Run:
                 yield from self._take_up(chunk)
             wait_s = 0.0 if self._open else self.poll_s
             while True:
-                while len(self._open) < self.max_open and not self._exhausted:
+                if self._is_short and not self._open:  # what batches cost less than they might is there to spend
+                    self._is_short, self._rounds = False, self._rounds + 1
+                while len(self._open) < self.max_open and not self._exhausted and not self._is_short:
                     draft = yield from self._cut(source)
                     if draft is None:
                         break
@@ -569,7 +582,7 @@ class _Run:
     def _take_up(self, chunk: _Chunk) -> Generator[None, None, None]:
         """Go on with a chunk of an earlier run; if its batch was never created, its requests are as good as new."""
         self._open[chunk.name] = chunk
-        self.budget.reserve(chunk.dearest)
+        self.budget.reserve(chunk.dearest or Decimal(0))
         if chunk.batch_id is None:
             chunk.batch_id = yield from self._patiently(partial(self.remote.find, chunk))
             if chunk.batch_id is None:
@@ -608,14 +621,17 @@ class _Run:
                     continue
             else:
                 (request, line), self._held = self._held, None
-            dearest = self._dearest(request, line)
-            if dearest is None:
-                failure = unbounded_call()
-                yield self.reader.unanswered(request.key, "stopped", failure, request.prompt_version, attempts=0)
+            most = 0 if request.api == "embeddings" else request.max_output_tokens
+            dearest = dearest_microusd(len(line), most, self.reader.price)
+            if dearest is None and self.budget.cap is not None:
+                yield from self._put_off_shapes({} if draft is None else draft.shapes, _STOPPED)
+                yield self.reader.unanswered(
+                    request.key, "stopped", unbounded_call(), request.prompt_version, attempts=0
+                )
                 raise _StopError(None)
-            fits = self.budget.fits(dearest)
-            if not fits and draft is None and not self._open:
-                failure = budget_reached(dearest, self.budget.left)
+            fits = self._fits(dearest)
+            if not fits and (self._rounds >= ROUNDS_OF_MONEY or (draft is None and not self._open)):
+                failure = budget_reached(dearest or Decimal(0), self.budget.left)
                 yield self.reader.unanswered(request.key, "deferred", failure, request.prompt_version, attempts=0)
                 continue
             full = draft is not None and (
@@ -623,17 +639,18 @@ class _Run:
             )
             if not fits or full or (draft is not None and request.api != draft.api):
                 self._held = request, line
+                self._is_short = not fits
                 return draft
             draft = draft or _Draft(request.api)
-            self.budget.reserve(dearest)
+            self.budget.reserve(dearest or Decimal(0))
             draft.add(request, line, dearest)
 
-    def _dearest(self, request: Request, line: bytes) -> Decimal | None:
-        """The most that ``request`` can cost, 0 where nobody asks; None where that has no limit."""
+    def _fits(self, dearest: Decimal | None) -> bool:
+        """Whether a request may be sent: not while a batch is under way whose cost has no limit, if there is a cap."""
         if self.budget.cap is None:
-            return Decimal(0)
-        most = 0 if request.api == "embeddings" else request.max_output_tokens
-        return dearest_microusd(len(line), most, self.reader.price)
+            return True
+        unbounded = any(chunk.dearest is None for chunk in self._open.values())
+        return dearest is not None and not unbounded and self.budget.fits(dearest)
 
     def _send(self, draft: _Draft) -> Generator[None, None, None]:
         """Make ``draft`` a batch."""
@@ -730,6 +747,8 @@ class _Run:
     def _finish(self, chunk: _Chunk, failure: Failure, *file_ids: str | None) -> Generator[Outcome, None, None]:
         """Put off what has no outcome, and be done with the chunk once all of it is kept."""
         lost = len(chunk.untold)
+        if lost and failure.error_class not in _UNASKED:
+            chunk.cost = None
         yield from self._put_off_chunk(chunk, failure)
         self.flush()
         self.journal.note(chunk.name, "done", {})
@@ -739,7 +758,7 @@ class _Run:
         self.say(f"batch {chunk.batch_id}: {chunk.size - lost:,} of {chunk.size:,} requests have come back")
 
     def _forget(self, chunk: _Chunk) -> None:
-        self.budget.settle(chunk.dearest, chunk.cost, billed=True)
+        self.budget.settle(chunk.dearest or Decimal(0), chunk.cost, billed=True)
         self.journal.forget(chunk.name)
         del self._open[chunk.name]
 
@@ -749,7 +768,7 @@ class _Run:
         if failure is not None and waiting is not None:
             key, shape = waiting.popitem()
             yield self.reader.unanswered(key, "stopped", failure, shape.prompt_version)
-        yield from self._put_off(Failure("retry", "run_stopped", "the run stopped before this request had its answer"))
+        yield from self._put_off(_STOPPED)
 
     def _put_off(self, failure: Failure) -> Generator[Outcome, None, None]:
         """Put off every request that was pulled and has no outcome. The journal keeps their chunks."""
@@ -760,8 +779,11 @@ class _Run:
             yield self.reader.unanswered(request.key, "deferred", failure, request.prompt_version, attempts=0)
 
     def _put_off_chunk(self, chunk: _Chunk, failure: Failure) -> Generator[Outcome, None, None]:
-        while chunk.untold:
-            key, shape = chunk.untold.popitem()
+        yield from self._put_off_shapes(chunk.untold, failure)
+
+    def _put_off_shapes(self, shapes: dict[str, Request], failure: Failure) -> Generator[Outcome, None, None]:
+        while shapes:
+            key, shape = shapes.popitem()
             yield self.reader.unanswered(key, "deferred", failure, shape.prompt_version)
 
     def _patiently(self, call: Callable[[], _Result]) -> Generator[None, None, _Result]:

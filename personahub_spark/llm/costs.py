@@ -70,3 +70,10 @@ class Spend:
             None if unknown else (self.cost_microusd or Decimal(0)) + (other.cost_microusd or Decimal(0)),
             max((share for share in (self.limit_share, other.limit_share) if share is not None), default=None),
         )
+
+
+@dataclass
+class Purse:
+    """What a run was seen to spend against its cap, in micro-dollars, calls without a row in the ledger included."""
+
+    spent: Decimal = Decimal(0)
