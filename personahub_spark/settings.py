@@ -250,7 +250,10 @@ class SurfaceSettings(_Group):
     )
     num_hashes: int = Field(default=128, ge=16, le=512, description="minhash: length of a signature")
     recall: float = Field(
-        default=0.999, gt=0.5, lt=1, description="minhash: wanted chance that a pair at the threshold shares a band"
+        default=0.99999,
+        gt=0.5,
+        lt=1,
+        description="minhash: wanted chance that a pair at the threshold shares a band; real hashes miss a few more",
     )
     seed: int = Field(default=42, description="minhash: which hash functions")
 

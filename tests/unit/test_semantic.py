@@ -149,13 +149,15 @@ def test_the_same_sample_gives_the_same_centroids_and_places_do_not_rest_on_the_
         assert seen.tolist() == visited[rows == row].tolist()
 
 
-def test_a_crowded_centroid_is_divided() -> None:
+def test_a_crowded_centroid_is_divided_and_others_stay() -> None:
     rng = np.random.default_rng(8)
-    crowd = np.eye(DIM)[0] * 3 + rng.normal(size=(3000, DIM)) * 0.3
-    others = rng.normal(size=(500, DIM))
-    vectors = np.concatenate([crowd, others]).astype(np.float32)
-    homes, _, _ = Centroids.trained(vectors, 35, seed=8).places(on_grid(vectors), 0.0)
-    assert np.bincount(homes).max() < 5 * 100  # a hundred rows each were wanted
+    crowd = on_grid((np.eye(DIM)[0] * 3 + rng.normal(size=(1000, DIM)) * 0.3).astype(np.float32))
+    few = on_grid((np.eye(DIM)[1] * 3 + rng.normal(size=(100, DIM)) * 0.3).astype(np.float32))
+    centres = on_grid(np.stack([crowd.sum(axis=0, dtype=np.float64), few.sum(axis=0, dtype=np.float64)]))
+    divided = semantic._divided(np.concatenate([crowd, few]), centres, 100, rng)
+    homes, _, _ = Centroids(divided, np.zeros(len(divided), dtype=np.int64)).places(crowd, 0.0)
+    assert np.bincount(homes).max() < 400
+    assert (divided == centres[1]).all(axis=1).any() and not (divided == centres[0]).all(axis=1).any()
 
 
 def test_many_copies_of_one_vector_and_fewer_rows_than_centroids_are_no_trouble() -> None:

@@ -96,7 +96,7 @@ def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: st
         (
             {"dedup": {"surface": {"threshold": "0.3", "num_hashes": 16}}},
             "bad setting dedup.surface: 16 hashes find a pair at 0.3 with a chance of 0.996677 at most, below the "
-            "recall 0.999; raise num_hashes, or lower recall",
+            "recall 0.99999; raise num_hashes, or lower recall",
         ),
     ],
 )
@@ -105,7 +105,7 @@ def test_settings_that_need_each_other_are_refused_apart(raw: dict[str, Any], wa
 
 
 def test_settings_that_go_together_are_taken() -> None:
-    validate({"filters": {"min_words": 80}, "dedup": {"surface": {"threshold": "0.3", "num_hashes": 20}}})
+    validate({"filters": {"min_words": 80}, "dedup": {"surface": {"threshold": "0.3", "num_hashes": 33}}})
     validate({"store": {"root": None, "state": "/s"}, "synthesis": [{"variant": "topic", "topic": "geometry"}]})
 
 

@@ -1,0 +1,323 @@
+"""What surface dedup finds, and what it costs.
+
+``recall`` compares each engine with every pair there is, on real short texts. ``speed`` times the whole of it, from
+texts in a file to removals in one. A million rows are made from real texts: all of them once, and halves of two put
+together; the more rows of them, the more near-duplicates each has, as in real collections. ``copies`` is a million
+copies of one text, and a million rows of which half have one token in common. ``peers`` gives the same texts and tokens
+to other packages; they live in another environment, whose Python it is told.
+
+    python benchmarks/dedup_surface.py recall --data ../shared/data
+    python benchmarks/dedup_surface.py speed --data ../shared/data --rows 100000 250000 1000000
+    python benchmarks/dedup_surface.py copies
+    python benchmarks/dedup_surface.py peers --data ../shared/data --rows 250000 --python /path/to/bin/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import random
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from personahub_spark import session
+from personahub_spark.dedup import surface
+from personahub_spark.settings import SparkSettings, SurfaceSettings
+from personahub_spark.text import token_set
+
+SETS = {
+    "package_summaries_sample": ("shorttext/package_summaries_sample.jsonl.gz", "text"),
+    "persona_chat_profiles": ("personas/persona_chat_profiles.jsonl.gz", "persona"),
+    "wordnet_glosses": ("shorttext/wordnet_glosses.jsonl.gz", "text"),
+    "debian_descriptions_10langs": ("multilingual/debian_descriptions_10langs.jsonl.gz", "text"),
+}
+SHORT = ("package_summaries_sample", "wordnet_glosses", "persona_chat_profiles")
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["recall", "speed", "copies", "peers"])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of real data")
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 250_000, 1_000_000])
+    parser.add_argument("--engines", nargs="+", default=["minhash", "exact"], choices=["minhash", "exact"])
+    parser.add_argument("--thresholds", type=Decimal, nargs="+", default=[Decimal("0.9")])
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--python", help="peers: the Python of an environment that has them")
+    parser.add_argument("--peers", nargs="+", default=["rensa", "datasketch", "datatrove"])
+    parser.add_argument("--memory", default="3g", help="of the JVM (default: %(default)s)")
+    parser.add_argument("--partitions", default="8", help="of a shuffle (default: %(default)s)")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        conf = {"spark.driver.memory": chosen.memory, "spark.sql.shuffle.partitions": chosen.partitions}
+        spark = session.build(SparkSettings(master="local[2]", app_name="benchmark", conf=conf))
+        settings = [SurfaceSettings(engine=e, threshold=t) for t in chosen.thresholds for e in chosen.engines]
+        if chosen.what == "recall":
+            _recall(spark, folder, chosen.data, chosen.sets, settings)
+        elif chosen.what == "peers":
+            for rows in chosen.rows:
+                _peers(spark, folder, _mixed(chosen.data, rows), chosen.python, chosen.peers, settings)
+        elif chosen.what == "speed":
+            _speed(spark, folder, {f"{n:,}": _mixed(chosen.data, n) for n in chosen.rows}, settings)
+        else:
+            _speed(spark, folder, {"copies": _copies(1_000_000), "hot token": _hot(1_000_000)}, settings)
+        spark.stop()
+
+
+# Real texts
+
+
+def texts_of(data: Path, name: str) -> list[str]:
+    file, field = SETS[name]
+    with gzip.open(data / file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)[field] for line in lines]
+
+
+def _mixed(data: Path, count: int) -> list[str]:
+    """``count`` of a million texts, in one random order: real ones, and halves of two real ones put together."""
+    rng = random.Random(9)
+    texts = [text for name in SHORT for text in texts_of(data, name)]
+    halves = [text.split() for text in texts]
+    while len(texts) < 1_000_000:
+        one, other = rng.choice(halves), rng.choice(halves)
+        texts.append(" ".join(one[: (len(one) + 1) // 2] + other[len(other) // 2 :]))
+    rng.shuffle(texts)
+    return texts[:count]
+
+
+def _copies(count: int) -> list[str]:
+    """One token set in other orders."""
+    words = [f"word{n}" for n in range(15)]
+    rng = random.Random(9)
+    return [" ".join(rng.sample(words, len(words))) for _ in range(count)]
+
+
+def _hot(count: int) -> list[str]:
+    rng = random.Random(9)
+    vocabulary = [f"word{n}" for n in range(200_000)]
+    return [" ".join([*rng.choices(vocabulary, k=12), *(["hot"] if n % 2 else [])]) for n in range(count)]
+
+
+def _written(folder: Path, texts: list[str]) -> str:
+    place = folder / f"texts-{time.monotonic_ns()}"
+    place.mkdir()
+    for part in range(2):
+        mine = range(part, len(texts), 2)
+        table = {"persona_id": [f"{n:064x}" for n in mine], "text": [texts[n] for n in mine], "priority": list(mine)}
+        pq.write_table(pa.table(table), place / f"part-{part}.parquet")
+    return str(place)
+
+
+# What is found
+
+
+def _recall(spark: SparkSession, folder: Path, data: Path, names: list[str], chosen: list[SurfaceSettings]) -> None:
+    print(f"{'':32}{'t':>6}{'engine':>9}{'J=1 pairs':>11}{'pairs':>9}{'recall':>9}{'lowest tenth':>22}"
+          f"{'removed':>9}{'wrong':>7}{'left over':>10}")  # fmt: skip
+    for name in names:
+        texts = texts_of(data, name)
+        personas = spark.read.parquet(_written(folder, texts))
+        truth: dict[Decimal, dict[tuple[str, str], float]] = {}
+        for settings in sorted(chosen, key=lambda one: one.engine):
+            found = _pairs(personas, settings)
+            every = truth.setdefault(settings.threshold, found)
+            if settings.engine != "exact" and every is found:
+                every = truth[settings.threshold] = _pairs(personas, settings.model_copy(update={"engine": "exact"}))
+            least = Fraction(settings.threshold)
+            low = {pair for pair, similarity in every.items() if similarity < least + (1 - least) / 2}
+            removals = surface.deduplicate(personas, settings=settings).removals.collect()
+            gone = {row["persona_id"] for row in removals}
+            sets = {row["persona_id"]: set(token_set(texts[int(row["persona_id"], 16)])) for row in removals}
+            sets |= {row["kept_id"]: set(token_set(texts[int(row["kept_id"], 16)])) for row in removals}
+            similar = (
+                Fraction(len(sets[a] & sets[b]), len(sets[a] | sets[b])) >= least and b not in gone
+                for a, b in ((row["persona_id"], row["kept_id"]) for row in removals)
+            )
+            left_over = sum(not gone & set(pair) for pair in every)
+            print(
+                f"{name:32}{settings.threshold:>6}{settings.engine:>9}{_equal_pairs(personas):>11,}{len(every):>9,}"
+                f"{_share(found.keys() & every.keys(), every):>9}"
+                f"{_share(found.keys() & low, low):>9}{f' of {len(low):,}':>13}"
+                f"{len(removals):>9,}{sum(not good for good in similar):>7}{left_over:>10,}",
+                flush=True,
+            )
+
+
+def _share(part: Any, whole: Any) -> str:
+    return f"{len(part) / len(whole):.5f}" if whole else "-"
+
+
+def _pairs(personas: DataFrame, settings: SurfaceSettings) -> dict[tuple[str, str], float]:
+    """Pairs of different token sets, each set by its first persona."""
+    sets = surface.token_sets(personas).where("size(tokens) > 0 and persona_id = best.persona_id").localCheckpoint()
+    keyed = surface.with_keys(sets, None, settings)
+    rows = surface.verified(surface.candidates(keyed, settings), keyed, settings).collect()
+    return {(min(row["id_a"], row["id_b"]), max(row["id_a"], row["id_b"])): row["similarity"] for row in rows}
+
+
+def _equal_pairs(personas: DataFrame) -> int:
+    groups = surface.token_sets(personas).where("size(tokens) > 0").groupBy("best").count()
+    return int(groups.agg(F.sum(F.expr("count * (count - 1) div 2"))).collect()[0][0])
+
+
+# What it costs
+
+
+def _speed(spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chosen: list[SurfaceSettings]) -> None:
+    warm = spark.read.parquet(_written(folder, next(iter(inputs.values()))[:20_000]))
+    for settings in chosen:
+        surface.deduplicate(warm, settings=settings).removals.count()
+    print(f"{'rows':>12}{'t':>6}{'engine':>9}{'seconds':>9}{'rows/s':>9}{'CPU us/row':>12}"
+          f"{'peak MB':>9}{'shuffle B/row':>15}{'candidates/row':>16}{'removed':>10}")  # fmt: skip
+    for name, texts in inputs.items():
+        place = _written(folder, texts)
+        for settings in chosen:
+            personas = spark.read.parquet(place)
+            spark.sparkContext._jvm.System.gc()  # type: ignore[union-attr]
+            shuffled = _shuffled(spark)
+            with Watch() as used:
+                started = time.monotonic()
+                surface.deduplicate(personas, settings=settings).removals.write.parquet(
+                    f"{place}-{settings.engine}-{settings.threshold}"
+                )
+                seconds = time.monotonic() - started
+            shuffled = _shuffled(spark) - shuffled
+            removed = spark.read.parquet(f"{place}-{settings.engine}-{settings.threshold}").count()
+            sets = surface.token_sets(personas).where("size(tokens) > 0 and persona_id = best.persona_id")
+            candidates = surface.candidates(surface.with_keys(sets, None, settings), settings).count()
+            print(
+                f"{name:>12}{settings.threshold:>6}{settings.engine:>9}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}"
+                f"{used.cpu_s / len(texts) * 1e6:>12.1f}{used.peak_mb:>9,.0f}{shuffled / len(texts):>15,.0f}"
+                f"{candidates / len(texts):>16.3f}{removed:>10,}",
+                flush=True,
+            )
+
+
+def _peers(
+    spark: SparkSession, folder: Path, texts: list[str], python: str, peers: list[str], chosen: list[SurfaceSettings]
+) -> None:
+    """Ours and theirs, by who is removed: what is left of similar pairs, and who goes without a similar kept one."""
+    place = _written(folder, texts)
+    personas = spark.read.parquet(place)
+    best = {
+        int(row["persona_id"], 16): int(row["id"], 16)
+        for row in surface.token_sets(personas)
+        .where("size(tokens) > 0")
+        .select("persona_id", "best.persona_id as id")
+        .collect()
+    }
+    pairs = [(int(a, 16), int(b, 16)) for a, b in _pairs(personas, SurfaceSettings(engine="exact"))]
+    near: dict[int, set[int]] = {}
+    for a, b in pairs:
+        near.setdefault(a, set()).add(b)
+        near.setdefault(b, set()).add(a)
+
+    def tell(name: str, seconds: float, peak_mb: float, gone: set[int]) -> None:
+        kept = [row for row in best if row not in gone]
+        sets = {best[row] for row in kept}
+        left_over = len(kept) - len(sets) + sum(a in sets and b in sets for a, b in pairs)
+        wrong = sum(not sets & ({best[row]} | near.get(best[row], set())) for row in gone if row in best)
+        print(f"{name:28}{len(texts):>10,}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}{peak_mb:>9,.0f}{len(gone):>9,}"
+              f"{wrong:>8,}{left_over:>11,}", flush=True)  # fmt: skip
+
+    print(f"{'':28}{'rows':>10}{'seconds':>9}{'rows/s':>9}{'peak MB':>9}{'removed':>9}{'wrong':>8}{'left over':>11}")
+    for settings in chosen:
+        with Watch() as used:
+            started = time.monotonic()
+            gone = surface.deduplicate(personas, settings=settings).removals.select("persona_id").collect()
+            seconds = time.monotonic() - started
+        tell(f"ours, {settings.engine}", seconds, used.peak_mb, {int(row["persona_id"], 16) for row in gone})
+    lines = folder / "texts.jsonl"
+    lines.write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
+    for peer in peers:
+        for mode in ("same", "usual"):
+            answer = folder / f"{peer}-{mode}.json"
+            script = Path(__file__).with_name("dedup_peers.py")
+            command = [python, str(script), peer, str(lines), "0.9", mode, str(answer)]
+            path = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+            done = subprocess.run(command, env=path, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"{peer}, {mode}: {done.stderr.strip().splitlines()[-1]}")
+                continue
+            told = json.loads(answer.read_text(encoding="utf-8"))
+            tell(f"{peer}, {mode}", told["seconds"], told["peak_mb"], set(told["removed"]))
+
+
+def _shuffled(spark: SparkSession) -> int:
+    """Bytes written to shuffles since the session began."""
+    executors = spark.sparkContext._jsc.sc().statusStore().executorList(True)  # type: ignore[union-attr]
+    return sum(int(executors.apply(n).totalShuffleWrite()) for n in range(executors.size()))
+
+
+class Watch:
+    """What this process and those it started use: the most memory resident at once, and seconds of processor time."""
+
+    def __init__(self) -> None:
+        self.peak_mb = 0.0
+        self.cpu_s = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self.cpu_s = -sum(map(_processor_seconds, _family(os.getpid())))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self.cpu_s += sum(map(_processor_seconds, _family(os.getpid())))
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.25):
+            self.peak_mb = max(self.peak_mb, sum(_resident(pid) for pid in _family(os.getpid())) / 2**20)
+
+
+def _family(root: int) -> Iterator[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    waiting = [root]
+    while waiting:
+        yield (pid := waiting.pop())
+        waiting += children.get(pid, [])
+
+
+def _processor_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / TICKS  # its own, and those of its children that ended
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    main()
