@@ -14,6 +14,7 @@ import hashlib
 import json
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 from pyspark.sql import functions as F
@@ -113,7 +114,9 @@ def _resume(context: Context, rows: int, missing: int) -> float:
     asked = [key for key in new_keys if int(key[:8], 16) * waves >> 32 >= waves - last]
     for wave in range(waves - last):
         files.write_whole(f"{folder}/waves", f"w{wave:06d}", b"")
-    content = {"waves": waves, "columns": new.schema.jsonValue(), "missing": len(asked)}
+    content = {
+        "waves": waves, "columns": new.schema.jsonValue(), "missing": len(asked), "transactions": uuid.uuid4().hex,
+    }  # fmt: skip
     files.write_whole(folder, "plan.json", json.dumps(content).encode())
     started = time.monotonic()
     spend = complete_all(
