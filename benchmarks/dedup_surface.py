@@ -271,22 +271,31 @@ class Watch:
     def __init__(self) -> None:
         self.peak_mb = 0.0
         self.cpu_s = 0.0
+        self._used: dict[int, float] = {}  # by process: one that ended counts with what it was last seen to have used
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Watch:
-        self.cpu_s = -sum(map(_processor_seconds, _family(os.getpid())))
+        self._look()
+        self.cpu_s = -sum(self._used.values())
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self.cpu_s += sum(map(_processor_seconds, _family(os.getpid())))
+        self._look()
+        self.cpu_s += sum(self._used.values())
 
     def _watch(self) -> None:
         while not self._over.wait(0.25):
-            self.peak_mb = max(self.peak_mb, sum(_resident(pid) for pid in _family(os.getpid())) / 2**20)
+            self._look()
+
+    def _look(self) -> None:
+        family = list(_family(os.getpid()))
+        self.peak_mb = max(self.peak_mb, sum(map(_resident, family)) / 2**20)
+        for pid in family:
+            self._used[pid] = max(self._used.get(pid, 0.0), _processor_seconds(pid))
 
 
 def _family(root: int) -> Iterator[int]:
@@ -309,7 +318,7 @@ def _processor_seconds(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return 0.0
-    return sum(map(int, fields[11:15])) / TICKS  # its own, and those of its children that ended
+    return sum(map(int, fields[11:13])) / TICKS
 
 
 def _resident(pid: int) -> int:
