@@ -112,16 +112,20 @@ class Pacer:
     to them, and what was charged wrongly is made up for slowly. Calls follow each other at the limit
     less ``guard``, which grows when the endpoint refuses and shrinks again. A call may reach over the end of a
     second's tokens, as an endpoint with a bucket allows, until refusals show that this one counts whole calls
-    (``strictness``: how much of its own size a call must find free, all of it from 1 on). One that is larger than a
-    second's tokens goes alone.
+    (``strictness``: how much of its own size a call must find free, all of it from 1 on; and beside it so many standard
+    errors of what is charged in a second). One that is larger than a second's tokens goes alone.
     """
 
     GUARD = 0.01
     GUARD_MOST = 0.9
     # A share of refusals that is worth its use of the limit: below it guard and strictness give way, above they grow.
-    REFUSED = 0.002
+    # An endpoint that says when to come back, in whole seconds, costs at least one second a refusal.
+    REFUSED = 0.0005
     _GUARD_STEP = 0.01
     _STRICTNESS_STEP = 0.25
+    # Where an overfull second was refused, calls count whole; and then a call too many costs more than one too few.
+    _STRICT = 2.0
+    STRICTNESS_MOST = 3.0
     # Small calls after large ones may come closer than evenly, by so many, or the tokens could not be used up.
     _BURST = 3
     _MEMORY = 200
@@ -138,6 +142,7 @@ class Pacer:
         self._sums = [0.0] * 5
         self._mean_estimate = self._mean_used = self._slope = 0.0
         self._learnt = 0
+        self._squared_error = 0.0
         self._owed = 0.0
 
     @property
@@ -159,7 +164,10 @@ class Pacer:
         if len(self._window) >= most:
             at = max(at, self._window[-int(most)][0] + self._window_s)
         charge = self.expected(tokens)
-        room = 0.0 if charge > self._tokens_per_s else self._tokens_per_s - min(1.0, self.strictness) * charge
+        room = 0.0
+        if charge <= self._tokens_per_s:
+            kept_free = min(1.0, self.strictness) * charge + self.strictness * self._standard_error()
+            room = max(0.0, self._tokens_per_s - kept_free)
         taken = self._window_tokens
         for made_at, made_tokens in self._window:
             if taken <= room:
@@ -185,11 +193,14 @@ class Pacer:
         self._forget(now)
         self._window.append((now, charge))
         self._window_tokens += charge
-        return Charge(tokens, charge, overfull=self._window_tokens > self._tokens_per_s)
+        most = self._window_tokens + self.STRICTNESS_MOST * self._standard_error()
+        return Charge(tokens, charge, overfull=most > self._tokens_per_s)
 
     def used(self, charge: Charge, tokens: int | None) -> None:
         """A call was answered and used ``tokens``; None: nobody knows, so it is taken to be as charged."""
         if tokens is not None:
+            error = (tokens - self.expected(charge.estimate)) ** 2 - self._squared_error
+            self._squared_error += error / min(self._learnt + 1, self._MEMORY)
             self._learn(charge.estimate, tokens)
             owed = self._owed + tokens - charge.tokens
             self._owed = min(max(owed, -10 * self._tokens_per_s), 10 * self._tokens_per_s)
@@ -201,9 +212,13 @@ class Pacer:
         if self._tokens_per_s < math.inf and self._learnt < self._LEARNT:
             return  # the estimates were wrong, not the pace
         if charge.overfull:
-            self.strictness = min(2.0, self.strictness + self._STRICTNESS_STEP)
+            self.strictness = min(self.STRICTNESS_MOST, max(self._STRICT, self.strictness + self._STRICTNESS_STEP))
         else:
             self.guard = min(self.GUARD_MOST, self.guard + self._GUARD_STEP)
+
+    def _standard_error(self) -> float:
+        """Of the tokens of the last second's calls and the next one."""
+        return math.sqrt(self._squared_error * (len(self._window) + 1))
 
     def _learn(self, estimate: int, used: int) -> None:
         """Fit the line: what calls use varies with what is estimated, and part of it (a limit of tokens) does not."""
@@ -394,8 +409,8 @@ class Admission:
     PROBE_S = 1.0
     # A probe without an answer keeps the next one back for so long.
     PROBE_PATIENCE_S = 10.0
-    # Where a call is too large for what is left of a second's tokens, so many are looked at for one that is not, and
-    # none is passed over for longer.
+    # Where a call is too large for what is left of a second's tokens, so many are looked at for one that is not; where
+    # calls count whole, for the largest that is not. None is passed over for longer.
     LOOK = 16
     PATIENCE_S = 10.0
 
@@ -570,24 +585,32 @@ class Admission:
     def _pick(self, now: float) -> tuple[Go | No | None, float]:
         """The next answer; without one None, and when to look again."""
         again_at = math.inf
+        packs = any(place.pacer.strictness for place in self._places)
+        best: tuple[int, int, _Ask, list[int]] | None = None
         for member, number, ask in self._in_turn():
             failure = self.final or self._unaffordable(ask)
             if failure is not None:
                 return No(member, number, failure), now
             if not self.budget.fits(ask.dearest or Decimal(0)):
                 break  # until calls in flight have settled
+            waited_enough = now - ask.passed_over_at > self.PATIENCE_S
             ready, at = self._ready(ask.tokens, now)
-            if ready:
-                return self._admit(member, number, ask, ready, now), now
+            if ready and (best is None or waited_enough or ask.tokens > best[2].tokens):
+                best = member, number, ask, ready
+            if waited_enough and not ready:
+                return None, at  # nobody goes before it
             again_at = min(again_at, at)
-            if now - ask.passed_over_at > self.PATIENCE_S:
+            if waited_enough or (best is not None and not packs):
                 break
-            ready, at = self._ready(0, now)
-            if not ready:
-                again_at = min(again_at, at)
-                break
+            if best is None:
+                ready, at = self._ready(0, now)
+                if not ready:
+                    again_at = min(again_at, at)
+                    break
             ask.passed_over_at = min(ask.passed_over_at, now)
-        return None, again_at
+        if best is None:
+            return None, again_at
+        return self._admit(*best, now), now
 
     def _in_turn(self) -> Iterator[tuple[int, int, _Ask]]:
         """The first calls of all members, then their second ones: those that are looked at together."""

@@ -383,23 +383,37 @@ def test_large_calls_that_count_whole_leave_seconds_partly_empty_and_are_hardly_
     assert world.refusals < 0.01
 
 
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("estimate", [lambda size: size, lambda size: size + size * 7 % 9 - 4], ids=["exact", "about"])
+def test_calls_are_packed_where_both_limits_bind_and_a_refusal_costs_a_second(
+    estimate: Callable[[int], int], seed: int
+) -> None:
+    world = World(seed=seed, size=mixed(120, 220), estimate=estimate, whole_calls=True, retry_after_s=1.0).run()
+    assert world.use >= 0.94
+    assert world.refusals < 0.002
+
+
 def test_a_large_call_is_passed_over_for_ten_seconds_at_most() -> None:
+    large = 1000
+
     def answers(patience_s: float) -> dict[int, float]:
         admission = Admission([address(tokens_per_minute=60_000)])
         admission.PATIENCE_S = patience_s
         admission._places[0].pacer.strictness = 2.0
         for number in range(200):
-            admission.ask(1, number, tokens=900 if number == 10 else 150, dearest=None)
+            admission.ask(1, number, tokens=150, dearest=None)
         now, made = 0.0, dict[int, float]()
-        while len(made) < 200:
+        while len(made) < 201:
             made.update((answer.number, now) for answer in admission.decide(now))
+            if now == 0.0:  # a second is filled before it comes
+                admission.ask(2, large, tokens=900, dearest=None)
             now = max(now + 0.001, admission.wake_at) if admission.waiting else now
         return made
 
     made = answers(10.0)
-    assert 11 < made[10] < 14
-    assert sum(at < made[10] for number, at in made.items() if number > 10) > 40
-    assert answers(0.0)[10] < 4
+    assert 10 < made[large] < 13
+    assert sum(0 < at < made[large] for at in made.values()) > 40
+    assert answers(0.0)[large] < 4
 
 
 # Addresses in turn
