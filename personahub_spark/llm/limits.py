@@ -199,8 +199,10 @@ class Pacer:
     def used(self, charge: Charge, tokens: int | None) -> None:
         """A call was answered and used ``tokens``; None: nobody knows, so it is taken to be as charged."""
         if tokens is not None:
-            error = (tokens - self.expected(charge.estimate)) ** 2 - self._squared_error
-            self._squared_error += error / min(self._learnt + 1, self._MEMORY)
+            known = self._learnt - self._LEARNT  # before that, errors are those of a beginner
+            if known >= 0:
+                error = (tokens - self.expected(charge.estimate)) ** 2 - self._squared_error
+                self._squared_error += error / min(known + 1, self._MEMORY)
             self._learn(charge.estimate, tokens)
             owed = self._owed + tokens - charge.tokens
             self._owed = min(max(owed, -10 * self._tokens_per_s), 10 * self._tokens_per_s)
@@ -212,7 +214,8 @@ class Pacer:
         if self._tokens_per_s < math.inf and self._learnt < self._LEARNT:
             return  # the estimates were wrong, not the pace
         if charge.overfull:
-            self.strictness = min(self.STRICTNESS_MOST, max(self._STRICT, self.strictness + self._STRICTNESS_STEP))
+            stricter = self.strictness + self._STRICTNESS_STEP
+            self.strictness = self._STRICT if self.strictness < 1 else min(self.STRICTNESS_MOST, stricter)
         else:
             self.guard = min(self.GUARD_MOST, self.guard + self._GUARD_STEP)
 
@@ -229,7 +232,7 @@ class Pacer:
         self._learnt += 1
         self._mean_estimate, self._mean_used = e / n, u / n
         # Where estimates hardly vary, noise decides their slope: lean to a line through the origin.
-        lean = (0.005 * self._mean_estimate) ** 2 + 1e-9
+        lean = (0.002 * self._mean_estimate) ** 2 + 1e-9
         variance = max(0.0, ee / n - self._mean_estimate**2)
         covariance = eu / n - self._mean_estimate * self._mean_used
         through_origin = self._mean_used / max(self._mean_estimate, 1e-9)
