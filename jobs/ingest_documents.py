@@ -2,7 +2,7 @@
 
 from pyspark.sql import functions as F
 
-from personahub_spark import documents
+from personahub_spark import documents, inputs
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.tables import DOCUMENTS, QUARANTINE
 
@@ -23,7 +23,7 @@ def run(context: Context) -> StepResult:
         )
         .collect()[0]
     )
-    rejected = documents.rejected(found.rows)
+    rejected = inputs.rejected(found.rows)
     seen_before = store.read(QUARANTINE).select(*QUARANTINE.key)
     new_rejects = (
         rejected.join(seen_before, on=list(QUARANTINE.key), how="left_anti").count() if counts["quarantined"] else 0

@@ -72,6 +72,7 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
         F.lit(recipe).alias("recipe"),
         F.lit(task.prompt_version).alias("prompt_version"),
         "call_key",
+        F.lit(None).cast("string").alias("source_key"),
     )
     added = {
         SYNTHESES.name: context.add_new(SYNTHESES, syntheses, expected=counts["passed"] + counts["failed_checks"]),

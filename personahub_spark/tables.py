@@ -11,7 +11,7 @@ import functools
 import re
 import string
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -106,7 +106,7 @@ PERSONAS = Table(
         _column("persona_id", _text, "sha256 of the normalised text", nullable=False),
         _column("text", _text, "the persona, one or two sentences", nullable=False),
         _column("lang", _text, "language asked for"),
-        _column("hop", _integer, "0: inferred from a text; n: n relations away from such a one", nullable=False),
+        _column("hop", _integer, "0: from a text or imported; n: n relations away from such a one", nullable=False),
         _column("first_origin", _text, "source_key of the origin it was first found in", nullable=False),
         _column("quality_flags", _names, "names of the quality rules it breaks; empty: none", nullable=False),
     ),
@@ -119,22 +119,42 @@ PERSONA_ORIGINS = Table(
     "Where each persona was found; one found twice has two origins",
     (
         _column("persona_id", _text, "personas.persona_id", nullable=False),
-        _column("source_key", _text, "doc_id of the text, or persona_id of the parent", nullable=False),
-        _column("recipe", _text, "prompt, model and sampling that were used", nullable=False),
-        _column("source_kind", _text, "document or persona", nullable=False),
+        _column("source_key", _text, "doc_id, persona_id of the parent, or persona_imports.source_key", nullable=False),
+        _column("recipe", _text, "prompt, model and sampling that were used, or the import's version", nullable=False),
+        _column("source_kind", _text, "document, persona or import", nullable=False),
         _column("relation", _text, "relation to the parent persona"),
         _column("verb", _text, "who is likely to read, write, like or dislike the text"),
         _column("granularity", _text, "coarse or fine"),
         _column("hop", _integer, "hop of the persona found here", nullable=False),
-        _column("prompt_version", _text, "prompt that was used", nullable=False),
-        _column("call_key", _text, "llm_calls.request_key", nullable=False),
+        _column("prompt_version", _text, "prompt that was used, or the import's version", nullable=False),
+        _column("call_key", _text, "llm_calls.request_key; null: imported"),
     ),
     key=("persona_id", "source_key", "recipe"),
     checks={
-        "source_kind_known": "source_kind in ('document', 'persona')",
+        "source_kind_known": "source_kind in ('document', 'persona', 'import')",
+        "asked_or_imported": "(source_kind = 'import') = (call_key is null)",
         "verb_known": "verb is null or verb in ('read', 'write', 'like', 'dislike')",
         "granularity_known": "granularity is null or granularity in ('coarse', 'fine')",
     },
+)
+
+PERSONA_IMPORTS = Table(
+    "persona_imports",
+    "Rows of released data sets that personas were imported from, one per persona, source and licence",
+    (
+        _column("source_key", _text, "sha256 of source, licence and persona_id", nullable=False),
+        _column("persona_id", _text, "personas.persona_id", nullable=False),
+        _column("source", _text, "data set the persona belongs to", nullable=False),
+        _column("licence", _text, "licence or terms, where given"),
+        _column("lang", _text, "language code, where given"),
+        _column(
+            "labels", MapType(_text, _text, False), "what the data set says of it, by its own names", nullable=False
+        ),
+        _column("file", _text, "file the row was first read from", nullable=False),
+        _column("line", _long, "line or row in that file, from 1", nullable=False),
+    ),
+    key=("source_key",),
+    checks={"source_key_is_sha256": "length(source_key) = 64"},
 )
 
 PERSONA_EMBEDDINGS = Table(
@@ -199,21 +219,30 @@ SYNTHESES = Table(
     "syntheses",
     "Texts written for personas, with the checks they fail",
     (
-        _column("synthesis_id", _text, "sha256 of the request and the persona", nullable=False),
+        _column(
+            "synthesis_id",
+            _text,
+            "sha256 of the request and the persona; imported: of source, persona and text",
+            nullable=False,
+        ),
         _column("task", _text, "kind of text: math", nullable=False),
         _column("variant", _text, "plain, topic or olympiad", nullable=False),
         _column("topic", _text, "topic asked for, with variant topic"),
-        _column("pattern", _text, "prompt pattern: zero_shot", nullable=False),
+        _column("pattern", _text, "prompt pattern: zero_shot; or imported", nullable=False),
         _column("persona_id", _text, "personas.persona_id", nullable=False),
         _column("text", _text, "the answer as it came", nullable=False),
         _column("fields", MapType(_text, _text, False), "parts read from the answer, by name", nullable=False),
         _column("checks", _names, "names of the checks it fails; empty: it passes all", nullable=False),
-        _column("recipe", _text, "prompt, model and sampling that were used", nullable=False),
-        _column("prompt_version", _text, "prompt that was used", nullable=False),
-        _column("call_key", _text, "llm_calls.request_key", nullable=False),
+        _column("recipe", _text, "prompt, model and sampling that were used, or the import's version", nullable=False),
+        _column("prompt_version", _text, "prompt that was used, or the import's version", nullable=False),
+        _column("call_key", _text, "llm_calls.request_key; null: imported"),
+        _column("source_key", _text, "persona_imports.source_key of an imported text; null: asked for"),
     ),
     key=("synthesis_id",),
-    checks={"variant_has_its_topic": "(variant = 'topic') = (topic is not null)"},
+    checks={
+        "variant_has_its_topic": "(variant = 'topic') = (topic is not null)",
+        "asked_or_imported": "(call_key is null) = (source_key is not null)",
+    },
 )
 
 LLM_CALLS = Table(
@@ -271,6 +300,75 @@ QUARANTINE = Table(
     checks={"row_hash_is_sha256": "length(row_hash) = 64"},
 )
 
+IMPORTS = Table(
+    "imports",
+    "Files that were imported to their end; a file that was changed since is another one",
+    (
+        _column("import_id", _text, "sha256 of file, size, time of change and how it was read", nullable=False),
+        _column("file", _text, "the file", nullable=False),
+        _column("size_bytes", _long, "its size", nullable=False),
+        _column("modified_at", TimestampType(), "when it was last changed", nullable=False),
+        _column("source", _text, "data set that the settings said it belongs to", nullable=False),
+        _column("licence", _text, "licence that the settings gave"),
+        _column("rows_in", _long, "rows and lines that are not blank", nullable=False),
+        _column("rows_new", _long, "rows that are a persona's first of their source and licence", nullable=False),
+        _column("rows_known", _long, "rows of personas that were imported before from there", nullable=False),
+        _column("rows_repeated", _long, "rows that repeat one of the same import", nullable=False),
+        _column("rows_unreadable", _long, "rows in quarantine", nullable=False),
+        _column("rows_withdrawn", _long, "rows of a source or licence that was withdrawn: left alone", nullable=False),
+        _column("texts_new", _long, "texts that came with the personas, new ones", nullable=False),
+    ),
+    key=("import_id",),
+    checks={
+        "rows_add_up": "rows_in = rows_new + rows_known + rows_repeated + rows_unreadable + rows_withdrawn",
+    },
+)
+
+WITHDRAWALS = Table(
+    "withdrawals",
+    "What was withdrawn: sources, licences and documents, by whom and why",
+    (
+        _column("kind", _text, "source, licence or document", nullable=False),
+        _column("value", _text, "name of the source, the licence, or doc_id", nullable=False),
+        _column("by_whom", _text, "who said so", nullable=False),
+        _column("why", _text, "why", nullable=False),
+        _column("counts", MapType(_text, _long, False), "what went that day, by kind", nullable=False),
+    ),
+    key=("kind", "value"),
+    checks={"kind_known": "kind in ('source', 'licence', 'document')"},
+)
+
+WITHDRAWN = Table(
+    "withdrawn",
+    "What left the hub because all that it comes from was withdrawn, and decisions of dedup that fell with it",
+    (
+        _column("kind", _text, "persona, synthesis or removal", nullable=False),
+        _column("item", _text, "persona_id or synthesis_id; of a removal: persona, tier and kept one", nullable=False),
+        _column("similarity", DoubleType(), "of a removal: what it was decided by"),
+        _column("parameters_version", _text, "of a removal: hash of the settings that decided"),
+    ),
+    key=("kind", "item"),
+    checks={"kind_known": "kind in ('persona', 'synthesis', 'removal')"},
+)
+
+RELEASES = Table(
+    "releases",
+    "Releases of the hub: the versions of all tables under a name",
+    (
+        _column("tag", _text, "name of the release", nullable=False),
+        _column("versions", MapType(_text, _long, False), "Delta version of each table", nullable=False),
+        _column("personas", _long, "rows of the hub", nullable=False),
+        _column(
+            "hub_hash", _text, "sha256 that changes with any published row, and not with their order", nullable=False
+        ),
+        _column(
+            "manifest", _text, "JSON: counts, hashes, parameters, licences of sources, terms of models", nullable=False
+        ),
+    ),
+    key=("tag",),
+    checks={"hub_hash_is_sha256": "length(hub_hash) = 64"},
+)
+
 RUNS = Table(
     "runs",
     "What each run changed, step by step; a step that changed nothing leaves no row",
@@ -298,6 +396,7 @@ TABLES = (
     DOCUMENTS,
     PERSONAS,
     PERSONA_ORIGINS,
+    PERSONA_IMPORTS,
     PERSONA_EMBEDDINGS,
     PERSONA_BUCKETS,
     PERSONA_REMOVALS,
@@ -305,6 +404,10 @@ TABLES = (
     SYNTHESES,
     LLM_CALLS,
     QUARANTINE,
+    IMPORTS,
+    WITHDRAWALS,
+    WITHDRAWN,
+    RELEASES,
     RUNS,
 )
 
@@ -322,7 +425,17 @@ def spend_of(calls: DataFrame) -> Spend:
     return Spend(found["requests"], found["input_tokens"], found["output_tokens"], cost)
 
 
-VIEWS = ("hub", "persona_lineage", "problems", "spend", "spend_by_run", "call_outcomes", "latencies", "rejects")
+VIEWS = (
+    "hub",
+    "documents_in_use",
+    "persona_lineage",
+    "problems",
+    "spend",
+    "spend_by_run",
+    "call_outcomes",
+    "latencies",
+    "rejects",
+)
 """In the order they are made: a view may read those before it."""
 
 
@@ -333,14 +446,26 @@ def view_query(name: str) -> str:
 
 
 class Store:
-    """The tables at one place. ``dry_run``: rows that would be added are counted, none is written."""
+    """The tables at one place. ``dry_run``: rows that would be added are counted, none is written.
 
-    def __init__(self, spark: SparkSession, settings: StoreSettings, *, dry_run: bool = False) -> None:
+    ``versions``: the tables as they were then, by name; nothing can be written, and a table that is not named is empty.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        settings: StoreSettings,
+        *,
+        dry_run: bool = False,
+        versions: Mapping[str, int] | None = None,
+    ) -> None:
         self._spark = spark
+        self._settings = settings
         self._database = settings.database
         self._root = files.absolute(settings.root) if settings.root is not None else None
         self.state_root = files.absolute(settings.state_root)
-        self.dry_run = dry_run
+        self.dry_run = dry_run or versions is not None
+        self._versions = versions
         self._staged: list[str] = []
         self.held: dict[str, contextlib.ExitStack] = {}
 
@@ -360,8 +485,18 @@ class Store:
             self._name(existing)
         return [table.name for table in TABLES if table.name not in existing]
 
+    def at(self, versions: Mapping[str, int]) -> Store:
+        """These tables as they were at ``versions``, by name."""
+        return Store(self._spark, self._settings, versions=versions)
+
     def use(self) -> None:
         """Let SQL name the tables and views without their database; MissingTableError when they were not created."""
+        if self._versions is not None:
+            for table in TABLES:
+                self.read(table).createOrReplaceTempView(table.name)
+            for name in VIEWS:
+                self.view(name).createOrReplaceTempView(name)
+            return
         for table in TABLES:
             self.read(table)
         self._name([table.name for table in TABLES])
@@ -475,6 +610,28 @@ class Store:
         written = self._history(table).where(F.col("userMetadata") == mine).collect()
         return int(written[0]["operationMetrics"]["numOutputRows"]) if written else 0
 
+    def remove(self, table: Table, keys: DataFrame) -> int:
+        """Take out the rows of ``table`` that agree with a row of ``keys`` in all its columns; how many those were.
+
+        Only for what can be made again, or is told elsewhere. Each row must agree with one of ``keys`` at most.
+        """
+        agree = " AND ".join(f"known.{name} = gone.{name}" for name in keys.columns)
+        if self.dry_run:
+            return self.read(table).join(keys, on=keys.columns, how="left_semi").count()
+        merged = self._spark.sql(
+            f"MERGE INTO {self._reference(table.name)} AS known USING {{keys}} AS gone ON {agree} "
+            "WHEN MATCHED THEN DELETE",
+            keys=keys,
+        )
+        return int(merged.collect()[0]["num_deleted_rows"])
+
+    def keep_versions(self, table: Table) -> None:
+        """Let no version of ``table`` from now on be cleaned away; those that Delta forgot before stay forgotten."""
+        detail = self._detail(self._reference(table.name))
+        if any(detail["properties"].get(name) != lasting for name, lasting in _LASTING.items()):
+            stated = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in _LASTING.items())
+            self._spark.sql(f"ALTER TABLE {self._reference(table.name)} SET TBLPROPERTIES ({stated})")
+
     def version(self, table: Table) -> int:
         """The number of the last change of ``table``."""
         return int(self._history(table, limit=1).collect()[0]["version"])
@@ -515,8 +672,14 @@ class Store:
 
     def _stored(self, table: Table) -> DataFrame:
         place = self._root or self._database
+        reference = self._reference(table.name)
         try:
-            rows = self._spark.table(self._reference(table.name))
+            if self._versions is None:
+                rows = self._spark.table(reference)
+            elif table.name in self._versions:
+                rows = self._spark.sql(f"SELECT * FROM {reference} VERSION AS OF {self._versions[table.name]:d}")
+            else:
+                raise MissingTableError(f"table {table.name} was not there in that version")
         except AnalysisException as error:
             if error.getErrorClass() not in _ABSENT:
                 raise
@@ -589,6 +752,12 @@ class Store:
         for name in VIEWS:
             self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {view_query(name).format(**names)}")
 
+
+# Delta forgets versions after 30 days, and VACUUM the files of those after a week, unless it is told otherwise.
+_LASTING = {
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+}
 
 # How Spark and Delta say that there is no such table.
 _ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "SCHEMA_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND")

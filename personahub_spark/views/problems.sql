@@ -12,4 +12,5 @@ SELECT
 FROM {syntheses} AS s
 JOIN {personas} AS p ON p.persona_id = s.persona_id
 LEFT JOIN {llm_calls} AS c ON c.request_key = s.call_key
+LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
 WHERE s.task = 'math'

@@ -13,3 +13,6 @@ FROM {persona_removals} AS r JOIN {personas} AS k ON k.persona_id = r.kept_id
 UNION ALL
 SELECT 'synthesis failed checks', synthesis_id, array_join(checks, ', '), text, run_id, created_at
 FROM {syntheses} WHERE size(checks) > 0
+UNION ALL
+SELECT concat(kind, ' withdrawn'), item, 'withdrawn', NULL, run_id, created_at
+FROM {withdrawn} WHERE kind <> 'removal'

@@ -17,7 +17,7 @@ import zstandard
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark import documents
+from personahub_spark import documents, inputs
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings import DocumentSettings, StoreSettings
 from personahub_spark.tables import DOCUMENTS, QUARANTINE, Store
@@ -106,7 +106,7 @@ def test_every_shape_of_file_is_read_with_exact_places(read: Any, tmp_path: Path
     assert found["odd.jsonl", 4]["raw"] == '{"text": "fourth"'
     assert found["odd.jsonl", 6]["raw"] == '{"text": ""}'
 
-    kept, rejects = documents.distinct(rows), documents.rejected(rows)
+    kept, rejects = documents.distinct(rows), inputs.rejected(rows)
     assert set(kept.columns) == {column.name for column in DOCUMENTS.columns}
     assert set(rejects.columns) == {column.name for column in QUARANTINE.columns}
     places = by_place(kept, root)

@@ -50,6 +50,10 @@ SOUND: dict[str, dict[str, Any]] = {
         "persona_id": sha("p"), "source_key": sha("d"), "recipe": "r", "source_kind": "document", "verb": "read",
         "granularity": "fine", "hop": 0, "prompt_version": "v1", "call_key": "c1",
     },
+    "persona_imports": {
+        "source_key": sha("i"), "persona_id": sha("p"), "source": "s", "labels": {"domain": "law"}, "file": "f",
+        "line": 1,
+    },
     "persona_embeddings": {
         "persona_id": sha("p"), "model": "m", "dim": 2, "vector": bytearray(4), "unread_share": 0.0,
     },
@@ -73,6 +77,13 @@ SOUND: dict[str, dict[str, Any]] = {
     "quarantine": {
         "source": "file:/x", "line": "7", "row_hash": sha("a"), "reason": "malformed_json", "raw": "{",
     },
+    "imports": {
+        "import_id": sha("f"), "file": "f", "size_bytes": 1, "modified_at": NOW, "source": "s", "rows_in": 15,
+        "rows_new": 1, "rows_known": 2, "rows_repeated": 3, "rows_unreadable": 4, "rows_withdrawn": 5, "texts_new": 0,
+    },
+    "withdrawals": {"kind": "source", "value": "s", "by_whom": "me", "why": "asked to", "counts": {"personas": 1}},
+    "withdrawn": {"kind": "persona", "item": sha("x")},
+    "releases": {"tag": "v1", "versions": {"personas": 1}, "personas": 0, "hub_hash": sha("0"), "manifest": "{}"},
     "runs": {
         "step": "x", "duration_s": 1.0, "settings_hash": "h", "code_version": "v", "rows_in": 3,
         "outcomes": {"kept": 3}, "rows_added": {}, "requests": 0, "input_tokens": 0, "output_tokens": 0,
@@ -179,17 +190,26 @@ BAD = [
     ("persona_origins", "source_kind_known", {"source_kind": "guess"}),
     ("persona_origins", "verb_known", {"verb": "hate"}),
     ("persona_origins", "granularity_known", {"granularity": "rough"}),
+    ("persona_origins", "asked_or_imported", {"call_key": None}),
+    ("persona_origins", "asked_or_imported", {"source_kind": "import"}),
+    ("persona_imports", "source_key_is_sha256", {"source_key": "short"}),
     ("persona_embeddings", "vector_has_its_length", {"vector": bytearray(3)}),
     ("persona_removals", "tier_known", {"tier": "whim"}),
     ("persona_removals", "similarity_in_range", {"similarity": 1.5}),
     ("persona_removals", "not_its_own_witness", {"kept_id": sha("q")}),
     ("syntheses", "variant_has_its_topic", {"variant": "topic"}),
     ("syntheses", "variant_has_its_topic", {"topic": "geometry"}),
+    ("syntheses", "asked_or_imported", {"call_key": None}),
+    ("syntheses", "asked_or_imported", {"source_key": sha("i")}),
     ("llm_calls", "status_known", {"status": "maybe", "answer_class": None}),
     ("llm_calls", "answer_class_where_answered", {"answer_class": None}),
     ("llm_calls", "answer_class_where_answered", {"status": "failed"}),
     ("quarantine", "row_hash_is_sha256", {"row_hash": "short"}),
     ("quarantine", "NOT NULL", {"reason": None}),
+    ("imports", "rows_add_up", {"rows_in": 16}),
+    ("withdrawals", "kind_known", {"kind": "mood"}),
+    ("withdrawn", "kind_known", {"kind": "document"}),
+    ("releases", "hub_hash_is_sha256", {"hub_hash": "short"}),
 ]
 
 

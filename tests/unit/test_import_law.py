@@ -15,8 +15,8 @@ LAYERS = (
     ("errors",),
     ("text", "settings", "progress", "files"),
     ("llm",),
-    ("tables", "wal"),
-    ("tasks", "filters", "embeddings", "dedup", "documents"),
+    ("tables", "wal", "inputs"),
+    ("tasks", "filters", "embeddings", "dedup", "documents", "imports", "withdrawals", "releases"),
     ("session", "ledger", "reports"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
