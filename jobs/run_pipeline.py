@@ -5,6 +5,7 @@ import dedup_semantic
 import dedup_surface
 import embed_personas
 import extract_personas
+import import_personas
 import ingest_documents
 import synthesize
 
@@ -13,6 +14,7 @@ from personahub_spark.session import main_steps
 STEPS = {
     "create_tables": create_tables.run,
     "ingest_documents": ingest_documents.run,
+    "import_personas": import_personas.run,
     "extract_personas": extract_personas.run,
     "dedup_surface": dedup_surface.run,
     "embed_personas": embed_personas.run,

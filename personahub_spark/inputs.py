@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -116,7 +116,7 @@ def list_files(spark: SparkSession, paths: Sequence[str], form: str, shape: Shap
             raise SettingsError(f"{shape.setting}.paths: {path} does not exist or cannot be listed") from None
         for row in inside.collect():
             file = row["path"]
-            found[file] = File(file, _kind(file, form, shape), row["length"], row["modificationTime"])
+            found[file] = File(file, _kind(file, form, shape), row["length"], row["modificationTime"].astimezone(UTC))
     if not found:
         raise SettingsError(f"{shape.setting}.paths: no file in {', '.join(paths)}")
     return [found[path] for path in sorted(found)]

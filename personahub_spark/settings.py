@@ -167,6 +167,27 @@ class DocumentSettings(_Group):
     lang: str | None = Field(default=None, description="language of rows that name none")
 
 
+class ImportSettings(_Group):
+    """Personas that exist already, in files of one data set."""
+
+    paths: list[str] = Field(min_length=1)
+    format: Literal["auto", "jsonl", "parquet"] = "auto"
+    source: str = Field(min_length=1, description="name of the data set, as it would be withdrawn by")
+    licence: str | None = Field(default=None, description="licence of rows that name none")
+    lang: str | None = Field(default=None, description="language of rows that name none")
+    columns: dict[Literal["persona", "text", "task", "licence", "lang", "source"], str] = Field(
+        default_factory=dict,
+        description="our column -> their field, where it is not the usual one (dots reach inside, | gives a choice)",
+    )
+    labels: list[str] = Field(
+        default_factory=lambda: [
+            *(f"{kind} domain (top {share} percent)" for share in ("1", "0.1") for kind in ("general", "specific")),
+            "labels",
+        ],
+        description="their fields to keep beside the persona; all others are left out",
+    )
+
+
 class PersonaSettings(_Group):
     """Text-to-Persona (paper section 2.1)."""
 
@@ -314,10 +335,10 @@ class SynthesisSettings(_Group):
 
 
 Step = Literal[
-    "create_tables", "ingest_documents", "extract_personas", "dedup_surface", "embed_personas", "dedup_semantic",
-    "synthesize",
+    "create_tables", "ingest_documents", "import_personas", "withdraw", "extract_personas", "dedup_surface",
+    "embed_personas", "dedup_semantic", "synthesize",
 ]  # fmt: skip
-ON_REQUEST = ("embed_personas", "dedup_semantic")
+ON_REQUEST = ("import_personas", "withdraw", "embed_personas", "dedup_semantic")
 """Steps that a pipeline has only where it names them."""
 
 
@@ -356,6 +377,7 @@ class Settings(_Group):
     models: dict[str, Endpoint] = Field(default_factory=dict)
     calls: CallSettings = CallSettings()
     documents: DocumentSettings = DocumentSettings()
+    imports: list[ImportSettings] = Field(default_factory=list)
     personas: PersonaSettings = PersonaSettings()
     filters: FilterSettings = FilterSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()

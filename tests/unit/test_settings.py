@@ -328,6 +328,7 @@ BASE: dict[str, Any] = {
     "models": {"default": ENDPOINT},
     "synthesis": [{}, {"variant": "topic", "topic": "geometry"}],
     "documents": {"columns": {"text": "body"}},
+    "imports": [{"paths": ["x"], "source": "set", "columns": {"text": "body"}}],
     "spark": {"conf": {"spark.x": "1"}},
 }
 CANDIDATES: list[Any] = [

@@ -1,0 +1,228 @@
+"""Personas that exist already, in: rows of released files as personas, with their source, and texts written for them.
+
+Reads the shapes that are released (paper section 1: ``persona``; ``input persona`` with ``synthesized text`` and
+``description``; elite personas with their domains; FinePersonas with labels), and any other row with a persona in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyspark.sql import Window
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, MapType, StringType, StructField, StructType
+
+from personahub_spark import inputs
+from personahub_spark.errors import SettingsError
+from personahub_spark.inputs import File, Found, Judged, Shape
+from personahub_spark.settings import ImportSettings
+from personahub_spark.text import clean, content_id
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+VERSION = "import-1"
+"""Goes up when the same row would give another persona, text or key."""
+
+COLUMNS = {
+    "persona": "persona|input persona", "text": "synthesized text", "task": "description", "licence": "licence|license",
+    "lang": "lang|language",
+}  # fmt: skip
+"""Our field -> theirs, as in ``documents.MAPPINGS``; a source is looked for only where the settings name its column."""
+
+NOT_CHECKED = "not_checked"
+"""The check that an imported text fails when this project has none for its task."""
+
+TOOL_KEYS = ("name", "description", "function_name", "input_args", "return", "depend")
+# What a task is called, by a word of its description; the first that is in it counts.
+_TASKS = {
+    "tool": "tool", "math": "math", "npc": "npc", "game": "npc", "logic": "reasoning", "reasoning": "reasoning",
+    "instruction": "instruction", "prompt": "instruction", "knowledge": "knowledge", "article": "knowledge",
+}  # fmt: skip
+_LONGEST = 20_000
+"""Characters; a persona has two sentences, and what is a hundred times as long is something else."""
+
+_strings = MapType(StringType(), StringType(), False)
+_ROW = StructType(
+    [
+        *[StructField(name, StringType()) for name in ("source_key", "persona_id", "persona")],
+        *[StructField(name, StringType()) for name in ("source", "licence", "lang")],
+        StructField("labels", _strings),
+        *[StructField(name, StringType()) for name in ("synthesis_id", "task", "text")],
+        StructField("fields", _strings),
+        StructField("checks", ArrayType(StringType(), False)),
+    ]
+)
+
+
+def list_files(spark: SparkSession, settings: ImportSettings) -> list[File]:
+    """The files of ``settings.paths``, as ``inputs.list_files`` does."""
+    return inputs.list_files(spark, settings.paths, settings.format, _shape(settings))
+
+
+def import_id(file: File, settings: ImportSettings) -> str:
+    """What an import of ``file`` is known by: another one when the file or how it is read was changed."""
+    reading = settings.model_dump(mode="json", exclude={"paths", "format"})
+    return _hash(VERSION, file.path, file.kind, file.size_bytes, file.modified_at.isoformat(), reading)
+
+
+def read(
+    spark: SparkSession, files: Sequence[File], settings: ImportSettings, *, stage: Callable[[DataFrame], DataFrame]
+) -> Found:
+    """The rows of ``files``, as ``inputs.read`` gives them.
+
+    ``source_key`` is the hash of source, licence and persona; ``persona_id``, ``persona``, ``source``, ``licence``,
+    ``lang``; ``labels``, what else the settings want kept, by its own names. Where a text comes with the persona:
+    ``synthesis_id``, ``task``, ``text`` as it came, ``fields`` and failed ``checks``.
+    """
+    return inputs.read(spark, files, _shape(settings), stage=stage)
+
+
+def numbered(rows: DataFrame, withdrawn: Mapping[str, Sequence[str]]) -> DataFrame:
+    """Adds ``withdrawn``, and ``nth_persona``, ``nth_key`` and ``nth_synthesis``: the how-manieth of its kind a row is.
+
+    ``withdrawn``: sources and licences that are not to be imported, by these column names. Rows are counted by file and
+    line, withdrawn ones apart; null where a row has no such thing.
+    """
+    named = [F.col(name).isin(list(values)) for name, values in withdrawn.items() if values]
+    rows = rows.withColumn(
+        "withdrawn", F.coalesce(functools.reduce(lambda a, b: a | b, named, F.lit(False)), F.lit(False))
+    )
+    for name, key in (("nth_persona", []), ("nth_key", ["source_key"]), ("nth_synthesis", ["synthesis_id"])):
+        nth = F.row_number().over(Window.partitionBy("persona_id", *key, "withdrawn").orderBy("file", "line"))
+        rows = rows.withColumn(name, F.when(F.col((["persona_id", *key])[-1]).isNotNull(), nth))
+    return rows
+
+
+def judge_line(raw: bytes, settings: ImportSettings) -> Judged:
+    """One JSON line as a persona.
+
+    Reasons: not_utf8, malformed_json, not_an_object, and those of :func:`judge_record`.
+    """
+    try:
+        record = json.loads(raw.decode("utf-8-sig"))
+        if not isinstance(record, dict):
+            return Judged({}, "not_an_object")
+        columns = _columns_of(settings)
+        found = {name: inputs.lookup(record, path) for name, path in columns.items()}
+        labels = {name: inputs.lookup(record, name) for name in settings.labels}
+        return judge_record(found, labels, settings)
+    except UnicodeDecodeError:
+        return Judged({}, "not_utf8")
+    except (ValueError, RecursionError):
+        return Judged({}, "malformed_json")
+
+
+def judge_record(found: Mapping[str, Any], labels: Mapping[str, Any], settings: ImportSettings) -> Judged:
+    """Fields and labels as found, as a persona; the string "None" is nothing.
+
+    Reasons: missing_persona, persona_not_a_string, empty_persona (nothing that is a letter), persona_too_long.
+    """
+    persona = found.get("persona")
+    if persona is None or persona == "None":
+        return Judged({}, "missing_persona")
+    if not isinstance(persona, str):
+        return Judged({}, "persona_not_a_string")
+    if len(persona) > _LONGEST:
+        return Judged({}, "persona_too_long")
+    persona = clean(persona).strip()
+    if not any(map(str.isalpha, persona)):
+        return Judged({}, "empty_persona")
+    source = _told(found.get("source")) or settings.source
+    licence = _told(found.get("licence")) or settings.licence
+    persona_id = content_id(persona)
+    fields: dict[str, Any] = {
+        "source_key": _hash(source, licence, persona_id),
+        "persona_id": persona_id,
+        "persona": persona,
+        "source": source,
+        "licence": licence,
+        "lang": _told(found.get("lang")) or settings.lang,
+        "labels": [(name, value) for name, value in ((n, _told(v)) for n, v in labels.items()) if value is not None],
+    }
+    text = found.get("text")
+    if isinstance(text, str) and text.strip() and text != "None":
+        text = clean(text)
+        task = task_of(found.get("task"))
+        parts, checks = read_text(task, text)
+        fields |= {
+            "synthesis_id": _hash(source, licence, persona_id, task, text),
+            "task": task,
+            "text": text,
+            "fields": list(parts.items()),
+            "checks": checks,
+        }
+    return Judged(fields)
+
+
+def task_of(description: Any) -> str:
+    """The task that a description means, or the description itself; ``unknown`` where there is none."""
+    said = (_told(description) or "unknown")[:100].lower()
+    return next((task for word, task in _TASKS.items() if word in said), said)
+
+
+def read_text(task: str, text: str) -> tuple[dict[str, str], list[str]]:
+    """Parts of an imported text, and the checks that it fails.
+
+    Of a tool its interface, JSON that may be encoded twice, each part as a string or as JSON; checks: not_json (not an
+    object of that kind), keys_missing (of the six that an interface has). Of other tasks nothing is checked.
+    """
+    if task == "math":
+        return {"problem": text.strip().removeprefix("Math problem:").strip()}, [NOT_CHECKED]
+    if task != "tool":
+        return {}, [NOT_CHECKED]
+    try:
+        value: Any = json.loads(text, strict=False)
+        if isinstance(value, str):
+            value = json.loads(value, strict=False)
+        if not isinstance(value, dict):
+            return {}, ["not_json"]
+        parts = {clean(name): told for name, told in ((name, _told(part)) for name, part in value.items()) if told}
+    except (ValueError, RecursionError):
+        return {}, ["not_json"]
+    return parts, [] if all(name in value for name in TOOL_KEYS) else ["keys_missing"]
+
+
+def _shape(settings: ImportSettings) -> Shape:
+    return Shape(
+        "imports",
+        _ROW,
+        judge_line=lambda raw: judge_line(raw, settings),
+        judge_record=lambda found: judge_record(found, {name: found.get(name) for name in settings.labels}, settings),
+        columns=functools.partial(_parquet_columns, settings=settings),
+        kinds=("jsonl", "parquet"),
+    )
+
+
+def _columns_of(settings: ImportSettings) -> dict[str, str]:
+    return COLUMNS | {str(name): path for name, path in settings.columns.items()}
+
+
+def _parquet_columns(schema: StructType, *, settings: ImportSettings) -> dict[str, Column]:
+    columns = _columns_of(settings)
+    found = {name: inputs.column(schema, path) for name, path in columns.items()}
+    if found["persona"] is None:
+        raise SettingsError(
+            f"imports: no column {' or '.join(columns['persona'].split('|'))} of plain values in the Parquet files of "
+            f"{settings.source} (columns: {', '.join(schema.fieldNames())}); set columns.persona of that import"
+        )
+    found |= {name: inputs.column(schema, name, nested=True) for name in settings.labels if name not in found}
+    return {name: there for name, there in found.items() if there is not None}
+
+
+def _told(value: Any) -> str | None:
+    """``value`` as a string, nested ones as JSON; None for nothing, blanks and the string "None"."""
+    if isinstance(value, dict | list):
+        value = json.dumps(value, ensure_ascii=False) if value else None
+    elif isinstance(value, bool):
+        value = str(value).lower()
+    told = inputs.plain(value)
+    return None if told == "None" else told
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps([VERSION, *parts], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,142 @@
+"""One row, one persona or reason; one text, its parts and checks: each rule by the least change that breaks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from personahub_spark.imports import import_id, judge_line, read_text, task_of
+from personahub_spark.inputs import File
+from personahub_spark.settings import ImportSettings
+from personahub_spark.text import content_id
+
+PLAIN = ImportSettings(paths=["x"], source="set", licence="CC0")
+
+
+def judged(record: Any, settings: ImportSettings = PLAIN) -> dict[str, Any]:
+    found = judge_line(json.dumps(record).encode(), settings)
+    assert found.reason is None
+    return dict(found.fields)
+
+
+@pytest.mark.parametrize(
+    ("reason", "bad", "good"),
+    [
+        ("not_utf8", b'{"persona": "caf\xe9"}', '{"persona": "café"}'.encode()),
+        ("malformed_json", b'{"persona": "a"', b'{"persona": "a"}'),
+        ("malformed_json", b'{"persona": "a", "x": ' + b"[" * 100_000 + b"}", b'{"persona": "a", "x": [[[]]]}'),
+        ("malformed_json", b'{"persona": "a", "labels": ' + b"9" * 5000 + b"}", b'{"persona": "a", "labels": 99}'),
+        ("not_an_object", b'["persona"]', b'{"persona": "a"}'),
+        ("missing_persona", b'{"Persona": "a"}', b'{"input persona": "a"}'),
+        ("missing_persona", b'{"persona": null}', b'{"persona": null, "input persona": "a"}'),
+        ("missing_persona", b'{"persona": "None"}', b'{"persona": "None of them"}'),
+        ("persona_not_a_string", b'{"persona": 5}', b'{"persona": "five"}'),
+        ("persona_not_a_string", b'{"persona": {"a": 1}}', b'{"persona": "a"}'),
+        ("empty_persona", b'{"persona": " 12 + 3 "}', '{"persona": " 12 元 "}'.encode()),
+        ("persona_too_long", b'{"persona": "' + b"a" * 20_001 + b'"}', b'{"persona": "' + b"a" * 20_000 + b'"}'),
+    ],
+)
+def test_each_reason_has_a_row_and_its_neighbour_has_none(reason: str, bad: bytes, good: bytes) -> None:
+    assert (judge_line(bad, PLAIN).reason, judge_line(bad, PLAIN).fields) == (reason, {})
+    assert judge_line(good, PLAIN).reason is None
+
+
+def test_an_elite_row_keeps_its_domains_and_neither_none_nor_stray_keys() -> None:
+    record = {
+        "persona": " A judge ",
+        "general domain (top 1 percent)": {"field": ["law", "history"]},
+        "specific domain (top 1 percent)": "Roman law" * 500,
+        "general domain (top 0.1 percent)": "None",
+        "specific domain (top 0.1 percent)": ["None", 2],
+        "stray": "x",
+        "": "y",
+    }
+    found = judged(record)
+    assert (found["persona"], found["persona_id"], found["source"], found["licence"]) == (
+        "A judge", content_id("a judge"), "set", "CC0",
+    )  # fmt: skip
+    assert found["labels"] == [
+        ("general domain (top 1 percent)", '{"field": ["law", "history"]}'),
+        ("specific domain (top 1 percent)", "Roman law" * 500),
+        ("specific domain (top 0.1 percent)", '["None", 2]'),
+    ]
+    assert "text" not in found
+
+
+def test_the_same_persona_of_another_source_or_licence_is_another_row_and_a_row_may_name_its_own() -> None:
+    keys = {
+        judged({"persona": "A judge"}, PLAIN.model_copy(update=change))["source_key"]
+        for change in ({}, {"source": "other"}, {"licence": "MIT"}, {"licence": None}, {"lang": "en"}, {"paths": ["y"]})
+    }
+    assert len(keys) == 4
+    assert judged({"persona": "a  JUDGE"})["source_key"] == judged({"persona": "A judge"})["source_key"]
+    own = {"persona": "A judge", "license": "MIT", "source": "theirs", "lang": "de"}
+    assert [judged(own)[name] for name in ("licence", "source", "lang")] == ["MIT", "set", "de"]
+    columns = PLAIN.model_copy(update={"columns": {"source": "source", "persona": "who.is"}})
+    found = judged({"who": {"is": "A judge"}, "source": "theirs"}, columns)
+    assert (found["persona"], found["source"]) == ("A judge", "theirs")
+
+
+TOOL = {"name": "n", "description": "d", "function_name": "f", "input_args": {"a": 1}, "return": ["r"], "depend": "x"}
+
+
+@pytest.mark.parametrize(
+    "text", [json.dumps(json.dumps(TOOL)), json.dumps(TOOL), json.dumps(json.dumps(TOOL, indent=1))]
+)
+def test_a_tool_is_read_however_often_it_was_encoded(text: str) -> None:
+    parts, checks = read_text("tool", text)
+    assert checks == []
+    assert parts == {**TOOL, "input_args": '{"a": 1}', "return": '["r"]'}
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        ("not_json", json.dumps("{'name': 1}")),
+        ("not_json", "a tool for bakers"),
+        ("not_json", json.dumps([TOOL])),
+        ("not_json", json.dumps(json.dumps(json.dumps(TOOL)))),
+        ("not_json", "[" * 100_000),
+        ("keys_missing", json.dumps(dict.fromkeys(list(TOOL)[1:], "x"))),
+    ],
+)
+def test_what_is_no_interface_fails_its_check(check: str, text: str) -> None:
+    assert read_text("tool", text)[1] == [check]
+
+
+def test_a_text_comes_with_its_task_and_says_when_nothing_checked_it() -> None:
+    row = {"input persona": "A judge", "synthesized text": "Math problem: 1 + 1?", "description": "math problem"}
+    found = judged(row)
+    assert (found["task"], found["text"], found["fields"], found["checks"]) == (
+        "math", "Math problem: 1 + 1?", [("problem", "1 + 1?")], ["not_checked"],
+    )  # fmt: skip
+    for change in ({"synthesized text": ""}, {"synthesized text": None}, {"synthesized text": 5}):
+        assert "task" not in judged(row | change)
+    ids = {judged(row | change)["synthesis_id"] for change in ({}, {"description": "npc"}, {"synthesized text": "2"})}
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("description", "task"),
+    [
+        ("tool development", "tool"), ("math problem", "math"), ("game NPC", "npc"), ("logical reasoning", "reasoning"),
+        ("instruction", "instruction"), ("knowledge-rich text", "knowledge"), ("Haiku", "haiku"), (None, "unknown"),
+        ("None", "unknown"),
+    ],
+)  # fmt: skip
+def test_a_description_names_its_task(description: str | None, task: str) -> None:
+    assert task_of(description) == task
+
+
+def test_a_changed_file_or_reading_is_another_import_and_other_paths_to_it_are_not() -> None:
+    file = File("file:/a", "jsonl", 10, datetime(2026, 1, 1, tzinfo=UTC))
+    usual = import_id(file, PLAIN)
+    assert import_id(file, PLAIN.model_copy(update={"paths": ["y", "z"]})) == usual
+    for change in ({"size_bytes": 11}, {"modified_at": datetime(2026, 1, 2, tzinfo=UTC)}, {"path": "file:/b"}):
+        assert import_id(dataclasses.replace(file, **change), PLAIN) != usual
+    for change in ({"licence": "MIT"}, {"source": "x"}, {"columns": {"persona": "bio"}}, {"labels": []}):
+        assert import_id(file, PLAIN.model_copy(update=change)) != usual
