@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
 
+from personahub_spark.dedup.semantic import SEMANTIC
 from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE
 from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, Store
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Row
 
 INGEST, EXTRACT, DEDUP, SYNTHESIZE = "ingest_documents", "extract_personas", "dedup_surface", "synthesize"
+EMBED = "embed_personas"
 
 
 def summary(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str, *, examples: int = 5) -> str:
@@ -40,12 +42,14 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
     yield from _listed("  unreadable ", quarantine[EXTRACT])
 
     classes, flags = _persona_classes(store)
-    gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in (EXACT_TOKENS, SURFACE)]]
+    gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in (EXACT_TOKENS, SURFACE, SEMANTIC)]]
     gone += [("without words", NO_TOKENS)] if classes[NO_TOKENS] else []
     parts = [f"{classes['hub']:,} in the hub", *[f"{classes[name]:,} {said}" for said, name in gone]]
     yield f"personas     {classes.total():,} distinct = {' + '.join(parts)}"
     yield from _listed("  flags      ", flags, note=" (one may have several)")
 
+    if EMBED in outcomes:
+        yield f"  embedded   {_total('personas', outcomes[EMBED])}"
     if SYNTHESIZE in outcomes:
         yield f"  asked      {_total('personas', outcomes[SYNTHESIZE])}"
     yield from _listed("  unreadable ", quarantine[SYNTHESIZE])

@@ -16,6 +16,7 @@ import run_pipeline
 
 from personahub_spark import session
 from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.llm.local_models import fetch_embedder
 from personahub_spark.session import Context
 from personahub_spark.settings import SparkSettings
 
@@ -37,12 +38,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The demo where pip finds nothing and the cache has the jars alone: a model cannot be fetched."""
+    """The demo where pip finds nothing and the cache has the jars and the embedder alone: a model cannot be fetched."""
     cache = folder / "cache"
     if not cache.exists():
         cache.mkdir()
-        jars = session.jars(SparkSettings())
+        jars = session.jars(SparkSettings(spark_nlp=True))
         (cache / "jars").symlink_to(jars[0].parent.parent)
+        embedder = fetch_embedder("all-minilm-l6-v2")
+        (cache / "models").mkdir()
+        (cache / "models" / embedder.name).symlink_to(embedder)
     command = [sys.executable, str(ROOT / "demo" / "run.py"), *arguments]
     environment = os.environ | {"PERSONAHUB_CACHE": str(cache), "PIP_NO_INDEX": "1"}
     return subprocess.run(
@@ -51,17 +55,21 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder: Path, endpoint: FakeEndpoint) -> None:
-    persona = {"match": "<document>", "reply": '{"persona": "A hydrologist with {number} gauges in the hills"}'}
+    personas = [
+        {"match": "<document>[^<]*number 1", "reply": '{"persona": "A hydrologist with gauges in the hills"}'},
+        {"match": "<document>[^<]*number 2", "reply": '{"persona": "A clerk who insures cellars"}'},
+        {"match": "<document>", "reply": '{"persona": "The captain of a small ferry"}'},
+    ]
     problem = {"match": "<persona>", "reply": "Math problem: A hydrologist reads {number} gauges twice. How many?"}
     busy = {"match": "<document>[^<]*put off", "status": 429, "headers": {"Retry-After": "400000"}}
     mine = ["--documents", str(folder / "it's mine; [really]"), "--model", MODEL]
 
-    endpoint.set_script([busy, persona, problem])
+    endpoint.set_script([busy, *personas, problem])
     first = demo(folder, *mine, "--endpoint", endpoint.url)
     assert first.returncode == 3, first.stderr
     assert "calls were put off; run again to go on" in first.stderr and "put off" in first.stdout
 
-    endpoint.set_script([persona, problem])
+    endpoint.set_script([*personas, problem])
     second = demo(folder, *mine, "--endpoint", endpoint.url)
     assert second.returncode == 0, second.stderr
     assert "Note 1" in second.stdout and "a note.txt" in second.stdout
@@ -74,7 +82,7 @@ def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder
     assert third.returncode == 0, third.stderr
     assert endpoint.counts()["requests"] == asked
     assert [path.name for path in (folder / "warehouse").iterdir()] == [store.name]
-    assert not (folder / "cache" / "models").exists()
+    assert [path.name for path in (folder / "cache" / "models").iterdir()] == ["all-minilm-l6-v2"]
 
 
 def test_a_step_says_that_it_will_ask_once_and_only_where_it_does(
