@@ -21,9 +21,7 @@ import os
 import random
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -33,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from watch import Watch
 
 from personahub_spark import session
 from personahub_spark.dedup import surface
@@ -46,8 +45,6 @@ SETS = {
     "debian_descriptions_10langs": ("multilingual/debian_descriptions_10langs.jsonl.gz", "text"),
 }
 SHORT = ("package_summaries_sample", "wordnet_glosses", "persona_chat_profiles")
-TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:
@@ -263,69 +260,6 @@ def _shuffled(spark: SparkSession) -> int:
     """Bytes written to shuffles since the session began."""
     executors = spark.sparkContext._jsc.sc().statusStore().executorList(True)  # type: ignore[union-attr]
     return sum(int(executors.apply(n).totalShuffleWrite()) for n in range(executors.size()))
-
-
-class Watch:
-    """What this process and those it started use: the most memory resident at once, and seconds of processor time."""
-
-    def __init__(self) -> None:
-        self.peak_mb = 0.0
-        self.cpu_s = 0.0
-        self._used: dict[int, float] = {}  # by process: one that ended counts with what it was last seen to have used
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._look()
-        self.cpu_s = -sum(self._used.values())
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._look()
-        self.cpu_s += sum(self._used.values())
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.25):
-            self._look()
-
-    def _look(self) -> None:
-        family = list(_family(os.getpid()))
-        self.peak_mb = max(self.peak_mb, sum(map(_resident, family)) / 2**20)
-        for pid in family:
-            self._used[pid] = max(self._used.get(pid, 0.0), _processor_seconds(pid))
-
-
-def _family(root: int) -> Iterator[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    waiting = [root]
-    while waiting:
-        yield (pid := waiting.pop())
-        waiting += children.get(pid, [])
-
-
-def _processor_seconds(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11:13])) / TICKS
-
-
-def _resident(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-    except OSError:
-        return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""What a row costs at each step: processor time and bytes of every table, and what that makes for many rows.
+
+Real short texts are put together to documents, a loopback endpoint infers a persona from each, and as many real short
+texts again are personas that surface and semantic dedup compare. Every step is the job itself, on one store and in one
+session; processor time is that of Spark's driver, executors and Python workers together, without the loopback server.
+What does not grow with the rows (starting, planning) is in it too, so few rows make the figures too high.
+
+    python benchmarks/scale.py --texts ../shared/data/shorttext/package_summaries_sample.jsonl.gz
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pyspark.sql import functions as F
+from watch import Watch
+
+from personahub_spark import session, settings
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.session import Context, StepResult
+from personahub_spark.tables import PERSONAS
+from personahub_spark.text import content_id
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
+
+import dedup_semantic
+import dedup_surface
+import embed_personas
+import extract_personas
+import ingest_documents
+
+MODEL = "benchmark"
+PARAGRAPH = 12  # short texts a document
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=Path, required=True, help="JSON lines with 'text', .gz or not")
+    parser.add_argument("--documents", type=int, default=10_000, help="of twelve texts each (default: %(default)s)")
+    parser.add_argument("--personas", type=int, default=20_000, help="that dedup compares (default: %(default)s)")
+    chosen = parser.parse_args()
+    content = gzip.decompress(chosen.texts.read_bytes()) if chosen.texts.suffix == ".gz" else chosen.texts.read_bytes()
+    texts = sorted({json.loads(line)["text"] for line in content.decode().splitlines()}, key=content_id)
+    with tempfile.TemporaryDirectory() as name, FakeEndpoint([{"match": ".", "reply": _REPLY}]) as endpoint:
+        folder = Path(name)
+        (folder / "documents.jsonl").write_text(
+            "\n".join(
+                json.dumps({"text": "\n".join(texts[n % len(texts)] for n in range(k, k + PARAGRAPH))})
+                for k in range(0, chosen.documents * PARAGRAPH, PARAGRAPH)
+            )
+        )
+        context = _context(folder, endpoint.url)
+        context.store.create()
+        print(f"{'':20}{'rows':>9}{'seconds':>9}{'CPU ms/row':>12}  bytes a row, by table")
+        _tell(context, "ingest_documents", ingest_documents.run, chosen.documents)
+        _tell(context, "extract_personas", extract_personas.run, chosen.documents)
+        rows = [(content_id(text), text) for text in texts[: chosen.personas]]
+        personas = context.spark.createDataFrame(rows, "persona_id string, text string").select(
+            "persona_id",
+            "text",
+            F.lit("en").alias("lang"),
+            F.lit(0).alias("hop"),
+            F.lit("benchmark").alias("first_origin"),
+            F.array().cast("array<string>").alias("quality_flags"),
+        )
+        context.add_new(PERSONAS, personas)
+        compared = context.store.read(PERSONAS).count()
+        _tell(context, "dedup_surface", dedup_surface.run, compared)
+        hub = context.store.view("hub").count()
+        _tell(context, "embed_personas", embed_personas.run, hub)
+        _tell(context, "dedup_semantic", dedup_semantic.run, hub)
+        context.spark.stop()
+
+
+_REPLY = '{"persona": "A person of town {number} who keeps notes on what was seen there, and is asked about {number}"}'
+
+
+def _context(folder: Path, url: str) -> Context:
+    model = {"model": MODEL, "base_url": url, "transport": "aiohttp", "in_flight": 32, "workers": 2}
+    return session.open_context(
+        settings.validate(
+            {
+                "store": {"root": str(folder / "store")},
+                "spark": {
+                    "master": "local[2]",
+                    "spark_nlp": True,
+                    "conf": {"spark.driver.memory": "4g", "spark.sql.shuffle.partitions": "8"},
+                },
+                "models": {"default": {**model, "structured_output": "json_schema"}},
+                "documents": {"paths": [str(folder / "documents.jsonl")], "source": "benchmark"},
+            }
+        )
+    )
+
+
+def _tell(context: Context, step: str, run: Callable[[Context], StepResult], rows: int) -> None:
+    before = _bytes(context)
+    with Watch() as used:
+        began = time.monotonic()
+        session.run_step(context, step, run)
+        seconds = time.monotonic() - began
+    grown = {table: size - before.get(table, 0) for table, size in _bytes(context).items()}
+    told = ", ".join(f"{table} {size / rows:,.0f}" for table, size in sorted(grown.items()) if size > rows)
+    print(f"{step:20}{rows:>9,}{seconds:>9.1f}{used.cpu_s / rows * 1000:>12.2f}  {told}", flush=True)
+
+
+def _bytes(context: Context) -> dict[str, int]:
+    """Of each table's folder: data, log, and the write-ahead log's with its state."""
+    root = Path(str(context.settings.store.root))
+    return {
+        folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        for folder in root.iterdir()
+        if folder.is_dir()
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What a benchmark uses, all its processes together."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Watch:
+    """What this process and those it started use: the most memory resident at once, and seconds of processor time."""
+
+    def __init__(self) -> None:
+        self.peak_mb = 0.0
+        self.cpu_s = 0.0
+        self._used: dict[int, float] = {}  # by process: one that ended counts with what it was last seen to have used
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._look()
+        self.cpu_s = -sum(self._used.values())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+        self.cpu_s += sum(self._used.values())
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.25):
+            self._look()
+
+    def _look(self) -> None:
+        family = list(_family(os.getpid()))
+        self.peak_mb = max(self.peak_mb, sum(map(_resident, family)) / 2**20)
+        for pid in family:
+            self._used[pid] = max(self._used.get(pid, 0.0), _processor_seconds(pid))
+
+
+def _family(root: int) -> Iterator[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    waiting = [root]
+    while waiting:
+        yield (pid := waiting.pop())
+        waiting += children.get(pid, [])
+
+
+def _processor_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:13])) / TICKS
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+    except OSError:
+        return 0
