@@ -23,6 +23,11 @@ from personahub_spark.errors import SettingsError
 
 Verb = Literal["read", "write", "like", "dislike"]
 Granularity = Literal["coarse", "fine"]
+Relation = Literal[
+    "patient", "carer", "colleague", "manager", "employee", "customer", "supplier", "student", "teacher", "child",
+    "parent", "partner", "sibling", "relative", "friend", "neighbour", "rival", "other",
+]  # fmt: skip
+"""What a related persona is to the one it was found from."""
 Rule = Literal[
     "too_short", "too_long", "not_a_person", "first_person", "addresses_reader", "copies_source", "contact_data",
     "placeholder", "repeated_words", "wrong_language", "refusal",
@@ -205,6 +210,41 @@ class PersonaSettings(_Group):
     max_tokens: int = Field(default=160, ge=16)
 
 
+class ExpansionSettings(_Group):
+    """Persona-to-Persona (paper section 2.2): who is in close relationship with a persona?
+
+    Every published persona of hop h is asked about, and those found are of hop h + 1.
+    """
+
+    model: str = "default"
+    hops: int = Field(default=2, ge=1, le=6, description="relations away from a text to go at most")
+    relations: int = Field(default=3, ge=1, le=12, description="personas to ask for in one call")
+    fraction: float = Field(
+        default=1.0, gt=0, le=1, description="share of each hop's personas to ask about, by their id"
+    )
+    count: int | None = Field(default=None, ge=1, description="personas of each hop to ask about at most; null: all")
+    prefer: Literal["any", "novelty"] = Field(
+        default="any",
+        description="with count, whom to ask about first: anyone, by id; or those whose siblings, found by the same "
+        "call, were the most often new",
+    )
+    min_novelty: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="part of what a hop finds that must be new for the next to be asked; likewise in the branch of "
+        "each persona of hop 0",
+    )
+    language: str | None = Field(
+        default="en",
+        pattern=r"^(same|[a-z]{2,3})$",
+        description="language of the answer: a code, 'same' for the persona's, null for the model's choice",
+    )
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=600, ge=16)
+
+
 class FilterSettings(_Group):
     """Thresholds of the quality rules; ``disabled`` names rules not to apply.
 
@@ -379,6 +419,7 @@ class Settings(_Group):
     documents: DocumentSettings = DocumentSettings()
     imports: list[ImportSettings] = Field(default_factory=list)
     personas: PersonaSettings = PersonaSettings()
+    expansion: ExpansionSettings = ExpansionSettings()
     filters: FilterSettings = FilterSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     dedup: DedupSettings = DedupSettings()
@@ -395,7 +436,11 @@ class Settings(_Group):
 
     def endpoints_of(self, step: str) -> list[Endpoint]:
         """The endpoints that ``step`` asks; SettingsError when one of them is not set."""
-        asked = {"extract_personas": [self.personas.model], "synthesize": [entry.model for entry in self.synthesis]}
+        asked = {
+            "extract_personas": [self.personas.model],
+            "expand_personas": [self.expansion.model],
+            "synthesize": [entry.model for entry in self.synthesis],
+        }
         if self.embedding.by == "endpoint":
             asked["embed_personas"] = [self.embedding.model]
         return [self.endpoint(name) for name in asked.get(step, [])]

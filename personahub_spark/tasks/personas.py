@@ -1,22 +1,21 @@
-"""Text-to-Persona (paper section 2.1): who is likely to read, write, like or dislike a text?"""
+"""Text-to-Persona (paper section 2.1): who is likely to read, write, like or dislike a text?
+
+Persona-to-Persona (section 2.2): who is in close relationship with a persona?
+"""
 
 from __future__ import annotations
 
-import re
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from personahub_spark.llm.wire import Request
-from personahub_spark.settings import Endpoint, Granularity, PersonaSettings, Verb
-from personahub_spark.tasks.reading import Reading, failed, is_refusal, json_value, opening, unfenced, visible
+from personahub_spark.settings import Endpoint, ExpansionSettings, Granularity, PersonaSettings, Verb
+from personahub_spark.tasks.persona_answers import RELATIONS, read_one, read_several
+from personahub_spark.tasks.reading import Reading
 from personahub_spark.tasks.wording import as_data, fill, version
 from personahub_spark.text import cut_at_sentence
-
-MAX_PERSONA_CHARS = 2_000
-"""A persona is one or two sentences (paper section 2.1); a longer answer is something else."""
-
-_MAX_ANSWER_CHARS = 50_000
 
 _SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -111,16 +110,31 @@ _EXAMPLES: dict[tuple[Granularity, Verb], tuple[str, str]] = {
     ),
 }
 
-_BROKEN_JSON = re.compile(r"""\A[\[{]|["'“]persona["'”]\s*:""", re.IGNORECASE)
-_INTRODUCTION = re.compile(r"\A[^\n]{0,200}[:\uff1a][^\S\n]*\n+(?=[^\n]*\w)")
-_ITEM = re.compile(r"^[^\S\n]*(?:[-*•·–]|\d{1,2}[.)、])[^\S\n]+\S", re.MULTILINE)
-_ORNAMENT = re.compile(
-    r"\A(?:[#>\s]+|[-*•·–]\s+|\d{1,2}[.)、]\s*"
-    r"|[*`]*(?:the\s+)?(?:persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[:\uff1a][*`]*\s*)",
-    re.IGNORECASE,
+
+# Of the persona that the template of Persona-to-Persona names as its example.
+_RELATIVE = ("relation", "words", "persona")
+_RELATIVES = (
+    (
+        "child",
+        "the daughter who waits up for her",
+        "A seven-year-old girl who sleeps at her aunt's during the week and draws the bridges her mother walks across.",
+    ),
+    (
+        "supplier",
+        "the dyer who sells her warning cloth",
+        "An elderly dyer in a back street who mixes orange dye by hand and fears that no apprentice will ever come.",
+    ),
+    (
+        "rival",
+        "the drone pilot who bids for her contracts",
+        "A freelance drone pilot who films steel for cracks and has to prove that pictures find what a hammer would.",
+    ),
+    (
+        "neighbour",
+        "the night cleaner on her floor",
+        "A cleaner in her sixties who works at night, looks after two grandchildren by day and longs to retire.",
+    ),
 )
-_EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*|`)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
-_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
 
 
 @dataclass(frozen=True)
@@ -154,27 +168,8 @@ class TextToPersona:
         )
 
     def read(self, answer: str | None, finish_reason: str | None) -> Reading:
-        """The persona in an answer: JSON or plain text, bare or dressed up.
-
-        Failures: those of ``reading.opening``, and cut_off (any answer at its token limit), not_json (meant as JSON,
-        broken), wrong_type (JSON without a text for a persona), several (a list of personas), too_long (more than
-        MAX_PERSONA_CHARS characters).
-        """
-        text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
-        if isinstance(text, Reading):
-            return text
-        if finish_reason == "length":
-            return failed("cut_off")
-        persona = _persona(text, nested=3)
-        if isinstance(persona, Reading):
-            return persona
-        if not persona:
-            return failed("empty")
-        if not any(map(str.isalpha, persona)):
-            return failed("no_text")
-        if is_refusal(persona):
-            return failed("refusal")
-        return Reading(text=persona, failure=None)
+        """The persona in an answer; see ``persona_answers.read_one``."""
+        return read_one(answer, finish_reason)
 
     @cached_property
     def _system(self) -> str:
@@ -189,7 +184,7 @@ class TextToPersona:
             reply="one JSON object like those above" if structured else "the description",
             person=_PERSON[self.settings.verb],
             detail=_DETAIL[self.settings.granularity],
-            language=_language(self.settings.language),
+            language=_language(self.settings.language, "document"),
         )
 
     def _user(self, document: str) -> str:
@@ -200,42 +195,84 @@ class TextToPersona:
         return _JSON_FORMAT if self.endpoint.structured_output == "json_schema" else None
 
 
-def _language(language: str | None) -> str:
+@dataclass(frozen=True)
+class PersonaToPersona:
+    """Asks who is close to a persona, for several people and their relations in one call."""
+
+    settings: ExpansionSettings
+    endpoint: Endpoint
+    name = "persona_to_persona"
+
+    @cached_property
+    def prompt_version(self) -> str:
+        """Changes whenever the wording or the schema does."""
+        return version(self.name, self._system, self._user(""), schema=self._response_format)
+
+    def request(self, persona: str) -> Request:
+        """The question about ``persona``."""
+        return Request(
+            model=self.endpoint.model,
+            messages=[
+                {"role": "system", "content": self._system},
+                {"role": "user", "content": self._user(persona)},
+            ],
+            sampling={
+                "temperature": self.settings.temperature,
+                "top_p": self.settings.top_p,
+                "max_tokens": self.settings.max_tokens,
+            },
+            response_format=self._response_format,
+            prompt_version=self.prompt_version,
+        )
+
+    def read(self, answer: str | None, finish_reason: str | None, persona: str) -> tuple[Reading, ...]:
+        """The personas in an answer with their relations to ``persona``, and what of it was none; see
+        ``persona_answers.read_several``."""
+        return read_several(answer, finish_reason, most=self.settings.relations, given=persona)
+
+    @cached_property
+    def _system(self) -> str:
+        structured = self._response_format is not None
+        count = self.settings.relations
+        shown = [
+            json.dumps(dict(zip(_RELATIVE, example, strict=True)), ensure_ascii=False)
+            if structured
+            else "{} ({}): {}".format(*example)
+            for example in _RELATIVES[:count]
+        ]
+        return fill(
+            "persona_to_persona",
+            people="1 person who is" if count == 1 else f"{count} people who are",
+            relations=", ".join(RELATIONS),
+            examples=f'{{"people": [{", ".join(shown)}]}}' if structured else "\n".join(shown),
+            reply="one JSON object of this form" if structured else "such lines, one for each person,",
+            language=_language(self.settings.language, "given person"),
+        )
+
+    def _user(self, persona: str) -> str:
+        return fill("persona", persona=as_data(persona, "persona"))
+
+    @cached_property
+    def _response_format(self) -> dict[str, Any] | None:
+        if self.endpoint.structured_output != "json_schema":
+            return None
+        fields = {"relation": {"type": "string", "enum": list(RELATIONS)}} | {
+            name: {"type": "string"} for name in _RELATIVE[1:]
+        }
+        person = {"type": "object", "properties": fields, "required": [*_RELATIVE], "additionalProperties": False}
+        people = {"type": "array", "items": person, "minItems": 1, "maxItems": self.settings.relations}
+        schema = {
+            "type": "object",
+            "properties": {"people": people},
+            "required": ["people"],
+            "additionalProperties": False,
+        }
+        return {"type": "json_schema", "json_schema": {"name": "people", "strict": True, "schema": schema}}
+
+
+def _language(language: str | None, given: str) -> str:
     if language is None:
         return ""
     if language == "same":
-        return "Write in the language of the document."
+        return f"Write in the language of the {given}."
     return f"Write in {_LANGUAGES.get(language, f'the language with the ISO code {language}')}."
-
-
-def _persona(text: str, *, nested: int) -> str | Reading:
-    """The persona in ``text``; ``nested`` bounds how often a text may hold JSON that holds a text."""
-    text = unfenced(text)
-    value = json_value(text)
-    if isinstance(value, dict):
-        value = next((value[key] for key in value if key.strip().lower() == "persona"), None)
-    if isinstance(value, str) and value != text:
-        return _persona(visible(value), nested=nested - 1) if nested else failed("not_json")
-    if not isinstance(value, str):
-        return failed("wrong_type")
-    if _BROKEN_JSON.search(text):
-        return failed("not_json")
-    if len(text) > MAX_PERSONA_CHARS:
-        return failed("too_long")
-    text = _INTRODUCTION.sub("", text)
-    if len(_ITEM.findall(text)) > 1:
-        return failed("several")
-    return _undressed(text)
-
-
-def _undressed(text: str) -> str:
-    """``text`` on one line without labels, bullets, numbering, markdown and quotes around it."""
-    text = " ".join(text.split())
-    while True:
-        bare = _EMPHASIS.sub(r"\2", _ORNAMENT.sub("", text)).strip()
-        inner = bare[1:-1]
-        if len(bare) > 1 and _QUOTES.get(bare[0]) == bare[-1] and bare[0] not in inner and bare[-1] not in inner:
-            bare = inner.strip()
-        if bare == text:
-            return text
-        text = bare

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from personahub_spark.text import clean
@@ -32,6 +33,8 @@ _REFUSAL = re.compile(
 
 
 _OBJECT = re.compile(r'\{\s*["}]')
+_OBJECT_OR_LIST = re.compile(r'\{\s*["}]|\[\s*[{"]')
+_FALSE_STARTS = 200
 _DECODER = json.JSONDecoder(strict=False)
 
 
@@ -39,12 +42,15 @@ _DECODER = json.JSONDecoder(strict=False)
 class Reading:
     """What an answer says: its ``text``, or None and the name of the ``failure``.
 
-    ``checks`` names the checks that a text failed; the text is there all the same, for a filter to judge.
+    ``checks`` names the checks that a text failed; the text is there all the same, for a filter to judge. ``relation``
+    is that of a persona to the one it was found from, and ``relation_words`` what the model calls it.
     """
 
     text: str | None
     failure: str | None
     checks: tuple[str, ...] = ()
+    relation: str | None = None
+    relation_words: str | None = None
 
 
 def failed(name: str) -> Reading:
@@ -89,18 +95,39 @@ def is_refusal(text: str) -> bool:
     return _REFUSAL.match(text) is not None
 
 
-def json_value(text: str) -> object:
-    """The JSON that ``text`` is, else the first object inside it; ``text`` itself where it holds neither."""
+def json_value(text: str, *, lists: bool = False) -> object:
+    """The JSON that ``text`` is, else the first object inside it; ``text`` itself where it holds neither.
+
+    With ``lists``: else the object or list that begins first inside it.
+    """
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError):
         pass
-    for _, start in zip(range(3), _OBJECT.finditer(text), strict=False):
+    starts, tries = (_OBJECT_OR_LIST, 1) if lists else (_OBJECT, 3)
+    for _, start in zip(range(tries), starts.finditer(text), strict=False):
         try:
             return _DECODER.raw_decode(text, start.start())[0]
         except (ValueError, RecursionError):
             continue
     return text
+
+
+def json_objects(text: str, *, most: int) -> Iterator[dict[str, object]]:
+    """The first whole JSON objects inside a ``text`` that is no JSON itself, at most ``most``."""
+    position, false_starts = 0, 0
+    while most and false_starts < _FALSE_STARTS:
+        start = _OBJECT.search(text, position)
+        if start is None:
+            return
+        try:
+            value, position = _DECODER.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            false_starts += 1
+            position = start.start() + 1
+            continue
+        most -= 1
+        yield value
 
 
 def unfenced(text: str) -> str:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import personahub_spark
 from personahub_spark.settings import Endpoint, Granularity, PersonaSettings, Verb
-from personahub_spark.tasks.personas import MAX_PERSONA_CHARS, TextToPersona
+from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS
+from personahub_spark.tasks.personas import TextToPersona
 from personahub_spark.text import estimate_tokens
 
 PLAIN = Endpoint(model="m", base_url="http://127.0.0.1/v1")

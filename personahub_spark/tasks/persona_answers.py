@@ -1,0 +1,389 @@
+"""Personas read from any answer: one, or several with their relations; JSON, lists, lines, or one paragraph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from personahub_spark.settings import Relation
+from personahub_spark.tasks.reading import (
+    Reading,
+    failed,
+    is_refusal,
+    json_objects,
+    json_value,
+    opening,
+    unfenced,
+    visible,
+)
+from personahub_spark.text import content_id
+
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+
+MAX_PERSONA_CHARS = 2_000
+"""A persona is one or two sentences (paper section 2.1); a longer answer is something else."""
+
+_MAX_ANSWER_CHARS = 50_000
+_MAX_ITEMS = 50
+"""So many personas of an answer are looked at."""
+_MAX_RELATION_CHARS = 200
+
+# What people write for a relation, by the label that it counts as. The label itself need not be repeated.
+_SAID: dict[Relation, str] = {
+    "patient": "",
+    "carer": "caregiver caretaker nurse doctor physician therapist midwife babysitter nanny guardian",
+    "colleague": "coworker teammate collaborator peer associate crewmate",
+    "manager": "boss supervisor employer chief director foreman owner landlord",
+    "employee": "worker subordinate assistant helper intern cleaner housekeeper",
+    "customer": "client buyer consumer user guest reader tenant audience fan shopper passenger",
+    "supplier": "vendor seller provider dealer contractor wholesaler distributor",
+    "student": "pupil mentee apprentice trainee learner protege",
+    "teacher": "mentor tutor coach instructor professor trainer",
+    "child": "son daughter kid stepson stepdaughter toddler baby",
+    "parent": "mother father mum mom dad stepmother stepfather",
+    "partner": "spouse wife husband fiance fiancee girlfriend boyfriend widow widower",
+    "sibling": "brother sister twin",
+    "relative": "grandparent grandmother grandfather grandchild grandson granddaughter aunt uncle cousin niece nephew",
+    "friend": "",
+    "neighbour": "neighbor flatmate roommate",
+    "rival": "competitor opponent adversary critic enemy",
+}
+_LABELS: dict[str, Relation] = {word: label for label, words in _SAID.items() for word in (label, *words.split())}
+
+_BROKEN_JSON = re.compile(r"""\A[\[{]|["'“]persona["'”]\s*:""", re.IGNORECASE)
+_INTRODUCTION = re.compile(r"\A[^\n]{0,200}[:\uff1a][^\S\n]*\n+(?=[^\n]*\w)")
+_ITEM = re.compile(r"^[^\S\n]*(?:[-*•·–]|\d{1,2}[.)、])[^\S\n]+\S", re.MULTILINE)
+_ORNAMENT = re.compile(
+    r"\A(?:[#>\s]+|[-*•·–]\s+|\d{1,2}[.)、]\s*"
+    r"|[*`]*(?:the\s+)?(?:persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[:\uff1a][*`]*\s*)",
+    re.IGNORECASE,
+)
+_EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*|`)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
+
+_NUMBERED = re.compile(r"[^\S\n]{0,8}(?:[*#_]{1,4}[^\S\n]?)?\(?\d{1,2}[.)、:][^\S\n]*(?=\S)")
+_BULLET = re.compile(r"[^\S\n]{0,8}[-*•·–+][^\S\n]+(?=\S)")
+_INLINE_NUMBER = re.compile(r"(?:(?<=\s)|\A)\(?\d{1,2}[.)][^\S\n]+(?=\S)")
+_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
+_GOES_ON = re.compile(r"(?:she|he|they|it|this|these|both)\b", re.IGNORECASE)
+_FIELD = re.compile(
+    r"[*_`\"']{0,3}(?P<name>relation(?:ship)?(?: label)?|label|persona|person|description|words"
+    r"|in (?:my|your|own) (?:own )?words)(?:\s\d{1,2})?[*_`\"']{0,3}\s?[:\uff1a][*_`\"']{0,3}\s*",
+    re.IGNORECASE,
+)
+_LABELLED = re.compile(r"(?P<words>[^\n:\uff1a]{1,120}?)[*_`]{0,3}\s?(?:[:\uff1a]|\s[–—-](?=\s)|\n)[*_`]{0,3}\s*(?=\S)")
+_IN_BRACKETS = re.compile(r"[(\[（](?P<inside>[^()\[\]（）]{1,150})[)\]）]\s*\Z")
+_HEAD = re.compile(r"\s(?:of|who|whose|that|which|with|in|at|for|from|to|on|and|or)\s|[,;(\[（/]")
+_ARTICLE = re.compile(r"\W*(?:an?|the|one|some)\s", re.IGNORECASE)
+_WORD = re.compile(r"[a-z]+")
+
+_PERSONA_KEYS = ("persona", "person", "description", "text", "profile", "who")
+_RELATION_KEYS = ("relation", "relationship", "relation_label", "label", "role", "type")
+_WORDS_KEYS = ("words", "relation_words", "relation_in_own_words", "own_words", "details", "how")
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What an answer says of one person, not yet looked at."""
+
+    persona: object
+    relation: object = None
+    words: object = None
+
+
+def read_one(answer: str | None, finish_reason: str | None) -> Reading:
+    """The persona in an answer: JSON or plain text, bare or dressed up.
+
+    Failures: those of ``reading.opening``, and cut_off (any answer at its token limit), not_json (meant as JSON,
+    broken), wrong_type (JSON without a text for a persona), several (a list of personas), too_long (more than
+    MAX_PERSONA_CHARS characters).
+    """
+    text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
+    if isinstance(text, Reading):
+        return text
+    if finish_reason == "length":
+        return failed("cut_off")
+    return _judged(text, nested=3)
+
+
+def read_several(
+    answer: str | None, finish_reason: str | None, *, most: int, given: str | None = None
+) -> tuple[Reading, ...]:
+    """The personas in an answer, at most ``most``, then what of it was none; never nothing.
+
+    ``given``: the persona that was asked about. Then each reading has a ``relation`` to it, one of RELATIONS (other
+    where none is told), and ``relation_words``, the model's own where it has some.
+
+    JSON, also broken or cut off (whole objects are read), numbered lists, bullets, lines, "relation: persona", fields
+    below one another, and one paragraph with a sentence each are read. Failures of a whole answer are those of
+    ``read_one`` but several; of one persona in it also given (the one asked about), repeated (said before in the same
+    answer), surplus (there are more than ``most``; one reading for all of these).
+    """
+    text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
+    if isinstance(text, Reading):
+        return (text,)
+    items, fault = _items(text, nested=3)
+    if finish_reason == "length":  # the last line is half a persona; of broken JSON only whole objects were read
+        items, fault = (items if fault else items[:-1]), "cut_off"
+    found: list[Reading] = []
+    failures: list[Reading] = []
+    seen: set[str] = set()
+    for item in items[:_MAX_ITEMS]:
+        persona, relation, words = item.persona, None, None
+        if given is not None:
+            persona, relation, words = _related(item)
+        reading = _judged(visible(persona), nested=2) if isinstance(persona, str) else failed("wrong_type")
+        if reading.text is None:
+            failures.append(reading)
+            continue
+        key = content_id(reading.text)
+        if given is not None and key == content_id(given):
+            failures.append(failed("given"))
+        elif key in seen:
+            failures.append(failed("repeated"))
+        elif len(found) == most:
+            failures.append(failed("surplus"))
+            break
+        else:
+            seen.add(key)
+            found.append(Reading(reading.text, None, relation=relation, relation_words=words))
+    if fault is not None:
+        failures.append(failed(fault))
+    return (*found, *failures) or (failed("empty"),)
+
+
+def relation_of(words: str) -> Relation | None:
+    """The label that ``words``, which name a relation, count as; None where they name none of RELATIONS."""
+    said = visible(words).lower().replace("co-worker", "coworker").strip(" \t\"'*_`.:")
+    if said == "other":
+        return "other"
+    # A child's teacher is a teacher, and so is the teacher of a child.
+    for part in (_HEAD.split(said, maxsplit=1)[0], said):
+        named = [_LABELS.get(word) or _LABELS.get(word.removesuffix("s")) for word in _WORD.findall(part)]
+        known = [label for label in named if label is not None]
+        if known:
+            return known[-1]
+    return None
+
+
+def _items(text: str, *, nested: int) -> tuple[list[_Item], str | None]:
+    """The persons of which ``text`` speaks, and the name of what is wrong with the answer as a whole."""
+    text = unfenced(text)
+    value = json_value(text, lists=True)
+    if isinstance(value, str) and value != text:
+        return _items(visible(value), nested=nested - 1) if nested else ([], "not_json")
+    if not isinstance(value, str):
+        items = _of_json(value)
+        return (items, None) if items is not None else ([], "wrong_type")
+    whole = [item for found in json_objects(text, most=_MAX_ITEMS) for item in _of_json(found) or ()]
+    if whole or _BROKEN_JSON.search(text):
+        return whole, "not_json"
+    return _of_lines(text), None
+
+
+def _of_json(value: object) -> list[_Item] | None:
+    if isinstance(value, list):
+        return [_of_element(element) for element in value]
+    if not isinstance(value, dict):
+        return None
+    if _value(value, _PERSONA_KEYS) is not None and not isinstance(_value(value, _PERSONA_KEYS), list):
+        return [_of_element(value)]
+    for inside in value.values():
+        if isinstance(inside, list):
+            return [_of_element(element) for element in inside]
+    if value and all(isinstance(inside, str | dict) for inside in value.values()):  # relation -> persona
+        return [
+            _Item(inside, words=key) if isinstance(inside, str) else _of_element({"relation": key, **inside})
+            for key, inside in value.items()
+        ]
+    return None
+
+
+def _of_element(element: object) -> _Item:
+    if isinstance(element, str):
+        return _Item(element)
+    if not isinstance(element, dict):
+        return _Item(None)
+    return _Item(_value(element, _PERSONA_KEYS), _value(element, _RELATION_KEYS), _value(element, _WORDS_KEYS))
+
+
+def _value(fields: dict[str, Any], names: Iterable[str]) -> object:
+    known = {key.strip().lower().replace(" ", "_"): value for key, value in fields.items()}
+    return next((known[name] for name in names if name in known), None)
+
+
+def _of_lines(text: str) -> list[_Item]:
+    rows = [row for row in text.split("\n") if row.strip()]
+    numbered = [row for row in rows if _NUMBERED.match(row)]
+    mark = _NUMBERED if len(numbered) > 1 or (numbered and len(numbered) == len(rows)) else _BULLET
+    if len(rows) == 1:
+        return [_Item(part) for part in _parts_of_paragraph(rows[0])]
+    if any(_FIELD.match(_bare(row)) and not _is_persona_field(row) for row in rows):
+        return list(_of_fields(rows))
+    if any(mark.match(row) for row in rows):
+        return list(_of_marked(text.split("\n"), mark))
+    return list(_of_plain(rows))
+
+
+def _of_marked(rows: list[str], mark: re.Pattern[str]) -> Iterator[_Item]:
+    """Items that each begin with a number or bullet. A line after a blank one that is not set in is idle talk."""
+    lines: list[str] = []
+    after_blank = False
+    for row in rows:
+        if mark.match(row):
+            if lines:
+                yield _Item("\n".join(lines))
+            lines = [mark.sub("", row, count=1)]
+        elif row.strip() and lines and (not after_blank or row[0].isspace() or _BULLET.match(row)):
+            lines.append(_bare(row))
+        after_blank = not row.strip()
+    if lines:
+        yield _Item("\n".join(lines))
+
+
+def _of_plain(rows: list[str]) -> Iterator[_Item]:
+    """A line is an item, but for an introduction and for a heading, which is the relation of the line below it."""
+    heading = None
+    for number, row in enumerate(rows):
+        bare = _bare(row)
+        is_heading = len(bare.split()) <= 6 and not bare.endswith((".", "!", "?")) and number + 1 < len(rows)
+        if is_heading and heading is None and relation_of(bare) is not None:
+            heading = bare
+        elif number or not bare.endswith((":", "\uff1a")):
+            yield _Item(bare, words=heading)
+            heading = None
+
+
+def _of_fields(rows: list[str]) -> Iterator[_Item]:
+    """ "Relation: …" and "Persona: …" below one another; a name that comes again begins the next item."""
+    fields: dict[str, str] = {}
+    last = None
+    for row in rows:
+        bare = _bare(row)
+        field = _FIELD.match(bare)
+        if field is None:
+            if last is not None and any(map(str.isalpha, bare)):
+                fields[last] += f" {bare}"
+            continue
+        name = field["name"].lower()
+        last = "relation" if name.startswith(("relation", "label")) else "persona"
+        last = "words" if name.endswith("words") else last
+        if last in fields:
+            yield _Item(fields.get("persona"), fields.get("relation"), fields.get("words"))
+            fields = {}
+        fields[last] = bare[field.end() :]
+    if fields:
+        yield _Item(fields.get("persona"), fields.get("relation"), fields.get("words"))
+
+
+def _is_persona_field(row: str) -> bool:
+    field = _FIELD.match(_bare(row))
+    return field is not None and field["name"].lower() in ("persona", "person", "description")
+
+
+def _parts_of_paragraph(row: str) -> Iterator[str]:
+    """Numbered parts, else sentences; one that begins with "She …" goes on about the person before it."""
+    numbered = [part.strip(" ,;") for part in _INLINE_NUMBER.split(row)]
+    if len(numbered) > 2 and _INLINE_NUMBER.search(row) is not None:
+        yield from (part for part in numbered[0 if _INLINE_NUMBER.match(row) is None else 1 :] if part)
+        return
+    part = ""
+    for sentence in _SENTENCE.split(row):
+        if part and sentence and not _GOES_ON.match(sentence):
+            yield part
+            part = sentence
+        else:
+            part = f"{part} {sentence}".strip()
+    if part:
+        yield part
+
+
+def _related(item: _Item) -> tuple[object, Relation, str | None]:
+    """The persona, the relation it is in, and the model's own words for that."""
+    persona, relation, words = item.persona, item.relation, item.words
+    if isinstance(persona, str) and not isinstance(relation, str) and not isinstance(words, str):
+        persona, words = _labelled(visible(persona))
+    said = [_undressed(visible(text)).strip(" *_`.:") for text in (relation, words) if isinstance(text, str)]
+    label: Relation = next((found for found in map(relation_of, said) if found is not None), "other")
+    own = next((text for text in reversed(said) if text and text.lower() not in RELATIONS), None)
+    bracketed = None if own is None else _IN_BRACKETS.search(own)
+    if bracketed is not None and own is not None and own[: bracketed.start()].strip().lower() in RELATIONS:
+        own = bracketed["inside"]
+    return persona, label, None if own is None else own[:_MAX_RELATION_CHARS]
+
+
+def _labelled(text: str) -> tuple[str, str | None]:
+    """``text`` without the relation that stands before or, in brackets, behind it; and that relation."""
+    if len(_ITEM.findall(text)) == 1:
+        text = _bare(text)
+    if text.count("|") in (1, 2):
+        *before, persona = (part.strip() for part in text.split("|"))
+        return persona, f"{before[0]} ({before[1]})" if len(before) > 1 else before[0]
+    before_it = _LABELLED.match(text)
+    if before_it is not None:
+        words = before_it["words"].replace("**", "").strip(" \t*_`\"'#")
+        is_short = len(words.split()) <= 12
+        if is_short and (relation_of(words) is not None or not _ARTICLE.match(words)) and len(text) > before_it.end():
+            known = relation_of(words) is not None or text[before_it.end() :][:1].isupper()
+            if known:
+                return text[before_it.end() :], words
+    behind = _IN_BRACKETS.search(text.rstrip(" ."))
+    if behind is not None and relation_of(behind["inside"]) is not None and behind.start():
+        return text[: behind.start()].strip(), behind["inside"]
+    return text, None
+
+
+def _judged(text: str, *, nested: int) -> Reading:
+    """The persona that ``text`` is or holds, or why it is none."""
+    persona = _persona(text, nested=nested)
+    if isinstance(persona, Reading):
+        return persona
+    if not persona:
+        return failed("empty")
+    if not any(map(str.isalpha, persona)):
+        return failed("no_text")
+    if is_refusal(persona):
+        return failed("refusal")
+    return Reading(text=persona, failure=None)
+
+
+def _persona(text: str, *, nested: int) -> str | Reading:
+    """The persona in ``text``; ``nested`` bounds how often a text may hold JSON that holds a text."""
+    text = unfenced(text)
+    value = json_value(text)
+    if isinstance(value, dict):
+        value = next((value[key] for key in value if key.strip().lower() == "persona"), None)
+    if isinstance(value, str) and value != text:
+        return _persona(visible(value), nested=nested - 1) if nested else failed("not_json")
+    if not isinstance(value, str):
+        return failed("wrong_type")
+    if _BROKEN_JSON.search(text):
+        return failed("not_json")
+    if len(text) > MAX_PERSONA_CHARS:
+        return failed("too_long")
+    text = _INTRODUCTION.sub("", text)
+    if len(_ITEM.findall(text)) > 1:
+        return failed("several")
+    return _undressed(text)
+
+
+def _bare(row: str) -> str:
+    """A line without what stands before its first word and without emphasis."""
+    bare = _BULLET.sub("", row, count=1) if _BULLET.match(row) else row
+    bare = _NUMBERED.sub("", bare, count=1) if _NUMBERED.match(bare) else bare
+    return _EMPHASIS.sub(r"\2", bare.strip().lstrip("#> ")).strip()
+
+
+def _undressed(text: str) -> str:
+    """``text`` on one line without labels, bullets, numbering, markdown and quotes around it."""
+    text = " ".join(text.split())
+    while True:
+        bare = _EMPHASIS.sub(r"\2", _ORNAMENT.sub("", text)).strip()
+        inner = bare[1:-1]
+        if len(bare) > 1 and _QUOTES.get(bare[0]) == bare[-1] and bare[0] not in inner and bare[-1] not in inner:
+            bare = inner.strip()
+        if bare == text:
+            return text
+        text = bare
