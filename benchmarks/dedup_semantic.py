@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.sql import functions as F
+
 
 from personahub_spark import session
 from personahub_spark.dedup import semantic
@@ -30,6 +30,7 @@ from personahub_spark.embeddings import SparkNlpEmbedder
 from personahub_spark.settings import EmbeddingSettings, SemanticSettings, SparkSettings
 
 THRESHOLD = 0.9
+PART = 10_000
 BANDS = ((0.90, 0.92), (0.92, 0.95), (0.95, 1.0000001))
 
 
@@ -83,27 +84,31 @@ Pairs = tuple[Integers, Integers, npt.NDArray[np.float64]]
 
 
 def _vectors(texts: Path, cache: Path, master: str) -> npt.NDArray[np.float16]:
-    """Stored vectors of the distinct texts that the model can read."""
-    file = cache / f"{texts.name.split('.')[0]}.npy"
-    if not file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        content = gzip.decompress(texts.read_bytes()) if texts.suffix == ".gz" else texts.read_bytes()
-        distinct = sorted({json.loads(line)["text"] for line in content.decode().splitlines()})
+    """Stored vectors of the distinct texts that the model can read; each part is kept once it is done."""
+    content = gzip.decompress(texts.read_bytes()) if texts.suffix == ".gz" else texts.read_bytes()
+    distinct = sorted({json.loads(line)["text"] for line in content.decode().splitlines()})
+    cache.mkdir(parents=True, exist_ok=True)
+    name = texts.name.split(".")[0]
+    files = {start: cache / f"{name}-{start:07}.npy" for start in range(0, len(distinct), PART)}
+    missing = {start: file for start, file in files.items() if not file.exists()}
+    if missing:
         spark = session.build(SparkSettings(master=master, app_name="embed", spark_nlp=True))
-        frame = spark.createDataFrame(list(enumerate(distinct)), "id long, text string").select(
-            F.col("id").cast("string"), "text"
-        )
-        began = time.perf_counter()
-        SparkNlpEmbedder(EmbeddingSettings()).embed(frame).write.mode("overwrite").parquet(str(cache / "embedded"))
-        seconds = time.perf_counter() - began
-        read = spark.read.parquet(str(cache / "embedded")).where("vector is not null").select("id", "vector")
-        found = sorted((int(row["id"]), bytes(row["vector"])) for row in read.collect())
-        print(
-            f"{len(distinct):,} texts in {seconds:.0f} s ({len(distinct) / seconds:.0f}/s), {len(found):,} can be read"
-        )
-        np.save(file, np.frombuffer(b"".join(vector for _, vector in found), STORED).reshape(len(found), -1))
+        embedder = SparkNlpEmbedder(EmbeddingSettings())
+        for start, file in missing.items():
+            part = distinct[start : start + PART]
+            began = time.perf_counter()
+            frame = spark.createDataFrame([(str(n), text) for n, text in enumerate(part)], "id string, text string")
+            rows = embedder.embed(frame).where("vector is not null").select("id", "vector").collect()
+            found = sorted((int(row["id"]), bytes(row["vector"])) for row in rows)
+            np.save(file, np.frombuffer(b"".join(vector for _, vector in found), STORED).reshape(len(found), -1))
+            seconds = time.perf_counter() - began
+            print(
+                f"{start + len(part):,} of {len(distinct):,} texts; {len(part) / seconds:.0f}/s, {len(found):,} of "
+                f"these {len(part):,} can be read",
+                flush=True,
+            )
         spark.stop()
-    return np.asarray(np.load(file))
+    return np.concatenate([np.load(file) for file in files.values()])
 
 
 def _unit(stored: npt.NDArray[np.float16]) -> Floats:

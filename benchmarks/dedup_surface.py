@@ -216,7 +216,7 @@ def _peers(
         int(row["persona_id"], 16): int(row["id"], 16)
         for row in surface.token_sets(personas)
         .where("size(tokens) > 0")
-        .select("persona_id", "best.persona_id as id")
+        .select("persona_id", F.col("best.persona_id").alias("id"))
         .collect()
     }
     pairs = [(int(a, 16), int(b, 16)) for a, b in _pairs(personas, SurfaceSettings(engine="exact"))]
