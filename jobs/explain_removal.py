@@ -1,13 +1,19 @@
-"""Say why a persona is not in the hub: explain_removal.py <persona id>, or explain_removal.py --audit 200."""
+"""Say why a persona is not in the hub: explain_removal.py <persona id>, or explain_removal.py --audit 200.
 
-from pyspark.sql import DataFrame, Row, Window
+The view ``removals`` has the same in SQL, without the words that differ.
+"""
+
+import csv
+from pathlib import Path
+
+from pyspark.sql import Row, Window
 from pyspark.sql import functions as F
 
 from personahub_spark.dedup.surface import EXACT_TOKENS, SURFACE, parameters_version
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import exit_code, open_context, parser
 from personahub_spark.settings import Settings, load
-from personahub_spark.tables import PERSONA_REMOVALS, PERSONAS, QUARANTINE, Store
+from personahub_spark.tables import PERSONAS, QUARANTINE, Store
 from personahub_spark.text import token_set
 
 
@@ -16,14 +22,21 @@ def main() -> None:
     wanted = made.add_mutually_exclusive_group(required=True)
     wanted.add_argument("persona_id", nargs="?", help="its first digits are enough where no other id has them")
     wanted.add_argument("--audit", type=int, metavar="N", help="show N removals of each tier, to be judged by eye")
+    made.add_argument(
+        "--csv", type=Path, metavar="FILE", help="of --audit: write them there, with a column for the verdict"
+    )
     arguments = made.parse_args()
+    if arguments.csv is not None and arguments.audit is None:
+        made.error("--csv goes with --audit")
     with exit_code():
         settings = load(arguments.conf, arguments.set)
         store = open_context(settings).store
-        lines = (
-            explain(store, settings, arguments.persona_id) if arguments.persona_id else audit(store, arguments.audit)
-        )
-        print("\n".join(lines))
+        if arguments.csv is not None:
+            print(f"{write_audit(store, arguments.audit, arguments.csv):,} removals in {arguments.csv}")
+        elif arguments.audit is not None:
+            print("\n".join(audit(store, arguments.audit)))
+        else:
+            print("\n".join(explain(store, settings, arguments.persona_id)))
 
 
 def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
@@ -33,11 +46,8 @@ def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
         found = "several ids start" if personas else "no persona has an id that starts"
         raise PersonaHubError(f"{found} with {persona_id!r}; jobs/query_tables.py finds ids by text")
     persona = personas[0]
-    lines = [
-        line
-        for removal in _removals(store).where(F.col("persona_id") == persona["persona_id"]).orderBy("tier").collect()
-        for line in _told(removal, settings)
-    ]
+    removals = store.view("removals").where(F.col("persona_id") == persona["persona_id"]).orderBy("tier")
+    lines = [line for removal in removals.collect() for line in _told(removal, settings)]
     if persona["quality_flags"]:
         lines.append(f"flagged     {', '.join(persona['quality_flags'])}: {_line(persona['text'])}")
     aside = (F.col("source") == "dedup_surface") & (F.col("line") == persona["persona_id"])
@@ -51,23 +61,15 @@ def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
 def audit(store: Store, count: int) -> list[str]:
     """Lines about ``count`` removals of each tier, those of the smallest ids: ids are hashes, so that is a fair sample.
 
-    Each shows the similarity, the two texts, and the tokens that only one of them has.
+    Each shows the similarity, the two texts, and the words that only one of them has.
     """
-    of_tier = Window.partitionBy("tier")
-    sample = (
-        _removals(store)
-        .withColumn("nth", F.row_number().over(of_tier.orderBy("persona_id")))
-        .withColumn("all", F.count(F.lit(1)).over(of_tier))
-        .where(F.col("nth") <= count)
-        .orderBy("tier", "nth")
-    )
     lines = []
-    for row in sample.collect():
+    for row in _sample(store, count):
         if row["nth"] == 1:
             lines.append(f"{row['tier']}: {min(count, row['all']):,} of {row['all']:,} removals")
         _, removed, kept = _differences(row)
         lines += [
-            f"{row['similarity']:.4f}  removed  {_line(row['text'])}",
+            f"{row['similarity']:.4f}  removed  {_line(row['removed_text'])}",
             f"        kept     {_line(row['kept_text'])}",
         ]
         if removed or kept:
@@ -75,12 +77,39 @@ def audit(store: Store, count: int) -> list[str]:
     return lines or ["nothing was removed"]
 
 
-def _removals(store: Store) -> DataFrame:
-    removed = store.read(PERSONAS).select("persona_id", "text")
-    kept = removed.select(F.col("persona_id").alias("kept_id"), F.col("text").alias("kept_text"))
-    return (
-        store.read(PERSONA_REMOVALS).join(removed, on="persona_id", how="inner").join(kept, on="kept_id", how="inner")
+def write_audit(store: Store, count: int, file: Path) -> int:
+    """Write the sample of ``audit`` as CSV, with an empty ``verdict``, and say how many rows; PersonaHubError when the
+    file cannot be written."""
+    names = ("verdict", "tier", "similarity", "removed_text", "kept_text", "only_removed", "only_kept", "persona_id",
+             "kept_id")  # fmt: skip
+    sample = _sample(store, count)
+    try:
+        with file.open("w", encoding="utf-8-sig", newline="") as opened:  # with a mark, or spreadsheets misread it
+            writer = csv.DictWriter(opened, names, extrasaction="ignore")
+            writer.writeheader()
+            for row in sample:
+                _, removed, kept = _differences(row)
+                texts = {name: _harmless(_line(row[name])) for name in ("removed_text", "kept_text")}
+                words = {"only_removed": _harmless(" ".join(removed)), "only_kept": _harmless(" ".join(kept))}
+                writer.writerow({**row.asDict(), **texts, **words})
+    except OSError as error:
+        raise PersonaHubError(f"{file} cannot be written ({error.strerror})") from None
+    return len(sample)
+
+
+def _sample(store: Store, count: int) -> list[Row]:
+    of_tier = Window.partitionBy("tier")
+    numbered = (
+        store.view("removals")
+        .withColumn("nth", F.row_number().over(of_tier.orderBy("persona_id")))
+        .withColumn("all", F.count(F.lit(1)).over(of_tier))
     )
+    return numbered.where(F.col("nth") <= count).orderBy("tier", "nth").collect()
+
+
+def _harmless(text: str) -> str:
+    """``text``, which a model wrote, so that no spreadsheet takes it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _told(removal: Row, settings: Settings) -> list[str]:
@@ -90,7 +119,7 @@ def _told(removal: Row, settings: Settings) -> list[str]:
     current = by_words and removal["parameters_version"] == parameters_version(settings.dedup.surface)
     parameters = f" {settings.dedup.surface.model_dump_json()}" if current else ""
     return [
-        f"removed     {removal['persona_id']}  {_line(removal['text'])}",
+        f"removed     {removal['persona_id']}  {_line(removal['removed_text'])}",
         f"kept        {removal['kept_id']}  {_line(removal['kept_text'])}",
         f"tier        {removal['tier']}",
         f"similarity  {removal['similarity']:.6f} ({'Jaccard' if by_words else 'cosine'}{of_all})",
@@ -103,7 +132,7 @@ def _told(removal: Row, settings: Settings) -> list[str]:
 
 def _differences(removal: Row) -> tuple[list[str], list[str], list[str]]:
     """Tokens of both texts, of the removed one only, of the kept one only."""
-    removed, kept = set(token_set(removal["text"])), set(token_set(removal["kept_text"]))
+    removed, kept = set(token_set(removal["removed_text"])), set(token_set(removal["kept_text"]))
     return sorted(removed & kept), sorted(removed - kept), sorted(kept - removed)
 
 

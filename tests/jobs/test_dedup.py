@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import random
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import dedup_surface
 import explain_removal
@@ -188,3 +190,18 @@ def test_a_removal_is_explained_by_texts_tokens_tier_and_parameters(make_context
     assert f"0.9524  removed  {WORDS} more" in sample
     assert "        differ   more | nothing" in sample
     assert len(explain_removal.audit(context.store, 0)) == 1
+
+
+def test_an_audit_is_a_table_for_a_spreadsheet_with_a_place_for_the_verdict(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    context = make_context()
+    add(context, [WORDS, '=a "nurse" from Lima', "Lima: a nurse, from"])
+    add(context, [f"{WORDS} more"], days=1)
+    dedup(context)
+    assert explain_removal.write_audit(context.store, 200, tmp_path / "audit.csv") == 2
+    with (tmp_path / "audit.csv").open(encoding="utf-8-sig", newline="") as opened:
+        equal, near = csv.DictReader(opened)
+    assert (near["verdict"], near["tier"], near["similarity"][:6]) == ("", "surface", "0.9523")
+    assert (near["removed_text"], near["kept_text"], near["only_removed"]) == (f"{WORDS} more", WORDS, "more")
+    assert {equal["removed_text"], equal["kept_text"]} == {'\'=a "nurse" from Lima', "Lima: a nurse, from"}
