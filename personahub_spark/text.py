@@ -119,6 +119,8 @@ def tokens(text: str) -> list[str]:
     Marks stay in their word. Scripts that write no blanks between words give overlapping pairs of characters with
     their marks (one alone is itself); Hangul gives words; an emoji sequence is one token; numbers are kept.
     """
+    if text.isascii() and text.isprintable():  # nothing to take out, and no word holds a blank
+        return _ASCII_TOKEN.findall(text.lower())
     plain = normalise(text).replace("\u2019", "'")
     if plain.isascii():
         return _ASCII_TOKEN.findall(plain)
