@@ -208,6 +208,21 @@ def close_pairs(
     return rows[good], columns[good], cosines[good]
 
 
+def nearest_cosines(vectors: Floats) -> npt.NDArray[np.float32]:
+    """Cosine of each of ``vectors`` (rows, dim) to the nearest other one: (rows,); -2 where there is no other one.
+
+    Compares all with all, in blocks that take 32 MiB.
+    """
+    units = _unit(vectors)
+    nearest = np.full(len(units), -2.0, dtype=np.float32)
+    everyone = np.arange(len(units))
+    for rows, columns in _blocks(everyone, everyone, same=False):
+        cosines = units[rows] @ units[columns].T
+        cosines[rows[:, None] == columns[None, :]] = -2.0
+        nearest[rows] = np.maximum(nearest[rows], cosines.max(axis=1))
+    return nearest
+
+
 class SemanticDedup(NamedTuple):
     """What semantic dedup found; a row that is in neither frame is kept."""
 

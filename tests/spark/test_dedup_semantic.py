@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -71,6 +72,69 @@ def test_pairs_are_those_of_brute_force_on_any_partitions_and_in_parts_of_crowde
     wanted = {pair: cosine for pair, cosine in brute(stored).items() if fresh & set(pair)}
     assert len(pairs) == len(found)
     assert pairs == wanted, f"seed {seed}"
+
+
+def oracle(stored: dict[str, bytes], batches: dict[str, int], anchors: set[str]) -> dict[str, tuple[str, float]]:
+    """Who goes for whom, going from best to worst; anchors stay."""
+    order = by_priority(batches.items())
+    rank = {row: place for place, row in enumerate(order)}
+    near = {pair: cosine for pair, cosine in brute(stored).items() if max(pair, key=rank.__getitem__) not in anchors}
+    return greedy_removals(order, near)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    ("seed", "partitions", "shuffled", "adaptive"), [(7, 1, 2, True), (7, 6, 5, False), (8, 3, 3, True)]
+)
+def test_every_removal_has_a_kept_witness_and_neither_partitions_nor_order_nor_adaptive_plans_nor_batches_matter(
+    spark: SparkSession, seed: int, partitions: int, shuffled: int, adaptive: bool
+) -> None:
+    rng = random.Random(seed)
+    chosen = SemanticSettings.model_validate(EXACT)
+    stored = vectors(seed, 160)
+    copies = {content_id(f"copy of {row}"): stored[row] for row in rng.sample(sorted(stored), 25)}  # groups of equals
+    stored |= copies
+    batches = {row: rng.randrange(3) for row in stored}
+    anchors = set(rng.sample(sorted(stored), 15))
+    rows = [(row, bytearray(vector), batches[row], row in anchors) for row, vector in stored.items()]
+    rng.shuffle(rows)
+    was = spark.conf.get("spark.sql.shuffle.partitions")
+    spark.conf.set("spark.sql.adaptive.enabled", str(adaptive).lower())
+    spark.conf.set("spark.sql.shuffle.partitions", str(shuffled))
+    try:
+        schema = "persona_id string, vector binary, priority int, anchored boolean"
+        frame = spark.createDataFrame(rows, schema).repartition(partitions)
+        centroids = semantic.train(frame, rows=len(rows), settings=chosen)
+        placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="persona_id", how="inner")
+        placed = placed.localCheckpoint()
+
+        def removed(arrived: str, fresh: str, gone: set[str]) -> dict[str, tuple[str, float]]:
+            taking_part = placed.where(arrived).withColumn("fresh", F.expr(fresh))
+            found = semantic.deduplicate(
+                taking_part.where(~F.col("persona_id").isin(sorted(gone))), settings=chosen
+            ).removals.collect()
+            assert {row.tier for row in found} <= {"semantic"}
+            return {row.persona_id: (row.kept_id, row.similarity) for row in found}
+
+        whole = removed("true", "true", set())
+        split: dict[str, tuple[str, float]] = {}
+        for batch in range(3) if partitions == 3 else []:
+            split |= removed(f"priority <= {batch}", f"priority = {batch}", set(split))
+    finally:
+        spark.conf.unset("spark.sql.adaptive.enabled")
+        spark.conf.set("spark.sql.shuffle.partitions", was)
+    case = f"seed {seed}, partitions {partitions}, {shuffled} shuffled, adaptive {adaptive}"
+    assert whole == oracle(stored, batches, anchors), case
+    assert not split or split == whole, case
+    # What the oracle says, said once more without it.
+    points = {row: np.frombuffer(vector, "<f2").astype(np.float64) for row, vector in stored.items()}
+    lengths = {row: np.linalg.norm(point) for row, point in points.items()}
+    kept = stored.keys() - whole.keys()
+    for row, (witness, similarity) in whole.items():
+        cosine = round(float(points[row] @ points[witness] / lengths[row] / lengths[witness]), 9)
+        assert witness in kept and similarity == min(cosine, 1.0) >= 0.9, case
+        assert (batches[witness], witness) < (batches[row], row) and row not in anchors, case
+    for pair in brute({row: stored[row] for row in kept}):
+        assert max(pair, key=lambda row: (batches[row], row)) in anchors, f"{case}: {pair} are both kept"
 
 
 # --- the jobs

@@ -212,3 +212,14 @@ def test_the_parameters_version_changes_with_what_decides_and_with_nothing_else(
         semantic.parameters_version(SemanticSettings(), "m", 512),
     ]
     assert len({usual, *others}) == 7
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 70])
+def test_the_nearest_other_row_is_that_of_brute_force_also_over_several_blocks(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(semantic, "_CELLS", 256)
+    vectors = np.random.default_rng(3).normal(size=(rows, 8)).astype(np.float32)
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    wanted = [max((float(units[a] @ units[b]) for b in range(rows) if b != a), default=-2.0) for a in range(rows)]
+    assert np.allclose(semantic.nearest_cosines(vectors), wanted, atol=1e-6)
