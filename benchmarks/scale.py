@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--personas", type=int, default=20_000, help="that dedup compares (default: %(default)s)")
     chosen = parser.parse_args()
     content = gzip.decompress(chosen.texts.read_bytes()) if chosen.texts.suffix == ".gz" else chosen.texts.read_bytes()
-    texts = sorted({json.loads(line)["text"] for line in content.decode().splitlines()}, key=content_id)
+    read = (json.loads(line)["text"] for line in content.decode().splitlines())
+    by_id = {content_id(text): text for text in read}
+    texts = [by_id[row] for row in sorted(by_id)]
     with tempfile.TemporaryDirectory() as name, FakeEndpoint([{"match": ".", "reply": _REPLY}]) as endpoint:
         folder = Path(name)
         (folder / "documents.jsonl").write_text(
