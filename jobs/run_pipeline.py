@@ -4,6 +4,7 @@ import create_tables
 import dedup_semantic
 import dedup_surface
 import embed_personas
+import expand_personas
 import extract_personas
 import import_personas
 import ingest_documents
@@ -17,6 +18,7 @@ STEPS = {
     "import_personas": import_personas.run,
     "extract_personas": extract_personas.run,
     "dedup_surface": dedup_surface.run,
+    "expand_personas": expand_personas.run,
     "embed_personas": embed_personas.run,
     "dedup_semantic": dedup_semantic.run,
     "synthesize": synthesize.run,

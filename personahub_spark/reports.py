@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
@@ -14,7 +17,7 @@ from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE
 from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, Store
 
 if TYPE_CHECKING:
-    from pyspark.sql import Row
+    from pyspark.sql import Column, Row
 
 INGEST, EXTRACT, DEDUP, SYNTHESIZE = "ingest_documents", "extract_personas", "dedup_surface", "synthesize"
 EMBED = "embed_personas"
@@ -30,6 +33,55 @@ def summary(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
     return "\n".join(
         [*_counts(store, outcomes, run_id), "", *_personas(store, examples), "", *_problems(store, examples=2)]
     )
+
+
+def low_visibility(store: Store) -> dict[str, dict[int, int]]:
+    """Published personas of kinds that web text rarely yields, by kind and hop; under ``all`` everyone in the hub.
+
+    One persona may be of several kinds; ``any`` counts those of at least one, once. Only English is judged.
+    """
+    kinds = {"all": F.lit(True), "any": F.lit(False)}
+    for kind, pattern in kinds_of_low_visibility().items():
+        kinds[kind] = head_of_persona(F.col("text")).rlike(pattern)
+        kinds["any"] |= kinds[kind]
+    counts = (
+        store.view("hub")
+        .groupBy("hop")
+        .agg(*[F.count_if(chosen).alias(f"k{n}") for n, chosen in enumerate(kinds.values())])
+        .orderBy("hop")
+        .collect()
+    )
+    return {kind: {row["hop"]: row[f"k{n}"] for row in counts} for n, kind in enumerate(kinds)}
+
+
+@functools.cache
+def kinds_of_low_visibility() -> dict[str, str]:
+    """Kind -> regular expression (of Java and Python) that the lower-case head of such a persona ends with; from
+    ``low_visibility.txt``."""
+    lines = resources.files("personahub_spark").joinpath("low_visibility.txt").read_text(encoding="utf-8").splitlines()
+    kinds: dict[str, list[str]] = {}
+    for line in lines:
+        if line.startswith("["):
+            phrases = kinds.setdefault(line.strip("[] "), [])
+        elif line.strip() and not line.startswith("#"):
+            phrases.append(re.escape(line.strip()).replace(r"\ ", " "))
+    person = "(?:" + "|".join(kinds.pop("person")) + ")"
+    return {
+        kind: "(?:^|[^a-z])(?:" + "|".join(phrases).replace("<person>", person) + ")s?$"
+        for kind, phrases in kinds.items()
+    }
+
+
+def head_of_persona(text: Column) -> Column:
+    """The words of a persona that say what it is, in lower case: those before "who", "with", "of", …, or a comma."""
+    head = F.regexp_extract(F.lower(text), _HEAD, 1)
+    return F.regexp_replace(head, r"[^\p{L}\p{N}]+$", "")
+
+
+_HEAD = (
+    r"^(.*?)(?:[,;:.(]|\s(?:who|whose|whom|that|which|with|without|of|in|at|for|from|on|to|by|as|and|or|living|working|aged"
+    r"|trying|struggling|seeking|looking|waiting|learning)\s|$)"
+)
 
 
 def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str) -> Iterable[str]:

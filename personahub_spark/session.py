@@ -204,6 +204,15 @@ class StepResult:
         """Whether the step added a row or got an answer."""
         return self.spend.requests > 0 or any(self.rows_added.values())
 
+    def __add__(self, other: StepResult) -> StepResult:
+        """What two parts of a step did together."""
+        return StepResult(
+            self.rows_in + other.rows_in,
+            _added_up(self.outcomes, other.outcomes),
+            _added_up(self.rows_added, other.rows_added),
+            self.spend + other.spend,
+        )
+
 
 @dataclass(frozen=True)
 class Context:
@@ -390,6 +399,10 @@ def cause(error: BaseException) -> str:
 def now() -> datetime:
     """Now. With its zone: PySpark takes a time without one for this machine's local time."""
     return datetime.now(UTC)
+
+
+def _added_up(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}
 
 
 def _refuse_speculation(conf: SparkConf) -> None:

@@ -197,17 +197,45 @@ class PersonaSettings(_Group):
     """Text-to-Persona (paper section 2.1)."""
 
     model: str = "default"
-    verb: Verb = "read"
+    verbs: list[Verb] = Field(default=["read"], min_length=1, description="each one is a question of its own")
     granularity: Granularity = "fine"
     language: str | None = Field(
         default="en",
         pattern=r"^(same|[a-z]{2,3})$",
         description="language of the answer: a code, 'same' for the text's, null for the model's choice",
     )
-    max_document_tokens: int = Field(default=1500, ge=50, description="a longer text is cut at a sentence end")
+    max_document_tokens: int = Field(
+        default=1500, ge=50, description="a longer text is cut at sentence ends into parts that are asked about apart"
+    )
+    personas_per_question: int = Field(default=1, ge=1, le=12, description="personas to ask for in one call")
+    max_personas_per_document: int | None = Field(
+        default=1,
+        ge=1,
+        description="of all verbs and parts; parts are taken evenly from the whole text; null: no limit",
+    )
     temperature: float = Field(default=0.7, ge=0, le=2)
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_tokens: int = Field(default=160, ge=16)
+
+    @model_validator(mode="after")
+    def _each_verb_is_asked(self) -> Self:
+        if len(set(self.verbs)) < len(self.verbs):
+            raise ValueError("verbs names one twice")
+        least = len(self.verbs) * self.personas_per_question
+        if self.max_personas_per_document is not None and self.max_personas_per_document < least:
+            raise ValueError(
+                f"max_personas_per_document is {self.max_personas_per_document}, but {len(self.verbs)} verbs with "
+                f"{self.personas_per_question} personas each are {least} for the first part of a document alone"
+            )
+        return self
+
+    def parts(self, verb: Verb) -> int | None:
+        """How many parts of a document to ask about with ``verb``; None: all."""
+        if self.max_personas_per_document is None:
+            return None
+        questions = self.max_personas_per_document // self.personas_per_question
+        more = self.verbs.index(verb) < questions % len(self.verbs)
+        return questions // len(self.verbs) + more
 
 
 class ExpansionSettings(_Group):
@@ -376,9 +404,9 @@ class SynthesisSettings(_Group):
 
 Step = Literal[
     "create_tables", "ingest_documents", "import_personas", "withdraw", "extract_personas", "dedup_surface",
-    "embed_personas", "dedup_semantic", "synthesize",
+    "expand_personas", "embed_personas", "dedup_semantic", "synthesize",
 ]  # fmt: skip
-ON_REQUEST = ("import_personas", "withdraw", "embed_personas", "dedup_semantic")
+ON_REQUEST = ("import_personas", "withdraw", "expand_personas", "embed_personas", "dedup_semantic")
 """Steps that a pipeline has only where it names them."""
 
 

@@ -122,20 +122,35 @@ PERSONA_ORIGINS = Table(
         _column("source_key", _text, "doc_id, persona_id of the parent, or persona_imports.source_key", nullable=False),
         _column("recipe", _text, "prompt, model and sampling that were used, or the import's version", nullable=False),
         _column("source_kind", _text, "document, persona or import", nullable=False),
-        _column("relation", _text, "relation to the parent persona"),
+        _column("chunk", _integer, "part of the document, from 0; 0: the start of it, or no document", nullable=False),
+        _column("relation", _text, "relation to the parent persona, one of a short list"),
+        _column("relation_words", _text, "the relation in the model's own words"),
         _column("verb", _text, "who is likely to read, write, like or dislike the text"),
         _column("granularity", _text, "coarse or fine"),
         _column("hop", _integer, "hop of the persona found here", nullable=False),
         _column("prompt_version", _text, "prompt that was used, or the import's version", nullable=False),
         _column("call_key", _text, "llm_calls.request_key; null: imported"),
     ),
-    key=("persona_id", "source_key", "recipe"),
+    key=("persona_id", "source_key", "recipe", "chunk"),
     checks={
         "source_kind_known": "source_kind in ('document', 'persona', 'import')",
         "asked_or_imported": "(source_kind = 'import') = (call_key is null)",
+        "relation_of_a_persona": "(source_kind = 'persona') = (relation is not null)",
         "verb_known": "verb is null or verb in ('read', 'write', 'like', 'dislike')",
         "granularity_known": "granularity is null or granularity in ('coarse', 'fine')",
     },
+)
+
+PERSONA_ANCESTORS = Table(
+    "persona_ancestors",
+    "The way from a text, or an import, to each persona that was first found from another one",
+    (
+        _column("persona_id", _text, "personas.persona_id, of hop 1 or more", nullable=False),
+        _column("root_id", _text, "the persona of hop 0 that the way begins with", nullable=False),
+        _column("path", _names, "persona_ids from the root to the parent: one a hop", nullable=False),
+    ),
+    key=("persona_id",),
+    checks={"path_begins_with_the_root": "path[0] = root_id"},
 )
 
 PERSONA_IMPORTS = Table(
@@ -396,6 +411,7 @@ TABLES = (
     DOCUMENTS,
     PERSONAS,
     PERSONA_ORIGINS,
+    PERSONA_ANCESTORS,
     PERSONA_IMPORTS,
     PERSONA_EMBEDDINGS,
     PERSONA_BUCKETS,
@@ -429,12 +445,15 @@ VIEWS = (
     "hub",
     "documents_in_use",
     "persona_lineage",
+    "expansion_hops",
+    "expansion_branches",
     "problems",
     "spend",
     "spend_by_run",
     "call_outcomes",
     "latencies",
     "rejects",
+    "removals",
 )
 """In the order they are made: a view may read those before it."""
 

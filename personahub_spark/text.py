@@ -182,6 +182,22 @@ def cut_at_sentence(text: str, max_tokens: int) -> str:
     return window[:fits]
 
 
+def parts(text: str, max_tokens: int) -> list[str]:
+    """``text`` in parts that each fit ``max_tokens`` (as estimated), cut as ``cut_at_sentence`` does; never none.
+
+    The first part is what ``cut_at_sentence`` gives. Blanks between parts are lost, nothing else is. Time is linear.
+    """
+    longest = 9 * max(max_tokens, 1) // 2 + 2  # no more characters than these are looked at
+    found, position = [], 0
+    while position < len(text):
+        part = cut_at_sentence(text[position : position + longest], max(max_tokens, 1)) or text[position]
+        found.append(part)
+        position += len(part)
+        while position < len(text) and text[position].isspace():
+            position += 1
+    return found or [text]
+
+
 def only_markup(text: str) -> bool:
     """Whether ``text`` has HTML or XML markup, also escaped, and not one letter beside it.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, StringType, StructField, StructType
+from pyspark.sql.types import ArrayType, IntegerType, StringType, StructField, StructType
 
 from personahub_spark.llm.wire import Request
 from personahub_spark.text import content_id
@@ -16,12 +16,25 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
     from personahub_spark.tasks.math import MathProblem
-    from personahub_spark.tasks.personas import TextToPersona
+    from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
 
 _STRING = StringType()
 _REQUESTS = StructType([StructField(name, _STRING, False) for name in ("id", "request_key", "request")])
-_ANSWERS = [StructField(name, _STRING) for name in ("id", "call_key", "status", "answer")]
-_PERSONAS = StructType([*_ANSWERS, *[StructField(name, _STRING) for name in ("persona_id", "text", "failure")]])
+_PARTS = StructType(
+    [
+        StructField("doc_id", _STRING, False),
+        StructField("chunk", IntegerType(), False),
+        StructField("text", _STRING, False),
+    ]
+)
+_ANSWERS = [StructField(name, _STRING) for name in ("id", "line", "call_key", "status", "answer")]
+_PERSONAS = StructType(
+    [
+        *_ANSWERS,
+        StructField("nth", IntegerType()),
+        *[StructField(name, _STRING) for name in ("persona_id", "text", "relation", "relation_words", "failure")],
+    ]
+)
 _PROBLEMS = StructType(
     [
         *_ANSWERS,
@@ -50,11 +63,21 @@ def recipe(task: Task) -> str:
 def requests(rows: DataFrame, task: Task) -> DataFrame:
     """The question of ``task`` for each of ``rows`` (id, text): id, request_key, request (canonical JSON)."""
 
-    def ask(row: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         request = task.request(row["text"])
-        return {"id": row["id"], "request_key": request.key, "request": request.to_json()}
+        yield {"id": row["id"], "request_key": request.key, "request": request.to_json()}
 
     return _map(rows.select("id", "text"), ask, _REQUESTS)
+
+
+def parts(documents: DataFrame, task: TextToPersona) -> DataFrame:
+    """The parts of ``documents`` (doc_id, text) that ``task`` asks about: doc_id, chunk (its number from 0), text."""
+
+    def cut(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        for number, text in task.parts(row["text"]).items():
+            yield {"doc_id": row["doc_id"], "chunk": number, "text": text}
+
+    return _map(documents.select("doc_id", "text"), cut, _PARTS)
 
 
 def answers(asked: DataFrame, calls: DataFrame) -> DataFrame:
@@ -65,18 +88,32 @@ def answers(asked: DataFrame, calls: DataFrame) -> DataFrame:
     )
 
 
-def read_personas(answers: DataFrame, task: TextToPersona) -> DataFrame:
-    """``answers`` as read: id, call_key, status, answer, and persona_id and text, or the name of the failure.
+def read_personas(answers: DataFrame, task: TextToPersona | PersonaToPersona) -> DataFrame:
+    """``answers`` as read, one row a persona: id, call_key, status, nth (from 0: personas first, then failures), and
+    persona_id, text, relation and relation_words, or the name of the failure with line and answer.
 
-    All three are null where there is no answer.
+    Persona-to-Persona wants the text that was asked about as persona. What was not answered is one row, its rest null.
     """
 
-    def read(row: Mapping[str, Any]) -> dict[str, Any]:
+    def read(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        told = {"id": row["id"], "call_key": row["call_key"], "status": row["status"], "nth": 0}
         if row["status"] != "answered":
-            return dict(row)
-        reading = task.read(row["answer"], row["finish_reason"])
-        persona_id = content_id(reading.text) if reading.text is not None else None
-        return {**row, "persona_id": persona_id, "text": reading.text, "failure": reading.failure}
+            yield told
+            return
+        about = [row["persona"]] if "persona" in row else []
+        for nth, reading in enumerate(task.read(row["answer"], row["finish_reason"], *about)):
+            told["nth"] = nth
+            if reading.text is None:
+                line = row["id"] if nth == 0 else f"{row['id']}#{nth}"
+                yield {**told, "failure": reading.failure, "line": line, "answer": row["answer"]}
+            else:
+                yield {
+                    **told,
+                    "persona_id": content_id(reading.text),
+                    "text": reading.text,
+                    "relation": reading.relation,
+                    "relation_words": reading.relation_words,
+                }
 
     return _map(answers, read, _PERSONAS)
 
@@ -85,25 +122,40 @@ def read_problems(answers: DataFrame, task: MathProblem) -> DataFrame:
     """``answers`` (with the persona's text as persona) as read: id, call_key, status, answer, and problem and checks,
     or the name of the failure. All three are null where there is no answer."""
 
-    def read(row: Mapping[str, Any]) -> dict[str, Any]:
-        if row["status"] != "answered":
-            return dict(row)
-        reading = task.read(row["answer"], row["finish_reason"], row["persona"])
-        return {**row, "problem": reading.text, "checks": list(reading.checks), "failure": reading.failure}
+    def read(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        told = {**row, "line": row["id"]}
+        if row["status"] == "answered":
+            reading = task.read(row["answer"], row["finish_reason"], row["persona"])
+            told |= {"problem": reading.text, "checks": list(reading.checks), "failure": reading.failure}
+        yield told
 
     return _map(answers, read, _PROBLEMS)
 
 
 def unreadable(findings: DataFrame, source: str) -> DataFrame:
-    """The answers that could not be read, as rows of ``quarantine``; ``source`` names the step and its recipe."""
+    """What could not be read, as rows of ``quarantine``; ``source`` names the step and its recipe.
+
+    The line of an answer of which nothing was read is the id that was asked about; that of one persona in it more.
+    """
     return findings.where(F.col("failure").isNotNull()).select(
         F.lit(source).alias("source"),
-        F.col("id").alias("line"),
+        "line",
         F.sha2(F.coalesce("answer", F.lit("")), 256).alias("row_hash"),
         F.col("failure").alias("reason"),
         F.substring("answer", 1, 1000).alias("raw"),
         "call_key",
     )
+
+
+def sizes(findings: DataFrame, quarantined: DataFrame) -> tuple[int, int]:
+    """How many of ``findings`` (see ``read_personas``) are personas, and how many failures not yet ``quarantined``."""
+    known = quarantined.select("line", F.lit(True).alias("known")).distinct()
+    counts = (
+        findings.join(known, on="line", how="left")
+        .agg(F.count("persona_id"), F.count_if(F.col("failure").isNotNull() & F.col("known").isNull()))
+        .collect()[0]
+    )
+    return int(counts[0]), int(counts[1])
 
 
 def tally(findings: DataFrame, classes: Mapping[str, Column]) -> dict[str, int]:
@@ -121,14 +173,17 @@ def tally(findings: DataFrame, classes: Mapping[str, Column]) -> dict[str, int]:
     return {name: int(count) for name, count in counts.collect()[0].asDict().items()}
 
 
-def _map(rows: DataFrame, change: Callable[[Mapping[str, Any]], dict[str, Any]], schema: StructType) -> DataFrame:
+def _map(
+    rows: DataFrame, change: Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]], schema: StructType
+) -> DataFrame:
     arrow = pa.schema([(column.name, _ARROW[column.dataType.typeName()]) for column in schema])
 
     def each(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield pa.RecordBatch.from_pylist([change(row) for row in batch.to_pylist()], schema=arrow)
+            made = [new for row in batch.to_pylist() for new in change(row)]
+            yield pa.RecordBatch.from_pylist(made, schema=arrow)
 
     return rows.mapInArrow(each, schema)
 
 
-_ARROW = {"string": pa.string(), "array": pa.list_(pa.string())}
+_ARROW = {"string": pa.string(), "integer": pa.int32(), "array": pa.list_(pa.string())}

@@ -15,18 +15,7 @@ from personahub_spark.settings import Endpoint, ExpansionSettings, Granularity, 
 from personahub_spark.tasks.persona_answers import RELATIONS, read_one, read_several
 from personahub_spark.tasks.reading import Reading
 from personahub_spark.tasks.wording import as_data, fill, version
-from personahub_spark.text import cut_at_sentence
-
-_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"persona": {"type": "string"}},
-    "required": ["persona"],
-    "additionalProperties": False,
-}
-_JSON_FORMAT: dict[str, Any] = {
-    "type": "json_schema",
-    "json_schema": {"name": "persona", "strict": True, "schema": _SCHEMA},
-}
+from personahub_spark.text import cut_at_sentence, parts
 
 _LANGUAGES = {
     "ar": "Arabic",
@@ -55,6 +44,12 @@ _PERSON: dict[Verb, str] = {
     "write": "most likely wrote it",
     "like": "would most likely enjoy it and recommend it",
     "dislike": "would most likely dislike it or object to it",
+}
+_PEOPLE: dict[Verb, str] = {
+    "read": "would seek out and read it",
+    "write": "could have written it",
+    "like": "would enjoy it and recommend it",
+    "dislike": "would dislike it or object to it",
 }
 _DETAIL: dict[Granularity, str] = {
     "coarse": "Think of a broad kind of person: an occupation or a role in life, and a general field. "
@@ -139,10 +134,11 @@ _RELATIVES = (
 
 @dataclass(frozen=True)
 class TextToPersona:
-    """Asks for the kind of person behind a document, in the wording that the settings choose."""
+    """Asks for the kinds of person behind a document, in the wording that the settings choose."""
 
     settings: PersonaSettings
     endpoint: Endpoint
+    verb: Verb = "read"
     name = "text_to_persona"
 
     @cached_property
@@ -152,29 +148,39 @@ class TextToPersona:
 
     def request(self, document: str) -> Request:
         """The question about ``document``, which is cut at a sentence end where it exceeds the token budget."""
-        return Request(
-            model=self.endpoint.model,
-            messages=[
-                {"role": "system", "content": self._system},
-                {"role": "user", "content": self._user(cut_at_sentence(document, self.settings.max_document_tokens))},
-            ],
-            sampling={
-                "temperature": self.settings.temperature,
-                "top_p": self.settings.top_p,
-                "max_tokens": self.settings.max_tokens,
-            },
-            response_format=self._response_format,
-            prompt_version=self.prompt_version,
-        )
+        return _request(
+            self, self._system, self._user(cut_at_sentence(document, self.settings.max_document_tokens)),
+            self._response_format,
+        )  # fmt: skip
 
-    def read(self, answer: str | None, finish_reason: str | None) -> Reading:
-        """The persona in an answer; see ``persona_answers.read_one``."""
-        return read_one(answer, finish_reason)
+    def parts(self, document: str) -> dict[int, str]:
+        """The parts of ``document`` to ask about, by their number from 0: each fits the token budget and ends with a
+        sentence where it can. Where not all are wanted they are taken evenly, the first one included."""
+        cut = parts(document, self.settings.max_document_tokens)
+        wanted = self.settings.parts(self.verb)
+        count = len(cut) if wanted is None else min(wanted, len(cut))
+        return {number: cut[number] for number in (index * len(cut) // count for index in range(count))}
+
+    def read(self, answer: str | None, finish_reason: str | None) -> tuple[Reading, ...]:
+        """The personas in an answer, then what of it was none; see ``persona_answers``."""
+        if self.settings.personas_per_question == 1:
+            return (read_one(answer, finish_reason),)
+        return read_several(answer, finish_reason, most=self.settings.personas_per_question)
 
     @cached_property
     def _system(self) -> str:
         structured = self._response_format is not None
-        first, second = _EXAMPLES[self.settings.granularity, self.settings.verb]
+        detail, language = _DETAIL[self.settings.granularity], _language(self.settings.language, "document")
+        if self.settings.personas_per_question > 1:
+            return fill(
+                "text_to_personas",
+                count=str(self.settings.personas_per_question),
+                person=_PEOPLE[self.verb],
+                detail=detail,
+                language=language,
+                reply='one JSON object {"personas": ["…", "…"]}' if structured else "one line for each person",
+            )
+        first, second = _EXAMPLES[self.settings.granularity, self.verb]
         return fill(
             "text_to_persona",
             first=first,
@@ -182,17 +188,23 @@ class TextToPersona:
             before='{"persona": "' if structured else "",
             after='"}' if structured else "",
             reply="one JSON object like those above" if structured else "the description",
-            person=_PERSON[self.settings.verb],
-            detail=_DETAIL[self.settings.granularity],
-            language=_language(self.settings.language, "document"),
+            person=_PERSON[self.verb],
+            detail=detail,
+            language=language,
         )
 
     def _user(self, document: str) -> str:
         return fill("document", document=as_data(document, "document"))
 
-    @property
+    @cached_property
     def _response_format(self) -> dict[str, Any] | None:
-        return _JSON_FORMAT if self.endpoint.structured_output == "json_schema" else None
+        if self.endpoint.structured_output != "json_schema":
+            return None
+        if self.settings.personas_per_question == 1:
+            return _schema("persona", {"persona": {"type": "string"}})
+        most = self.settings.personas_per_question
+        texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": most}
+        return _schema("personas", {"personas": texts})
 
 
 @dataclass(frozen=True)
@@ -210,20 +222,7 @@ class PersonaToPersona:
 
     def request(self, persona: str) -> Request:
         """The question about ``persona``."""
-        return Request(
-            model=self.endpoint.model,
-            messages=[
-                {"role": "system", "content": self._system},
-                {"role": "user", "content": self._user(persona)},
-            ],
-            sampling={
-                "temperature": self.settings.temperature,
-                "top_p": self.settings.top_p,
-                "max_tokens": self.settings.max_tokens,
-            },
-            response_format=self._response_format,
-            prompt_version=self.prompt_version,
-        )
+        return _request(self, self._system, self._user(persona), self._response_format)
 
     def read(self, answer: str | None, finish_reason: str | None, persona: str) -> tuple[Reading, ...]:
         """The personas in an answer with their relations to ``persona``, and what of it was none; see
@@ -256,18 +255,31 @@ class PersonaToPersona:
     def _response_format(self) -> dict[str, Any] | None:
         if self.endpoint.structured_output != "json_schema":
             return None
-        fields = {"relation": {"type": "string", "enum": list(RELATIONS)}} | {
-            name: {"type": "string"} for name in _RELATIVE[1:]
-        }
-        person = {"type": "object", "properties": fields, "required": [*_RELATIVE], "additionalProperties": False}
+        relation = {"type": "string", "enum": list(RELATIONS)}
+        person = _object({"relation": relation} | {name: {"type": "string"} for name in _RELATIVE[1:]})
         people = {"type": "array", "items": person, "minItems": 1, "maxItems": self.settings.relations}
-        schema = {
-            "type": "object",
-            "properties": {"people": people},
-            "required": ["people"],
-            "additionalProperties": False,
-        }
-        return {"type": "json_schema", "json_schema": {"name": "people", "strict": True, "schema": schema}}
+        return _schema("people", {"people": people})
+
+
+def _request(
+    task: TextToPersona | PersonaToPersona, system: str, user: str, response_format: dict[str, Any] | None
+) -> Request:
+    settings = task.settings
+    return Request(
+        model=task.endpoint.model,
+        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
+        sampling={"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens},
+        response_format=response_format,
+        prompt_version=task.prompt_version,
+    )
+
+
+def _object(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+
+
+def _schema(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": _object(fields)}}
 
 
 def _language(language: str | None, given: str) -> str:

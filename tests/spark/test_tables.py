@@ -20,6 +20,7 @@ from personahub_spark.settings import StoreSettings
 from personahub_spark.tables import (
     DOCUMENTS,
     LLM_CALLS,
+    PERSONA_ANCESTORS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
     PERSONAS,
@@ -48,8 +49,9 @@ SOUND: dict[str, dict[str, Any]] = {
     "personas": {"persona_id": sha("p"), "text": "t", "hop": 0, "first_origin": sha("d"), "quality_flags": []},
     "persona_origins": {
         "persona_id": sha("p"), "source_key": sha("d"), "recipe": "r", "source_kind": "document", "verb": "read",
-        "granularity": "fine", "hop": 0, "prompt_version": "v1", "call_key": "c1",
+        "granularity": "fine", "hop": 0, "prompt_version": "v1", "call_key": "c1", "chunk": 0,
     },
+    "persona_ancestors": {"persona_id": sha("r"), "root_id": sha("p"), "path": [sha("p")]},
     "persona_imports": {
         "source_key": sha("i"), "persona_id": sha("p"), "source": "s", "labels": {"domain": "law"}, "file": "f",
         "line": 1,
@@ -188,6 +190,9 @@ BAD = [
     ("personas", "hop_in_range", {"hop": 7}),
     ("personas", "persona_id_is_sha256", {"persona_id": sha("p")[1:]}),
     ("persona_origins", "source_kind_known", {"source_kind": "guess"}),
+    ("persona_origins", "relation_of_a_persona", {"relation": "child"}),
+    ("persona_origins", "relation_of_a_persona", {"source_kind": "persona"}),
+    ("persona_ancestors", "path_begins_with_the_root", {"path": [sha("q"), sha("p")]}),
     ("persona_origins", "verb_known", {"verb": "hate"}),
     ("persona_origins", "granularity_known", {"granularity": "rough"}),
     ("persona_origins", "asked_or_imported", {"call_key": None}),
@@ -357,6 +362,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"persona_id": r, "text": "a pilot's child", "hop": 1, "first_origin": p}, {"persona_id": w, "text": "?"},
     )  # fmt: skip
     add(spark, store, PERSONA_REMOVALS, {"persona_id": q, "kept_id": p})
+    add(spark, store, PERSONA_ANCESTORS, {})
     add(
         spark, store, PERSONA_ORIGINS, {"persona_id": p, "call_key": "c1"}, {"persona_id": q, "call_key": "c2"},
         {"persona_id": p, "call_key": "c3", "recipe": "another"},
@@ -405,7 +411,8 @@ def test_lineage_reaches_document_licence_model_and_cost(filled: Store) -> None:
     assert (first["cost_microusd"], first["verb"], first["prompt_version"]) == (Decimal("100.000001"), "read", "v1")
     assert rows["a pilot", "a4"]["doc_id"] == sha("e")
     child = rows["a pilot's child", "h1"]
-    assert (child["parent"], child["relation"], child["hop"], child["doc_id"]) == ("a pilot", "child", 1, None)
+    assert (child["parent"], child["relation"], child["hop"], child["doc_id"]) == ("a pilot", "child", 1, sha("d"))
+    assert (child["root"], child["path"], child["licence"]) == ("a pilot", [sha("p")], "CC0")
 
 
 def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: Store) -> None:

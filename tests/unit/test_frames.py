@@ -13,11 +13,11 @@ from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
 
 ENDPOINT: dict[str, Any] = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
 # Where settings say which rows are asked about, or under which name a model is known: no other question.
-NO_OTHER_QUESTION = {"model", "fraction", "hops", "count", "prefer", "min_novelty"}
+NO_OTHER_QUESTION = {"model", "fraction", "hops", "count", "prefer", "min_novelty", "max_personas_per_document"}
 OTHERS: dict[str, dict[str, Any]] = {
     "personas": {
-        "model": "another", "verb": "write", "granularity": "coarse", "language": "de", "max_document_tokens": 1501,
-        "temperature": 0.1, "top_p": 0.5, "max_tokens": 99,
+        "model": "another", "verbs": ["write"], "granularity": "coarse", "language": "de", "max_document_tokens": 1501,
+        "personas_per_question": 2, "max_personas_per_document": 2, "temperature": 0.1, "top_p": 0.5, "max_tokens": 99,
     },
     "expansion": {
         "model": "another", "hops": 5, "relations": 4, "fraction": 0.5, "count": 7, "prefer": "novelty",
@@ -33,7 +33,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 def made(kind: str, *, endpoint: dict[str, Any] | None = None, **settings: Any) -> Task:
     asked = Endpoint(**{**ENDPOINT, **(endpoint or {})})
     if kind == "personas":
-        return TextToPersona(PersonaSettings(**settings), asked)
+        chosen = PersonaSettings(**{"max_personas_per_document": 9, **settings})
+        return TextToPersona(chosen, asked, chosen.verbs[0])
     if kind == "expansion":
         return PersonaToPersona(ExpansionSettings(**settings), asked)
     return MathProblem(SynthesisSettings(**settings), asked)

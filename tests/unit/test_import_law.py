@@ -16,7 +16,7 @@ LAYERS = (
     ("text", "settings", "progress", "files"),
     ("llm",),
     ("tables", "wal", "inputs"),
-    ("tasks", "filters", "embeddings", "dedup", "documents", "imports", "withdrawals", "releases"),
+    ("tasks", "filters", "embeddings", "dedup", "documents", "imports", "lineage", "withdrawals", "releases"),
     ("session", "ledger", "reports"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

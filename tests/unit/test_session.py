@@ -305,7 +305,7 @@ def test_every_program_explains_itself_and_refuses_an_unknown_option(
     ("arguments", "said"),
     [
         (["--conf", "absent.yaml"], "error: settings file absent.yaml does not exist; give one with --conf"),
-        (["--set", "personas.verv=read"], "error: unknown setting personas.verv; did you mean verb?"),
+        (["--set", "personas.verv=[read]"], "error: unknown setting personas.verv; did you mean verbs?"),
     ],
 )
 def test_bad_settings_end_every_job_with_code_2_and_one_sentence(

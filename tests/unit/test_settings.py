@@ -61,7 +61,7 @@ def test_an_unknown_key_names_its_place_and_its_nearest_neighbour(raw: dict[str,
     [
         ({"personas": {"temperature": 3}}, "personas.temperature", "3"),
         ({"personas": {"temperature": "warm"}}, "personas.temperature", "'warm'"),
-        ({"personas": {"verb": "hate"}}, "personas.verb", "'hate'"),
+        ({"personas": {"verbs": ["hate"]}}, "personas.verbs.0", "'hate'"),
         ({"personas": {"language": "English"}}, "personas.language", "'English'"),
         ({"personas": []}, "personas", "[]"),
         ({"filters": {"min_words": 0}}, "filters.min_words", "0"),
@@ -92,6 +92,11 @@ def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: st
         ({"store": {"root": None}}, "store.state must name a folder when store.root is null"),
         ({"synthesis": [{"variant": "topic"}]}, "topic must be given with variant 'topic', and only there"),
         ({"synthesis": [{"topic": "geometry"}]}, "topic must be given with variant 'topic', and only there"),
+        (
+            {"personas": {"verbs": ["read", "like"]}},
+            "max_personas_per_document is 1, but 2 verbs with 1 personas each are 2 for the first part",
+        ),
+        ({"personas": {"verbs": ["read", "read"]}}, "verbs names one twice"),
         ({"filters": {"min_words": 81}}, "min_words 81 is above max_words 80, which flags everything"),
         (
             {"dedup": {"surface": {"threshold": "0.3", "num_hashes": 16}}},
@@ -284,12 +289,12 @@ def test_overrides_reach_nested_keys_and_lists_and_are_read_as_yaml(conf: Path) 
     [
         ("personas.temperature", "--set wants a.b=value, found 'personas.temperature'"),
         ("=1", "--set wants a.b=value, found '=1'"),
-        ("personas..verb=read", "--set wants a.b=value"),
+        ("personas..verbs=[read]", "--set wants a.b=value"),
         ("synthesis.2.model=x", "--set synthesis.2.model: '2' is no position in a list of 2"),
         ("synthesis.last=x", "--set synthesis.last: 'last' is no position in a list of 2"),
         ("models.default.model.name=x", "--set models.default.model.name: model holds a value, not keys"),
         ("filters.disabled=[a", "--set filters.disabled: "),
-        ("personas.verv=read", "unknown setting personas.verv; did you mean verb?"),
+        ("personas.verv=[read]", "unknown setting personas.verv; did you mean verbs?"),
     ],
 )
 def test_a_bad_override_is_named(conf: Path, override: str, said: str) -> None:
@@ -371,8 +376,10 @@ def test_any_changed_setting_changes_the_fingerprint_and_the_same_ones_do_not() 
         assert all(variant.fingerprint() != before for variant in variants), place
         places.add(place)
         moved |= {place} if variants else set()
-    # The first two have one legal value so far, and the last needs embedding.by to change with it.
-    assert places - moved == {"synthesis.*.task", "synthesis.*.pattern", "embedding.dimensions"}
+    # The first two have one legal value so far, and the others need another setting to change with them.
+    assert places - moved == {
+        "synthesis.*.task", "synthesis.*.pattern", "embedding.dimensions", "personas.personas_per_question",
+    }  # fmt: skip
 
 
 # --- prices

@@ -21,11 +21,17 @@ import personahub_spark
 from personahub_spark.settings import Endpoint, Granularity, PersonaSettings, Verb
 from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS
 from personahub_spark.tasks.personas import TextToPersona
-from personahub_spark.text import estimate_tokens
+from personahub_spark.tasks.reading import Reading
+from personahub_spark.text import cut_at_sentence, estimate_tokens
 
 PLAIN = Endpoint(model="m", base_url="http://127.0.0.1/v1")
 JSON = Endpoint(model="m", base_url="http://127.0.0.1/v1", structured_output="json_schema")
 TASK = TextToPersona(PersonaSettings(), PLAIN)
+
+
+def read(answer: str | None, finish_reason: str | None) -> Reading:
+    (reading,) = TASK.read(answer, finish_reason)
+    return reading
 
 
 def user_message(document: str, **settings: object) -> str:
@@ -69,7 +75,7 @@ def test_a_long_document_is_cut_at_a_sentence_end_within_the_budget() -> None:
 
 def test_each_verb_and_granularity_has_its_own_wording_and_its_own_version() -> None:
     tasks = [
-        TextToPersona(PersonaSettings(verb=verb, granularity=granularity), endpoint)
+        TextToPersona(PersonaSettings(granularity=granularity), endpoint, verb)
         for verb, granularity, endpoint in product(get_args(Verb), get_args(Granularity), (PLAIN, JSON))
     ]
     assert len({task.request("x").messages[0]["content"] for task in tasks}) == 16
@@ -102,7 +108,7 @@ def test_a_schema_is_sent_only_where_the_endpoint_takes_one() -> None:
 
 
 def test_a_task_survives_pickling_with_its_requests() -> None:
-    task = TextToPersona(PersonaSettings(verb="dislike"), JSON)
+    task = TextToPersona(PersonaSettings(), JSON, "dislike")
     assert pickle.loads(pickle.dumps(task)).request("x").key == task.request("x").key
 
 
@@ -156,7 +162,7 @@ PERSONA = "A night nurse who tracks drug interactions."
     ],
 )
 def test_a_persona_is_read_bare_and_dressed_up_alike(answer: str) -> None:
-    reading = TASK.read(answer, "stop")
+    reading = read(answer, "stop")
     assert (reading.text, reading.failure, reading.checks) == (PERSONA, None, ())
 
 
@@ -176,8 +182,8 @@ def test_a_persona_is_read_bare_and_dressed_up_alike(answer: str) -> None:
     ],
 )
 def test_a_persona_of_any_script_keeps_every_character(persona: str) -> None:
-    assert TASK.read(json.dumps({"persona": persona}), "stop").text == persona
-    assert TASK.read(persona, "stop").text == persona
+    assert read(json.dumps({"persona": persona}), "stop").text == persona
+    assert read(persona, "stop").text == persona
 
 
 @pytest.mark.parametrize(
@@ -215,18 +221,18 @@ def test_a_persona_of_any_script_keeps_every_character(persona: str) -> None:
     ],
 )
 def test_an_answer_without_a_persona_has_a_named_failure(answer: str | None, finish_reason: str, failure: str) -> None:
-    reading = TASK.read(answer, finish_reason)
+    reading = read(answer, finish_reason)
     assert (reading.text, reading.failure) == (None, failure)
 
 
 def test_a_persona_of_the_longest_length_passes_and_one_character_more_does_not() -> None:
-    assert TASK.read("a" * MAX_PERSONA_CHARS, "stop").failure is None
-    assert TASK.read("a" * (MAX_PERSONA_CHARS + 1), "stop").failure == "too_long"
+    assert read("a" * MAX_PERSONA_CHARS, "stop").failure is None
+    assert read("a" * (MAX_PERSONA_CHARS + 1), "stop").failure == "too_long"
 
 
 @pytest.mark.parametrize("escape", ["\\ud800", "\\u0000", "\\u202e", "\\u200b", "\\ufeff"])
 def test_unseen_and_unstorable_characters_do_not_come_out_of_json_escapes(escape: str) -> None:
-    assert TASK.read(f'{{"persona": "A nurse{escape}."}}', "stop").text == "A nurse."
+    assert read(f'{{"persona": "A nurse{escape}."}}', "stop").text == "A nurse."
 
 
 @pytest.mark.parametrize(
@@ -256,12 +262,12 @@ def test_a_huge_answer_is_read_in_no_time(unit: str, size: int) -> None:
     answer = "x" + unit * (size // len(unit)) + "x"
     start = time.process_time()
     for text in (answer, answer[1:], f'{{"persona": {json.dumps(answer)}}}'):
-        TASK.read(text, "stop")
+        read(text, "stop")
     assert time.process_time() - start < 2
 
 
 def test_a_text_that_only_blanks_make_long_is_read() -> None:
-    assert TASK.read(" \n" * 24_000 + PERSONA, "stop").text == PERSONA
+    assert read(" \n" * 24_000 + PERSONA, "stop").text == PERSONA
 
 
 PIECES = st.sampled_from(
@@ -273,9 +279,71 @@ PIECES = st.sampled_from(
     st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=200), st.sampled_from(["stop", "length", None, "??"])
 )
 def test_any_answer_gives_a_clean_text_or_a_failure_and_never_both(answer: str, finish_reason: str | None) -> None:
-    reading = TASK.read(answer, finish_reason)
+    reading = read(answer, finish_reason)
     assert (reading.text is None) != (reading.failure is None)
     if reading.text is not None:
         assert reading.text == reading.text.strip() != ""
         assert "\x00" not in reading.text
         reading.text.encode()
+
+
+# --- several verbs, personas and parts
+
+
+BOOK = " ".join(f"Chapter {n} is about the bees of valley {n} and those who keep them there." for n in range(200))
+
+
+def task(verb: Verb = "read", **settings: object) -> TextToPersona:
+    return TextToPersona(PersonaSettings.model_validate(settings), PLAIN, verb)
+
+
+def test_one_persona_a_document_is_asked_for_as_ever() -> None:
+    assert task().parts(BOOK) == {0: cut_at_sentence(BOOK, 1500)}
+    assert task().request(task().parts(BOOK)[0]).key == task().request(BOOK).key
+
+
+def test_parts_fit_the_budget_end_with_sentences_and_are_the_whole_text() -> None:
+    settings = {"max_document_tokens": 100, "max_personas_per_document": None}
+    found = task(**settings).parts(BOOK)
+    assert list(found) == list(range(len(found))) and len(found) > 20
+    assert all(estimate_tokens(part) <= 100 and part.endswith(".") for part in found.values())
+    assert " ".join(found.values()) == BOOK
+    assert task(**settings).parts("Short.") == {0: "Short."}
+    assert task(**settings).parts("") == {0: ""}
+    unspaced = "\u754c" * 1000
+    assert "".join(task(**settings).parts(unspaced).values()) == unspaced
+
+
+@pytest.mark.parametrize(
+    ("most", "verbs", "each", "wanted"),
+    [(1, ["read"], 1, [1]), (5, ["read", "like"], 1, [3, 2]), (7, ["read"], 3, [2]), (8, ["read", "write"], 2, [2, 2])],
+)
+def test_a_document_gives_no_more_than_its_most_and_parts_are_taken_evenly(
+    most: int, verbs: list[Verb], each: int, wanted: list[int]
+) -> None:
+    settings = {"max_document_tokens": 100, "verbs": verbs, "personas_per_question": each}
+    whole = task(**settings, max_personas_per_document=None).parts(BOOK)
+    for verb, count in zip(verbs, wanted, strict=True):
+        found = task(verb, **settings, max_personas_per_document=most).parts(BOOK)
+        assert list(found) == [index * len(whole) // count for index in range(count)]
+        assert found == {number: whole[number] for number in found}
+    assert sum(wanted) * each <= most
+
+
+def test_several_personas_are_asked_for_and_read_in_any_form() -> None:
+    several = task(personas_per_question=3, max_personas_per_document=3)
+    system = str(several.request("x").messages[0]["content"])
+    assert "3 people" in system and several.prompt_version != TASK.prompt_version
+    texts = [PERSONA, "A baker: bread, rolls and cake (and a child).", "一位在杭州种茶的农民，担心今年的春雨太多。"]
+    for answer in (json.dumps({"personas": texts}), json.dumps([{"persona": text} for text in texts]), "\n".join(texts),
+                   "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))):  # fmt: skip
+        assert [(r.text, r.relation) for r in several.read(answer, "stop")] == [(text, None) for text in texts]
+    assert [r.failure for r in several.read(json.dumps({"personas": [*texts, "A cook."]}), "stop")][3:] == ["surplus"]
+
+
+def test_each_verb_has_its_own_question_for_several_too() -> None:
+    asked = {
+        str(task(verb, personas_per_question=2, max_personas_per_document=2).request("x").messages[0]["content"])
+        for verb in get_args(Verb)
+    }
+    assert len(asked) == 4

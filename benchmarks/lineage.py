@@ -1,0 +1,135 @@
+"""Lineage at scale: the time to write down the ways of a new hop, and to look one persona's sources up.
+
+Makes personas and origins of --edges edges over six hops (every persona found by two parents, so a persona has two
+origins), then measures, with Spark alone: the maintenance of the last hop, and lookups by the view persona_lineage.
+
+    python benchmarks/lineage.py --edges 10000000 --root /tmp/lineage
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import IntegerType, StringType
+
+from personahub_spark import lineage, session, settings
+from personahub_spark.progress import Progress
+from personahub_spark.session import Context
+from personahub_spark.tables import DOCUMENTS, PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONAS, Store, Table
+
+FAN_OUT = 3
+HOPS = 6
+LOOKUPS = 7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--edges", type=int, default=1_000_000, help="origins in all (default: %(default)s)")
+    parser.add_argument("--root", type=Path, required=True, help="folder for the tables; made anew")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="one setting over the defaults")
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.root, ignore_errors=True)
+    overrides = [f"store.root={arguments.root}", "spark.master=local[2]", *arguments.set]
+    context = open_context(settings.load(Path("conf/local.yaml"), [*overrides, "spark.spark_nlp=false"]))
+    # Two origins a persona, and FAN_OUT times as many personas a hop.
+    roots = max(1, arguments.edges // 2 // sum(FAN_OUT**hop for hop in range(HOPS + 1)))
+    made_s = took(lambda: generate(context, roots))
+    maintenance = {hop: took(lambda hop=hop: maintain(context, hop)) for hop in range(1, HOPS + 1)}
+    counts = {table.name: context.store.read(table).count() for table in (PERSONAS, PERSONA_ORIGINS, PERSONA_ANCESTORS)}
+    last = context.store.read(PERSONAS).where(F.col("hop") == HOPS).limit(LOOKUPS).collect()
+    lookups = [took(lambda row=row: look_up(context, row["persona_id"])) for row in last]
+    folder = Path(context.store.state_root).parent
+    size = {table.name: round(sum(f.stat().st_size for f in (folder / table.name).rglob("*.parquet")) / 1e6)
+            for table in (PERSONAS, PERSONA_ORIGINS, PERSONA_ANCESTORS)}  # fmt: skip
+    print(json.dumps({
+        "rows": counts, "megabytes": size, "generate_s": round(made_s, 1),
+        "maintain_hop_s": {hop: round(taken, 1) for hop, taken in maintenance.items()},
+        "lookup_s": {"first": round(lookups[0], 2), "median": round(statistics.median(lookups[1:]), 2)},
+    }, indent=1))  # fmt: skip
+
+
+def open_context(chosen: settings.Settings) -> Context:
+    spark = session.build(chosen.spark)
+    store = Store(spark, chosen.store)
+    store.create()
+    return Context(spark, chosen, store, "benchmark", {}, Progress(), session.now())
+
+
+def took(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def name(hop: int, number: Column) -> Column:
+    return F.sha2(F.concat_ws(":", F.lit(f"p{hop}"), number.cast("string")), 256)
+
+
+def generate(context: Context, roots: int) -> None:
+    for hop in range(HOPS + 1):
+        numbers = context.spark.range(roots * FAN_OUT**hop)
+        parent = [F.floor(F.col("id") / FAN_OUT), (F.col("id") * 7 + 3) % (roots * FAN_OUT ** max(hop - 1, 0))]
+        sources = [name(hop - 1, number) if hop else F.sha2(F.col("id").cast("string"), 256) for number in parent]
+        if not hop:
+            sources[1] = F.sha2(F.concat(F.col("id").cast("string"), F.lit("again")), 256)
+        people = numbers.select(
+            name(hop, F.col("id")).alias("persona_id"),
+            F.concat(F.lit("A made-up person of the number "), F.col("id").cast("string")).alias("text"),
+            F.lit("en").alias("lang"), F.lit(hop).cast(IntegerType()).alias("hop"), sources[0].alias("first_origin"),
+            F.array().cast("array<string>").alias("quality_flags"),
+        )  # fmt: skip
+        add(context, PERSONAS, people, hop)
+        for nth, source in enumerate(sources):
+            add(context, PERSONA_ORIGINS, origins(numbers, hop, source, nth), 2 * hop + nth)
+        if not hop:
+            texts = numbers.select(
+                sources[0].alias("doc_id"), F.lit("a text").alias("text"), F.lit("s").alias("source"),
+                F.lit("CC0-1.0").alias("licence"), F.lit("f").alias("file"), F.col("id").alias("line"),
+                *[F.lit(None).cast(StringType()).alias(empty) for empty in ("title", "url", "lang")],
+            )  # fmt: skip
+            add(context, DOCUMENTS, texts, 0)
+
+
+def origins(numbers: DataFrame, hop: int, source: Column, nth: int) -> DataFrame:
+    kind = "persona" if hop else "document"
+    return numbers.select(
+        name(hop, F.col("id")).alias("persona_id"), source.alias("source_key"), F.lit(f"r{nth}").alias("recipe"),
+        F.lit(kind).alias("source_kind"), F.lit(0).alias("chunk"),
+        F.lit("friend" if hop else None).cast(StringType()).alias("relation"),
+        *[F.lit(None).cast(StringType()).alias(empty) for empty in ("relation_words", "granularity", "verb")],
+        F.lit(hop).cast(IntegerType()).alias("hop"), F.lit("v").alias("prompt_version"), F.lit("c").alias("call_key"),
+    )  # fmt: skip
+
+
+def add(context: Context, table: Table, rows: DataFrame, version: int) -> None:
+    context.store.append(
+        table,
+        rows,
+        app_id=f"benchmark-{table.name}",
+        version=version,
+        run_id="benchmark",
+        created_at=context.started_at,
+    )
+
+
+def maintain(context: Context, hop: int) -> None:
+    """What jobs/expand_personas.py does for the ways of a hop."""
+    ancestors = context.store.read(PERSONA_ANCESTORS)
+    people = context.store.read(PERSONAS).where(F.col("hop") == hop)
+    missing = people.join(ancestors, on="persona_id", how="left_anti")
+    context.add_new(PERSONA_ANCESTORS, lineage.paths(missing, ancestors), expected=missing.count())
+
+
+def look_up(context: Context, persona_id: str) -> None:
+    rows = context.store.view("persona_lineage").where(F.col("persona_id") == persona_id).collect()
+    assert len(rows) == 2 and all(len(row["path"]) == HOPS and row["licence"] == "CC0-1.0" for row in rows)
+
+
+if __name__ == "__main__":
+    main()

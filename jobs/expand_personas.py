@@ -1,0 +1,187 @@
+"""Persona-to-Persona: ask, hop by hop, who is close to each persona of the hub, and keep the personas found.
+
+After each hop surface dedup compares what was found with all there is, so that nobody is asked about twice.
+"""
+
+import dedup_surface
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from personahub_spark import lineage
+from personahub_spark.filters import quality_flags
+from personahub_spark.ledger import complete_all
+from personahub_spark.session import Context, StepResult, main
+from personahub_spark.settings import ExpansionSettings
+from personahub_spark.tables import (
+    LLM_CALLS,
+    PERSONA_ANCESTORS,
+    PERSONA_ORIGINS,
+    PERSONA_REMOVALS,
+    PERSONAS,
+    QUARANTINE,
+    WITHDRAWN,
+    Store,
+)
+from personahub_spark.tasks import frames
+from personahub_spark.tasks.personas import PersonaToPersona
+
+STEP = "expand_personas"
+
+
+def run(context: Context) -> StepResult:
+    result = _deduplicate(context)
+    for hop in range(1, context.settings.expansion.hops + 1):
+        expanded = _expand(context, hop)
+        result += expanded
+        if expanded.changed:
+            result += _deduplicate(context)
+        stop = _reason_to_stop(context, hop, expanded)
+        if stop is not None:
+            context.progress.say(f"{STEP}: stopped after hop {hop}: {stop}")
+            break
+    return result
+
+
+def _deduplicate(context: Context) -> StepResult:
+    return StepResult(0, {}, dedup_surface.run(context).rows_added)
+
+
+def _reason_to_stop(context: Context, hop: int, expanded: StepResult) -> str | None:
+    settings = context.settings.expansion
+    deferred = expanded.outcomes.get("deferred", 0)
+    if deferred:
+        return None if context.store.dry_run else f"{deferred:,} calls were put off"
+    if hop == settings.hops:
+        return None
+    found = context.store.view("expansion_hops").where(F.col("hop") == hop).select("raw", "new").collect()
+    if not found or found[0]["new"] >= settings.min_novelty * found[0]["raw"]:
+        return None
+    return (
+        f"{found[0]['new']:,} of the {found[0]['raw']:,} personas that it found are new, less than the share "
+        f"{settings.min_novelty:g} of expansion.min_novelty"
+    )
+
+
+def _expand(context: Context, hop: int) -> StepResult:
+    """Ask about the personas of hop ``hop`` - 1."""
+    settings, store = context.settings.expansion, context.store
+    endpoint = context.settings.endpoint(settings.model)
+    task = PersonaToPersona(settings, endpoint)
+    recipe = frames.recipe(task)
+    source = f"{STEP}:{recipe}"
+
+    parents = _parents(store, settings, hop, recipe, source)
+    outcomes = {row["out"]: row["count"] for row in parents.groupBy("out").count().collect()}
+    rows_in, pending = sum(outcomes.values()), outcomes.pop("pending", 0)
+    outcomes = {"done_before": 0} | outcomes
+    if settings.count is not None:
+        left = max(settings.count - outcomes["done_before"], 0)
+        outcomes["not_chosen"] = outcomes.get("not_chosen", 0) + max(pending - left, 0)
+        pending = min(pending, left)
+    if not pending:
+        return StepResult(rows_in, outcomes)
+
+    chosen = parents.where(F.col("out") == "pending")
+    if settings.count is not None:
+        chosen = chosen.orderBy(F.desc("siblings_new"), "id").limit(pending)
+    asked, spend = complete_all(
+        context,
+        frames.requests(chosen, task),
+        endpoint,
+        step=STEP,
+        rows=pending,
+        recipe=f"{recipe}:{hop}:{settings.fraction}:{settings.count}:{settings.prefer}:{settings.min_novelty}",
+        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, PERSONA_ORIGINS, QUARANTINE),
+    )
+    everyone = store.read(PERSONAS).select(F.col("persona_id").alias("id"), F.col("text").alias("persona"), "lang")
+    answers = frames.answers(asked, store.read(LLM_CALLS)).join(everyone.drop("lang"), on="id", how="inner")
+    findings = store.stage(frames.read_personas(answers, task))
+    counts = frames.tally(findings.where("nth = 0"), {"read": F.col("persona_id").isNotNull()})
+    found = findings.where(F.col("persona_id").isNotNull())
+    known = store.read(PERSONAS).select("persona_id")
+    new = found.select("persona_id").distinct().join(known, on="persona_id", how="left_anti").count()
+    readable, failures = frames.sizes(findings, store.read(QUARANTINE).where(F.col("source") == source))
+
+    expected_lang = F.col("lang") if settings.language == "same" else F.lit(settings.language).cast("string")
+    flags = quality_flags(
+        F.col("text"),
+        source_text=F.lit(None).cast("string"),  # one like its parent is for dedup to find
+        expected_lang=expected_lang,
+        settings=context.settings.filters,
+    )
+    first = Window.partitionBy("persona_id").orderBy("id", "nth")
+    personas = (
+        found.withColumn("_nth", F.row_number().over(first))
+        .where(F.col("_nth") == 1)
+        .join(everyone.drop("persona"), on="id", how="inner")
+        .select(
+            "persona_id",
+            "text",
+            expected_lang.alias("lang"),
+            F.lit(hop).alias("hop"),
+            F.col("id").alias("first_origin"),
+            flags.alias("quality_flags"),
+        )
+    )
+    edges = found.select(
+        "persona_id",
+        F.col("id").alias("source_key"),
+        F.lit(recipe).alias("recipe"),
+        F.lit("persona").alias("source_kind"),
+        F.lit(0).alias("chunk"),
+        "relation",
+        "relation_words",
+        *[F.lit(None).cast("string").alias(name) for name in ("verb", "granularity")],
+        F.lit(hop).alias("hop"),
+        F.lit(task.prompt_version).alias("prompt_version"),
+        "call_key",
+    )
+    # An edge marks its parent as done, so edges come last: a run that dies in between does its parents again.
+    added = {PERSONAS.name: context.add_new(PERSONAS, personas, expected=new)}
+    ancestors = store.read(PERSONA_ANCESTORS)
+    pathless = store.read(PERSONAS).where(F.col("hop") == hop).join(ancestors, on="persona_id", how="left_anti")
+    added |= {
+        PERSONA_ANCESTORS.name: context.add_new(
+            PERSONA_ANCESTORS, lineage.paths(pathless, ancestors), expected=pathless.count()
+        ),
+        QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source), expected=failures),
+        PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=readable),
+    }
+    return StepResult(rows_in, {**outcomes, **counts}, added, spend)
+
+
+def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, source: str) -> DataFrame:
+    """The published personas of hop ``hop`` - 1: id, text, out (done_before, not_chosen, branch_ended or
+    pending), and siblings_new, the part that is new of what was found together with it (null: not known)."""
+    hub = store.view("hub").where(F.col("hop") == hop - 1).withColumnRenamed("persona_id", "id")
+    edges = store.read(PERSONA_ORIGINS).where(F.col("source_kind") == "persona")
+    asked = edges.where(F.col("recipe") == recipe).select(F.col("source_key").alias("id"))
+    failed = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
+    done = asked.union(failed).distinct().withColumn("done", F.lit(True))
+    unknown = F.lit(None).cast("double")
+    hub = hub.withColumns({"siblings_new": unknown, "branch_new": unknown})
+    if hop > 1 and settings.prefer == "novelty" and settings.count is not None:
+        raw = edges.where(F.col("hop") == hop - 1).groupBy("source_key").agg(F.count(F.lit(1)).alias("raw"))
+        new = hub.groupBy(F.col("first_origin").alias("source_key")).agg(F.count(F.lit(1)).alias("new"))
+        siblings = new.join(raw, on="source_key", how="inner").select(
+            F.col("source_key").alias("first_origin"), (F.col("new") / F.col("raw")).alias("siblings_new")
+        )
+        hub = hub.drop("siblings_new").join(siblings, on="first_origin", how="left")
+    if hop > 1 and settings.min_novelty > 0:
+        branches = store.view("expansion_branches").where(F.col("hop") == hop - 1)
+        roots = store.read(PERSONA_ANCESTORS).select(F.col("persona_id").alias("id"), "root_id")
+        branch = roots.join(branches, on="root_id", how="inner").select("id", F.col("novelty").alias("branch_new"))
+        hub = hub.drop("branch_new").join(branch, on="id", how="left")
+    # Ids are hashes, so their first digits choose a share of the hub that stays the same while the hub grows.
+    last = format(min(int(settings.fraction * 16**8), 16**8 - 1), "08x")
+    out = (
+        F.when(F.col("done"), "done_before")
+        .when(F.substring("id", 1, 8) > last, "not_chosen")
+        .when(F.col("branch_new") < settings.min_novelty, "branch_ended")
+        .otherwise("pending")
+    )
+    return hub.join(done, on="id", how="left").select("id", "text", out.alias("out"), "siblings_new")
+
+
+if __name__ == "__main__":
+    main(run, step=STEP, doc=__doc__)

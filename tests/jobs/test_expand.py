@@ -1,0 +1,231 @@
+"""Persona-to-Persona as a job: a graph with circles, every hop paid once, and reasons to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import run_pipeline
+
+from personahub_spark import session, settings
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.session import Context, StepResult
+from personahub_spark.tables import (
+    DOCUMENTS,
+    PERSONA_ANCESTORS,
+    PERSONA_ORIGINS,
+    PERSONA_REMOVALS,
+    PERSONAS,
+    QUARANTINE,
+    TABLES,
+    Store,
+    Table,
+)
+from personahub_spark.text import content_id
+
+NURSE = "A night nurse on a ward for children who checks every dose twice"
+BAKER = "A village baker who delivers bread to a hospital before dawn"
+BOY = (
+    "A nine-year-old boy with a broken leg who counts the ambulances below his window and waits for his brother to "
+    "come by train"
+)
+BOY_AGAIN = BOY.replace("broken", "bandaged")  # 22 of 24 words: a surface duplicate
+DRIVER = "A van driver with a bad knee who knows all gates of the hospital"
+MILLER = "An old miller whose wheel stands still in dry summers"
+CLERK = "A ticket clerk at a small station who fears for her job"
+COOK = "I am a cook who never eats in company"  # flagged: first_person
+
+FAMILY = {
+    NURSE: [("patient", BOY), ("colleague", DRIVER), ("friend", NURSE)],
+    BAKER: [("customer", BOY), ("supplier", MILLER), ("rival", BOY_AGAIN)],
+    BOY: [("carer", NURSE), ("other", CLERK)],
+    DRIVER: [("friend", COOK)],
+    MILLER: [],
+}
+
+
+def rules(family: dict[str, list[tuple[str, str]]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "match": f"(?s)<persona>.{person}",
+            "reply": json.dumps(
+                {
+                    "people": [
+                        {"relation": label, "words": f"the {label} next door", "persona": text} for label, text in of
+                    ]
+                }
+            ),
+        }
+        for person, of in family.items()
+    ]
+
+
+@pytest.fixture
+def make_hub(
+    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], tmp_path: Any
+) -> Callable[..., Context]:
+    """A store with the given personas of hop 0, each from a document of its own."""
+
+    def make(name: str, personas: list[str], **expansion: Any) -> Context:
+        store = {"root": str(tmp_path / name), "database": f"db_{name}"}
+        chosen = {"hops": 3, "min_novelty": 0.0, **expansion}
+        context = make_context(make_settings(store=store, expansion=chosen))
+        rows: dict[Table, list[dict[str, Any]]] = {DOCUMENTS: [], PERSONAS: [], PERSONA_ORIGINS: []}
+        for text in personas:
+            doc_id, persona_id = content_id(f"about {text}"), content_id(text)
+            document = {"text": f"about {text}", "source": "s", "licence": "CC0-1.0", "file": "f", "line": 1}
+            rows[DOCUMENTS].append({"doc_id": doc_id, **document})
+            persona = {"text": text, "hop": 0, "first_origin": doc_id, "quality_flags": []}
+            rows[PERSONAS].append({"persona_id": persona_id, **persona})
+            origin = {"recipe": "r", "source_kind": "document", "chunk": 0, "verb": "read", "granularity": "fine"}
+            asked = {"hop": 0, "prompt_version": "v", "call_key": "c"}
+            rows[PERSONA_ORIGINS].append({"persona_id": persona_id, "source_key": doc_id, **origin, **asked})
+        for table, found in rows.items():
+            columns = session.pyspark.sql.types.StructType(list(table.columns))
+            told = [{column.name: row.get(column.name) for column in table.columns} for row in found]
+            context.add_new(table, context.spark.createDataFrame(told, columns))
+        return context
+
+    return make
+
+
+def expand(context: Context) -> StepResult:
+    return session.run_step(context, "expand_personas", run_pipeline.STEPS["expand_personas"])
+
+
+def contents(context: Context, *, stamps: bool = True) -> dict[str, list[str]]:
+    drop = [] if stamps else ["run_id", "created_at", "arrived_at", "latency_ms", "response_id"]
+    kept = [table for table in TABLES if stamps or table.name != "runs"]
+    return {table.name: sorted(map(repr, context.store.read(table).drop(*drop).collect())) for table in kept}
+
+
+def hub(context: Context) -> dict[str, int]:
+    return {row["text"]: row["hop"] for row in context.store.view("hub").collect()}
+
+
+def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
+    make_hub: Callable[..., Context], endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint.set_script(rules(FAMILY))
+    context = make_hub("graph", [NURSE, BAKER], hops=2)
+    first = expand(context)
+    assert hub(context) == {NURSE: 0, BAKER: 0, BOY: 1, DRIVER: 1, MILLER: 1, CLERK: 2}
+    assert (
+        first.outcomes == {"done_before": 0, "read": 4, "unreadable": 1, "failed": 0, "deferred": 0}
+        and first.rows_in == 5
+    )
+    assert endpoint.counts()["billed"] == 5 == first.spend.requests == endpoint.counts()["distinct"]
+
+    edges = {(row["source_key"], row["persona_id"]): row for row in context.store.read(PERSONA_ORIGINS).collect()}
+    ids = {text: content_id(text) for text in (NURSE, BAKER, BOY, DRIVER, MILLER, CLERK, COOK, BOY_AGAIN)}
+    assert edges[ids[BAKER], ids[BOY]]["hop"] == 1  # known by then: an edge and no row
+    back = edges[ids[BOY], ids[NURSE]]
+    assert (back["hop"], back["relation"], back["relation_words"]) == (2, "carer", "the carer next door")
+    removed = {row["persona_id"]: row for row in context.store.read(PERSONA_REMOVALS).collect()}
+    assert {(key, row["kept_id"], row["tier"]) for key, row in removed.items()} == {
+        (ids[BOY_AGAIN], ids[BOY], "surface")
+    }
+    rejects = sorted(
+        (row["line"].partition("#")[0], row["reason"])
+        for row in context.store.read(QUARANTINE).where("source like 'expand_personas:%'").collect()
+    )
+    assert (ids[NURSE], "given") in rejects and (ids[MILLER], "empty") in rejects
+
+    hops = {row["hop"]: row.asDict() for row in context.store.view("expansion_hops").collect()}
+    names = (
+        "raw",
+        "unparsable",
+        "flagged",
+        "exact_duplicates",
+        "surface_duplicates",
+        "semantic_duplicates",
+        "other",
+        "new",
+    )
+    assert [hops[1][name] for name in names] == [6, 1, 0, 1, 1, 0, 0, 3]
+    assert [hops[2][name] for name in names] == [4, 1, 1, 1, 0, 0, 0, 1]
+    for hop in hops.values():
+        assert hop["raw"] == sum(hop[name] for name in names[1:])
+    assert hops[1]["novelty"] == 0.5 and hops[1]["cost_usd_per_new"] == pytest.approx(hops[1]["cost_usd"] / 3)
+    rows = context.store.view("expansion_branches").collect()
+    branches = {(row["root_id"], row["hop"]): (row["raw"], row["new"]) for row in rows}
+    assert branches == {
+        (ids[NURSE], 1): (2, 1), (ids[BAKER], 1): (3, 2), (ids[NURSE], 2): (1, 0), (ids[BAKER], 2): (2, 1),
+    }  # fmt: skip
+
+    # SQL reaches the document from every persona, along a path of its hops
+    for row in context.store.view("persona_lineage").collect():
+        assert (row["licence"], len(row["path"])) == ("CC0-1.0", row["hop"]), row
+        assert row["hop"] == 0 or (row["path"][0], row["path"][-1]) == (row["root_id"], row["parent_id"])
+        assert row["hop"] == 0 or row["cost_microusd"] > 0
+    clerk = context.store.view("persona_lineage").where(f"persona_id = '{ids[CLERK]}'").collect()
+    assert [(row["root"], row["path"], row["doc_id"]) for row in clerk] == [
+        (BAKER, [ids[BAKER], ids[BOY]], content_id(f"about {BAKER}"))
+    ]
+
+    before = contents(context)
+    again = expand(context)
+    assert not again.changed and contents(context) == before and endpoint.counts()["billed"] == 5
+    assert again.rows_in == first.rows_in and again.outcomes == {"done_before": 5}
+
+    # A run that dies between two tables, whichever, is taken up; it pays nothing twice and makes the same tables.
+    endpoint.reset()
+    whole, context = context, make_hub("dying", [NURSE, BAKER], hops=2)
+    add_new = Store.add_new
+    for table in (PERSONA_ANCESTORS, QUARANTINE, PERSONA_ORIGINS, PERSONA_REMOVALS):
+
+        def dies(store: Store, asked: Table, *arguments: Any, table: Table = table, **named: Any) -> int:
+            if asked == table:
+                raise KeyboardInterrupt
+            return add_new(store, asked, *arguments, **named)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Store, "add_new", dies)
+            expand(context)
+    expand(context)
+    assert endpoint.counts()["billed"] == 5 == endpoint.counts()["distinct"]
+    one, other = contents(whole, stamps=False), contents(context, stamps=False)
+    for name in one:
+        assert one[name] == other[name], name
+
+
+def test_expansion_stops_where_novelty_or_money_ends(
+    make_hub: Callable[..., Context], endpoint: FakeEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint.set_script(rules({
+        NURSE: [("patient", BOY), ("friend", BAKER), ("rival", NURSE)],
+        BAKER: [("colleague", DRIVER), ("supplier", MILLER)],
+    }))  # fmt: skip
+    caplog.set_level(logging.INFO)
+    context = make_hub("stops", [NURSE, BAKER], hops=3, min_novelty=0.7)
+
+    # Without money for all calls the rest is put off, and the expansion with it.
+    raw = context.settings.model_dump(mode="json")
+    raw["calls"]["max_cost_usd"] = 0.000001
+    poor = dataclasses.replace(context, settings=settings.validate(raw))
+    assert expand(poor).outcomes["deferred"] == 2
+    assert "stopped after hop 1: 2 calls were put off" in caplog.text
+
+    result = expand(dataclasses.replace(context, run_id="rich"))
+    assert result.outcomes["read"] == 2 and result.rows_in == 2
+    assert endpoint.counts()["billed"] == 2
+    assert "3 of the 5 personas that it found are new, less than the share 0.7 of expansion.min_novelty" in caplog.text
+
+    # Of those whose siblings were the most often new one is asked: not the boy, though his id comes first.
+    raw["calls"]["max_cost_usd"] = None
+    raw["expansion"] |= {"min_novelty": 0.0, "hops": 2, "count": 1, "prefer": "novelty"}
+    result = expand(dataclasses.replace(context, run_id="one", settings=settings.validate(raw)))
+    assert result.outcomes["not_chosen"] == 2 and endpoint.counts()["billed"] == 3
+    assert content_id(BOY) < content_id(MILLER) < content_id(DRIVER)
+    asked = context.store.read(QUARANTINE).where("reason = 'empty'").collect()
+    assert [row["line"] for row in asked] == [content_id(MILLER)]
+
+    # The branch of the nurse, with 1 of 2 new, ends; that of the baker goes on.
+    raw["expansion"] |= {"min_novelty": 0.55, "count": None}
+    result = expand(dataclasses.replace(context, run_id="lenient", settings=settings.validate(raw)))
+    assert result.outcomes["branch_ended"] == 1 and endpoint.counts()["billed"] == 4
+    assert not expand(dataclasses.replace(context, run_id="again", settings=settings.validate(raw))).changed
