@@ -7,18 +7,21 @@ import random
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import combinations
 from pathlib import Path
 
+import dedup_semantic
 import dedup_surface
 import explain_removal
+import numpy as np
 import pytest
 from pyspark.sql.types import StructType
 
 from personahub_spark import session, settings
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import PERSONA_BANDS, PERSONA_REMOVALS, PERSONAS
-from personahub_spark.text import content_id
+from personahub_spark.tables import PERSONA_BANDS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
+from personahub_spark.text import content_id, token_set
 from tests.spark.test_dedup_surface import persona_like_rows
 
 MakeContext = Callable[..., Context]
@@ -79,6 +82,58 @@ def test_batches_in_a_row_give_what_one_run_over_all_gives_and_no_published_pers
     batches.spark.sparkContext.setJobGroup("nothing new", "")
     assert not dedup(batches).changed
     assert len(batches.spark.sparkContext.statusTracker().getJobIdsForGroup("nothing new")) < 30
+
+
+@pytest.mark.parametrize("seed", [12])
+def test_over_both_tiers_and_days_no_witness_of_a_removal_is_removed_by_either_and_nobody_published_goes(
+    make_context: MakeContext, make_settings: MakeSettings, seed: int
+) -> None:
+    chosen = make_settings(
+        embedding={"by": "endpoint", "model": "default", "dimensions": 4}, dedup={"surface": {"engine": "exact"}}
+    )
+    context = make_context(chosen)
+    rng = random.Random(seed)
+    texts = sorted({text for _, text, _ in persona_like_rows(seed) if text and token_set(text)})[:170]
+    rng.shuffle(texts)
+    points = np.random.default_rng(seed).normal(size=(len(texts), 4))
+    vectors = {content_id(text): vector for text, vector in zip(texts, points.astype("<f2"), strict=True)}
+    units = {row: vector / np.linalg.norm(vector) for row, vector in ((r, v.astype(float)) for r, v in vectors.items())}
+    sets = {content_id(text): frozenset(token_set(text)) for text in texts}
+    published: set[str] = set()
+    found: dict[str, int] = {}
+    for day in (0, 1):
+        # The second day arrives in a table that has decisions of both tiers.
+        arrived = texts[:90] if day == 0 else texts[90:]
+        add(context, arrived, days=day)
+        rows = [
+            (content_id(text), "test-model", 4, bytearray(vectors[content_id(text)].tobytes()), 0.0) for text in arrived
+        ]
+        frame = context.spark.createDataFrame(rows, StructType(list(PERSONA_EMBEDDINGS.columns)))
+        context.store.add_new(PERSONA_EMBEDDINGS, frame, run_id=f"day {day}", created_at=MONDAY + timedelta(days=day))
+        for step, run in (("dedup_surface", dedup_surface.run), ("dedup_semantic", dedup_semantic.run)):
+            outcomes = session.run_step(context, step, run).outcomes
+            found |= {name: found.get(name, 0) + count for name, count in outcomes.items()}
+        gone, now = removals(context), hub(context)
+        case = f"seed {seed}, day {day}"
+        assert len(gone) == context.store.read(PERSONA_REMOVALS).count(), f"{case}: removed by both tiers"
+        assert now == {content_id(text) for text in texts[: 90 if day == 0 else None]} - gone.keys(), case
+        assert published <= now, case
+        for row, (witness, tier, similarity) in gone.items():
+            assert witness in now, f"{case}: {row} went for {witness} by {tier}, which went too"
+            if tier == "semantic":
+                assert similarity == pytest.approx(float(units[row] @ units[witness]), abs=1e-9), case
+                assert similarity >= 0.9, case
+            else:
+                common, all_of_both = len(sets[row] & sets[witness]), len(sets[row] | sets[witness])
+                assert similarity == common / all_of_both and 10 * common >= 9 * all_of_both, case
+        anchors = {kept for kept, _, _ in gone.values()}
+        for a, b in combinations(sorted(now), 2):
+            assert 10 * len(sets[a] & sets[b]) < 9 * len(sets[a] | sets[b]), f"{case}: {a} and {b} are both published"
+            assert units[a] @ units[b] < 0.9 or {a, b} & anchors, f"{case}: {a} and {b} are both published"
+        published = now
+    assert (
+        min(found["removed_surface"], found["removed_semantic"], found["stands_for_others"]) > 0
+    )  # or this shows little
 
 
 def test_other_parameters_against_stored_removals_are_refused_in_a_sentence_that_says_what_to_do(
