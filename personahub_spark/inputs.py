@@ -40,6 +40,7 @@ _ENDINGS = {
 }
 _PACKED = (".gz", ".zst", ".bz2")
 
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _PLACE = (StructField("file", StringType(), False), StructField("line", LongType(), False))
 _FAULT = tuple(StructField(name, StringType()) for name in ("reason", "raw", "row_hash"))
 _ARROW = {
@@ -111,12 +112,13 @@ def list_files(spark: SparkSession, paths: Sequence[str], form: str, shape: Shap
     for path in paths:
         listing = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
         try:
-            inside = listing.load(_escaped(absolute(path))).select("path", "length", "modificationTime")
+            inside = listing.load(_escaped(absolute(path)))
         except AnalysisException:
             raise SettingsError(f"{shape.setting}.paths: {path} does not exist or cannot be listed") from None
-        for row in inside.collect():
-            file = row["path"]
-            found[file] = File(file, _kind(file, form, shape), row["length"], row["modificationTime"].astimezone(UTC))
+        rows = inside.select("path", "length", "modificationTime").collect()  # empty files are no rows
+        stats = {row["path"]: (row["length"], row["modificationTime"].astimezone(UTC)) for row in rows}
+        for file in map(_path, inside.inputFiles()):
+            found[file] = File(file, _kind(file, form, shape), *stats.get(file, (0, _LONG_AGO)))
     if not found:
         raise SettingsError(f"{shape.setting}.paths: no file in {', '.join(paths)}")
     return [found[path] for path in sorted(found)]

@@ -1,0 +1,94 @@
+"""What leaves the hub when a source, a licence or a document is withdrawn: all that comes from it alone.
+
+A persona stays when some other origin, through any number of relations, leads to a text or an imported row that was not
+withdrawn. Personas that are only each other's relatives do not hold one another.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyspark.sql import functions as F
+
+from personahub_spark.errors import PersonaHubError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+SOURCE, LICENCE, DOCUMENT = KINDS = ("source", "licence", "document")
+
+MAX_ROUNDS = 100
+"""Six relations are the longest way down; ways round may be longer."""
+
+
+class Reach(NamedTuple):
+    """What withdrawals reach."""
+
+    documents: DataFrame
+    """``source_key``: withdrawn documents, by doc_id."""
+    imports: DataFrame
+    """``source_key``: withdrawn rows of ``persona_imports``."""
+    personas: DataFrame
+    """``persona_id``, ``stays``: all that some of these led to, and whether anything else leads there too."""
+
+
+def reach(rules: DataFrame, *, documents: DataFrame, imports: DataFrame, origins: DataFrame) -> Reach:
+    """What ``rules`` (``kind``, ``value``) reach, in frames with the columns of the tables of these names.
+
+    Runs Spark jobs, a few for each relation on the way; their work is that of the personas reached, and one look at the
+    edges a round. Raises PersonaHubError when ``MAX_ROUNDS`` do not reach the end.
+    """
+    rules = F.broadcast(rules.select("kind", "value"))
+    texts = _matched(documents.select(F.col("doc_id").alias("source_key"), "source", "licence"), rules)
+    rows = _matched(imports.select("source_key", "source", "licence"), rules.where(F.col("kind") != DOCUMENT))
+    gone = texts.withColumn("source_kind", F.lit("document")).unionByName(
+        rows.withColumn("source_kind", F.lit("import"))
+    )
+    gone = gone.withColumn("gone", F.lit(True))
+    edges = origins.select("persona_id", "source_key", "source_kind")
+    children = edges.where(F.col("source_kind") == "persona").select("persona_id", "source_key")
+
+    roots = edges.join(gone, on=["source_key", "source_kind"], how="left_semi").select("persona_id").distinct()
+    touched = _spread(roots, children, "reached by a withdrawal")
+    # Edges of the touched ones: those from elsewhere hold their persona, those from a touched parent if that is held.
+    parents = touched.select(F.col("persona_id").alias("source_key"), F.lit("persona").alias("source_kind"))
+    inner = (
+        edges.join(touched, on="persona_id", how="left_semi")
+        .join(gone.unionByName(parents.withColumn("gone", F.lit(True))), on=["source_key", "source_kind"], how="left")
+        .localCheckpoint()
+    )
+    held = inner.where(F.col("gone").isNull()).select("persona_id").distinct()
+    between = inner.where((F.col("source_kind") == "persona") & F.col("gone")).select("persona_id", "source_key")
+    stays = _spread(held, between, "held by another origin").withColumn("stays", F.lit(True))
+    personas = touched.join(stays, on="persona_id", how="left").withColumn("stays", F.coalesce("stays", F.lit(False)))
+    return Reach(texts, rows, personas)
+
+
+def _matched(rows: DataFrame, rules: DataFrame) -> DataFrame:
+    said = (
+        ((F.col("kind") == SOURCE) & (F.col("value") == F.col("source")))
+        | ((F.col("kind") == LICENCE) & (F.col("value") == F.col("licence")))
+        | ((F.col("kind") == DOCUMENT) & (F.col("value") == F.col("source_key")))
+    )
+    return rows.join(rules, on=said, how="left_semi").select("source_key")
+
+
+def _spread(personas: DataFrame, edges: DataFrame, said: str) -> DataFrame:
+    """``personas``, and all that ``edges`` (persona_id, source_key: the parent) lead to from them."""
+    found = fresh = personas.localCheckpoint()
+    for _ in range(MAX_ROUNDS):
+        if fresh.isEmpty():
+            return found
+        parents = fresh.select(F.col("persona_id").alias("source_key"))
+        fresh = (
+            edges.join(parents, on="source_key", how="left_semi")
+            .select("persona_id")
+            .distinct()
+            .join(found, on="persona_id", how="left_anti")
+            .localCheckpoint()
+        )
+        found = found.unionByName(fresh)
+    raise PersonaHubError(
+        f"after {MAX_ROUNDS} relations there are still personas {said}; persona_origins must be damaged, for its hops "
+        "end at 6"
+    )

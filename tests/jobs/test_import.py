@@ -1,0 +1,162 @@
+"""Released personas come in once, whatever their shape, with their source, and what is wrong with a row is a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dedup_surface
+import import_personas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from personahub_spark import session, settings
+from personahub_spark.session import Context, StepResult
+from personahub_spark.tables import (
+    IMPORTS,
+    PERSONA_IMPORTS,
+    PERSONA_ORIGINS,
+    PERSONAS,
+    QUARANTINE,
+    SYNTHESES,
+    Store,
+    Table,
+)
+
+TABLES = (PERSONA_IMPORTS, PERSONAS, PERSONA_ORIGINS, SYNTHESES, QUARANTINE, IMPORTS)
+TOOL = {"name": "n", "description": "d", "function_name": "f", "input_args": {}, "return": "r", "depend": []}
+CHAT = [{"persona": f"A cook number {n} who keeps bees"} for n in range(3)]
+
+
+def write(folder: Path) -> list[dict[str, Any]]:
+    """Files of each released shape; the settings' list of imports."""
+    rng = random.Random(3)
+    folder.mkdir()
+    elite = {"persona": "A judge of Roman law", "general domain (top 1 percent)": "Law", "stray": [[1]]}
+    rows = [json.dumps(row) for row in (elite, elite, {"persona": "None"}, {"persona": 5})]
+    (folder / "elite.jsonl").write_text("\n".join([*rows, "{", '{"x":' * 50_000, "", '["a"]']) + "\n")
+    long = [json.dumps({"persona": f"A baker of {n} loaves {rng.randbytes(90).hex()}"}) for n in range(900)]
+    packed = gzip.compress("\n".join(long).encode())
+    (folder / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    fine = [
+        {"id": "1", "persona": "A pilot from Lima", "labels": '["air"]'},
+        {"id": "2", "persona": None, "labels": "x"},
+    ]
+    pq.write_table(pa.Table.from_pylist(fine), folder / "fine.parquet")
+    tool = {"input persona": "A judge of Roman law", "description": "tool development"}
+    tools = [tool | {"synthesized text": text} for text in (json.dumps(json.dumps(TOOL)), '"{no"', '"{no"')]
+    (folder / "tool.jsonl").write_text("\n".join(map(json.dumps, tools)))
+    (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, [*CHAT, CHAT[0] | {"licence": "MIT"}])))
+    (folder / "empty.jsonl").write_text("")
+    hub = {"source": "hub", "licence": "CC BY-NC-SA 4.0"}
+    return [
+        {**hub, "paths": [f"{folder}/{name}" for name in ("elite.jsonl", "cut.jsonl.gz", "tool.jsonl", "empty.jsonl")]},
+        {"paths": [str(folder / "fine.parquet")], "source": "fine", "licence": "Llama 3", "lang": "en"},
+        {"paths": [str(folder / "chat.jsonl")], "source": "chat", "licence": "CC BY 4.0"},
+    ]
+
+
+def contents(context: Context) -> dict[str, list[str]]:
+    return {table.name: sorted(map(repr, context.store.read(table).collect())) for table in TABLES}
+
+
+def run(context: Context) -> StepResult:
+    return session.run_step(context, "import_personas", import_personas.run)
+
+
+class Dying(Store):
+    """A store whose driver dies at its ``deaths``-th write."""
+
+    deaths = 0
+
+    def add_new(self, table: Table, *args: Any, **kwargs: Any) -> int:
+        self.deaths -= 1
+        if self.deaths == 0:
+            raise KeyboardInterrupt
+        return super().add_new(table, *args, **kwargs)
+
+
+def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_the_way(
+    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], tmp_path: Path
+) -> None:
+    listed = write(tmp_path / "in")
+    chosen = make_settings(imports=listed)
+    context = make_context(chosen)
+    context.spark.sparkContext.setLogLevel("OFF")  # what Spark says of a file that breaks off is long
+    try:
+        for death in (2, 9):  # after the rows of the first files, and amid those of the second
+            dying = Dying(context.spark, chosen.store)
+            dying.deaths = death
+            with pytest.raises(KeyboardInterrupt):
+                run(dataclasses.replace(context, store=dying))
+        assert context.store.read(IMPORTS).count() == 4
+        result = run(context)
+    finally:
+        context.spark.sparkContext.setLogLevel("ERROR")
+    done = {Path(row["file"]).name: row for row in context.store.read(IMPORTS).collect()}
+    counted = {
+        name: tuple(row[f"rows_{end}"] for end in ("in", "new", "known", "repeated", "unreadable"))
+        for name, row in done.items()
+    }
+    cut = counted.pop("cut.jsonl.gz")
+    assert 50 < cut[0] < 900 and cut[-1] == 1
+    # All but one of these were in persona_imports when the run died that read them first.
+    assert counted == {
+        "elite.jsonl": (7, 0, 1, 1, 5), "tool.jsonl": (3, 0, 0, 3, 0), "empty.jsonl": (0, 0, 0, 0, 0),
+        "fine.parquet": (2, 0, 1, 0, 1), "chat.jsonl": (4, 4, 0, 0, 0),
+    }  # fmt: skip
+    assert result.rows_in == cut[0] + 16
+    assert result.outcomes["done_before"] == cut[0] + 10
+
+    reasons = sorted((Path(r["source"]).name, r["line"], r["reason"]) for r in context.store.read(QUARANTINE).collect())
+    assert reasons == sorted([
+        ("elite.jsonl", "3", "missing_persona"), ("elite.jsonl", "4", "persona_not_a_string"),
+        ("elite.jsonl", "5", "malformed_json"), ("elite.jsonl", "6", "malformed_json"),
+        ("elite.jsonl", "8", "not_an_object"), ("cut.jsonl.gz", str(cut[0]), "unreadable_file"),
+        ("fine.parquet", "2", "missing_persona"),
+    ])  # fmt: skip
+    lineage = {
+        (row["persona"], row["source"], row["licence"], row["source_kind"], Path(row["file"]).name, row["line"])
+        for row in context.store.view("persona_lineage").where("persona not like 'A baker%'").collect()
+    }
+    assert lineage == {
+        ("A judge of Roman law", "hub", "CC BY-NC-SA 4.0", "import", "elite.jsonl", 1),
+        ("A pilot from Lima", "fine", "Llama 3", "import", "fine.parquet", 1),
+        *((row["persona"], "chat", "CC BY 4.0", "import", "chat.jsonl", n) for n, row in enumerate(CHAT, start=1)),
+        (CHAT[0]["persona"], "chat", "MIT", "import", "chat.jsonl", 4),
+    }
+    labels = {
+        r["file"].rpartition("/")[2]: r["labels"] for r in context.store.read(PERSONA_IMPORTS).collect() if r["labels"]
+    }
+    assert labels == {"elite.jsonl": {"general domain (top 1 percent)": "Law"}, "fine.parquet": {"labels": '["air"]'}}
+    texts = {row["text"]: (row["task"], row["checks"]) for row in context.store.read(SYNTHESES).collect()}
+    assert texts == {json.dumps(json.dumps(TOOL)): ("tool", []), '"{no"': ("tool", ["not_json"])}
+    personas = {row["text"]: row for row in context.store.read(PERSONAS).collect()}
+    assert len(personas) == context.store.read(PERSONA_ORIGINS).count() - 1 == cut[0] - 1 + 5  # one has two licences
+    assert personas["A pilot from Lima"]["lang"] == "en"
+    assert session.run_step(context, "dedup_surface", dedup_surface.run).rows_in == len(personas)
+
+    before = contents(context)
+    again = run(context)
+    assert not again.changed and again.outcomes["done_before"] == again.rows_in == result.rows_in
+    assert contents(context) == before
+    # A file that was changed is read again, and so is one that was moved; what they have is known.
+    (tmp_path / "in" / "tool.jsonl").rename(tmp_path / "in" / "moved.jsonl")
+    chat = tmp_path / "in" / "chat.jsonl"
+    chat.write_text(chat.read_text() + '\n{"persona": "A sailor who sews"}')
+    os.utime(tmp_path / "in" / "elite.jsonl", (1, 1))
+    listed[0]["paths"] = [str(tmp_path / "in" / name) for name in ("elite.jsonl", "empty.jsonl", "moved.jsonl")]
+    later = run(make_context(make_settings(imports=listed)))
+    assert later.outcomes == {
+        "done_before": 2, "new": 1, "known": 5, "repeated": 4, "unreadable": 5, "withdrawn": 0,
+    }  # fmt: skip
+    assert {name: count for name, count in later.rows_added.items() if count} == {
+        "persona_imports": 1, "personas": 1, "persona_origins": 1, "imports": 3,
+    }  # fmt: skip

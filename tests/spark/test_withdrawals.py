@@ -1,0 +1,70 @@
+"""What a withdrawal reaches, against walking every path by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from pyspark.sql import SparkSession
+
+from personahub_spark.withdrawals import reach
+
+EDGES = "persona_id string, source_key string, source_kind string"
+SOURCES = "doc_id string, source string, licence string"
+
+
+def held_up(persona: str, edges: set[tuple[str, str, str]], gone: set[str], seen: frozenset[str] = frozenset()) -> bool:
+    """Whether some path from ``persona`` up ends at a text or row that is not ``gone``."""
+    return any(
+        key not in gone if kind != "persona" else key not in seen and held_up(key, edges, gone, seen | {persona, key})
+        for child, key, kind in edges
+        if child == persona
+    )
+
+
+def below(gone: set[str], edges: set[tuple[str, str, str]]) -> set[str]:
+    found: set[str] = set()
+    while more := {child for child, key, _ in edges if key in gone | found} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.parametrize("seed", [5])
+def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(spark: SparkSession, seed: int) -> None:
+    rng = random.Random(seed)
+    edges: set[tuple[str, str, str]] = set()
+    sources: dict[str, tuple[str, str | None]] = {}
+    for world in range(60):  # apart from one another, so that one run looks at all
+        for n in range(4):
+            sources[f"{world}-s{n}"] = (rng.choice("ab"), rng.choice(["cc0", "mit", None]))
+        personas = [f"{world}-p{n}" for n in range(rng.randint(3, 7))]
+        for persona in personas:
+            for _ in range(rng.choice([1, 1, 1, 2, 3])):
+                parent = rng.choice(personas)
+                if rng.random() < 0.35 or parent == persona:
+                    key = f"{world}-s{rng.randrange(4)}"
+                    edges.add((persona, key, "import" if key.endswith(("0", "1")) else "document"))
+                else:
+                    edges.add((persona, parent, "persona"))
+        for persona in personas:  # whatever there is was found somewhere
+            if not held_up(persona, edges, set()):
+                edges.add((persona, f"{world}-s3", "document"))
+    documents, imports = (
+        [(key, *told) for key, told in sources.items() if key.endswith(ends)] for ends in (("2", "3"), ("0", "1"))
+    )
+    ruled = [("source", "a"), ("licence", "mit"), ("document", "7-s2"), ("document", "9-s0"), ("source", "cc0")]
+    gone = {key for key, (source, licence) in sources.items() if source == "a" or licence == "mit"} | {"7-s2"}
+    found = reach(
+        spark.createDataFrame(ruled, "kind string, value string"),
+        documents=spark.createDataFrame(documents, SOURCES),
+        imports=spark.createDataFrame(imports, SOURCES).withColumnRenamed("doc_id", "source_key"),
+        origins=spark.createDataFrame(sorted(edges), EDGES).repartition(3),
+    )
+    assert {row[0] for row in found.documents.union(found.imports).collect()} == gone
+    expected = {persona: held_up(persona, edges, gone) for persona in below(gone, edges)}
+    assert {row["persona_id"]: row["stays"] for row in found.personas.collect()} == expected
+    assert len({*expected.values()}) == 2 and any(
+        (other, persona, "persona") in edges and not expected[persona]
+        for persona, other, _ in edges
+        if other in expected
+    )  # cycles that hold one another are among them
