@@ -46,6 +46,8 @@ def main() -> None:
     made.add_argument("--csv", type=Path, metavar="FILE", help="write the table there, too")
     arguments = made.parse_args()
     with exit_code():
+        if arguments.csv is not None and not arguments.csv.parent.is_dir():  # said now, not after the study
+            raise PersonaHubError(f"--csv: there is no folder {arguments.csv.parent}; make it, or name another file")
         context = open_context(load(arguments.conf, arguments.set))
         outcomes = ablate(context, thresholds=arguments.thresholds, tiers=arguments.tiers, rows=arguments.rows)
         print(f"{'tier':10}{'threshold':>10}{'retained':>12}{'share':>9}{'mean distance':>15}")

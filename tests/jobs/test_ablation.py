@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import ablate_dedup
@@ -127,3 +129,13 @@ def test_a_threshold_that_is_none_of_both_tiers_is_refused_in_a_sentence(make_co
     for wrong in ("0.4", "1.01", "0.9000001"):
         with pytest.raises(PersonaHubError, match=r"--thresholds are from 0\.5 to 1"):
             ablate_dedup.ablate(context, thresholds=[Decimal("0.9"), Decimal(wrong)], tiers=["none"], rows=10)
+
+
+def test_a_table_that_could_not_be_written_is_refused_before_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablate_dedup.py", "--csv", str(tmp_path / "no" / "table.csv")])
+    with pytest.raises(SystemExit) as ended:
+        ablate_dedup.main()
+    assert ended.value.code == 2
+    assert "error: --csv: there is no folder" in capsys.readouterr().err
