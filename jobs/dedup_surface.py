@@ -7,7 +7,7 @@ from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE, ded
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.settings import SurfaceSettings
-from personahub_spark.tables import PERSONA_BANDS, PERSONA_REMOVALS, PERSONAS, QUARANTINE
+from personahub_spark.tables import PERSONA_BANDS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, WITHDRAWN
 
 STEP = "dedup_surface"
 
@@ -21,12 +21,14 @@ def run(context: Context) -> StepResult:
     # Flagged personas are not published, so they may not stand for others either.
     unflagged = F.size("quality_flags") == 0
     wordless = store.read(QUARANTINE).where(F.col("source") == STEP)
+    withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "persona")
     decided = (
         stored.select("persona_id", F.lit("kept").alias("out"))
         .union(
             removals.select("persona_id", F.lit("removed_before"))
         )  # perhaps by another tier, after it was kept here
         .union(wordless.select("line", F.lit(NO_TOKENS)))
+        .union(withdrawn.select("item", F.lit("withdrawn")))
         .groupBy("persona_id")
         .agg(F.max("out").alias("out"))
     )
@@ -61,6 +63,7 @@ def run(context: Context) -> StepResult:
             added[table.name] = context.add_new(table, rows, expected=expected)
         hub = store.view("hub").join(gone, on="persona_id", how="left_anti")  # where a dry run left them
     outcomes = {
+        **({"withdrawn": before["withdrawn"]} if "withdrawn" in before else {}),
         "flagged": before.get("flagged", 0),
         "removed_before": before.get("removed_before", 0),
         "no_tokens": before.get(NO_TOKENS, 0) + now.get(NO_TOKENS, 0),

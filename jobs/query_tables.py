@@ -5,6 +5,7 @@ import sys
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 
+from personahub_spark import releases
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import cause, exit_code, open_context, parser
 from personahub_spark.settings import load
@@ -13,12 +14,14 @@ from personahub_spark.settings import load
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("query", help="one SQL statement")
+    made.add_argument("--release", metavar="TAG", help="ask the tables as they were at this release")
     made.add_argument("--rows", type=int, default=100, help="rows to show (default: %(default)s)")
     arguments = made.parse_args()
     with exit_code():
         settings = load(arguments.conf, arguments.set)
         context = open_context(settings)
-        context.store.use()
+        store = releases.at(context.store, arguments.release) if arguments.release else context.store
+        store.use()
         try:
             rows = context.spark.sql(arguments.query)
             rows.show(arguments.rows, truncate=120 if sys.stdout.isatty() else 0, vertical=len(rows.columns) > 5)

@@ -9,6 +9,7 @@ import extract_personas
 import import_personas
 import ingest_documents
 import synthesize
+import withdraw
 
 from personahub_spark.session import main_steps
 
@@ -16,6 +17,7 @@ STEPS = {
     "create_tables": create_tables.run,
     "ingest_documents": ingest_documents.run,
     "import_personas": import_personas.run,
+    "withdraw": withdraw.run,
     "extract_personas": extract_personas.run,
     "dedup_surface": dedup_surface.run,
     "expand_personas": expand_personas.run,

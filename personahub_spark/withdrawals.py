@@ -6,6 +6,7 @@ withdrawn. Personas that are only each other's relatives do not hold one another
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyspark.sql import functions as F
@@ -32,11 +33,19 @@ class Reach(NamedTuple):
     """``persona_id``, ``stays``: all that some of these led to, and whether anything else leads there too."""
 
 
-def reach(rules: DataFrame, *, documents: DataFrame, imports: DataFrame, origins: DataFrame) -> Reach:
+def reach(
+    rules: DataFrame,
+    *,
+    documents: DataFrame,
+    imports: DataFrame,
+    origins: DataFrame,
+    stage: Callable[[DataFrame], DataFrame],
+) -> Reach:
     """What ``rules`` (``kind``, ``value``) reach, in frames with the columns of the tables of these names.
 
     Runs Spark jobs, a few for each relation on the way; their work is that of the personas reached, and one look at the
-    edges a round. Raises PersonaHubError when ``MAX_ROUNDS`` do not reach the end.
+    edges a round. ``stage`` evaluates a frame once and keeps it in files (``Store.stage``): Spark 3.5 may fail to
+    put frames together that it checkpointed. Raises PersonaHubError when ``MAX_ROUNDS`` do not reach the end.
     """
     rules = F.broadcast(rules.select("kind", "value"))
     texts = _matched(documents.select(F.col("doc_id").alias("source_key"), "source", "licence"), rules)
@@ -49,17 +58,17 @@ def reach(rules: DataFrame, *, documents: DataFrame, imports: DataFrame, origins
     children = edges.where(F.col("source_kind") == "persona").select("persona_id", "source_key")
 
     roots = edges.join(gone, on=["source_key", "source_kind"], how="left_semi").select("persona_id").distinct()
-    touched = _spread(roots, children, "reached by a withdrawal")
+    touched = _spread(roots, children, "reached by a withdrawal", stage)
     # Edges of the touched ones: those from elsewhere hold their persona, those from a touched parent if that is held.
     parents = touched.select(F.col("persona_id").alias("source_key"), F.lit("persona").alias("source_kind"))
-    inner = (
-        edges.join(touched, on="persona_id", how="left_semi")
-        .join(gone.unionByName(parents.withColumn("gone", F.lit(True))), on=["source_key", "source_kind"], how="left")
-        .localCheckpoint()
+    inner = stage(
+        edges.join(touched, on="persona_id", how="left_semi").join(
+            gone.unionByName(parents.withColumn("gone", F.lit(True))), on=["source_key", "source_kind"], how="left"
+        )
     )
     held = inner.where(F.col("gone").isNull()).select("persona_id").distinct()
     between = inner.where((F.col("source_kind") == "persona") & F.col("gone")).select("persona_id", "source_key")
-    stays = _spread(held, between, "held by another origin").withColumn("stays", F.lit(True))
+    stays = _spread(held, between, "held by another origin", stage).withColumn("stays", F.lit(True))
     personas = touched.join(stays, on="persona_id", how="left").withColumn("stays", F.coalesce("stays", F.lit(False)))
     return Reach(texts, rows, personas)
 
@@ -73,20 +82,15 @@ def _matched(rows: DataFrame, rules: DataFrame) -> DataFrame:
     return rows.join(rules, on=said, how="left_semi").select("source_key")
 
 
-def _spread(personas: DataFrame, edges: DataFrame, said: str) -> DataFrame:
+def _spread(personas: DataFrame, edges: DataFrame, said: str, stage: Callable[[DataFrame], DataFrame]) -> DataFrame:
     """``personas``, and all that ``edges`` (persona_id, source_key: the parent) lead to from them."""
-    found = fresh = personas.localCheckpoint()
+    found = fresh = stage(personas)
     for _ in range(MAX_ROUNDS):
         if fresh.isEmpty():
             return found
         parents = fresh.select(F.col("persona_id").alias("source_key"))
-        fresh = (
-            edges.join(parents, on="source_key", how="left_semi")
-            .select("persona_id")
-            .distinct()
-            .join(found, on="persona_id", how="left_anti")
-            .localCheckpoint()
-        )
+        children = edges.join(parents, on="source_key", how="left_semi").select("persona_id").distinct()
+        fresh = stage(children.join(found, on="persona_id", how="left_anti"))
         found = found.unionByName(fresh)
     raise PersonaHubError(
         f"after {MAX_ROUNDS} relations there are still personas {said}; persona_origins must be damaged, for its hops "

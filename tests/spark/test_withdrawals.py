@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
+from personahub_spark.settings import StoreSettings
+from personahub_spark.tables import Store
 from personahub_spark.withdrawals import reach
 
 EDGES = "persona_id string, source_key string, source_kind string"
@@ -30,7 +33,9 @@ def below(gone: set[str], edges: set[tuple[str, str, str]]) -> set[str]:
 
 
 @pytest.mark.parametrize("seed", [5])
-def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(spark: SparkSession, seed: int) -> None:
+def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
+    spark: SparkSession, tmp_path: Path, seed: int
+) -> None:
     rng = random.Random(seed)
     edges: set[tuple[str, str, str]] = set()
     sources: dict[str, tuple[str, str | None]] = {}
@@ -59,6 +64,7 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(spark:
         documents=spark.createDataFrame(documents, SOURCES),
         imports=spark.createDataFrame(imports, SOURCES).withColumnRenamed("doc_id", "source_key"),
         origins=spark.createDataFrame(sorted(edges), EDGES).repartition(3),
+        stage=Store(spark, StoreSettings(root=str(tmp_path))).stage,
     )
     assert {row[0] for row in found.documents.union(found.imports).collect()} == gone
     expected = {persona: held_up(persona, edges, gone) for persona in below(gone, edges)}

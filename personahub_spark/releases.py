@@ -1,0 +1,160 @@
+"""Releases of the hub: what is in one, how it is read again by its tag, and how two differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyspark.sql import functions as F
+
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.tables import (
+    LLM_CALLS,
+    PERSONA_BANDS,
+    PERSONA_BUCKETS,
+    PERSONA_IMPORTS,
+    PERSONA_ORIGINS,
+    PERSONA_REMOVALS,
+    RELEASES,
+    TABLES,
+    WITHDRAWALS,
+    Store,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, Row
+
+PUBLISHED = ("persona_id", "text", "lang", "hop", "first_origin")
+"""Columns of the hub that its hash is of: what a persona is, and not which run wrote it."""
+
+RELEASED = tuple(table for table in TABLES if table is not RELEASES)
+
+
+class Difference(NamedTuple):
+    """Personas of a later release against an earlier one."""
+
+    added: DataFrame
+    removed: DataFrame
+    """Both with the columns ``PUBLISHED``."""
+    kept: int
+
+
+def content_hash(hub: DataFrame) -> tuple[int, str]:
+    """How many rows ``hub`` has, and a sha256 that changes with any of ``PUBLISHED``, not with order or partitions.
+
+    The sum of the rows' own hashes, in four parts of 64 bits, hashed again.
+    """
+    row = F.sha2(F.to_json(F.struct(*PUBLISHED)), 256)
+    hashed = hub.select(row.alias("hash"))
+    parts = [
+        F.coalesce(F.sum(F.conv(F.substring("hash", 16 * part + 1, 16), 16, 10).cast("decimal(20,0)")), F.lit(0))
+        for part in range(4)
+    ]
+    count, *sums = hashed.agg(F.count(F.lit(1)), *parts).collect()[0]
+    return count, hashlib.sha256(":".join(str(int(part)) for part in (count, *sums)).encode()).hexdigest()
+
+
+def manifest(store: Store, *, stage: Callable[[DataFrame], DataFrame]) -> dict[str, Any]:
+    """What is in the tables of ``store``: rows, the hub by hop and language, parameters of dedup, sources, models.
+
+    ``sources``: for each source and licence how many published personas lead to it, through however many relations; one
+    that leads to two counts for both. ``models``: every model that answered, with its terms. ``stage`` keeps a frame in
+    files (``Store.stage``).
+    """
+    hub = store.view("hub")
+    count, digest = content_hash(hub)
+    versions = {
+        table.name: sorted(row[0] for row in store.read(table).select("parameters_version").distinct().collect())
+        for table in (PERSONA_REMOVALS, PERSONA_BANDS, PERSONA_BUCKETS)
+    }
+    answered = store.read(LLM_CALLS).where(F.col("status") == "answered")
+    return {
+        "hub": {"personas": count, "sha256": digest, "by_hop": _counts(hub, "hop"), "by_lang": _counts(hub, "lang")},
+        "rows": {table.name: store.read(table).count() for table in RELEASED},
+        "dedup_parameters": versions,
+        "sources": _listed(sources(store, stage=stage), "personas"),
+        "models": _listed(answered.groupBy("model", "model_returned", "terms").count(), "count"),
+        "withdrawals": [
+            {name: row[name] for name in ("kind", "value", "by_whom", "why")}
+            for row in store.read(WITHDRAWALS).orderBy("kind", "value").collect()
+        ],
+    }
+
+
+def sources(store: Store, *, stage: Callable[[DataFrame], DataFrame]) -> DataFrame:
+    """``source``, ``licence``, ``personas``: how many published personas lead there; withdrawn sources left out."""
+    rules = F.broadcast(store.read(WITHDRAWALS).select("kind", "value"))
+    withdrawn = ((F.col("kind") == "source") & (F.col("value") == F.col("source"))) | (
+        (F.col("kind") == "licence") & (F.col("value") == F.col("licence"))
+    )
+    imported = store.read(PERSONA_IMPORTS).join(rules, on=withdrawn, how="left_anti")
+    texts = store.view("documents_in_use").withColumnRenamed("doc_id", "source_key")
+    roots = texts.select("source_key", "source", "licence", F.lit("document").alias("source_kind")).unionByName(
+        imported.select("source_key", "source", "licence", F.lit("import").alias("source_kind"))
+    )
+    origins = store.read(PERSONA_ORIGINS)
+    edges = origins.where(F.col("source_kind") == "persona").select(
+        F.col("persona_id").alias("child"), F.col("source_key").alias("persona_id")
+    )
+    rooted = origins.join(roots, on=["source_key", "source_kind"], how="inner")
+    found = fresh = stage(rooted.select("persona_id", "source", "licence").distinct())
+    while not fresh.isEmpty():
+        children = edges.join(fresh, on="persona_id", how="inner")
+        fresh = stage(children.select(F.col("child").alias("persona_id"), "source", "licence").subtract(found))
+        found = found.union(fresh)
+    published = store.view("hub").select("persona_id")
+    return (
+        found.join(published, on="persona_id", how="left_semi")
+        .groupBy("source", "licence")
+        .agg(F.count(F.lit(1)).alias("personas"))
+    )
+
+
+def find(store: Store, tag: str) -> Row:
+    """The release ``tag``; PersonaHubError when there is none."""
+    found = store.read(RELEASES).where(F.col("tag") == tag).collect()
+    if not found:
+        known = [row["tag"] for row in store.read(RELEASES).select("tag").orderBy("created_at").collect()]
+        raise PersonaHubError(f"there is no release {tag!r} (releases here: {', '.join(known) or 'none'})")
+    return found[0]
+
+
+def at(store: Store, tag: str) -> Store:
+    """The tables of ``store`` as they were at the release ``tag``."""
+    return store.at(find(store, tag)["versions"])
+
+
+def check(store: Store, tag: str) -> int:
+    """How many rows the release has that ``tag`` names; PersonaHubError when they are not those that were released."""
+    released = find(store, tag)
+    count, digest = content_hash(at(store, tag).view("hub"))
+    if (count, digest) != (released["personas"], released["hub_hash"]):
+        made_by = json.loads(released["manifest"]).get("code_version")
+        raise PersonaHubError(
+            f"release {tag} has {count:,} rows with the hash {digest[:12]} now, and had {released['personas']:,} with "
+            f"{released['hub_hash'][:12]}: its files were changed, or this code reads the hub in another way than "
+            f"{made_by}, which released it"
+        )
+    return count
+
+
+def difference(store: Store, old: str, new: str) -> Difference:
+    """What the release ``new`` has that ``old`` has not, and the other way round."""
+    earlier, later = (at(store, tag).view("hub").select(*PUBLISHED) for tag in (old, new))
+    return Difference(
+        later.join(earlier, on="persona_id", how="left_anti"),
+        earlier.join(later, on="persona_id", how="left_anti"),
+        later.join(earlier, on="persona_id", how="left_semi").count(),
+    )
+
+
+def _counts(rows: DataFrame, name: str) -> dict[str, int]:
+    counted = rows.groupBy(name).count().orderBy(name).collect()
+    return {"unknown" if row[name] is None else str(row[name]): row["count"] for row in counted}
+
+
+def _listed(rows: DataFrame, count: str) -> list[dict[str, Any]]:
+    names = [name for name in rows.columns if name != count]
+    return [row.asDict() for row in rows.orderBy(F.desc(count), *names).collect()]

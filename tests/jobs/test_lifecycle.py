@@ -1,0 +1,178 @@
+"""A withdrawn source leaves the hub with all that comes from it alone; a release is the same whatever happens later."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import dedup_surface
+import import_personas
+import pytest
+import release_hub
+import withdraw
+
+from personahub_spark import releases, session, settings
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.session import Context, StepResult
+from personahub_spark.tables import (
+    DOCUMENTS,
+    PERSONA_IMPORTS,
+    PERSONA_ORIGINS,
+    PERSONA_REMOVALS,
+    PERSONAS,
+    SYNTHESES,
+    TABLES,
+    WITHDRAWALS,
+    WITHDRAWN,
+)
+from tests.spark.test_tables import NOW, add, frame, sha
+
+WORDS = " ".join(f"w{n}" for n in range(20))
+# Texts: "both" comes from both sources, "twice" has two parents; round and about found each other.
+FROM = {
+    WORDS: ["1"], f"{WORDS} more": ["2"], f"{WORDS} less": ["2"], "both": ["1", "2"], "child of one": [WORDS],
+    "twice": [WORDS, "both"], "round": ["child of one", "about"], "about": ["round"], "imported": ["i"],
+    "imported elsewhere": ["j"], "grandchild of both": ["twice"],
+}  # fmt: skip
+ALONE = {WORDS, "child of one", "round", "about", "imported"}
+RULE = withdraw.Rule("source", "bad", "the owner", "asked to")
+
+
+def known(text: str) -> str:
+    return sha(text) if len(text) == 1 else text.encode().hex().ljust(64, "0")[-64:]
+
+
+def fill(context: Context) -> None:
+    put: Callable[..., int] = functools.partial(add, context.spark, context.store)
+    put(DOCUMENTS, {"doc_id": sha("1"), "source": "bad", "licence": "CC0"}, {"doc_id": sha("2"), "source": "good"})
+    imports = {"source_key": sha("i"), "source": "bad", "licence": "MIT"}
+    put(PERSONA_IMPORTS, imports, imports | {"source_key": sha("j"), "source": "good"})
+    personas, edges = [], []
+    for text, origins in FROM.items():
+        hop = 0 if len(origins[0]) == 1 else 1
+        personas.append({"persona_id": known(text), "text": text, "hop": hop, "first_origin": known(origins[0])})
+        for origin in origins:
+            kind = "persona" if len(origin) > 1 else "import" if origin in "ij" else "document"
+            call = None if kind == "import" else "c"
+            edge = {"source_key": known(origin), "source_kind": kind, "call_key": call, "hop": hop}
+            edge |= {"relation": "child" if kind == "persona" else None}
+            edges.append({"persona_id": known(text), **edge})
+    for days, rows in enumerate((personas[:1], personas[1:])):  # the first one arrived first
+        arrived = NOW + timedelta(days=days)
+        context.store.add_new(PERSONAS, frame(context.spark, PERSONAS, *rows), run_id="r", created_at=arrived)
+    put(PERSONA_ORIGINS, *edges)
+    put(
+        SYNTHESES, {"synthesis_id": sha("a"), "persona_id": known(WORDS)},
+        {"synthesis_id": sha("b"), "persona_id": known("both")},
+        {"synthesis_id": sha("c"), "persona_id": known("both"), "call_key": None, "source_key": sha("i")},
+    )  # fmt: skip
+
+
+def hub(context: Context) -> set[str]:
+    return {row["text"] for row in context.store.view("hub").collect()}
+
+
+def contents(context: Context) -> dict[str, list[str]]:
+    return {table.name: sorted(map(repr, context.store.read(table).collect())) for table in TABLES}
+
+
+def run(context: Context, rule: withdraw.Rule | None = None) -> StepResult:
+    return session.run_step(context, "withdraw", functools.partial(withdraw.run, rule=rule))
+
+
+def dedup(context: Context) -> StepResult:
+    return session.run_step(context, "dedup_surface", dedup_surface.run)
+
+
+def release(context: Context, tag: str) -> dict[str, Any]:
+    session.run_step(context, "release_hub", functools.partial(release_hub.run, tag=tag))
+    found: dict[str, Any] = json.loads(releases.find(context.store, tag)["manifest"])
+    return found
+
+
+def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_found_elsewhere(
+    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], tmp_path: Path
+) -> None:
+    context = make_context(make_settings())
+    fill(context)
+    dedup(context)
+    removed = {f"{WORDS} more", f"{WORDS} less"}
+    first = hub(context)
+    assert first == set(FROM) - removed
+    told = release(context, "v1")
+    assert {(row["source"], row["licence"]): row["personas"] for row in told["sources"]} == {
+        ("bad", "CC0"): 7, ("bad", "MIT"): 1, ("good", None): 3, ("good", "MIT"): 1,
+    }  # fmt: skip
+
+    before = contents(context)
+    dry = make_context(context.settings, dry_run=True)
+    assert run(dry, RULE).outcomes == {"withdrawn": 5, "withdrawn_before": 0, "stays": 3, "restored": 0}
+    assert contents(context) == before
+    with pytest.raises(PersonaHubError, match=r"has the source 'bed'; did you mean bad\?"):
+        run(context, RULE._replace(value="bed"))
+
+    found = run(context, RULE)
+    assert found.outcomes == {"withdrawn": 5, "withdrawn_before": 0, "stays": 3, "restored": 0}
+    record = context.store.read(WITHDRAWALS).collect()[0]
+    assert (record["value"], record["by_whom"], record["why"]) == ("bad", "the owner", "asked to")
+    assert record["counts"] == {
+        "personas": 5, "personas_that_stay": 3, "documents": 1, "imported_rows": 1, "texts": 2, "removals_that_fell": 2,
+    }  # fmt: skip
+    gone = context.store.read(WITHDRAWN).collect()
+    assert {row["item"] for row in gone if row["kind"] == "persona"} == set(map(known, ALONE))
+    assert {row["item"] for row in gone if row["kind"] == "synthesis"} == {sha("a"), sha("c")}
+    assert sum(row["kind"] == "removal" and row["similarity"] > 0.9 for row in gone) == 2
+    assert {row["synthesis_id"] for row in context.store.view("problems").collect()} == {sha("b")}
+    assert {row["doc_id"] for row in context.store.view("documents_in_use").collect()} == {sha("2")}
+    # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.
+    assert dedup(context).outcomes["withdrawn"] == 5
+    second = hub(context)
+    assert second - first < removed and len(second & removed) == 1
+    assert second - removed == first - ALONE
+    witness = context.store.read(PERSONA_REMOVALS).collect()
+    assert [(row["kept_id"] in set(map(known, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
+
+    settled = contents(context)
+    for rule in (None, RULE):
+        assert not run(context, rule).changed
+    assert not dedup(context).changed
+    assert contents(context) == settled
+    # It does not come back by another import, and what is found elsewhere does.
+    (tmp_path / "more.jsonl").write_text('{"persona": "someone new from there"}')
+    entry = {"paths": [str(tmp_path / "more.jsonl")], "source": "bad"}
+    again = make_context(make_settings(imports=[entry, entry | {"source": "another"}]))
+    imported = session.run_step(again, "import_personas", import_personas.run)
+    assert (imported.outcomes["withdrawn"], imported.outcomes["new"]) == (1, 1)
+    assert {row["source"] for row in context.store.view("persona_lineage").where("persona like 'some%'").collect()} == {
+        "another"
+    }
+    add(context.spark, context.store, PERSONA_ORIGINS, {"persona_id": known("child of one"), "source_key": sha("2")})
+    assert run(context).outcomes == {"withdrawn": 0, "withdrawn_before": 2, "stays": 3, "restored": 3}
+    dedup(context)
+    third = hub(context)
+    assert third == second | {"child of one", "round", "about", "someone new from there"}
+    assert not run(context).changed
+
+    # The releases are what they were.
+    told = release(context, "v2")
+    assert told["hub"]["personas"] == len(third) and told["rows"]["withdrawals"] == 1
+    assert {row["source"] for row in told["sources"]} == {"good", "another"}
+    assert told["withdrawals"][0]["why"] == "asked to"
+    assert {row["text"] for row in releases.at(context.store, "v1").view("hub").collect()} == first
+    assert releases.check(context.store, "v1") == len(first)
+    difference = releases.difference(context.store, "v1", "v2")
+    assert {row["text"] for row in difference.added.collect()} == third - first
+    assert {row["text"] for row in difference.removed.collect()} == first - third
+    assert difference.kept == len(first & third)
+    for tag, said in (("v1", "there is a release v1 already"), ("no tag", "'no tag' is no tag")):
+        with pytest.raises(PersonaHubError, match=said):
+            release_hub.run(context, tag)
+    with pytest.raises(PersonaHubError, match=r"there is no release 'v3' \(releases here: v1, v2\)"):
+        releases.at(context.store, "v3")
+    with pytest.raises(PersonaHubError, match="release v2 has"):
+        context.spark.sql(f"UPDATE delta.`{context.settings.store.root}/releases` SET hub_hash = repeat('0', 64)")
+        releases.check(context.store, "v2")
