@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-
 from personahub_spark import session
 from personahub_spark.dedup import semantic
 from personahub_spark.dedup.semantic import STORED, Centroids, Floats, Integers, on_grid
