@@ -26,12 +26,26 @@ CAP_S = 60.0
 OUTAGE = {"connection", "server_error", "timeout"}
 # Failures that only an address which works can bring about; busy is not broken.
 _REPLIED = {
-    *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
+    *(
+        "rate_limited",
+        "conflict",
+        "bad_request",
+        "too_large",
+        "context_length",
+        "content_filter",
+    ),
     *("reply_too_large", "bad_vector"),
 }
 # Failures that say that no answer was written. Any other may have been billed without our knowing.
 UNBILLED = {
-    *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
+    *(
+        "rate_limited",
+        "conflict",
+        "bad_request",
+        "too_large",
+        "context_length",
+        "content_filter",
+    ),
     *("connection", "server_error", "unusable_request"),
 }
 
@@ -98,11 +112,15 @@ class Concurrency:
 
 @dataclass(frozen=True)
 class Charge:
-    """What one call took of its address's limits: ``tokens`` it was charged for, and whether it overfilled a second."""
+    """What one call took of its address's limits: the ``tokens`` it was charged for.
+
+    ``overfull``: its second may have had too many with it. ``began_with_room``: that second had some left before it.
+    """
 
     estimate: int
     tokens: float
     overfull: bool
+    began_with_room: bool
 
 
 class Pacer:
@@ -112,20 +130,28 @@ class Pacer:
     to them, and what was charged wrongly is made up for slowly. Calls follow each other at the limit
     less ``guard``, which grows when the endpoint refuses and shrinks again. A call may reach over the end of a
     second's tokens, as an endpoint with a bucket allows, until refusals show that this one counts whole calls
-    (``strictness``: how much of its own size a call must find free, all of it from 1 on; and beside it so many standard
-    errors of what is charged in a second). One that is larger than a second's tokens goes alone.
+    (``strictness``: how much of its own size a call must find free, all of it from 1 on). Further refusals show how far the charges
+    may be trusted (``doubt``: so many standard errors of a second's tokens are kept free). One that is larger than a
+    second's tokens goes alone.
     """
 
     GUARD = 0.01
     GUARD_MOST = 0.9
-    # A share of refusals that is worth its use of the limit: below it guard and strictness give way, above they grow.
+    # A share of refusals that is worth its use of the limit: below it guard and the rest give way, above they grow.
     # An endpoint that says when to come back, in whole seconds, costs at least one second a refusal.
     REFUSED = 0.0005
+    # Where nobody can tell what calls will use, hardly ever to be refused would cost more than it is worth.
+    _REFUSED_IN_DOUBT = 0.02
+    _REFUSED_MOST = 0.005
     _GUARD_STEP = 0.01
     _STRICTNESS_STEP = 0.25
-    # Where an overfull second was refused, calls count whole; and then a call too many costs more than one too few.
-    _STRICT = 2.0
-    STRICTNESS_MOST = 3.0
+    _STRICTNESS_MOST = 2.0
+    _DOUBT_MOST = 3.0
+    _DOUBT_STEP = 0.5
+    # A step of doubt takes at most this part of a second's tokens out of use.
+    _DEAREST_STEP = 0.01
+    # So strict, another refusal is for what was charged.
+    _STRICT = 0.9
     # Small calls after large ones may come closer than evenly, by so many, or the tokens could not be used up.
     _BURST = 3
     _MEMORY = 200
@@ -135,7 +161,7 @@ class Pacer:
         self._requests_per_s = math.inf if requests_per_minute is None else requests_per_minute / 60
         self._tokens_per_s = math.inf if tokens_per_minute is None else tokens_per_minute / 60
         self.guard = self.GUARD
-        self.strictness = 0.0
+        self.strictness = self.doubt = 0.0
         self._next_request = self._next_token = -math.inf
         self._window: deque[tuple[float, float]] = deque()  # when calls were made, and their tokens
         self._window_tokens = 0.0
@@ -154,7 +180,10 @@ class Pacer:
         """What a call of an estimated ``tokens`` will use."""
         if not self._learnt:
             return tokens
-        return min(max(0.0, self._mean_used + self._slope * (tokens - self._mean_estimate)), 10.0 * tokens)
+        return min(
+            max(0.0, self._mean_used + self._slope * (tokens - self._mean_estimate)),
+            10.0 * tokens,
+        )
 
     def ready_at(self, tokens: int, now: float) -> float:
         """When a call of an estimated ``tokens`` may be made; in the past or ``now``: at once."""
@@ -166,7 +195,7 @@ class Pacer:
         charge = self.expected(tokens)
         room = 0.0
         if charge <= self._tokens_per_s:
-            kept_free = min(1.0, self.strictness) * charge + self.strictness * self._standard_error()
+            kept_free = min(1.0, self.strictness) * charge + self.doubt * self._standard_error()
             room = max(0.0, self._tokens_per_s - kept_free)
         taken = self._window_tokens
         for made_at, made_tokens in self._window:
@@ -191,10 +220,11 @@ class Pacer:
         seconds = (charge + made_up) / (self._tokens_per_s * (1 - self.guard))
         self._next_token = max(self._next_token, behind - min(1.0, self.strictness) / 2) + seconds
         self._forget(now)
+        before = self._window_tokens + self._DOUBT_MOST * self._standard_error()
         self._window.append((now, charge))
         self._window_tokens += charge
-        most = self._window_tokens + self.STRICTNESS_MOST * self._standard_error()
-        return Charge(tokens, charge, overfull=most > self._tokens_per_s)
+        most = self._window_tokens + self._DOUBT_MOST * self._standard_error()
+        return Charge(tokens, charge, most > self._tokens_per_s, before < self._tokens_per_s)
 
     def used(self, charge: Charge, tokens: int | None) -> None:
         """A call was answered and used ``tokens``; None: nobody knows, so it is taken to be as charged."""
@@ -206,18 +236,31 @@ class Pacer:
             self._learn(charge.estimate, tokens)
             owed = self._owed + tokens - charge.tokens
             self._owed = min(max(owed, -10 * self._tokens_per_s), 10 * self._tokens_per_s)
-        self.guard = max(self.GUARD, self.guard - self._GUARD_STEP * self.REFUSED)
+        doubtful = self._REFUSED_IN_DOUBT * self._standard_error() / self._tokens_per_s
+        worth = min(self._REFUSED_MOST, self.REFUSED + doubtful)
+        self.guard = max(self.GUARD, self.guard - self._GUARD_STEP * worth)
         self.strictness = max(0.0, self.strictness - self._STRICTNESS_STEP * self.REFUSED)
+        self.doubt = max(0.0, self.doubt - self._doubt_step() * worth)
 
     def refused(self, charge: Charge) -> None:
         """A call was refused for the limits."""
         if self._tokens_per_s < math.inf and self._learnt < self._LEARNT:
             return  # the estimates were wrong, not the pace
-        if charge.overfull:
-            stricter = self.strictness + self._STRICTNESS_STEP
-            self.strictness = self._STRICT if self.strictness < 1 else min(self.STRICTNESS_MOST, stricter)
-        else:
+        if not charge.overfull:
             self.guard = min(self.GUARD_MOST, self.guard + self._GUARD_STEP)
+        elif self.strictness < self._STRICT:
+            stricter = self.strictness + self._STRICTNESS_STEP
+            self.strictness = self._STRICTNESS_MOST if charge.began_with_room else stricter
+            self.doubt = max(self.doubt, 2 * self._doubt_step())
+        else:
+            self.strictness = max(1.0, self.strictness)
+            self.doubt = min(self._DOUBT_MOST, self.doubt + self._doubt_step())
+
+    def _doubt_step(self) -> float:
+        return min(
+            self._DOUBT_STEP,
+            self._DEAREST_STEP * self._tokens_per_s / max(self._standard_error(), 1e-9),
+        )
 
     def _standard_error(self) -> float:
         """Of the tokens of the last second's calls and the next one."""
@@ -504,7 +547,15 @@ class Admission:
         """Free calls at ``address`` that succeeded; the youngest began at ``began``."""
         self._places[address].breaker.succeeded(began=began, calls=calls)
 
-    def hear_failure(self, address: int, failure: Failure, asked_s: float | None, *, began: float, now: float) -> None:
+    def hear_failure(
+        self,
+        address: int,
+        failure: Failure,
+        asked_s: float | None,
+        *,
+        began: float,
+        now: float,
+    ) -> None:
         """A free call at ``address`` that failed."""
         self._judge(address, failure, asked_s, began, now)
 
@@ -563,7 +614,9 @@ class Admission:
         self.shut_since = max(closed)
         if now - self.shut_since >= self._outage_limit_s:
             self.final = self.final or Failure(
-                "retry", "outage", f"no address of the endpoint has worked for {now - self.shut_since:.0f} s"
+                "retry",
+                "outage",
+                f"no address of the endpoint has worked for {now - self.shut_since:.0f} s",
             )
 
     def _next_change(self, now: float) -> float:
@@ -656,7 +709,14 @@ class Admission:
         self.admitted += 1
         return Go(member, number, address, probe)
 
-    def _judge(self, address: int, failure: Failure | None, asked_s: float | None, began: float, now: float) -> None:
+    def _judge(
+        self,
+        address: int,
+        failure: Failure | None,
+        asked_s: float | None,
+        began: float,
+        now: float,
+    ) -> None:
         place = self._places[address]
         if failure is None or failure.error_class in _REPLIED:
             place.breaker.succeeded(began=began)
@@ -669,7 +729,9 @@ class Admission:
             if asked_s is not None and asked_s > CAP_S:
                 hours = asked_s / 3600
                 place.gone = place.gone or Failure(
-                    "retry", "retry_after_too_long", f"the endpoint asks to come back in {hours:.1f} hours"
+                    "retry",
+                    "retry_after_too_long",
+                    f"the endpoint asks to come back in {hours:.1f} hours",
                 )
             elif asked_s is not None:
                 place.paused_until = max(place.paused_until, now + asked_s)
@@ -691,7 +753,11 @@ def cap_microusd(max_cost_usd: Decimal | None, endpoint: Endpoint, price: Price 
 
 def unbounded_call() -> Failure:
     """A call whose cost has no limit cannot be held to a cap."""
-    return Failure("run", "unbounded_call", "a call without a limit of tokens cannot be held to max_cost_usd")
+    return Failure(
+        "run",
+        "unbounded_call",
+        "a call without a limit of tokens cannot be held to max_cost_usd",
+    )
 
 
 def budget_reached(dearest_microusd: Decimal, left_microusd: Decimal) -> Failure:

@@ -393,13 +393,37 @@ def test_calls_are_packed_where_both_limits_bind_and_a_refusal_costs_a_second(
     assert world.refusals < 0.002
 
 
+def around(mean: int, deviation: int) -> Callable[[Random], int]:
+    return lambda rng: max(20, round(rng.gauss(mean, deviation)))
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("mean", "deviation", "whole_calls", "use", "refusals"),
+    [
+        (450, 80, False, 0.95, 0.01),
+        (450, 150, False, 0.80, 0.015),
+        (166, 60, False, 0.85, 0.015),
+        (166, 60, True, 0.75, 0.025),
+    ],
+)
+def test_calls_whose_size_nobody_can_tell_are_refused_now_and_then_and_do_not_stop_the_rest(
+    mean: int, deviation: int, whole_calls: bool, use: float, refusals: float, seed: int
+) -> None:
+    """What no estimate tells, a cautious pace pays for with most of the limit."""
+    size = around(mean, deviation)
+    world = World(seed=seed, size=size, estimate=lambda _: mean, whole_calls=whole_calls).run()
+    assert world.use >= use
+    assert world.refusals < refusals
+
+
 def test_a_large_call_is_passed_over_for_ten_seconds_at_most() -> None:
     large = 1000
 
     def answers(patience_s: float) -> dict[int, float]:
         admission = Admission([address(tokens_per_minute=60_000)])
         admission.PATIENCE_S = patience_s
-        admission._places[0].pacer.strictness = 2.0
+        admission._places[0].pacer.strictness = 1.0
         for number in range(200):
             admission.ask(1, number, tokens=150, dearest=None)
         now, made = 0.0, dict[int, float]()
