@@ -75,7 +75,10 @@ def _expand(context: Context, hop: int) -> StepResult:
     rows_in, pending = sum(outcomes.values()), outcomes.pop("pending", 0)
     outcomes = {"done_before": 0} | outcomes
     if settings.count is not None:
-        left = max(settings.count - outcomes["done_before"], 0)
+        # Whoever was asked about and has left the hub since counts too, or each run would ask about more.
+        everybody = store.read(PERSONAS).where(F.col("hop") == hop - 1).select(F.col("persona_id").alias("id"))
+        asked_before = everybody.join(_done(store, recipe, source), on="id", how="left_semi").count()
+        left = max(settings.count - asked_before, 0)
         outcomes["not_chosen"] = outcomes.get("not_chosen", 0) + max(pending - left, 0)
         pending = min(pending, left)
     if not pending:
@@ -155,9 +158,7 @@ def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, s
     pending), and siblings_new, the part that is new of what was found together with it (null: not known)."""
     hub = store.view("hub").where(F.col("hop") == hop - 1).withColumnRenamed("persona_id", "id")
     edges = store.read(PERSONA_ORIGINS).where(F.col("source_kind") == "persona")
-    asked = edges.where(F.col("recipe") == recipe).select(F.col("source_key").alias("id"))
-    failed = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
-    done = asked.union(failed).distinct().withColumn("done", F.lit(True))
+    done = _done(store, recipe, source).withColumn("done", F.lit(True))
     unknown = F.lit(None).cast("double")
     hub = hub.withColumns({"siblings_new": unknown, "branch_new": unknown})
     if hop > 1 and settings.prefer == "novelty" and settings.count is not None:
@@ -181,6 +182,13 @@ def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, s
         .otherwise("pending")
     )
     return hub.join(done, on="id", how="left").select("id", "text", out.alias("out"), "siblings_new")
+
+
+def _done(store: Store, recipe: str, source: str) -> DataFrame:
+    """``id`` of the personas that were asked about."""
+    asked = store.read(PERSONA_ORIGINS).where((F.col("source_kind") == "persona") & (F.col("recipe") == recipe))
+    failed = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
+    return asked.select(F.col("source_key").alias("id")).union(failed).distinct()
 
 
 if __name__ == "__main__":

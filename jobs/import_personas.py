@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from personahub_spark import imports, inputs
+from personahub_spark.errors import PersonaHubError
 from personahub_spark.filters import quality_flags
 from personahub_spark.inputs import File
 from personahub_spark.session import Context, StepResult, main
@@ -65,6 +66,12 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         name: sum(row[name] for row in counts.values())
         for name in ("new", "known", "repeated", "unreadable", "withdrawn", "personas", "origins", "texts", "rejects")
     }
+    outcomes = {name: total[name] for name in ("new", "known", "repeated", "unreadable", "withdrawn")}
+    if sum(outcomes.values()) != found.count:  # once they are written down as done, files are not looked at again
+        raise PersonaHubError(
+            f"{STEP}: {len(files)} files had {found.count:,} rows when they were counted and "
+            f"{sum(outcomes.values()):,} when they were read; were they changed meanwhile? run again"
+        )
     allowed = rows.where("persona_id is not null and not withdrawn")
     flags = quality_flags(
         F.col("persona"),
@@ -120,7 +127,6 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         QUARANTINE.name: context.add_new(QUARANTINE, inputs.rejected(rows), expected=total["rejects"]),
         IMPORTS.name: context.add_new(IMPORTS, _as_done(context, files, settings, counts), expected=len(files)),
     }
-    outcomes = {name: total[name] for name in ("new", "known", "repeated", "unreadable", "withdrawn")}
     return StepResult(found.count, outcomes, added)
 
 

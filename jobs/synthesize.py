@@ -5,7 +5,7 @@ from pyspark.sql import functions as F
 from personahub_spark.ledger import complete_all
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.settings import SynthesisSettings
-from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES
+from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, WITHDRAWN
 from personahub_spark.tasks import frames
 from personahub_spark.tasks.math import MathProblem
 
@@ -51,7 +51,7 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
         step=STEP,
         rows=rows_in - done_before,
         recipe=f"{recipe}:{last}",
-        inputs=(PERSONAS, PERSONA_REMOVALS, SYNTHESES, QUARANTINE),
+        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, SYNTHESES, QUARANTINE),
     )
     answers = frames.answers(asked, store.read(LLM_CALLS)).join(
         hub.select("id", F.col("text").alias("persona")), on="id", how="inner"

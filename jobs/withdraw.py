@@ -28,6 +28,7 @@ from personahub_spark.tables import (
     PERSONA_IMPORTS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
+    PERSONAS,
     SYNTHESES,
     WITHDRAWALS,
     WITHDRAWN,
@@ -70,7 +71,7 @@ def _withdraw(
         rules,
         documents=store.read(DOCUMENTS),
         imports=store.read(PERSONA_IMPORTS),
-        origins=store.read(PERSONA_ORIGINS),
+        origins=_origins(store),
         stage=stage,
     )
     before = store.read(WITHDRAWN).where(F.col("kind") == "persona").select(F.col("item").alias("persona_id"))
@@ -131,6 +132,21 @@ def _withdraw(
     for table in (PERSONA_BANDS, PERSONA_BUCKETS):
         added[table.name] = store.remove(table, out_of_dedup)
     return StepResult(sum(outcomes.values()), outcomes, added)
+
+
+def _origins(store: Store) -> DataFrame:
+    """The edges; and of a persona that a run left without any, because it died before it wrote them, its first one."""
+    edges = store.read(PERSONA_ORIGINS).select("persona_id", "source_key", "source_kind")
+    imported = store.read(PERSONA_IMPORTS).select(
+        F.col("source_key").alias("first_origin"), F.lit("import").alias("kind")
+    )
+    text = F.when(F.col("hop") > 0, "persona").otherwise(F.coalesce("kind", F.lit("document")))
+    alone = store.read(PERSONAS).join(edges, on="persona_id", how="left_anti")
+    return edges.unionByName(
+        alone.join(imported, on="first_origin", how="left").select(
+            "persona_id", F.col("first_origin").alias("source_key"), text.alias("source_kind")
+        )
+    )
 
 
 def _items(kind: str, rows: DataFrame, item: object) -> DataFrame:

@@ -130,9 +130,9 @@ class Pacer:
     to them, and what was charged wrongly is made up for slowly. Calls follow each other at the limit
     less ``guard``, which grows when the endpoint refuses and shrinks again. A call may reach over the end of a
     second's tokens, as an endpoint with a bucket allows, until refusals show that this one counts whole calls
-    (``strictness``: how much of its own size a call must find free, all of it from 1 on). Further refusals show how far the charges
-    may be trusted (``doubt``: so many standard errors of a second's tokens are kept free). One that is larger than a
-    second's tokens goes alone.
+    (``strictness``: how much of its own size a call must find free, all of it from 1 on). Further refusals show how far
+    the charges may be trusted (``doubt``: so many standard errors of a second's tokens are kept free). One that is
+    larger than a second's tokens goes alone.
     """
 
     GUARD = 0.01

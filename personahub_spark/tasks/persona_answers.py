@@ -188,17 +188,25 @@ def _of_json(value: object) -> list[_Item] | None:
         return [_of_element(element) for element in value]
     if not isinstance(value, dict):
         return None
-    if _value(value, _PERSONA_KEYS) is not None and not isinstance(_value(value, _PERSONA_KEYS), list):
+    # Beside the persons a model may list its notes, or name the one whom it was asked about.
+    lists = [inside for inside in value.values() if isinstance(inside, list)]
+    persons = next((inside for inside in lists if any(map(_speaks_of_a_person, inside))), None)
+    if persons is None and _speaks_of_a_person(value) and not isinstance(_value(value, _PERSONA_KEYS), list):
         return [_of_element(value)]
-    for inside in value.values():
-        if isinstance(inside, list):
-            return [_of_element(element) for element in inside]
+    if persons is None and lists:
+        persons = next(filter(None, lists), [])
+    if persons is not None:
+        return [_of_element(element) for element in persons]
     if value and all(isinstance(inside, str | dict) for inside in value.values()):  # relation -> persona
         return [
             _Item(inside, words=key) if isinstance(inside, str) else _of_element({"relation": key, **inside})
             for key, inside in value.items()
         ]
     return None
+
+
+def _speaks_of_a_person(element: object) -> bool:
+    return isinstance(element, dict) and _value(element, _PERSONA_KEYS) is not None
 
 
 def _of_element(element: object) -> _Item:

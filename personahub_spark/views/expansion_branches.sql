@@ -2,7 +2,7 @@
 WITH found AS (
   SELECT
     coalesce(a.root_id, o.source_key) AS root_id, o.hop, count(*) AS raw,
-    count_if(h.hop = o.hop AND h.first_origin = o.source_key) AS new
+    count(DISTINCT CASE WHEN h.hop = o.hop AND h.first_origin = o.source_key THEN h.persona_id END) AS new
   FROM {persona_origins} AS o
   LEFT JOIN {persona_ancestors} AS a ON a.persona_id = o.source_key
   LEFT JOIN {hub} AS h ON h.persona_id = o.persona_id
