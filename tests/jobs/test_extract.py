@@ -1,0 +1,56 @@
+"""Text-to-Persona at full width: several verbs, personas and parts of a document, each question paid once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import run_pipeline
+
+from personahub_spark import session, settings
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.session import Context
+from personahub_spark.tables import PERSONA_ORIGINS, PERSONAS, QUARANTINE
+
+
+def test_a_book_yields_personas_of_its_parts_by_every_verb_and_no_part_is_asked_about_twice(
+    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], endpoint: FakeEndpoint,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    (tmp_path / "documents").mkdir()
+    book = " ".join(f"In chapter {n} the keeper of valley {n} feeds the bees of that valley." for n in range(60))
+    rows = [json.dumps({"text": text}) for text in (book, "A note on lace.")]
+    (tmp_path / "documents" / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    again = "A collector of old hives who reads everything about bees"
+    endpoint.set_script([
+        {"match": "(?s)people.*written it.*chapter 0 ", "reply": json.dumps({"personas": [again, again, 7]})},
+        {"match": "(?s)people.*written it", "reply": json.dumps({"personas": [7, ""]})},
+        {"match": "(?s)people.*read it.*on lace", "reply": "1. A lace maker of {number}\n2. A tailor of {number}"},
+        {"match": "(?s)people.*read it", "reply": json.dumps({"personas": [again, "A beekeeper with ten hives"]})},
+    ])  # fmt: skip
+    width = {"verbs": ["read", "write"], "personas_per_question": 2, "max_document_tokens": 200}
+
+    def extract(most: int | None) -> session.StepResult:
+        context = make_context(make_settings(personas={**width, "max_personas_per_document": most}))
+        return session.run_step(context, "extract_personas", run_pipeline.STEPS["extract_personas"])
+
+    context = make_context(make_settings())
+    session.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+    some = extract(8)  # two parts of the book and the whole note, by each verb
+    assert some.outcomes == {"done_before": 0, "read": 4, "unreadable": 2, "failed": 0, "deferred": 0}
+    assert some.rows_in == 6 == endpoint.counts()["billed"]
+    assert context.store.read(PERSONAS).count() == 4
+    origins = context.store.read(PERSONA_ORIGINS).collect()
+    found = Counter((row["verb"], row["chunk"]) for row in origins)
+    half = next(chunk for verb, chunk in found if chunk)
+    assert found == {("read", 0): 4, ("read", half): 2, ("write", 0): 1}
+    rejects = Counter(row["reason"] for row in context.store.read(QUARANTINE).collect())
+    assert rejects == {"repeated": 1, "wrong_type": 3, "empty": 2}
+
+    every = extract(None)
+    billed = endpoint.counts()["billed"]
+    assert every.outcomes["done_before"] == 6 and every.rows_in == billed > 6
+    assert not extract(None).changed and not extract(8).changed
+    assert endpoint.counts()["billed"] == billed == endpoint.counts()["distinct"]
