@@ -26,26 +26,12 @@ CAP_S = 60.0
 OUTAGE = {"connection", "server_error", "timeout"}
 # Failures that only an address which works can bring about; busy is not broken.
 _REPLIED = {
-    *(
-        "rate_limited",
-        "conflict",
-        "bad_request",
-        "too_large",
-        "context_length",
-        "content_filter",
-    ),
+    *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
     *("reply_too_large", "bad_vector"),
 }
 # Failures that say that no answer was written. Any other may have been billed without our knowing.
 UNBILLED = {
-    *(
-        "rate_limited",
-        "conflict",
-        "bad_request",
-        "too_large",
-        "context_length",
-        "content_filter",
-    ),
+    *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
     *("connection", "server_error", "unusable_request"),
 }
 
@@ -180,10 +166,7 @@ class Pacer:
         """What a call of an estimated ``tokens`` will use."""
         if not self._learnt:
             return tokens
-        return min(
-            max(0.0, self._mean_used + self._slope * (tokens - self._mean_estimate)),
-            10.0 * tokens,
-        )
+        return min(max(0.0, self._mean_used + self._slope * (tokens - self._mean_estimate)), 10.0 * tokens)
 
     def ready_at(self, tokens: int, now: float) -> float:
         """When a call of an estimated ``tokens`` may be made; in the past or ``now``: at once."""
@@ -257,10 +240,7 @@ class Pacer:
             self.doubt = min(self._DOUBT_MOST, self.doubt + self._doubt_step())
 
     def _doubt_step(self) -> float:
-        return min(
-            self._DOUBT_STEP,
-            self._DEAREST_STEP * self._tokens_per_s / max(self._standard_error(), 1e-9),
-        )
+        return min(self._DOUBT_STEP, self._DEAREST_STEP * self._tokens_per_s / max(self._standard_error(), 1e-9))
 
     def _standard_error(self) -> float:
         """Of the tokens of the last second's calls and the next one."""
@@ -547,15 +527,7 @@ class Admission:
         """Free calls at ``address`` that succeeded; the youngest began at ``began``."""
         self._places[address].breaker.succeeded(began=began, calls=calls)
 
-    def hear_failure(
-        self,
-        address: int,
-        failure: Failure,
-        asked_s: float | None,
-        *,
-        began: float,
-        now: float,
-    ) -> None:
+    def hear_failure(self, address: int, failure: Failure, asked_s: float | None, *, began: float, now: float) -> None:
         """A free call at ``address`` that failed."""
         self._judge(address, failure, asked_s, began, now)
 
@@ -614,9 +586,7 @@ class Admission:
         self.shut_since = max(closed)
         if now - self.shut_since >= self._outage_limit_s:
             self.final = self.final or Failure(
-                "retry",
-                "outage",
-                f"no address of the endpoint has worked for {now - self.shut_since:.0f} s",
+                "retry", "outage", f"no address of the endpoint has worked for {now - self.shut_since:.0f} s"
             )
 
     def _next_change(self, now: float) -> float:
@@ -709,14 +679,7 @@ class Admission:
         self.admitted += 1
         return Go(member, number, address, probe)
 
-    def _judge(
-        self,
-        address: int,
-        failure: Failure | None,
-        asked_s: float | None,
-        began: float,
-        now: float,
-    ) -> None:
+    def _judge(self, address: int, failure: Failure | None, asked_s: float | None, began: float, now: float) -> None:
         place = self._places[address]
         if failure is None or failure.error_class in _REPLIED:
             place.breaker.succeeded(began=began)
@@ -729,9 +692,7 @@ class Admission:
             if asked_s is not None and asked_s > CAP_S:
                 hours = asked_s / 3600
                 place.gone = place.gone or Failure(
-                    "retry",
-                    "retry_after_too_long",
-                    f"the endpoint asks to come back in {hours:.1f} hours",
+                    "retry", "retry_after_too_long", f"the endpoint asks to come back in {hours:.1f} hours"
                 )
             elif asked_s is not None:
                 place.paused_until = max(place.paused_until, now + asked_s)
@@ -753,11 +714,7 @@ def cap_microusd(max_cost_usd: Decimal | None, endpoint: Endpoint, price: Price 
 
 def unbounded_call() -> Failure:
     """A call whose cost has no limit cannot be held to a cap."""
-    return Failure(
-        "run",
-        "unbounded_call",
-        "a call without a limit of tokens cannot be held to max_cost_usd",
-    )
+    return Failure("run", "unbounded_call", "a call without a limit of tokens cannot be held to max_cost_usd")
 
 
 def budget_reached(dearest_microusd: Decimal, left_microusd: Decimal) -> Failure:

@@ -108,7 +108,7 @@ def test_a_pair_needs_one_at_home_and_one_that_is_fresh() -> None:
 
 
 def test_a_cosine_at_the_threshold_is_a_pair_and_one_just_below_is_none() -> None:
-    at = np.array([[1, 0], [3 / 5, 4 / 5]], dtype=np.float64).astype(np.float32)
+    at = np.array([[1, 0], [3, 4]], dtype=np.float32)  # its cosine is 0.6 exactly; that of (3/5, 4/5) is a little more
     for threshold, count in ((0.6, 1), (0.600001, 0)):
         found, _, _ = close_pairs(at, None, threshold, left_classes=np.array([3, 3]), right_classes=None)
         assert len(found) == count
