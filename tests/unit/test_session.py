@@ -27,6 +27,7 @@ from personahub_spark.tables import Store
 ROOT = Path(__file__).parents[2]
 JAR = "io.delta_delta-spark_2.12-3.3.3.jar"
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+NEEDED = {"jobs/query_tables.py": ["select 1"], "jobs/explain_removal.py": ["0f"], "jobs/release_hub.py": ["v1"]}
 
 # Stands for java: says its version; as Ivy it leaves a mark and the jars named, or fails while $OFFLINE exists.
 FAKE_JAVA = """#!/bin/bash
@@ -295,8 +296,7 @@ def test_every_program_explains_itself_and_refuses_an_unknown_option(
     said = capsys.readouterr().out
     assert "--conf" in said or name.startswith("demo")
     assert (ast.get_docstring(ast.parse((ROOT / name).read_text())) or "no docstring") in said
-    more = ["select 1"] if "query" in name else ["0f"] if "explain" in name else []
-    assert run_job(name, [*more, "--frobnicate"], monkeypatch) == 2
+    assert run_job(name, [*NEEDED.get(name, []), "--frobnicate"], monkeypatch) == 2
     assert "unrecognized arguments: --frobnicate" in capsys.readouterr().err
 
 
@@ -312,8 +312,7 @@ def test_bad_settings_end_every_job_with_code_2_and_one_sentence(
     name: str, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    more = ["select 1"] if "query" in name else ["0f"] if "explain" in name else []
-    assert run_job(name, [*more, *arguments], monkeypatch) == 2
+    assert run_job(name, [*NEEDED.get(name, []), *arguments], monkeypatch) == 2
     assert capsys.readouterr().err.strip() == said
 
 
