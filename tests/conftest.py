@@ -38,6 +38,15 @@ def spark() -> Iterator[SparkSession]:
     built.stop()
 
 
+@pytest.fixture(autouse=True)
+def _forget_tables() -> Iterator[None]:
+    """Delta keeps what it knows of each table in memory, and each test has tables of its own."""
+    yield
+    active = SparkSession.getActiveSession()
+    if active is not None and active._jvm is not None:
+        active._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
+
+
 @pytest.fixture(scope="session")
 def _endpoint() -> Iterator[FakeEndpoint]:
     with FakeEndpoint() as fake:
