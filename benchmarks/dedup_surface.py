@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from watch import Watch
+from watch import Watch, shuffled
 
 from personahub_spark import session
 from personahub_spark.dedup import surface
@@ -187,20 +187,20 @@ def _speed(spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chos
         for settings in chosen:
             personas = spark.read.parquet(place)
             spark.sparkContext._jvm.System.gc()  # type: ignore[union-attr]
-            shuffled = _shuffled(spark)
+            moved = shuffled(spark)
             with Watch() as used:
                 started = time.monotonic()
                 surface.deduplicate(personas, settings=settings).removals.write.parquet(
                     f"{place}-{settings.engine}-{settings.threshold}"
                 )
                 seconds = time.monotonic() - started
-            shuffled = _shuffled(spark) - shuffled
+            moved = shuffled(spark) - moved
             removed = spark.read.parquet(f"{place}-{settings.engine}-{settings.threshold}").count()
             sets = surface.token_sets(personas).where("size(tokens) > 0 and persona_id = best.persona_id")
             candidates = surface.candidates(surface.with_keys(sets, None, settings), settings).count()
             print(
                 f"{name:>12}{settings.threshold:>6}{settings.engine:>9}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}"
-                f"{used.cpu_s / len(texts) * 1e6:>12.1f}{used.peak_mb:>9,.0f}{shuffled / len(texts):>15,.0f}"
+                f"{used.cpu_s / len(texts) * 1e6:>12.1f}{used.peak_mb:>9,.0f}{moved / len(texts):>15,.0f}"
                 f"{candidates / len(texts):>16.3f}{removed:>10,}",
                 flush=True,
             )
@@ -254,12 +254,6 @@ def _peers(
                 continue
             told = json.loads(answer.read_text(encoding="utf-8"))
             tell(f"{peer}, {mode}", told["seconds"], told["peak_mb"], set(told["removed"]))
-
-
-def _shuffled(spark: SparkSession) -> int:
-    """Bytes written to shuffles since the session began."""
-    executors = spark.sparkContext._jsc.sc().statusStore().executorList(True)  # type: ignore[union-attr]
-    return sum(int(executors.apply(n).totalShuffleWrite()) for n in range(executors.size()))
 
 
 if __name__ == "__main__":

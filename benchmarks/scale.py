@@ -1,9 +1,10 @@
-"""What a row costs at each step: processor time and bytes of every table, and what that makes for many rows.
+"""What a row costs at each step: processor time, bytes that were shuffled, and bytes of every table.
 
 Real short texts are put together to documents, a loopback endpoint infers a persona from each, and as many real short
 texts again are personas that surface and semantic dedup compare. Every step is the job itself, on one store and in one
 session; processor time is that of Spark's driver, executors and Python workers together, without the loopback server.
-What does not grow with the rows (starting, planning) is in it too, so few rows make the figures too high.
+What does not grow with the rows (starting, planning) is in it too, so few rows make the figures too high: the
+difference of two sizes is what one more row costs.
 
     python benchmarks/scale.py --texts ../shared/data/shorttext/package_summaries_sample.jsonl.gz
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyspark.sql import functions as F
-from watch import Watch
+from watch import Watch, shuffled
 
 from personahub_spark import session, settings
 from personahub_spark.llm.fake import FakeEndpoint
@@ -60,7 +61,7 @@ def main() -> None:
         )
         context = _context(folder, endpoint.url)
         context.store.create()
-        print(f"{'':20}{'rows':>9}{'seconds':>9}{'CPU ms/row':>12}  bytes a row, by table")
+        print(f"{'':20}{'rows':>9}{'seconds':>9}{'CPU ms/row':>12}{'shuffled':>11}  bytes a row, by table")
         _tell(context, "ingest_documents", ingest_documents.run, chosen.documents)
         _tell(context, "extract_personas", extract_personas.run, chosen.documents)
         rows = [(content_id(text), text) for text in texts[: chosen.personas]]
@@ -103,14 +104,16 @@ def _context(folder: Path, url: str) -> Context:
 
 
 def _tell(context: Context, step: str, run: Callable[[Context], StepResult], rows: int) -> None:
-    before = _bytes(context)
+    before, moved = _bytes(context), shuffled(context.spark)
     with Watch() as used:
         began = time.monotonic()
         session.run_step(context, step, run)
         seconds = time.monotonic() - began
+    moved = shuffled(context.spark) - moved
     grown = {table: size - before.get(table, 0) for table, size in _bytes(context).items()}
     told = ", ".join(f"{table} {size / rows:,.0f}" for table, size in sorted(grown.items()) if size > rows)
-    print(f"{step:20}{rows:>9,}{seconds:>9.1f}{used.cpu_s / rows * 1000:>12.2f}  {told}", flush=True)
+    cpu, bytes_moved = used.cpu_s / rows * 1000, moved / rows
+    print(f"{step:20}{rows:>9,}{seconds:>9.1f}{cpu:>12.2f}{bytes_moved:>11,.0f}  {told}", flush=True)
 
 
 def _bytes(context: Context) -> dict[str, int]:

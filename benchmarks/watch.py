@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from pyspark.sql import SparkSession
+
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -42,6 +44,12 @@ class Watch:
         self.peak_mb = max(self.peak_mb, sum(map(_resident, family)) / 2**20)
         for pid in family:
             self._used[pid] = max(self._used.get(pid, 0.0), _processor_seconds(pid))
+
+
+def shuffled(spark: SparkSession) -> int:
+    """Bytes written to shuffles since the session began."""
+    executors = spark.sparkContext._jsc.sc().statusStore().executorList(True)  # type: ignore[union-attr]
+    return sum(int(executors.apply(n).totalShuffleWrite()) for n in range(executors.size()))
 
 
 def _family(root: int) -> Iterator[int]:
