@@ -29,6 +29,8 @@ def _extract(context: Context, verb: Verb) -> StepResult:
     source = f"{STEP}:{recipe}"
 
     questions = _questions(store.view("documents_in_use"), task)
+    if settings.parts(verb) != 1:
+        questions = store.stage(questions)  # texts are divided in Python, once
     origins = store.read(PERSONA_ORIGINS).where(F.col("recipe") == recipe).select(_id("source_key", "chunk"))
     failures = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
     done = origins.union(failures)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import dedup_semantic
 import dedup_surface
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -127,10 +128,11 @@ def _withdraw(
     restored = _no_longer(store.read(WITHDRAWN), personas, gone_texts)
     added[WITHDRAWN.name] = context.add_new(WITHDRAWN, items) + store.remove(WITHDRAWN, stage(restored))
     # What a withdrawn persona decided is void: whoever went for it is new to dedup, and so is a persona that returns.
-    out_of_dedup = personas.where("not stays or before").select("persona_id")
-    added[PERSONA_REMOVALS.name] = store.remove(PERSONA_REMOVALS, fallen.select("persona_id", "tier"))
+    # Removals last: they tell whose bands and buckets must go.
+    out_of_dedup = personas.where("not stays or before").select("persona_id").union(fallen.select("persona_id"))
     for table in (PERSONA_BANDS, PERSONA_BUCKETS):
-        added[table.name] = store.remove(table, out_of_dedup)
+        added[table.name] = store.remove(table, out_of_dedup.distinct())
+    added[PERSONA_REMOVALS.name] = store.remove(PERSONA_REMOVALS, fallen.select("persona_id", "tier"))
     return StepResult(sum(outcomes.values()), outcomes, added)
 
 
@@ -204,6 +206,8 @@ def main() -> None:
         result = run_step(context, STEP, functools.partial(run, rule=rule))
         if result.changed and not arguments.dry_run:
             run_step(context, dedup_surface.STEP, dedup_surface.run)
+            if not context.store.read(PERSONA_BUCKETS).isEmpty():
+                run_step(context, dedup_semantic.STEP, dedup_semantic.run)
 
 
 if __name__ == "__main__":

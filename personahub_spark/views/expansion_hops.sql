@@ -1,5 +1,6 @@
 -- How much of what each hop found is new, what became of the rest, and what did one new persona cost?
--- raw = unparsable + flagged + exact_duplicates + surface_duplicates + semantic_duplicates + other + new
+-- raw = unparsable + flagged + exact_duplicates + surface_duplicates + semantic_duplicates + withdrawn + other + new;
+-- novelty leaves those out who were withdrawn.
 WITH asked AS (  -- every persona found and every one that could not be read, by the hop that asked for it
   SELECT hop, call_key, true AS is_read FROM {persona_origins} WHERE source_kind <> 'import'
   UNION ALL
@@ -24,9 +25,11 @@ texts AS (  -- each persona is a row once, at the hop that found it first
     count_if(size(p.quality_flags) = 0 AND g.tier = 'exact_tokens') AS exact_tokens,
     count_if(size(p.quality_flags) = 0 AND g.tier = 'surface') AS surface,
     count_if(size(p.quality_flags) = 0 AND g.tier = 'semantic') AS semantic,
+    count_if(size(p.quality_flags) = 0 AND g.tier IS NULL AND w.item IS NOT NULL) AS withdrawn,
     count_if(h.persona_id IS NOT NULL) AS new
   FROM {personas} AS p
   LEFT JOIN gone AS g ON g.persona_id = p.persona_id
+  LEFT JOIN {withdrawn} AS w ON w.kind = 'persona' AND w.item = p.persona_id
   LEFT JOIN {hub} AS h ON h.persona_id = p.persona_id
   LEFT ANTI JOIN {persona_imports} AS i ON i.source_key = p.first_origin
   GROUP BY p.hop
@@ -35,8 +38,9 @@ SELECT
   f.hop, f.calls, f.raw, f.raw - f.edges AS unparsable, coalesce(t.flagged, 0) AS flagged,
   f.edges - coalesce(t.rows - t.exact_tokens, 0) AS exact_duplicates,
   coalesce(t.surface, 0) AS surface_duplicates, coalesce(t.semantic, 0) AS semantic_duplicates,
-  coalesce(t.rows - t.flagged - t.exact_tokens - t.surface - t.semantic - t.new, 0) AS other,
+  coalesce(t.withdrawn, 0) AS withdrawn,
+  coalesce(t.rows - t.flagged - t.exact_tokens - t.surface - t.semantic - t.withdrawn - t.new, 0) AS other,
   coalesce(t.new, 0) AS new,
-  coalesce(t.new, 0) / f.raw AS novelty,
+  coalesce(t.new, 0) / nullif(f.raw - coalesce(t.withdrawn, 0), 0) AS novelty,
   f.cost_usd, f.cost_usd / nullif(t.new, 0) AS cost_usd_per_new
 FROM found AS f LEFT JOIN texts AS t ON t.hop = f.hop

@@ -143,11 +143,12 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
         "exact_duplicates",
         "surface_duplicates",
         "semantic_duplicates",
+        "withdrawn",
         "other",
         "new",
     )
-    assert [hops[1][name] for name in names] == [6, 1, 0, 1, 1, 0, 0, 3]
-    assert [hops[2][name] for name in names] == [4, 1, 1, 1, 0, 0, 0, 1]
+    assert [hops[1][name] for name in names] == [6, 1, 0, 1, 1, 0, 0, 0, 3]
+    assert [hops[2][name] for name in names] == [4, 1, 1, 1, 0, 0, 0, 0, 1]
     for hop in hops.values():
         assert hop["raw"] == sum(hop[name] for name in names[1:])
     assert hops[1]["novelty"] == 0.5 and hops[1]["cost_usd_per_new"] == pytest.approx(hops[1]["cost_usd"] / 3)

@@ -20,6 +20,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import Context, StepResult
 from personahub_spark.tables import (
     DOCUMENTS,
+    PERSONA_BANDS,
     PERSONA_IMPORTS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
@@ -102,12 +103,15 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     context = make_context(make_settings())
     fill(context)
     dedup(context)
-    removed = {f"{WORDS} more", f"{WORDS} less"}
+    near = {f"{WORDS} more", f"{WORDS} less"}
+    meaning = {"persona_id": known("twice"), "kept_id": known("child of one"), "tier": "semantic", "similarity": 0.95}
+    add(context.spark, context.store, PERSONA_REMOVALS, meaning)
+    removed = near | {"twice"}
     first = hub(context)
     assert first == set(FROM) - removed
     told = release(context, "v1")
     assert {(row["source"], row["licence"]): row["personas"] for row in told["sources"]} == {
-        ("bad", "CC0"): 7, ("bad", "MIT"): 1, ("good", None): 3, ("good", "MIT"): 1,
+        ("bad", "CC0"): 6, ("bad", "MIT"): 1, ("good", None): 2, ("good", "MIT"): 1,
     }  # fmt: skip
 
     before = contents(context)
@@ -122,19 +126,26 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     record = context.store.read(WITHDRAWALS).collect()[0]
     assert (record["value"], record["by_whom"], record["why"]) == ("bad", "the owner", "asked to")
     assert record["counts"] == {
-        "personas": 6, "personas_that_stay": 3, "documents": 1, "imported_rows": 1, "texts": 2, "removals_that_fell": 2,
+        "personas": 6, "personas_that_stay": 3, "documents": 1, "imported_rows": 1, "texts": 2, "removals_that_fell": 3,
     }  # fmt: skip
     gone = context.store.read(WITHDRAWN).collect()
     assert {row["item"] for row in gone if row["kind"] == "persona"} == set(map(known, ALONE))
     assert {row["item"] for row in gone if row["kind"] == "synthesis"} == {sha("a"), sha("c")}
-    assert sum(row["kind"] == "removal" and row["similarity"] > 0.9 for row in gone) == 2
+    assert sum(row["kind"] == "removal" and row["similarity"] > 0.9 for row in gone) == 3
     assert {row["synthesis_id"] for row in context.store.view("problems").collect()} == {sha("b")}
     assert {row["doc_id"] for row in context.store.view("documents_in_use").collect()} == {sha("2")}
     # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.
+    compared = {row["persona_id"] for row in context.store.read(PERSONA_BANDS).collect()}
+    assert compared.isdisjoint(map(known, ALONE | removed)) and known("both") in compared
     assert dedup(context).outcomes["withdrawn"] == 6
     second = hub(context)
-    assert second - first < removed and len(second & removed) == 1
-    assert second - removed == first - ALONE
+    assert len(second & near) == 1 and second == first - ALONE | {"twice"} | second & near
+    hop = context.store.view("expansion_hops").where("hop = 1").collect()[0]
+    assert [hop[name] for name in ("raw", "exact_duplicates", "withdrawn", "new", "novelty")] == [7, 2, 3, 2, 0.5]
+    branches = context.store.view("expansion_branches").where("hop = 1").collect()
+    assert {row["root_id"]: (row["raw"], row["new"]) for row in branches} == {
+        known("both"): (1, 0), known("twice"): (1, 1),
+    }  # fmt: skip
     witness = context.store.read(PERSONA_REMOVALS).collect()
     assert [(row["kept_id"] in set(map(known, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
 
