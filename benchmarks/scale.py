@@ -1,8 +1,8 @@
 """What a row costs at each step: processor time, bytes that were shuffled, and bytes of every table.
 
-Real short texts are put together to documents, a loopback endpoint infers a persona from each, and as many real short
-texts again are personas that surface and semantic dedup compare. Every step is the job itself, on one store and in one
-session; processor time is that of Spark's driver, executors and Python workers together, without the loopback server.
+Real short texts are put together to documents, a loopback endpoint infers a persona from each, and in another store as
+many real short texts again are personas that surface and semantic dedup compare. Every step is the job itself; processor
+time is that of Spark's driver, executors and Python workers together, without the loopback server.
 What does not grow with the rows (starting, planning) is in it too, so few rows make the figures too high: the
 difference of two sizes is what one more row costs.
 
@@ -59,11 +59,12 @@ def main() -> None:
                 for k in range(0, chosen.documents * PARAGRAPH, PARAGRAPH)
             )
         )
-        context = _context(folder, endpoint.url)
-        context.store.create()
+        context = _context(folder, "asked", endpoint.url)
         print(f"{'':20}{'rows':>9}{'seconds':>9}{'CPU ms/row':>12}{'shuffled':>11}  bytes a row, by table")
         _tell(context, "ingest_documents", ingest_documents.run, chosen.documents)
         _tell(context, "extract_personas", extract_personas.run, chosen.documents)
+        context.spark.stop()
+        context = _context(folder, "compared", endpoint.url)
         rows = [(content_id(text), text) for text in texts[: chosen.personas]]
         personas = context.spark.createDataFrame(rows, "persona_id string, text string").select(
             "persona_id",
@@ -85,12 +86,12 @@ def main() -> None:
 _REPLY = '{"persona": "A person of town {number} who keeps notes on what was seen there, and is asked about {number}"}'
 
 
-def _context(folder: Path, url: str) -> Context:
+def _context(folder: Path, name: str, url: str) -> Context:
     model = {"model": MODEL, "base_url": url, "transport": "aiohttp", "in_flight": 32, "workers": 2}
-    return session.open_context(
+    context = session.open_context(
         settings.validate(
             {
-                "store": {"root": str(folder / "store")},
+                "store": {"root": str(folder / name)},
                 "spark": {
                     "master": "local[2]",
                     "spark_nlp": True,
@@ -101,6 +102,8 @@ def _context(folder: Path, url: str) -> Context:
             }
         )
     )
+    context.store.create()
+    return context
 
 
 def _tell(context: Context, step: str, run: Callable[[Context], StepResult], rows: int) -> None:
