@@ -1,8 +1,8 @@
 """What a row costs at each step: processor time, bytes that were shuffled, and bytes of every table.
 
 Real short texts are put together to documents, a loopback endpoint infers a persona from each, and in another store as
-many real short texts again are personas that surface and semantic dedup compare. Every step is the job itself; processor
-time is that of Spark's driver, executors and Python workers together, without the loopback server.
+many real short texts again are personas that surface and semantic dedup compare. Every step is the job itself;
+processor time is that of Spark's driver, executors and Python workers together, without the loopback server.
 What does not grow with the rows (starting, planning) is in it too, so few rows make the figures too high: the
 difference of two sizes is what one more row costs.
 
