@@ -6,7 +6,8 @@ WITH found AS (
   FROM {persona_origins} AS o
   LEFT JOIN {persona_ancestors} AS a ON a.persona_id = o.source_key
   LEFT JOIN {hub} AS h ON h.persona_id = o.persona_id
-  LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'persona' AND w.item IN (o.persona_id, o.source_key)
+  LEFT ANTI JOIN {withdrawn} AS child ON child.kind = 'persona' AND child.item = o.persona_id
+  LEFT ANTI JOIN {withdrawn} AS parent ON parent.kind = 'persona' AND parent.item = o.source_key
   WHERE o.source_kind = 'persona'
   GROUP BY coalesce(a.root_id, o.source_key), o.hop
 )
