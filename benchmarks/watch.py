@@ -48,7 +48,7 @@ class Watch:
 
 def shuffled(spark: SparkSession) -> int:
     """Bytes written to shuffles since the session began."""
-    executors = spark.sparkContext._jsc.sc().statusStore().executorList(True)  # type: ignore[union-attr]
+    executors = spark.sparkContext._jsc.sc().statusStore().executorList(True)
     return sum(int(executors.apply(n).totalShuffleWrite()) for n in range(executors.size()))
 
 

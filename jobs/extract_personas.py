@@ -29,8 +29,6 @@ def _extract(context: Context, verb: Verb) -> StepResult:
     source = f"{STEP}:{recipe}"
 
     questions = _questions(store.view("documents_in_use"), task)
-    if settings.parts(verb) != 1:
-        questions = store.stage(questions)  # texts are divided in Python, once
     origins = store.read(PERSONA_ORIGINS).where(F.col("recipe") == recipe).select(_id("source_key", "chunk"))
     failures = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
     done = origins.union(failures)
@@ -39,6 +37,8 @@ def _extract(context: Context, verb: Verb) -> StepResult:
     if done_before == rows_in:
         return StepResult(rows_in, {"done_before": done_before})
 
+    if settings.parts(verb) != 1:
+        questions = store.stage(questions)  # texts are divided in Python
     pending = questions.join(done, on="id", how="left_anti")
     asked, spend = complete_all(
         context,

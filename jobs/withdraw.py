@@ -30,6 +30,7 @@ from personahub_spark.tables import (
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
     PERSONAS,
+    RUNS,
     SYNTHESES,
     WITHDRAWALS,
     WITHDRAWN,
@@ -46,6 +47,17 @@ class Rule(NamedTuple):
     value: str
     by_whom: str
     why: str
+
+
+def run_and_settle(context: Context, rule: Rule | None = None) -> None:
+    """``run``, and then the tiers of dedup that were used here, though nothing changed: an earlier run may have died
+    between the two."""
+    run_step(context, STEP, functools.partial(run, rule=rule))
+    if context.store.dry_run:
+        return
+    run_step(context, dedup_surface.STEP, dedup_surface.run)
+    if not context.store.read(RUNS).where(F.col("step") == dedup_semantic.STEP).isEmpty():
+        run_step(context, dedup_semantic.STEP, dedup_semantic.run)
 
 
 def run(context: Context, rule: Rule | None = None) -> StepResult:
@@ -203,11 +215,7 @@ def main() -> None:
     logging.getLogger("py4j").setLevel(logging.WARNING)
     with exit_code():
         context = open_context(load(arguments.conf, arguments.set), dry_run=arguments.dry_run)
-        result = run_step(context, STEP, functools.partial(run, rule=rule))
-        if result.changed and not arguments.dry_run:
-            run_step(context, dedup_surface.STEP, dedup_surface.run)
-            if not context.store.read(PERSONA_BUCKETS).isEmpty():
-                run_step(context, dedup_semantic.STEP, dedup_semantic.run)
+        run_and_settle(context, rule)
 
 
 if __name__ == "__main__":

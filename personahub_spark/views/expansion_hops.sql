@@ -1,6 +1,6 @@
 -- How much of what each hop found is new, what became of the rest, and what did one new persona cost?
 -- raw = unparsable + flagged + exact_duplicates + surface_duplicates + semantic_duplicates + withdrawn + other + new;
--- novelty leaves those out who were withdrawn.
+-- novelty leaves the withdrawn column out. Withdrawn ones that were flagged or removed, or found again, are in theirs.
 WITH asked AS (  -- every persona found and every one that could not be read, by the hop that asked for it
   SELECT hop, call_key, true AS is_read FROM {persona_origins} WHERE source_kind <> 'import'
   UNION ALL

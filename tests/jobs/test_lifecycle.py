@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import dedup_semantic
 import dedup_surface
 import import_personas
 import pytest
@@ -25,6 +26,7 @@ from personahub_spark.tables import (
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
     PERSONAS,
+    RUNS,
     SYNTHESES,
     TABLES,
     WITHDRAWALS,
@@ -91,6 +93,10 @@ def dedup(context: Context) -> StepResult:
     return session.run_step(context, "dedup_surface", dedup_surface.run)
 
 
+def died(context: Context) -> StepResult:
+    raise KeyboardInterrupt
+
+
 def release(context: Context, tag: str) -> dict[str, Any]:
     session.run_step(context, "release_hub", functools.partial(release_hub.run, tag=tag))
     found: dict[str, Any] = json.loads(releases.find(context.store, tag)["manifest"])
@@ -98,11 +104,15 @@ def release(context: Context, tag: str) -> dict[str, Any]:
 
 
 def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_found_elsewhere(
-    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], tmp_path: Path
+    make_context: Callable[..., Context],
+    make_settings: Callable[..., settings.Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     context = make_context(make_settings())
     fill(context)
     dedup(context)
+    add(context.spark, context.store, RUNS, {"step": "dedup_semantic"})  # this tier is used here
     near = {f"{WORDS} more", f"{WORDS} less"}
     meaning = {"persona_id": known("twice"), "kept_id": known("child of one"), "tier": "semantic", "similarity": 0.95}
     add(context.spark, context.store, PERSONA_REMOVALS, meaning)
@@ -121,8 +131,9 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     with pytest.raises(PersonaHubError, match=r"has the source 'bed'; did you mean bad\?"):
         run(context, RULE._replace(value="bed"))
 
-    found = run(context, RULE)
-    assert found.outcomes == {"withdrawn": 6, "withdrawn_before": 0, "stays": 3, "restored": 0}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(dedup_surface, "run", died)
+        withdraw.run_and_settle(context, RULE)
     record = context.store.read(WITHDRAWALS).collect()[0]
     assert (record["value"], record["by_whom"], record["why"]) == ("bad", "the owner", "asked to")
     assert record["counts"] == {
@@ -137,6 +148,11 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.
     compared = {row["persona_id"] for row in context.store.read(PERSONA_BANDS).collect()}
     assert compared.isdisjoint(map(known, ALONE | removed)) and known("both") in compared
+    tiers = []
+    with monkeypatch.context() as patched:
+        patched.setattr(dedup_semantic, "run", lambda told: tiers.append("semantic") or StepResult(0, {}))
+        withdraw.run_and_settle(context)  # changes nothing itself; dedup had not come about
+    assert tiers == ["semantic"]
     assert dedup(context).outcomes["withdrawn"] == 6
     second = hub(context)
     assert len(second & near) == 1 and second == first - ALONE | {"twice"} | second & near
