@@ -193,7 +193,15 @@ class ImportSettings(_Group):
     )
 
 
-class PersonaSettings(_Group):
+class SamplingSettings(_Group):
+    """How an answer is drawn, and how long it may get."""
+
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=600, ge=16)
+
+
+class PersonaSettings(SamplingSettings):
     """Text-to-Persona (paper section 2.1)."""
 
     model: str = "default"
@@ -213,8 +221,6 @@ class PersonaSettings(_Group):
         ge=1,
         description="of all verbs and parts; parts are taken evenly from the whole text; null: no limit",
     )
-    temperature: float = Field(default=0.7, ge=0, le=2)
-    top_p: float = Field(default=0.95, gt=0, le=1)
     max_tokens: int = Field(default=160, ge=16)
 
     @model_validator(mode="after")
@@ -238,7 +244,7 @@ class PersonaSettings(_Group):
         return questions // len(self.verbs) + more
 
 
-class ExpansionSettings(_Group):
+class ExpansionSettings(SamplingSettings):
     """Persona-to-Persona (paper section 2.2): who is in close relationship with a persona?
 
     Every published persona of hop h is asked about, and those found are of hop h + 1.
@@ -268,9 +274,6 @@ class ExpansionSettings(_Group):
         pattern=r"^(same|[a-z]{2,3})$",
         description="language of the answer: a code, 'same' for the persona's, null for the model's choice",
     )
-    temperature: float = Field(default=0.7, ge=0, le=2)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    max_tokens: int = Field(default=600, ge=16)
 
 
 class FilterSettings(_Group):
@@ -382,7 +385,7 @@ class DedupSettings(_Group):
     semantic: SemanticSettings = SemanticSettings()
 
 
-class SynthesisSettings(_Group):
+class SynthesisSettings(SamplingSettings):
     """One kind of text to write for every persona of the hub (paper sections 3 and 4)."""
 
     task: Literal["math"] = "math"
@@ -391,8 +394,6 @@ class SynthesisSettings(_Group):
     pattern: Literal["zero_shot"] = "zero_shot"
     model: str = "default"
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
-    temperature: float = Field(default=0.7, ge=0, le=2)
-    top_p: float = Field(default=0.95, gt=0, le=1)
     max_tokens: int = Field(default=2048, ge=16)
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from personahub_spark.tasks.math_checks import (
     too_many_subproblems,
 )
 from personahub_spark.tasks.reading import Reading, failed, json_value, opening, unfenced, visible
-from personahub_spark.tasks.wording import as_data, fill, template, version
+from personahub_spark.tasks.wording import as_data, fill, json_format, question, template, version
 
 _MAX_PROBLEM_CHARS = 20_000
 _JSON = re.compile(r"""\A(?:```\w*\s*)?[\[{]\s*["\[{}]""")
@@ -46,20 +46,7 @@ class MathProblem:
 
     def request(self, persona: str) -> Request:
         """The question for ``persona``."""
-        return Request(
-            model=self.endpoint.model,
-            messages=[
-                {"role": "system", "content": self._system},
-                {"role": "user", "content": self._user(persona)},
-            ],
-            sampling={
-                "temperature": self.settings.temperature,
-                "top_p": self.settings.top_p,
-                "max_tokens": self.settings.max_tokens,
-            },
-            response_format=self._response_format,
-            prompt_version=self.prompt_version,
-        )
+        return question(self, self._system, self._user(persona), self._response_format)
 
     def read(self, answer: str | None, finish_reason: str | None, persona: str) -> Reading:
         """The problem in an answer, without its prefix, and the names of the checks that it fails.
@@ -99,13 +86,7 @@ class MathProblem:
         # One question, and nothing after it; a proof that is asked for ends in no question mark.
         ending = ".+$" if self.settings.variant == "olympiad" else "[^?\uff1f]*[?\uff1f]$"
         problem = {"type": "string", "pattern": f"^Math problem: {ending}"}
-        schema = {
-            "type": "object",
-            "properties": {"problem": problem},
-            "required": ["problem"],
-            "additionalProperties": False,
-        }
-        return {"type": "json_schema", "json_schema": {"name": "problem", "strict": True, "schema": schema}}
+        return json_format("problem", {"problem": problem})
 
     @property
     def _level(self) -> str:

@@ -14,30 +14,8 @@ from personahub_spark.llm.wire import Request
 from personahub_spark.settings import Endpoint, ExpansionSettings, Granularity, PersonaSettings, Verb
 from personahub_spark.tasks.persona_answers import RELATIONS, read_one, read_several
 from personahub_spark.tasks.reading import Reading
-from personahub_spark.tasks.wording import as_data, fill, version
+from personahub_spark.tasks.wording import as_data, fill, in_language, json_format, json_object, question, version
 from personahub_spark.text import cut_at_sentence, parts
-
-_LANGUAGES = {
-    "ar": "Arabic",
-    "cs": "Czech",
-    "de": "German",
-    "en": "English",
-    "es": "Spanish",
-    "fr": "French",
-    "hi": "Hindi",
-    "it": "Italian",
-    "ja": "Japanese",
-    "ko": "Korean",
-    "nl": "Dutch",
-    "pl": "Polish",
-    "pt": "Portuguese",
-    "ru": "Russian",
-    "th": "Thai",
-    "tr": "Turkish",
-    "uk": "Ukrainian",
-    "vi": "Vietnamese",
-    "zh": "Chinese",
-}
 
 _PERSON: dict[Verb, str] = {
     "read": "would most likely seek out and read it",
@@ -148,10 +126,8 @@ class TextToPersona:
 
     def request(self, document: str) -> Request:
         """The question about ``document``, which is cut at a sentence end where it exceeds the token budget."""
-        return _request(
-            self, self._system, self._user(cut_at_sentence(document, self.settings.max_document_tokens)),
-            self._response_format,
-        )  # fmt: skip
+        user = self._user(cut_at_sentence(document, self.settings.max_document_tokens))
+        return question(self, self._system, user, self._response_format)
 
     def parts(self, document: str) -> dict[int, str]:
         """The parts of ``document`` to ask about, by their number from 0: each fits the token budget and ends with a
@@ -170,7 +146,7 @@ class TextToPersona:
     @cached_property
     def _system(self) -> str:
         structured = self._response_format is not None
-        detail, language = _DETAIL[self.settings.granularity], _language(self.settings.language, "document")
+        detail, language = _DETAIL[self.settings.granularity], in_language(self.settings.language, "document")
         if self.settings.personas_per_question > 1:
             return fill(
                 "text_to_personas",
@@ -201,10 +177,10 @@ class TextToPersona:
         if self.endpoint.structured_output != "json_schema":
             return None
         if self.settings.personas_per_question == 1:
-            return _schema("persona", {"persona": {"type": "string"}})
+            return json_format("persona", {"persona": {"type": "string"}})
         most = self.settings.personas_per_question
         texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": most}
-        return _schema("personas", {"personas": texts})
+        return json_format("personas", {"personas": texts})
 
 
 @dataclass(frozen=True)
@@ -222,7 +198,7 @@ class PersonaToPersona:
 
     def request(self, persona: str) -> Request:
         """The question about ``persona``."""
-        return _request(self, self._system, self._user(persona), self._response_format)
+        return question(self, self._system, self._user(persona), self._response_format)
 
     def read(self, answer: str | None, finish_reason: str | None, persona: str) -> tuple[Reading, ...]:
         """The personas in an answer with their relations to ``persona``, and what of it was none; see
@@ -245,7 +221,7 @@ class PersonaToPersona:
             relations=", ".join(RELATIONS),
             examples=f'{{"people": [{", ".join(shown)}]}}' if structured else "\n".join(shown),
             reply="one JSON object of this form" if structured else "such lines, one for each person,",
-            language=_language(self.settings.language, "given person"),
+            language=in_language(self.settings.language, "given person"),
         )
 
     def _user(self, persona: str) -> str:
@@ -256,35 +232,6 @@ class PersonaToPersona:
         if self.endpoint.structured_output != "json_schema":
             return None
         relation = {"type": "string", "enum": list(RELATIONS)}
-        person = _object({"relation": relation} | {name: {"type": "string"} for name in _RELATIVE[1:]})
+        person = json_object({"relation": relation} | {name: {"type": "string"} for name in _RELATIVE[1:]})
         people = {"type": "array", "items": person, "minItems": 1, "maxItems": self.settings.relations}
-        return _schema("people", {"people": people})
-
-
-def _request(
-    task: TextToPersona | PersonaToPersona, system: str, user: str, response_format: dict[str, Any] | None
-) -> Request:
-    settings = task.settings
-    return Request(
-        model=task.endpoint.model,
-        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
-        sampling={"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens},
-        response_format=response_format,
-        prompt_version=task.prompt_version,
-    )
-
-
-def _object(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
-
-
-def _schema(name: str, fields: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": _object(fields)}}
-
-
-def _language(language: str | None, given: str) -> str:
-    if language is None:
-        return ""
-    if language == "same":
-        return f"Write in the language of the {given}."
-    return f"Write in {_LANGUAGES.get(language, f'the language with the ISO code {language}')}."
+        return json_format("people", {"people": people})

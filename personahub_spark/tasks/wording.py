@@ -9,12 +9,47 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from string import Template
-from typing import Any
+from typing import Any, Protocol
 
+from personahub_spark.llm.wire import Request
+from personahub_spark.settings import Endpoint, SamplingSettings
 from personahub_spark.text import clean
+
+_LANGUAGES = {
+    "ar": "Arabic",
+    "cs": "Czech",
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "hi": "Hindi",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "nl": "Dutch",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ru": "Russian",
+    "th": "Thai",
+    "tr": "Turkish",
+    "uk": "Ukrainian",
+    "vi": "Vietnamese",
+    "zh": "Chinese",
+}
 
 # Control tokens of chat templates begin with "<|"; some servers honour them even inside a user's message.
 _CONTROL_TOKEN = re.compile(r"<(?=\|)")
+
+
+class Asking(Protocol):
+    """What a question needs to know of the task that asks it."""
+
+    @property
+    def settings(self) -> SamplingSettings: ...
+    @property
+    def endpoint(self) -> Endpoint: ...
+    @property
+    def prompt_version(self) -> str: ...
 
 
 @functools.cache
@@ -39,3 +74,34 @@ def as_data(text: str, tag: str) -> str:
     """``text`` made storable, and unable to close the ``<tag>`` around it or to speak a chat template's tokens."""
     marked = re.compile(rf"<(?=\s*/?\s*{tag}\b)", re.IGNORECASE)
     return marked.sub("< ", _CONTROL_TOKEN.sub("< ", clean(text))).strip()
+
+
+def in_language(language: str | None, given: str) -> str:
+    """The sentence that asks for an answer in ``language``: a code, or "same" for that of the ``given`` thing."""
+    if language is None:
+        return ""
+    if language == "same":
+        return f"Write in the language of the {given}."
+    return f"Write in {_LANGUAGES.get(language, f'the language with the ISO code {language}')}."
+
+
+def json_object(fields: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an object with just these ``fields``, all of them."""
+    return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+
+
+def json_format(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The ``response_format`` that asks for an object with these ``fields``."""
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": json_object(fields)}}
+
+
+def question(task: Asking, system: str, user: str, response_format: dict[str, Any] | None) -> Request:
+    """The request of ``task``: what is the same for all rows as ``system``, what differs as ``user``."""
+    settings = task.settings
+    return Request(
+        model=task.endpoint.model,
+        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
+        sampling={"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens},
+        response_format=response_format,
+        prompt_version=task.prompt_version,
+    )
