@@ -14,7 +14,7 @@ from personahub_spark.llm.wire import Request
 from personahub_spark.settings import Endpoint, ExpansionSettings, Granularity, PersonaSettings, Verb
 from personahub_spark.tasks.persona_answers import RELATIONS, read_one, read_several
 from personahub_spark.tasks.reading import Reading
-from personahub_spark.tasks.wording import as_data, fill, in_language, json_format, json_object, question, version
+from personahub_spark.tasks.wording import Asking, as_data, fill, in_language, json_format, json_object
 from personahub_spark.text import cut_at_sentence, parts
 
 _PERSON: dict[Verb, str] = {
@@ -84,8 +84,10 @@ _EXAMPLES: dict[tuple[Granularity, Verb], tuple[str, str]] = {
 }
 
 
+# In alphabetic order, for a schema travels with its fields sorted, and a model held to it writes them in that order:
+# who somebody is comes to it more easily once it has said what they are to the given person.
+_RELATIVE = ("relation", "relation_in_own_words", "who")
 # Of the persona that the template of Persona-to-Persona names as its example.
-_RELATIVE = ("relation", "words", "persona")
 _RELATIVES = (
     (
         "child",
@@ -111,7 +113,7 @@ _RELATIVES = (
 
 
 @dataclass(frozen=True)
-class TextToPersona:
+class TextToPersona(Asking):
     """Asks for the kinds of person behind a document, in the wording that the settings choose."""
 
     settings: PersonaSettings
@@ -119,15 +121,9 @@ class TextToPersona:
     verb: Verb = "read"
     name = "text_to_persona"
 
-    @cached_property
-    def prompt_version(self) -> str:
-        """Changes whenever the wording or the schema does."""
-        return version(self.name, self._system, self._user(""), schema=self._response_format)
-
-    def request(self, document: str) -> Request:
+    def request(self, document: str, /) -> Request:
         """The question about ``document``, which is cut at a sentence end where it exceeds the token budget."""
-        user = self._user(cut_at_sentence(document, self.settings.max_document_tokens))
-        return question(self, self._system, user, self._response_format)
+        return super().request(cut_at_sentence(document, self.settings.max_document_tokens))
 
     def parts(self, document: str) -> dict[int, str]:
         """The parts of ``document`` to ask about, by their number from 0: each fits the token budget and ends with a
@@ -184,21 +180,12 @@ class TextToPersona:
 
 
 @dataclass(frozen=True)
-class PersonaToPersona:
+class PersonaToPersona(Asking):
     """Asks who is close to a persona, for several people and their relations in one call."""
 
     settings: ExpansionSettings
     endpoint: Endpoint
     name = "persona_to_persona"
-
-    @cached_property
-    def prompt_version(self) -> str:
-        """Changes whenever the wording or the schema does."""
-        return version(self.name, self._system, self._user(""), schema=self._response_format)
-
-    def request(self, persona: str) -> Request:
-        """The question about ``persona``."""
-        return question(self, self._system, self._user(persona), self._response_format)
 
     def read(self, answer: str | None, finish_reason: str | None, persona: str) -> tuple[Reading, ...]:
         """The personas in an answer with their relations to ``persona``, and what of it was none; see
@@ -225,7 +212,9 @@ class PersonaToPersona:
         )
 
     def _user(self, persona: str) -> str:
-        return fill("persona", persona=as_data(persona, "persona"))
+        count = self.settings.relations
+        people = "1 other person" if count == 1 else f"{count} other people"
+        return fill("persona", persona=as_data(persona, "persona"), people=people)
 
     @cached_property
     def _response_format(self) -> dict[str, Any] | None:

@@ -55,7 +55,8 @@ def rules(family: dict[str, list[tuple[str, str]]]) -> list[dict[str, Any]]:
             "reply": json.dumps(
                 {
                     "people": [
-                        {"relation": label, "words": f"the {label} next door", "persona": text} for label, text in of
+                        {"relation": label, "relation_in_own_words": f"the {label} next door", "who": text}
+                        for label, text in of
                     ]
                 }
             ),
