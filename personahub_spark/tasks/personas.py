@@ -127,11 +127,14 @@ class TextToPersona(Asking):
 
     def parts(self, document: str) -> dict[int, str]:
         """The parts of ``document`` to ask about, by their number from 0: each fits the token budget and ends with a
-        sentence where it can. Where not all are wanted they are taken evenly, the first one included."""
+        sentence where it can.
+
+        Where not all are wanted they are spread over the document, the first one included, and whoever wants more
+        later gets the same ones and further ones: so a limit that is raised is never exceeded by what was asked before.
+        """
         cut = parts(document, self.settings.max_document_tokens)
         wanted = self.settings.parts(self.verb)
-        count = len(cut) if wanted is None else min(wanted, len(cut))
-        return {number: cut[number] for number in (index * len(cut) // count for index in range(count))}
+        return {number: cut[number] for number in sorted(_spread(len(cut))[:wanted])}
 
     def read(self, answer: str | None, finish_reason: str | None) -> tuple[Reading, ...]:
         """The personas in an answer, then what of it was none; see ``persona_answers``."""
@@ -224,3 +227,12 @@ class PersonaToPersona(Asking):
         person = json_object({"relation": relation} | {name: {"type": "string"} for name in _RELATIVE[1:]})
         people = {"type": "array", "items": person, "minItems": 1, "maxItems": self.settings.relations}
         return json_format("people", {"people": people})
+
+
+def _spread(count: int) -> list[int]:
+    """The numbers below ``count``, so ordered that the first ones of them, however many, lie evenly.
+
+    By steps of the golden section, in integers: gaps have three lengths at most, none much longer than another.
+    """
+    steps = (step * 2_654_435_769 % 2**32 for step in range(4 * count))
+    return list(dict.fromkeys(step * count >> 32 for step in steps))

@@ -7,7 +7,7 @@ import pickle
 import re
 import time
 import zipfile
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from subprocess import run
 from sys import executable
@@ -318,16 +318,32 @@ def test_parts_fit_the_budget_end_with_sentences_and_are_the_whole_text() -> Non
     ("most", "verbs", "each", "wanted"),
     [(1, ["read"], 1, [1]), (5, ["read", "like"], 1, [3, 2]), (7, ["read"], 3, [2]), (8, ["read", "write"], 2, [2, 2])],
 )
-def test_a_document_gives_no_more_than_its_most_and_parts_are_taken_evenly(
+def test_a_document_gives_no_more_than_its_most_and_parts_lie_evenly(
     most: int, verbs: list[Verb], each: int, wanted: list[int]
 ) -> None:
     settings = {"max_document_tokens": 100, "verbs": verbs, "personas_per_question": each}
     whole = task(**settings, max_personas_per_document=None).parts(BOOK)
     for verb, count in zip(verbs, wanted, strict=True):
         found = task(verb, **settings, max_personas_per_document=most).parts(BOOK)
-        assert list(found) == [index * len(whole) // count for index in range(count)]
+        assert len(found) == count and next(iter(found)) == 0 and list(found) == sorted(found)
         assert found == {number: whole[number] for number in found}
+        gaps = [after - before for before, after in pairwise([*found, len(whole)])]
+        assert max(gaps) <= 3 * min(gaps)
     assert sum(wanted) * each <= most
+
+
+@given(length=st.integers(1, 400), verbs=st.sets(st.sampled_from(get_args(Verb)), min_size=1), each=st.integers(1, 3))
+def test_a_limit_that_is_raised_only_adds_parts_until_all_are_there(length: int, verbs: set[Verb], each: int) -> None:
+    book = " ".join(f"{n:07} is one word of that length." for n in range(length))
+    settings: dict[str, object] = {"verbs": sorted(verbs), "personas_per_question": each, "max_document_tokens": 50}
+    for verb in verbs:
+        whole = task(verb, **settings, max_personas_per_document=None).parts(book)
+        before: dict[int, str] = {}
+        for questions in (*range(len(verbs), len(verbs) * 8), len(verbs) * len(whole)):
+            found = task(verb, **settings, max_personas_per_document=questions * each).parts(book)
+            assert before.items() <= found.items() and len(found) <= questions
+            before = found
+        assert before == whole
 
 
 def test_several_personas_are_asked_for_and_read_in_any_form() -> None:
