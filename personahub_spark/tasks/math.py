@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from personahub_spark.llm.wire import Request
 from personahub_spark.settings import Endpoint, SynthesisSettings
 from personahub_spark.tasks.math_checks import (
     PREFIX,
@@ -18,7 +17,7 @@ from personahub_spark.tasks.math_checks import (
     too_many_subproblems,
 )
 from personahub_spark.tasks.reading import Reading, failed, json_value, opening, unfenced, visible
-from personahub_spark.tasks.wording import as_data, fill, json_format, question, template, version
+from personahub_spark.tasks.wording import Asking, as_data, fill, json_format, template
 
 _MAX_PROBLEM_CHARS = 20_000
 _JSON = re.compile(r"""\A(?:```\w*\s*)?[\[{]\s*["\[{}]""")
@@ -32,21 +31,12 @@ _LEVEL = {
 
 
 @dataclass(frozen=True)
-class MathProblem:
+class MathProblem(Asking):
     """Asks for one math problem that a persona would meet, zero-shot, in one of three variants."""
 
     settings: SynthesisSettings
     endpoint: Endpoint
     name = "math"
-
-    @cached_property
-    def prompt_version(self) -> str:
-        """Changes whenever the wording does, a topic's included."""
-        return version(self.name, self._system, self._user(""), schema=self._response_format)
-
-    def request(self, persona: str) -> Request:
-        """The question for ``persona``."""
-        return question(self, self._system, self._user(persona), self._response_format)
 
     def read(self, answer: str | None, finish_reason: str | None, persona: str) -> Reading:
         """The problem in an answer, without its prefix, and the names of the checks that it fails.

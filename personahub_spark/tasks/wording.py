@@ -6,10 +6,12 @@ import functools
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from importlib import resources
 from string import Template
-from typing import Any, Protocol
+from typing import Any
 
 from personahub_spark.llm.wire import Request
 from personahub_spark.settings import Endpoint, SamplingSettings
@@ -39,17 +41,6 @@ _LANGUAGES = {
 
 # Control tokens of chat templates begin with "<|"; some servers honour them even inside a user's message.
 _CONTROL_TOKEN = re.compile(r"<(?=\|)")
-
-
-class Asking(Protocol):
-    """What a question needs to know of the task that asks it."""
-
-    @property
-    def settings(self) -> SamplingSettings: ...
-    @property
-    def endpoint(self) -> Endpoint: ...
-    @property
-    def prompt_version(self) -> str: ...
 
 
 @functools.cache
@@ -95,13 +86,36 @@ def json_format(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": json_object(fields)}}
 
 
-def question(task: Asking, system: str, user: str, response_format: dict[str, Any] | None) -> Request:
-    """The request of ``task``: what is the same for all rows as ``system``, what differs as ``user``."""
-    settings = task.settings
-    return Request(
-        model=task.endpoint.model,
-        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
-        sampling={"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens},
-        response_format=response_format,
-        prompt_version=task.prompt_version,
-    )
+class Asking(ABC):
+    """What all tasks have that ask one question a text: what is the same for all texts comes first, the text last."""
+
+    name: str
+    settings: SamplingSettings
+    endpoint: Endpoint
+
+    @property
+    @abstractmethod
+    def _system(self) -> str: ...
+
+    @abstractmethod
+    def _user(self, text: str) -> str: ...
+
+    @property
+    @abstractmethod
+    def _response_format(self) -> dict[str, Any] | None: ...
+
+    @cached_property
+    def prompt_version(self) -> str:
+        """Changes whenever the wording or the schema does."""
+        return version(self.name, self._system, self._user(""), schema=self._response_format)
+
+    def request(self, text: str, /) -> Request:
+        """The question about ``text``."""
+        settings = self.settings
+        return Request(
+            model=self.endpoint.model,
+            messages=[{"role": "system", "content": self._system}, {"role": "user", "content": self._user(text)}],
+            sampling={"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens},
+            response_format=self._response_format,
+            prompt_version=self.prompt_version,
+        )
