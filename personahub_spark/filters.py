@@ -31,14 +31,37 @@ _TEXT_NOUN = (
 _THING_NOUN = (
     "company|organi[sz]ation|corporation|institution|agency|start-?up|firm|foundation|university|non-?profit"
     "|government|ministry|association|product|device|machine|software|tool|app|application|dataset|program|system"
-    "|platform|event|city|country|species|game|service"
+    "|platform|event|city|country|species|game|service|museum|airline|school district|cooperative|language model"
+    "|chatbot|website"
 )
+_GROUP_NOUN = "group|team|family|couple|pair|crew|panel|committee|bunch|gang|crowd|collective|coalition"
 
 _GOES_ON = (
     "that|which|is|was|are|has|for|with|in|describ(?:es|ing)|discuss(?:es|ing)|explain(?:s|ing)|provid(?:es|ing)"
     "|present(?:s|ing)|cover(?:s|ing)|contain(?:s|ing)|talks|focus(?:es|ed|ing)|mentions|seeking|looking|offering"
-    "|producing|making|speciali[sz]ing|based|dedicated|located|founded|designed|used"
+    "|producing|making|speciali[sz]ing|based|dedicated|located|founded|designed|used|who|whose|aiming|fighting|trying"
+    "|trained|in need|developing (?:an?|the|new|its|their)"
 )
+# "The historian" is somebody; "the customer", "the barber" and "the doctor" may be any.
+_ROLE = (
+    r"(?!check|play|wait|short|wish|black|guest|twist|wrist|median|meridian|dentist|receptionist|therapist|pharmacist"
+    r"|tourist|technician|librarian|guardian|physician|pediatrician|civilian|pedestrian|pathologist)"
+    r"\p{Ll}{2,20}(?:ist|ian|grapher)"
+    "|engineer|volunteer|professor|teacher|tutor|mentor|lecturer|instructor|trainer|coach|student|apprentice|intern"
+    "|graduate|researcher|developer|designer|programmer|architect|inventor|explorer|entrepreneur|analyst|lawyer"
+    "|attorney|prosecutor|investigator|detective|soldier|veteran|firefighter|warden|chef|baker|gardener|farmer|rancher"
+    "|beekeeper|shopkeeper|innkeeper|writer|poet|author|composer|singer|dancer|painter|actor|actress|filmmaker"
+    "|showrunner|blogger|vlogger|streamer|podcaster|influencer|creator|curator|coordinator|organizer|boxer|swimmer"
+    "|runner|striker|midfielder|retiree|teenager|grandparent"
+)
+_NAME = r"\p{Lu}[\p{L}\p{M}.'\u2019-]*+"
+_TITLE = r"(?:(?:Dr|Mr|Mrs|Ms|Prof|Professor|Sir|Coach)\.? )?"
+_CLOSE = (
+    "friend|colleague|classmate|schoolmate|teammate|roommate|neighbou?r|acquaintance|co-?worker|cousin|sibling|brother"
+    "|sister|son|daughter|mother|father|parent|wife|husband|widow|widower|niece|nephew|uncle|aunt|grandson"
+    "|granddaughter|grandchild|grandmother|grandfather|grandparent|relative|family member|business partner"
+)
+_NO_NAME = "School|University|College|Academy|Institute|Park|Street|Church|Club|Association|Hospital|City|State"
 
 
 def _any_of(*patterns: str) -> str:
@@ -50,11 +73,8 @@ _NO_PERSON = _any_of(
     # "A small company that ...", but not "An owner of a company that ...", "A firm founder", "A University of X fan".
     r"(?i)^\W*(?:an?|the|this)\s+(?:(?!(?:an?|the|of|at|for|from|in|on|to|with|by|as|and|who|whose|that|which|his|her"
     rf"|their|its)\b)[\p{{L}}\p{{M}}\p{{N}}'\u2019-]++\s+){{0,4}}?"
-    rf"(?:(?:{_TEXT_NOUN})\s+(?:of|on|about|from|by|titled|{_GOES_ON})|(?:{_THING_NOUN})\s+(?:{_GOES_ON}))\b",
-    # Speaks of the text it was inferred from instead of standing alone.
-    r"(?i)\b(?:this|the (?:given|provided|above))\s+(?:text|passage|article|excerpt)\b",
-    r"(?i)\b(?:mentioned|described|discussed|featured|presented|(?:read|write|like|dislike|enjoy)(?:s|ing)?)"
-    r"(?: in| by)? the (?:text|passage|article|excerpt)\b",
+    rf"(?:(?:{_TEXT_NOUN})\s+(?:of|on|about|from|by|titled|{_GOES_ON})|(?:{_THING_NOUN})\s+(?:{_GOES_ON})"
+    rf"|(?:{_GROUP_NOUN})\s+(?:of|{_GOES_ON}))\b",
     r"(?i)^\W*(?:here (?:is|are)|here['\u2019]s|sure\b|certainly\b|based on the)",
     # Titles.
     r"(?i)^\W*(?:chapter|section|part|figure|table|lesson|unit|episode|volume) (?:\d|[ivx]+\b)",
@@ -73,6 +93,32 @@ _NO_PERSON = _any_of(
     r" (?:о|об|про|это|описывает|рассказывает)\b",
     r"^\W*(?:บทความ|ข้อความ)(?:นี้)",
     r"^\W*(?:هذا|هذه) (?:النص|المقال|المقالة|الوثيقة|الشركة)",
+)
+
+_POINTS_ELSEWHERE = _any_of(
+    # To the text it was inferred from.
+    r"(?i)\b(?:this|the (?:given|provided|above))\s+(?:text|passage|article|excerpt|document|event|study)\b",
+    r"(?i)\b(?:mentioned|described|discussed|featured|presented|(?:read|write|like|dislike|enjoy)(?:s|ing)?)"
+    r"(?: in| by)? the (?:text|passage|article|excerpt|document)\b",
+    # To the persona it is related to.
+    r"(?i)\bthe (?:(?:given |original |said )?persona|(?:given|said|original|aforementioned) (?:person|individual))\b",
+    r"^\W*Another \p{Ll}",
+    # "helps the historian", but not "the historian of the town", and not where it said "a historian" somewhere.
+    rf"(?s)^(?=.*?(?<!\b(?:am|is|was|be|as|become) )\bthe (?:\p{{Ll}}[\p{{Ll}}-]{{1,20}} ){{0,2}}?({_ROLE})"
+    r"(?:['\u2019]s\b|[.,;]|$| (?:to|in|with|on|for|through|during|and|by|while|as)\b))"
+    r"(?!.*?\b[Aa]n? (?:[\p{L}'-]{1,20} ){0,2}\1\b)",
+)
+_NAMES_A_PERSON = _any_of(
+    # "Ana Silva, a nurse", "Ana is a nurse", "A nurse named Ana".
+    rf"^\W*(?!(?:An?|The|In|At|On|As|From|For|With|By|Once|Today)\b){_TITLE}{_NAME}(?: {_NAME}){{0,3}}, "
+    r"(?:an?|the) [\p{Ll}\d]",
+    rf"^\W*(?!(?:She|He|They|It|This|That|There|Here|Who|What|The|An?|One)\b){_TITLE}{_NAME}(?: {_NAME}){{0,3}} "
+    r"(?:is|was) an? \p{Ll}",
+    r"^\W*[Aa]n? (?:(?!(?:of|at|for|from|in|on|to|with|by|who|whose|that|which|his|her|their)\b)"
+    r"[\p{L}\p{M}\p{N}'\u2019-]++ ){1,6}?(?:named|called|whose name is) [\"\u201c']?\p{Lu}\p{Ll}",
+    # "A friend of Ana Silva", "Ana Silva's old friend", not "A fan of Freddie Mercury", "A friend of Lima Zoo Park".
+    rf"\b(?:{_CLOSE})s? (?:of|to) {_TITLE}(?!(?:\S+ ){{0,3}}(?:{_NO_NAME})\b){_NAME}(?: {_NAME})+",
+    rf"^\W*{_TITLE}{_NAME}(?: {_NAME}){{0,3}}(?<=['\u2019]s) (?:\p{{Ll}}[\p{{Ll}}-]* ){{0,4}}(?:{_CLOSE})\b",
 )
 
 _NOT_QUOTED = r"(?<![\"\u201c\u2018\u00ab\u300c'-])"
@@ -200,8 +246,22 @@ def too_long(text: Column, *, max_words: int) -> Column:
 
 
 def not_a_person(text: Column) -> Column:
-    """Describes a text, an organisation or a thing, speaks of the text it comes from, or is a title; null is not."""
+    """Describes a text, an organisation, a group or a thing, or is a title; null is not."""
     return _matches(text, _NO_PERSON)
+
+
+def names_a_person(text: Column) -> Column:
+    """Gives the name of whom it describes, or of a relative, friend or colleague of theirs; null does not.
+
+    Names of others, whose fan or follower somebody is, do not count.
+    """
+    return _matches(text, _NAMES_A_PERSON)
+
+
+def points_elsewhere(text: Column) -> Column:
+    """Does not stand alone: speaks of the text or the persona it comes from, or of "the engineer" as if known; null
+    does not."""
+    return _matches(text, _POINTS_ELSEWHERE)
 
 
 def first_person(text: Column) -> Column:
@@ -301,6 +361,8 @@ def quality_flags(text: Column, *, source_text: Column, expected_lang: Column, s
         "too_short": too_short(text, min_words=settings.min_words),
         "too_long": too_long(text, max_words=settings.max_words),
         "not_a_person": not_a_person(text),
+        "names_a_person": names_a_person(text),
+        "points_elsewhere": points_elsewhere(text),
         "first_person": first_person(text),
         "addresses_reader": addresses_reader(text),
         "copies_source": copies_source(text, source_text=source_text, copied_share=settings.copied_share),
