@@ -17,6 +17,7 @@ from personahub_spark.tables import (
     PERSONA_ANCESTORS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
+    PERSONA_REROUTES,
     PERSONAS,
     QUARANTINE,
     WITHDRAWN,
@@ -145,7 +146,7 @@ def _expand(context: Context, hop: int) -> StepResult:
     pathless = store.read(PERSONAS).where(F.col("hop") == hop).join(ancestors, on="persona_id", how="left_anti")
     added |= {
         PERSONA_ANCESTORS.name: context.add_new(
-            PERSONA_ANCESTORS, lineage.paths(pathless, ancestors), expected=pathless.count()
+            PERSONA_ANCESTORS, lineage.paths(pathless, _ways(store)), expected=pathless.count()
         ),
         QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source), expected=failures),
         PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=readable),
@@ -170,7 +171,7 @@ def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, s
         hub = hub.drop("siblings_new").join(siblings, on="first_origin", how="left")
     if hop > 1 and settings.min_novelty > 0:
         branches = store.view("expansion_branches").where(F.col("hop") == hop - 1)
-        roots = store.read(PERSONA_ANCESTORS).select(F.col("persona_id").alias("id"), "root_id")
+        roots = _ways(store).select(F.col("persona_id").alias("id"), "root_id")
         branch = roots.join(branches, on="root_id", how="inner").select("id", F.col("novelty").alias("branch_new"))
         hub = hub.drop("branch_new").join(branch, on="id", how="left")
     # Ids are hashes, so their first digits choose a share of the hub that stays the same while the hub grows.
@@ -182,6 +183,10 @@ def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, s
         .otherwise("pending")
     )
     return hub.join(done, on="id", how="left").select("id", "text", out.alias("out"), "siblings_new")
+
+
+def _ways(store: Store) -> DataFrame:
+    return lineage.current(store.read(PERSONA_ANCESTORS), store.read(PERSONA_REROUTES))
 
 
 def _done(store: Store, recipe: str, source: str) -> DataFrame:

@@ -18,17 +18,19 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from personahub_spark import withdrawals
+from personahub_spark import lineage, withdrawals
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import Context, StepResult, exit_code, open_context, parser, run_step
 from personahub_spark.settings import load
 from personahub_spark.tables import (
     DOCUMENTS,
+    PERSONA_ANCESTORS,
     PERSONA_BANDS,
     PERSONA_BUCKETS,
     PERSONA_IMPORTS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
+    PERSONA_REROUTES,
     PERSONAS,
     RUNS,
     SYNTHESES,
@@ -139,6 +141,7 @@ def _withdraw(
         added[WITHDRAWALS.name] = context.add_new(WITHDRAWALS, record)
     restored = _no_longer(store.read(WITHDRAWN), personas, gone_texts)
     added[WITHDRAWN.name] = context.add_new(WITHDRAWN, items) + store.remove(WITHDRAWN, stage(restored))
+    added[PERSONA_REROUTES.name] = _reroute(context, reached.edges, stage)
     # What a withdrawn persona decided is void: whoever went for it is new to dedup, and so is a persona that returns.
     # Removals last: they tell whose bands and buckets must go.
     out_of_dedup = personas.where("not stays or before").select("persona_id").union(fallen.select("persona_id"))
@@ -146,6 +149,17 @@ def _withdraw(
         added[table.name] = store.remove(table, out_of_dedup.distinct())
     added[PERSONA_REMOVALS.name] = store.remove(PERSONA_REMOVALS, fallen.select("persona_id", "tier"))
     return StepResult(sum(outcomes.values()), outcomes, added)
+
+
+def _reroute(context: Context, edges: DataFrame, stage: Callable[[DataFrame], DataFrame]) -> int:
+    """Make ``persona_reroutes`` what ``edges``, the origins in use, say; how many rows that changed."""
+    store = context.store
+    wanted = stage(
+        lineage.reroutes(edges, personas=store.read(PERSONAS), ancestors=store.read(PERSONA_ANCESTORS), stage=stage)
+    )
+    known = store.read(PERSONA_REROUTES).select(*wanted.columns)
+    outdated = stage(known.join(wanted, on=wanted.columns, how="left_anti").select("persona_id"))
+    return store.remove(PERSONA_REROUTES, outdated) + context.add_new(PERSONA_REROUTES, wanted)
 
 
 def _origins(store: Store) -> DataFrame:

@@ -1,36 +1,129 @@
-"""The way from each persona back to the persona of hop 0 that it descends from.
+"""The way from each persona back to the persona that it descends from.
 
 A persona may be found many times, by several parents and in circles. It is a row once, though, with the parent that
 found it first, and that one was there before it. So the way by first parents has no circle, never changes, and has as
 many steps as the persona has hops. It is written down when the persona is, from its parent's way alone.
+
+Where a withdrawal takes a part of that way, and the persona stays because it was found elsewhere too, another way
+stands for the first one (``persona_reroutes``); that one may be of any length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StringType
 
+from personahub_spark.errors import PersonaHubError
+
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
+
+MAX_ROUNDS = 100
+"""As many steps as a way may have that goes round what was withdrawn."""
 
 
-def paths(personas: DataFrame, ancestors: DataFrame) -> DataFrame:
+def paths(personas: DataFrame, ways: DataFrame) -> DataFrame:
     """Rows of ``persona_ancestors`` for ``personas`` (persona_id, hop, first_origin) of one hop, from 1.
 
-    ``ancestors`` has the rows of the hops before. A persona whose parent's way is not there is left out.
+    ``ways`` has those of the hops before (see ``current``). A persona whose parent's way is not there is left out.
     """
-    parents = ancestors.select(
+    parents = ways.select(
         F.col("persona_id").alias("first_origin"), F.col("root_id").alias("_root"), F.col("path").alias("_path")
     )
-    before = F.coalesce("_path", F.array().cast(ArrayType(StringType())))
     return (
         personas.join(parents, on="first_origin", how="left")
-        .where(F.size(before) + 1 == F.col("hop"))
+        .where((F.col("hop") == 1) | F.col("_path").isNotNull())
         .select(
             "persona_id",
             F.coalesce("_root", "first_origin").alias("root_id"),
-            F.concat(before, F.array("first_origin")).alias("path"),
+            F.concat(F.coalesce("_path", _no_path()), F.array("first_origin")).alias("path"),
         )
     )
+
+
+def current(ancestors: DataFrame, reroutes: DataFrame) -> DataFrame:
+    """``persona_id``, ``root_id``, ``path``: the way that leads to each persona now, in rows of these tables."""
+    columns = ("persona_id", "root_id", "path")
+    first = ancestors.join(reroutes, on="persona_id", how="left_anti")
+    return first.select(*columns).unionByName(reroutes.select(*columns))
+
+
+def reroutes(
+    edges: DataFrame, *, personas: DataFrame, ancestors: DataFrame, stage: Callable[[DataFrame], DataFrame]
+) -> DataFrame:
+    """Rows of ``persona_reroutes`` for those personas of ``edges`` whose first way is not open any more.
+
+    ``edges`` (persona_id, source_key, source_kind): all origins in use of personas that a withdrawal reached and that
+    stay; to all other personas the first way is open. Each keeps its first origin where that is in use, and the others
+    take a text or an import before a parent, of parents one with a short way, of equals the one with the smallest key.
+
+    Runs Spark jobs, a few for each step of the longest way. ``stage`` evaluates a frame once and keeps it in files.
+    Raises PersonaHubError when some persona cannot be reached.
+    """
+    first_ways = ancestors.select("persona_id", F.col("path").alias("first_path"))
+    first = personas.select("persona_id", "first_origin").join(edges, on="persona_id", how="left_semi")
+    known = (
+        first_ways.withColumnRenamed("persona_id", "source_key")
+        .join(first.select(F.col("persona_id").alias("source_key"), F.lit(True).alias("waits")), "source_key", "full")
+        .withColumnRenamed("first_path", "parent_path")
+    )
+    by_parent = F.col("source_kind") == "persona"
+    waiting = (
+        edges.distinct()
+        .join(first, on="persona_id", how="inner")
+        .join(known, on="source_key", how="left")
+        .select(
+            "persona_id",
+            "source_key",
+            by_parent.alias("by_parent"),
+            (F.col("source_key") == F.col("first_origin")).alias("is_first"),
+            F.when(~by_parent, _no_path())
+            .when(F.col("waits").isNull(), F.concat(F.coalesce("parent_path", _no_path()), F.array("source_key")))
+            .alias("path"),  # with the parent itself; null: the parent waits for a way too
+        )
+    )
+    keeps_first = F.max("is_first").over(Window.partitionBy("persona_id"))
+    waiting = stage(waiting.withColumn("in_turn", F.col("is_first") | ~keeps_first))
+    found = _best(waiting).limit(0)
+    for _ in range(MAX_ROUNDS):
+        if waiting.isEmpty():
+            new = found.join(first, on="persona_id", how="inner").join(first_ways, on="persona_id", how="left")
+            same = (F.col("origin") == F.col("first_origin")) & (F.col("path") == F.coalesce("first_path", _no_path()))
+            root = F.coalesce(F.get("path", F.lit(0)), F.col("persona_id"))
+            return new.where(~same).select("persona_id", "origin", root.alias("root_id"), "path")
+        ready = waiting.where(F.col("path").isNotNull())
+        in_turn = ready.where("in_turn")
+        # Where first origins lead round in circles, some persona must begin with another one.
+        fresh = stage(_best(ready if in_turn.isEmpty() else in_turn))
+        if fresh.isEmpty():
+            break
+        found = found.unionByName(fresh)
+        parents = fresh.select(F.col("persona_id").alias("source_key"), F.col("path").alias("parent_path"))
+        through = F.when(F.col("by_parent"), F.concat("parent_path", F.array("source_key")))
+        waiting = stage(
+            waiting.join(fresh, on="persona_id", how="left_anti")
+            .join(parents, on="source_key", how="left")
+            .withColumn("path", F.coalesce("path", through))
+            .drop("parent_path")
+        )
+    raise PersonaHubError(
+        "some personas of the hub come from nothing that is in use; persona_origins or withdrawn must be damaged"
+    )
+
+
+def _best(edges: DataFrame) -> DataFrame:
+    """``persona_id``, ``origin``, ``path`` of the best edge of each persona."""
+    best = F.min(F.struct("by_parent", F.size("path"), "source_key", "path"))
+    return (
+        edges.groupBy("persona_id")
+        .agg(best.alias("best"))
+        .select("persona_id", F.col("best.source_key").alias("origin"), F.col("best.path").alias("path"))
+    )
+
+
+def _no_path() -> Column:
+    return F.array().cast(ArrayType(StringType()))

@@ -153,6 +153,19 @@ PERSONA_ANCESTORS = Table(
     checks={"path_begins_with_the_root": "path[0] = root_id"},
 )
 
+PERSONA_REROUTES = Table(
+    "persona_reroutes",
+    "Ways to personas that stay in the hub though a withdrawal took the way by which they were first found",
+    (
+        _column("persona_id", _text, "personas.persona_id", nullable=False),
+        _column("origin", _text, "source_key of the origin that stands for the first one", nullable=False),
+        _column("root_id", _text, "the persona that the way begins with", nullable=False),
+        _column("path", _names, "persona_ids from the root to the parent; empty: a text or an import", nullable=False),
+    ),
+    key=("persona_id",),
+    checks={"path_begins_with_the_root": "root_id = coalesce(get(path, 0), persona_id)"},
+)
+
 PERSONA_IMPORTS = Table(
     "persona_imports",
     "Rows of released data sets that personas were imported from, one per persona, source and licence",
@@ -429,6 +442,7 @@ TABLES = (
 
 
 def spend_of(calls: DataFrame) -> Spend:
+    PERSONA_REROUTES,
     """What ``calls``, rows of ``llm_calls``, took."""
     found = calls.agg(
         F.count(F.lit(1)).alias("requests"),

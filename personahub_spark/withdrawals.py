@@ -31,6 +31,8 @@ class Reach(NamedTuple):
     """``source_key``: withdrawn rows of ``persona_imports``."""
     personas: DataFrame
     """``persona_id``, ``stays``: all that some of these led to, and whether anything else leads there too."""
+    edges: DataFrame
+    """``persona_id``, ``source_key``, ``source_kind``: of those that stay, the origins that are in use."""
 
 
 def reach(
@@ -70,7 +72,14 @@ def reach(
     between = inner.where((F.col("source_kind") == "persona") & F.col("gone")).select("persona_id", "source_key")
     stays = _spread(held, between, "held by another origin", stage).withColumn("stays", F.lit(True))
     personas = touched.join(stays, on="persona_id", how="left").withColumn("stays", F.coalesce("stays", F.lit(False)))
-    return Reach(texts, rows, personas)
+    kept = stays.select(F.col("persona_id").alias("source_key"), F.lit(True).alias("kept"))
+    in_use = (
+        inner.join(stays, on="persona_id", how="left_semi")
+        .join(kept, on="source_key", how="left")
+        .where(F.col("gone").isNull() | ((F.col("source_kind") == "persona") & F.col("kept")))
+        .select(*edges.columns)
+    )
+    return Reach(texts, rows, personas, in_use)
 
 
 def _matched(rows: DataFrame, rules: DataFrame) -> DataFrame:

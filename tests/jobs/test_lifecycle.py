@@ -22,6 +22,7 @@ from personahub_spark.session import Context, StepResult
 from personahub_spark.tables import (
     DOCUMENTS,
     PERSONA_BANDS,
+    PERSONA_ANCESTORS,
     PERSONA_IMPORTS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
@@ -56,12 +57,13 @@ def fill(context: Context) -> None:
     put(DOCUMENTS, {"doc_id": sha("1"), "source": "bad", "licence": "CC0"}, {"doc_id": sha("2"), "source": "good"})
     imports = {"source_key": sha("i"), "source": "bad", "licence": "MIT"}
     put(PERSONA_IMPORTS, imports, imports | {"source_key": sha("j"), "source": "good"})
-    personas, edges = [], []
+    personas, edges, ways = [], [], {}
     for text, origins in FROM.items():
         hop = 0 if len(origins[0]) == 1 else 1
         personas.append({"persona_id": known(text), "text": text, "hop": hop, "first_origin": known(origins[0])})
         for origin in origins if text != ORPHAN else ():
             kind = "persona" if len(origin) > 1 else "import" if origin in "ij" else "document"
+        ways[text] = [*ways[origins[0]], known(origins[0])] if hop else []
             call = None if kind == "import" else "c"
             edge = {"source_key": known(origin), "source_kind": kind, "call_key": call, "hop": hop}
             edge |= {"relation": "child" if kind == "persona" else None}
@@ -72,6 +74,8 @@ def fill(context: Context) -> None:
     put(PERSONA_ORIGINS, *edges)
     put(
         SYNTHESES, {"synthesis_id": sha("a"), "persona_id": known(WORDS)},
+    found = {known(text): way for text, way in ways.items() if way}
+    put(PERSONA_ANCESTORS, *({"persona_id": key, "root_id": way[0], "path": way} for key, way in found.items()))
         {"synthesis_id": sha("b"), "persona_id": known("both")},
         {"synthesis_id": sha("c"), "persona_id": known("both"), "call_key": None, "source_key": sha("i")},
     )  # fmt: skip
@@ -87,6 +91,16 @@ def contents(context: Context) -> dict[str, list[str]]:
 
 def run(context: Context, rule: withdraw.Rule | None = None) -> StepResult:
     return session.run_step(context, "withdraw", functools.partial(withdraw.run, rule=rule))
+
+def lineage(context: Context) -> dict[tuple[str, str | None], tuple[str, str, list[str]]]:
+    """Persona and parent -> source, root and path, of everybody in the hub."""
+    texts = {known(text): text for text in FROM}
+    rows = context.store.view("persona_lineage").join(context.store.view("hub").select("persona_id"), on="persona_id")
+    return {
+        (row["persona"], row["parent"]): (row["source"], row["root"], [texts[key] for key in row["path"]])
+        for row in rows.collect()
+    }
+
 
 
 def dedup(context: Context) -> StepResult:
@@ -122,6 +136,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     told = release(context, "v1")
     assert {(row["source"], row["licence"]): row["personas"] for row in told["sources"]} == {
         ("bad", "CC0"): 6, ("bad", "MIT"): 1, ("good", None): 2, ("good", "MIT"): 1,
+    assert lineage(context)["grandchild of both", "twice"] == ("bad", WORDS, [WORDS, "twice"])
     }  # fmt: skip
 
     before = contents(context)
@@ -147,6 +162,9 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert {row["doc_id"] for row in context.store.view("documents_in_use").collect()} == {sha("2")}
     # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.
     compared = {row["persona_id"] for row in context.store.read(PERSONA_BANDS).collect()}
+    flagged = context.store.view("rejects").where("stage = 'profile failed checks'").collect()
+    shown = context.store.view("profiles").collect()
+    assert [row["persona_id"] for row in shown] == [known("both")] == [row["what"] for row in flagged]
     assert compared.isdisjoint(map(known, ALONE | removed)) and known("both") in compared
     tiers = []
     with monkeypatch.context() as patched:
@@ -158,10 +176,15 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert len(second & near) == 1 and second == first - ALONE | {"twice"} | second & near
     hop = context.store.view("expansion_hops").where("hop = 1").collect()[0]
     assert [hop[name] for name in ("raw", "exact_duplicates", "withdrawn", "new", "novelty")] == [7, 2, 3, 2, 0.5]
+    # Whoever stays is shown with an origin that is in use; both begin with it, though they were found elsewhere first.
+    shown = lineage(context)
+    assert {persona for persona, _ in shown} == second and {source for source, *_ in shown.values()} == {"good"}
+    assert shown["both", None] == ("good", None, [])
+    assert shown["twice", "both"] == ("good", "both", ["both"])
+    assert shown["grandchild of both", "twice"] == ("good", "both", ["both", "twice"])
     branches = context.store.view("expansion_branches").where("hop = 1").collect()
-    assert {row["root_id"]: (row["raw"], row["new"]) for row in branches} == {
-        known("both"): (1, 0), known("twice"): (1, 1),
-    }  # fmt: skip
+    # What led from or to withdrawn ones does not count; who was first found by one is new where it was found too.
+    assert {row["root_id"]: (row["raw"], row["new"]) for row in branches} == {known("both"): (2, 2)}
     witness = context.store.read(PERSONA_REMOVALS).collect()
     assert [(row["kept_id"] in set(map(known, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
 

@@ -54,6 +54,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "persona_ancestors": {"persona_id": sha("r"), "root_id": sha("p"), "path": [sha("p")]},
     "persona_imports": {
         "source_key": sha("i"), "persona_id": sha("p"), "source": "s", "labels": {"domain": "law"}, "file": "f",
+    "persona_reroutes": {"persona_id": sha("r"), "origin": sha("p"), "root_id": sha("p"), "path": [sha("p")]},
         "line": 1,
     },
     "persona_embeddings": {
@@ -199,6 +200,7 @@ BAD = [
     ("persona_origins", "asked_or_imported", {"source_kind": "import"}),
     ("persona_imports", "source_key_is_sha256", {"source_key": "short"}),
     ("persona_embeddings", "vector_has_its_length", {"vector": bytearray(3)}),
+    ("persona_reroutes", "path_begins_with_the_root", {"path": []}),
     ("persona_removals", "tier_known", {"tier": "whim"}),
     ("persona_removals", "similarity_in_range", {"similarity": 1.5}),
     ("persona_removals", "not_its_own_witness", {"kept_id": sha("q")}),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from personahub_spark import lineage
 from personahub_spark.settings import StoreSettings
 from personahub_spark.tables import Store
 from personahub_spark.withdrawals import reach
@@ -30,6 +31,20 @@ def below(gone: set[str], edges: set[tuple[str, str, str]]) -> set[str]:
     while more := {child for child, key, _ in edges if key in gone | found} - found:
         found |= more
     return found
+
+
+def first_ways(edges: set[tuple[str, str, str]]) -> dict[str, list[str]]:
+    """Persona -> its first origin and the parents on the way from a text: that is last, as in ``persona_ancestors``."""
+    found: dict[str, list[str]] = {}
+    while True:
+        more = {
+            child: [key] if kind != "persona" else [*found[key], key]
+            for child, key, kind in sorted(edges)
+            if child not in found and (kind != "persona" or key in found)
+        }
+        if not more:
+            return found
+        found |= more
 
 
 @pytest.mark.parametrize("seed", [5])
@@ -59,12 +74,14 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
     )
     ruled = [("source", "a"), ("licence", "mit"), ("document", "7-s2"), ("document", "9-s0"), ("source", "cc0")]
     gone = {key for key, (source, licence) in sources.items() if source == "a" or licence == "mit"} | {"7-s2"}
+    ways = first_ways(edges)
+    stage = Store(spark, StoreSettings(root=str(tmp_path))).stage
     found = reach(
         spark.createDataFrame(ruled, "kind string, value string"),
         documents=spark.createDataFrame(documents, SOURCES),
         imports=spark.createDataFrame(imports, SOURCES).withColumnRenamed("doc_id", "source_key"),
         origins=spark.createDataFrame(sorted(edges), EDGES).repartition(3),
-        stage=Store(spark, StoreSettings(root=str(tmp_path))).stage,
+        stage=stage,
     )
     assert {row[0] for row in found.documents.union(found.imports).collect()} == gone
     expected = {persona: held_up(persona, edges, gone) for persona in below(gone, edges)}
@@ -74,3 +91,27 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
         for persona, other, _ in edges
         if other in expected
     )  # cycles that hold one another are among them
+
+    # Who stays comes from something that is in use, by a way that one can walk, and from its first origin if it can.
+    rerouted = lineage.reroutes(
+        found.edges,
+        personas=spark.createDataFrame(
+            [(p, way[-1]) for p, way in ways.items()], "persona_id string, first_origin string"
+        ),
+        ancestors=spark.createDataFrame(
+            [(p, way[1:]) for p, way in ways.items() if len(way) > 1], "persona_id string, path array<string>"
+        ),
+        stage=stage,
+    )
+    now = {persona: (way[-1], way[1:]) for persona, way in ways.items()}
+    new = {row["persona_id"]: (row["origin"], row["path"]) for row in rerouted.collect()}
+    assert all(now[persona] != way for persona, way in new.items())
+    now |= new
+    in_use = {(child, key) for child, key, kind in edges if expected.get(key, True) and key not in gone}
+    for persona, stays in expected.items():
+        if stays:
+            origin, path = now[persona]
+            assert (persona, origin) in in_use and origin == [origin, *path][-1]
+            assert origin not in expected or now[origin][1] == path[:-1]
+            first = ways[persona][-1]
+            assert origin == first or (persona, first) not in in_use or first in new
