@@ -54,8 +54,8 @@ def _reason_to_stop(context: Context, hop: int, expanded: StepResult) -> str | N
         return None if context.store.dry_run else f"{deferred:,} calls were put off"
     if hop == settings.hops:
         return None
-    found = context.store.view("expansion_hops").where(F.col("hop") == hop).select("raw", "new").collect()
-    if not found or found[0]["new"] >= settings.min_novelty * found[0]["raw"]:
+    found = context.store.view("expansion_hops").where(F.col("hop") == hop).select("raw", "new", "novelty").collect()
+    if not found or found[0]["novelty"] is None or found[0]["novelty"] >= settings.min_novelty:
         return None
     return (
         f"{found[0]['new']:,} of the {found[0]['raw']:,} personas that it found are new, less than the share "

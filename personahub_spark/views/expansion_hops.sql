@@ -1,19 +1,24 @@
 -- How much of what each hop found is new, what became of the rest, and what did one new persona cost?
 -- raw = unparsable + flagged + exact_duplicates + surface_duplicates + semantic_duplicates + withdrawn + other + new;
--- novelty leaves the withdrawn column out. Withdrawn ones that were flagged or removed, or found again, are in theirs.
+-- Withdrawn ones that were flagged or removed, or found again, are in theirs; novelty leaves out all that led to them.
 WITH asked AS (  -- every persona found and every one that could not be read, by the hop that asked for it
-  SELECT hop, call_key, true AS is_read FROM {persona_origins} WHERE source_kind <> 'import'
+  SELECT o.hop, o.call_key, true AS is_read, w.item IS NOT NULL AS is_withdrawn
+  FROM {persona_origins} AS o LEFT JOIN {withdrawn} AS w ON w.kind = 'persona' AND w.item = o.persona_id
+  WHERE o.source_kind <> 'import'
   UNION ALL
-  SELECT p.hop + 1, q.call_key, false
+  SELECT p.hop + 1, q.call_key, false, false
   FROM {quarantine} AS q JOIN {personas} AS p ON p.persona_id = substring(q.line, 1, 64)
   WHERE q.source LIKE 'expand_personas:%'
   UNION ALL
-  SELECT 0, call_key, false FROM {quarantine} WHERE source LIKE 'extract_personas:%'
+  SELECT 0, call_key, false, false FROM {quarantine} WHERE source LIKE 'extract_personas:%'
 ),
-answers AS (SELECT hop, call_key, count(*) AS raw, count_if(is_read) AS edges FROM asked GROUP BY hop, call_key),
+answers AS (
+  SELECT hop, call_key, count(*) AS raw, count_if(is_read) AS edges, count_if(is_withdrawn) AS withdrawn
+  FROM asked GROUP BY hop, call_key
+),
 found AS (
   SELECT
-    a.hop, count(*) AS calls, sum(a.raw) AS raw, sum(a.edges) AS edges,
+    a.hop, count(*) AS calls, sum(a.raw) AS raw, sum(a.edges) AS edges, sum(a.withdrawn) AS withdrawn,
     CASE WHEN count(*) = count(c.cost_microusd) THEN sum(c.cost_microusd) / 1000000 END AS cost_usd
   FROM answers AS a LEFT JOIN {llm_calls} AS c ON c.request_key = a.call_key
   GROUP BY a.hop
@@ -41,6 +46,6 @@ SELECT
   coalesce(t.withdrawn, 0) AS withdrawn,
   coalesce(t.rows - t.flagged - t.exact_tokens - t.surface - t.semantic - t.withdrawn - t.new, 0) AS other,
   coalesce(t.new, 0) AS new,
-  coalesce(t.new, 0) / nullif(f.raw - coalesce(t.withdrawn, 0), 0) AS novelty,
+  coalesce(t.new, 0) / nullif(f.raw - f.withdrawn, 0) AS novelty,
   f.cost_usd, f.cost_usd / nullif(t.new, 0) AS cost_usd_per_new
 FROM found AS f LEFT JOIN texts AS t ON t.hop = f.hop

@@ -182,6 +182,9 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert shown["both", None] == ("good", None, [])
     assert shown["twice", "both"] == ("good", "both", ["both"])
     assert shown["grandchild of both", "twice"] == ("good", "both", ["both", "twice"])
+    assert len(second & near) == 1 and second == first - ALONE | {"twice"} | second & near
+    hop = context.store.view("expansion_hops").where("hop = 1").collect()[0]
+    assert [hop[name] for name in ("raw", "exact_duplicates", "withdrawn", "new", "novelty")] == [7, 2, 3, 2, 2 / 3]
     branches = context.store.view("expansion_branches").where("hop = 1").collect()
     # What led from or to withdrawn ones does not count; who was first found by one is new where it was found too.
     assert {row["root_id"]: (row["raw"], row["new"]) for row in branches} == {known("both"): (2, 2)}
