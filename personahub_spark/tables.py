@@ -425,6 +425,7 @@ TABLES = (
     PERSONAS,
     PERSONA_ORIGINS,
     PERSONA_ANCESTORS,
+    PERSONA_REROUTES,
     PERSONA_IMPORTS,
     PERSONA_EMBEDDINGS,
     PERSONA_BUCKETS,
@@ -442,7 +443,6 @@ TABLES = (
 
 
 def spend_of(calls: DataFrame) -> Spend:
-    PERSONA_REROUTES,
     """What ``calls``, rows of ``llm_calls``, took."""
     found = calls.agg(
         F.count(F.lit(1)).alias("requests"),
