@@ -174,11 +174,9 @@ def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, s
         roots = _ways(store).select(F.col("persona_id").alias("id"), "root_id")
         branch = roots.join(branches, on="root_id", how="inner").select("id", F.col("novelty").alias("branch_new"))
         hub = hub.drop("branch_new").join(branch, on="id", how="left")
-    # Ids are hashes, so their first digits choose a share of the hub that stays the same while the hub grows.
-    last = format(min(int(settings.fraction * 16**8), 16**8 - 1), "08x")
     out = (
         F.when(F.col("done"), "done_before")
-        .when(F.substring("id", 1, 8) > last, "not_chosen")
+        .when(F.substring("id", 1, 8) > frames.last_of_share(settings.fraction), "not_chosen")
         .when(F.col("branch_new") < settings.min_novelty, "branch_ended")
         .otherwise("pending")
     )

@@ -10,6 +10,7 @@ import import_personas
 import ingest_documents
 import synthesize
 import withdraw
+import write_profiles
 
 from personahub_spark.session import main_steps
 
@@ -23,6 +24,7 @@ STEPS = {
     "expand_personas": expand_personas.run,
     "embed_personas": embed_personas.run,
     "dedup_semantic": dedup_semantic.run,
+    "write_profiles": write_profiles.run,
     "synthesize": synthesize.run,
 }
 

@@ -1,41 +1,70 @@
 """Write a text for each persona of the hub, for each entry of the settings' list synthesis, and check it."""
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from personahub_spark.ledger import complete_all
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.settings import SynthesisSettings
-from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, WITHDRAWN
+from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, WITHDRAWN, Table
 from personahub_spark.tasks import frames
 from personahub_spark.tasks.math import MathProblem
+from personahub_spark.tasks.wording import Asking
 
 STEP = "synthesize"
+
+
+Asked = TypeVar("Asked", bound=Asking)
 
 
 def run(context: Context) -> StepResult:
     result = StepResult(0, {})
     for settings in context.settings.synthesis:
-        done = _synthesize(context, settings)
-        result = StepResult(
-            result.rows_in + done.rows_in,
-            {name: result.outcomes.get(name, 0) + count for name, count in done.outcomes.items()},
-            {name: result.rows_added.get(name, 0) + count for name, count in done.rows_added.items()},
-            result.spend + done.spend,
-        )
+        result += _synthesize(context, settings)
     return result
 
 
 def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
-    store = context.store
-    endpoint = context.settings.endpoint(settings.model)
-    task = MathProblem(settings, endpoint)
-    recipe = frames.recipe(task)
-    source = f"{STEP}:{recipe}"
+    task = MathProblem(settings, context.settings.endpoint(settings.model))
+    columns = (
+        F.sha2(F.concat_ws(":", "call_key", "id"), 256).alias("synthesis_id"),
+        F.lit(settings.task).alias("task"),
+        F.lit(settings.variant).alias("variant"),
+        F.lit(settings.topic).cast("string").alias("topic"),
+        F.lit(settings.pattern).alias("pattern"),
+        F.col("answer").alias("text"),
+        F.create_map(F.lit("problem"), F.col("problem")).alias("fields"),
+        F.lit(None).cast("string").alias("source_key"),
+    )
+    return ask_hub(context, task, settings.fraction, frames.read_problems, step=STEP, table=SYNTHESES, columns=columns)
 
-    # Ids are hashes, so their first digits choose a share of the hub that stays the same while the hub grows.
-    last = format(min(int(settings.fraction * 16**8), 16**8 - 1), "08x")
+
+def ask_hub(
+    context: Context,
+    task: Asked,
+    fraction: float,
+    read: Callable[[DataFrame, Asked], DataFrame],
+    *,
+    step: str,
+    table: Table,
+    columns: Sequence[Column | str],
+) -> StepResult:
+    """Ask ``task`` about a ``fraction`` of the hub, and add what could be read to ``table``, the rest to quarantine.
+
+    ``read``: answers with the persona that each is about, as findings (``frames.read_problems``). ``columns``: of
+    findings, what ``table`` has beside persona_id, checks, recipe, prompt_version and call_key. Whoever has a row of
+    the recipe in either table was asked about before.
+    """
+    store = context.store
+    recipe = frames.recipe(task)
+    source = f"{step}:{recipe}"
+    last = frames.last_of_share(fraction)
+
     hub = store.view("hub").where(F.substring("persona_id", 1, 8) <= last).withColumnRenamed("persona_id", "id")
-    written = store.read(SYNTHESES).where(F.col("recipe") == recipe).select(F.col("persona_id").alias("id"))
+    written = store.read(table).where(F.col("recipe") == recipe).select(F.col("persona_id").alias("id"))
     failures = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
     done = written.union(failures)
     rows_in = hub.count()
@@ -47,35 +76,27 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
     asked, spend = complete_all(
         context,
         frames.requests(pending, task),
-        endpoint,
-        step=STEP,
+        task.endpoint,
+        step=step,
         rows=rows_in - done_before,
         recipe=f"{recipe}:{last}",
-        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, SYNTHESES, QUARANTINE),
+        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, table, QUARANTINE),
     )
     answers = frames.answers(asked, store.read(LLM_CALLS)).join(
         hub.select("id", F.col("text").alias("persona")), on="id", how="inner"
     )
-    findings = store.stage(frames.read_problems(answers, task))
+    findings = store.stage(read(answers, task))
     counts = frames.tally(findings, {"passed": F.size("checks") == 0, "failed_checks": F.size("checks") > 0})
-    read = findings.where(F.col("problem").isNotNull())
-    syntheses = read.select(
-        F.sha2(F.concat_ws(":", "call_key", "id"), 256).alias("synthesis_id"),
-        F.lit(settings.task).alias("task"),
-        F.lit(settings.variant).alias("variant"),
-        F.lit(settings.topic).cast("string").alias("topic"),
-        F.lit(settings.pattern).alias("pattern"),
+    read_rows = findings.where((F.col("status") == "answered") & F.col("failure").isNull()).select(
         F.col("id").alias("persona_id"),
-        F.col("answer").alias("text"),
-        F.create_map(F.lit("problem"), F.col("problem")).alias("fields"),
         "checks",
         F.lit(recipe).alias("recipe"),
         F.lit(task.prompt_version).alias("prompt_version"),
         "call_key",
-        F.lit(None).cast("string").alias("source_key"),
+        *columns,
     )
     added = {
-        SYNTHESES.name: context.add_new(SYNTHESES, syntheses, expected=counts["passed"] + counts["failed_checks"]),
+        table.name: context.add_new(table, read_rows, expected=counts["passed"] + counts["failed_checks"]),
         QUARANTINE.name: context.add_new(
             QUARANTINE, frames.unreadable(findings, source), expected=counts["unreadable"]
         ),

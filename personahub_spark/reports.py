@@ -8,12 +8,13 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pyspark.sql import functions as F
 
 from personahub_spark.dedup.semantic import SEMANTIC
 from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE
+from personahub_spark.settings import Step
 from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, Store
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ def _listed(label: str, counts: Mapping[str, int], *, note: str = "") -> Iterabl
 
 
 def _quarantine(store: Store) -> dict[str, Counter[str]]:
-    """Rows of quarantine by reason, for each step that asks, and for ``files``."""
-    found = {step: Counter[str]() for step in ("files", EXTRACT, DEDUP, SYNTHESIZE)}
+    """Rows of quarantine by reason, for each step, and for ``files``."""
+    found = {step: Counter[str]() for step in ("files", *get_args(Step))}
     rows = store.read(QUARANTINE).groupBy(F.split("source", ":")[0].alias("step"), "reason").count().collect()
     for row in rows:
         found[row["step"] if row["step"] in found else "files"][row["reason"]] += row["count"]

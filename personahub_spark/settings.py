@@ -276,6 +276,19 @@ class ExpansionSettings(SamplingSettings):
     )
 
 
+class ProfileSettings(SamplingSettings):
+    """Profiles: a longer description of each persona of the hub, beside its sentence."""
+
+    model: str = "default"
+    fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
+    language: str | None = Field(
+        default="same",
+        pattern=r"^(same|[a-z]{2,3})$",
+        description="language of the answer: 'same' for the persona's, a code, null for the model's choice",
+    )
+    max_tokens: int = Field(default=900, ge=16)
+
+
 class FilterSettings(_Group):
     """Thresholds of the quality rules; ``disabled`` names rules not to apply.
 
@@ -405,9 +418,9 @@ class SynthesisSettings(SamplingSettings):
 
 Step = Literal[
     "create_tables", "ingest_documents", "import_personas", "withdraw", "extract_personas", "dedup_surface",
-    "expand_personas", "embed_personas", "dedup_semantic", "synthesize",
+    "expand_personas", "embed_personas", "dedup_semantic", "write_profiles", "synthesize",
 ]  # fmt: skip
-ON_REQUEST = ("import_personas", "withdraw", "expand_personas", "embed_personas", "dedup_semantic")
+ON_REQUEST = ("import_personas", "withdraw", "expand_personas", "embed_personas", "dedup_semantic", "write_profiles")
 """Steps that a pipeline has only where it names them."""
 
 
@@ -452,6 +465,7 @@ class Settings(_Group):
     filters: FilterSettings = FilterSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     dedup: DedupSettings = DedupSettings()
+    profiles: ProfileSettings = ProfileSettings()
     synthesis: list[SynthesisSettings] = Field(default_factory=list)
     pipeline: PipelineSettings = PipelineSettings()
     prices: str | None = Field(default=None, description="price file; null: prices.yaml beside the settings file")
@@ -468,6 +482,7 @@ class Settings(_Group):
         asked = {
             "extract_personas": [self.personas.model],
             "expand_personas": [self.expansion.model],
+            "write_profiles": [self.profiles.model],
             "synthesize": [entry.model for entry in self.synthesis],
         }
         if self.embedding.by == "endpoint":

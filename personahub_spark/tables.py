@@ -273,6 +273,23 @@ SYNTHESES = Table(
     },
 )
 
+PERSONA_PROFILES = Table(
+    "persona_profiles",
+    "Longer descriptions of personas, beside their sentence, with the checks they fail",
+    (
+        _column("persona_id", _text, "personas.persona_id", nullable=False),
+        _column("recipe", _text, "prompt, model and sampling that were used", nullable=False),
+        _column("background", _text, "how the person came to be who they are; empty: not told", nullable=False),
+        _column("history", _names, "events of the life, from the earliest to the latest", nullable=False),
+        _column("preferences", _names, "likes, dislikes and habits", nullable=False),
+        _column("skills", _names, "what the person can do or knows well", nullable=False),
+        _column("checks", _names, "names of the checks it fails; empty: it passes all", nullable=False),
+        _column("prompt_version", _text, "prompt that was used", nullable=False),
+        _column("call_key", _text, "llm_calls.request_key", nullable=False),
+    ),
+    key=("persona_id", "recipe"),
+)
+
 LLM_CALLS = Table(
     "llm_calls",
     "The ledger: every request that has an outcome, once, and what it cost",
@@ -431,6 +448,7 @@ TABLES = (
     PERSONA_BUCKETS,
     PERSONA_REMOVALS,
     PERSONA_BANDS,
+    PERSONA_PROFILES,
     SYNTHESES,
     LLM_CALLS,
     QUARANTINE,
@@ -461,6 +479,7 @@ VIEWS = (
     "persona_lineage",
     "expansion_hops",
     "expansion_branches",
+    "profiles",
     "problems",
     "spend",
     "spend_by_run",

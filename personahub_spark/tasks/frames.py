@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from personahub_spark.tasks.math import MathProblem
     from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
+    from personahub_spark.tasks.profiles import PersonaProfile
 
 _STRING = StringType()
 _REQUESTS = StructType([StructField(name, _STRING, False) for name in ("id", "request_key", "request")])
@@ -35,12 +36,13 @@ _PERSONAS = StructType(
         *[StructField(name, _STRING) for name in ("persona_id", "text", "relation", "relation_words", "failure")],
     ]
 )
-_PROBLEMS = StructType(
+_CHECKED = [*_ANSWERS, StructField("checks", ArrayType(_STRING, False)), StructField("failure", _STRING)]
+_PROBLEMS = StructType([*_CHECKED, StructField("problem", _STRING)])
+_PROFILES = StructType(
     [
-        *_ANSWERS,
-        StructField("problem", _STRING),
-        StructField("checks", ArrayType(_STRING, False)),
-        StructField("failure", _STRING),
+        *_CHECKED,
+        StructField("background", _STRING),
+        *[StructField(name, ArrayType(_STRING, False)) for name in ("history", "preferences", "skills")],
     ]
 )
 
@@ -58,6 +60,12 @@ _LONG = "\u754c" * 2**20
 def recipe(task: Task) -> str:
     """Sixteen hex digits for all that decides an answer but the row's text: prompt, model, sampling, format, budget."""
     return task.request(_LONG).key[:16]
+
+
+def last_of_share(fraction: float) -> str:
+    """Eight hex digits: ids that begin with no higher ones are a ``fraction`` of all. Ids are hashes, so this share of
+    the hub stays the same while the hub grows."""
+    return format(min(int(fraction * 16**8), 16**8 - 1), "08x")
 
 
 def requests(rows: DataFrame, task: Task) -> DataFrame:
@@ -121,15 +129,30 @@ def read_personas(answers: DataFrame, task: TextToPersona | PersonaToPersona) ->
 def read_problems(answers: DataFrame, task: MathProblem) -> DataFrame:
     """``answers`` (with the persona's text as persona) as read: id, call_key, status, answer, and problem and checks,
     or the name of the failure. All three are null where there is no answer."""
+    return _read_checked(answers, task, lambda reading: {"problem": reading.text}, _PROBLEMS)
 
+
+def read_profiles(answers: DataFrame, task: PersonaProfile) -> DataFrame:
+    """As ``read_problems``, with background, history, preferences and skills in place of problem."""
+    return _read_checked(
+        answers, task, lambda reading: {} if reading.profile is None else vars(reading.profile), _PROFILES
+    )
+
+
+def _read_checked(
+    answers: DataFrame,
+    task: MathProblem | PersonaProfile,
+    told: Callable[[Any], Mapping[str, Any]],
+    schema: StructType,
+) -> DataFrame:
     def read(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        told = {**row, "line": row["id"]}
+        found = {**row, "line": row["id"]}
         if row["status"] == "answered":
             reading = task.read(row["answer"], row["finish_reason"], row["persona"])
-            told |= {"problem": reading.text, "checks": list(reading.checks), "failure": reading.failure}
-        yield told
+            found |= {**told(reading), "checks": list(reading.checks), "failure": reading.failure}
+        yield found
 
-    return _map(answers, read, _PROBLEMS)
+    return _map(answers, read, schema)
 
 
 def unreadable(findings: DataFrame, source: str) -> DataFrame:

@@ -14,5 +14,10 @@ UNION ALL
 SELECT 'synthesis failed checks', synthesis_id, array_join(checks, ', '), text, run_id, created_at
 FROM {syntheses} WHERE size(checks) > 0
 UNION ALL
+SELECT 'profile failed checks', f.persona_id, array_join(f.checks, ', '), f.background, f.run_id, f.created_at
+FROM {persona_profiles} AS f
+LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'persona' AND w.item = f.persona_id
+WHERE size(f.checks) > 0
+UNION ALL
 SELECT concat(kind, ' withdrawn'), item, 'withdrawn', NULL, run_id, created_at
 FROM {withdrawn} WHERE kind <> 'removal'

@@ -25,6 +25,7 @@ from personahub_spark.tables import (
     PERSONA_BANDS,
     PERSONA_IMPORTS,
     PERSONA_ORIGINS,
+    PERSONA_PROFILES,
     PERSONA_REMOVALS,
     PERSONAS,
     RUNS,
@@ -79,6 +80,7 @@ def fill(context: Context) -> None:
         {"synthesis_id": sha("b"), "persona_id": known("both")},
         {"synthesis_id": sha("c"), "persona_id": known("both"), "call_key": None, "source_key": sha("i")},
     )  # fmt: skip
+    put(PERSONA_PROFILES, *({"persona_id": known(text), "checks": ["too_short"]} for text in (WORDS, "both")))
 
 
 def hub(context: Context) -> set[str]:
@@ -159,6 +161,9 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert {row["item"] for row in gone if row["kind"] == "synthesis"} == {sha("a"), sha("c")}
     assert sum(row["kind"] == "removal" and row["similarity"] > 0.9 for row in gone) == 3
     assert {row["synthesis_id"] for row in context.store.view("problems").collect()} == {sha("b")}
+    flagged = context.store.view("rejects").where("stage = 'profile failed checks'").collect()
+    shown = context.store.view("profiles").collect()
+    assert [row["persona_id"] for row in shown] == [known("both")] == [row["what"] for row in flagged]
     assert {row["doc_id"] for row in context.store.view("documents_in_use").collect()} == {sha("2")}
     # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.
     compared = {row["persona_id"] for row in context.store.read(PERSONA_BANDS).collect()}

@@ -22,6 +22,7 @@ from personahub_spark.tables import (
     LLM_CALLS,
     PERSONA_ANCESTORS,
     PERSONA_ORIGINS,
+    PERSONA_PROFILES,
     PERSONA_REMOVALS,
     PERSONAS,
     QUARANTINE,
@@ -66,6 +67,10 @@ SOUND: dict[str, dict[str, Any]] = {
     },
     "persona_bands": {
         "persona_id": sha("p"), "parameters_version": "v", "arrived_at": NOW, "hop": 0, "tokens": [1, 2], "bands": [3],
+    },
+    "persona_profiles": {
+        "persona_id": sha("p"), "recipe": "r", "background": "b", "history": ["9: flew"], "preferences": [],
+        "skills": ["flying"], "checks": [], "prompt_version": "v1", "call_key": "w1",
     },
     "syntheses": {
         "synthesis_id": sha("s"), "task": "math", "variant": "plain", "pattern": "zero_shot", "persona_id": sha("p"),
@@ -390,6 +395,11 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
           for n, check in enumerate(CHECKS, start=1)),
     )  # fmt: skip
     add(
+        spark, store, PERSONA_PROFILES, {}, {"persona_id": q, "call_key": "w3"},
+        {"recipe": "r2", "call_key": "w2", "checks": ["too_short", "missing_field"]},
+    )  # fmt: skip
+    add(spark, store, LLM_CALLS, *({"request_key": f"w{n}", "step": "write_profiles"} for n in range(1, 4)))
+    add(
         spark, store, QUARANTINE, {},
         {"source": "dedup_surface", "line": w, "row_hash": w, "reason": "no_tokens", "raw": "?"},
         {"source": "extract_personas:r", "line": p, "row_hash": p, "reason": "empty", "raw": None},
@@ -419,7 +429,10 @@ def test_lineage_reaches_document_licence_model_and_cost(filled: Store) -> None:
 
 def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: Store) -> None:
     rows = {(row["step"], row["model"]): row.asDict() for row in filled.view("spend").collect()}
-    assert set(rows) == {*(("extract_personas", model) for model in ("m", "other", "third")), ("synthesize", "m")}
+    assert set(rows) == {
+        *(("extract_personas", model) for model in ("m", "other", "third")),
+        *((s, "m") for s in ("synthesize", "write_profiles")),
+    }
     personas = rows["extract_personas", "m"]
     counts = {
         "requests": 4, "failed_requests": 1, "attempts": 6, "input_tokens": 30, "cached_tokens": 12,
@@ -434,6 +447,8 @@ def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: St
     problems = rows["synthesize", "m"]
     assert (problems["requests"], problems["kept_rows"]) == (6, 1)
     assert problems["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.00006"))
+    profiles = rows["write_profiles", "m"]  # one fails checks, one is of a persona that is not published
+    assert (profiles["requests"], profiles["kept_rows"]) == (3, 1)
 
 
 def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> None:
@@ -445,6 +460,7 @@ def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> Non
         ("call failed", "c5", "content_filter", "no"),
         ("persona flagged", sha("f"), "too_short, first_person", "I fly"),
         ("persona removed", sha("q"), "surface", f"duplicate of {sha('p')}: a pilot"),
+        ("profile failed checks", sha("p"), "too_short, missing_field", "b"),
         *{("synthesis failed checks", sha(str(n)), check, check) for n, check in enumerate(CHECKS, start=1)},
     }
 
@@ -456,6 +472,13 @@ def test_a_problem_fails_just_the_checks_it_fails(filled: Store) -> None:
         assert [key for key, row in rows.items() if not row[column]] == [f"m{n}"]
     assert (rows["m0"]["problem"], rows["m0"]["persona"], rows["m0"]["model"]) == ("1 + 1?", "a pilot", "m")
     assert rows["m0"]["cost_microusd"] == 10
+
+
+def test_profiles_stand_beside_the_text_of_published_personas(filled: Store) -> None:
+    rows = {row["call_key"]: row for row in filled.view("profiles").collect()}
+    assert {key: row["passed"] for key, row in rows.items()} == {"w1": True, "w2": False}
+    told = ("persona", "background", "history", "preferences", "skills", "checks", "model")
+    assert [rows["w1"][name] for name in told] == ["a pilot", "b", ["9: flew"], [], ["flying"], [], "m"]
 
 
 def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from personahub_spark.settings import Endpoint, ExpansionSettings, PersonaSettings, SynthesisSettings
+from personahub_spark.settings import Endpoint, ExpansionSettings, PersonaSettings, ProfileSettings, SynthesisSettings
 from personahub_spark.tasks.frames import Task, recipe
 from personahub_spark.tasks.math import MathProblem
 from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
+from personahub_spark.tasks.profiles import PersonaProfile
 
 ENDPOINT: dict[str, Any] = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
 # Where settings say which rows are asked about, or under which name a model is known: no other question.
@@ -22,6 +23,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "expansion": {
         "model": "another", "hops": 5, "relations": 4, "fraction": 0.5, "count": 7, "prefer": "novelty",
         "min_novelty": 0.5, "language": "de", "temperature": 0.1, "top_p": 0.5, "max_tokens": 99,
+    },
+    "profiles": {
+        "model": "another", "fraction": 0.5, "language": "de", "temperature": 0.1, "top_p": 0.5, "max_tokens": 99,
     },
     "synthesis": {
         "model": "another", "variant": "olympiad", "topic": "geometry", "fraction": 0.5, "temperature": 0.1,
@@ -37,12 +41,15 @@ def made(kind: str, *, endpoint: dict[str, Any] | None = None, **settings: Any) 
         return TextToPersona(chosen, asked, chosen.verbs[0])
     if kind == "expansion":
         return PersonaToPersona(ExpansionSettings(**settings), asked)
+    if kind == "profiles":
+        return PersonaProfile(ProfileSettings(**settings), asked)
     return MathProblem(SynthesisSettings(**settings), asked)
 
 
 def test_every_setting_that_has_another_value_is_tried() -> None:
     assert set(PersonaSettings.model_fields) == set(OTHERS["personas"])
     assert set(ExpansionSettings.model_fields) == set(OTHERS["expansion"])
+    assert set(ProfileSettings.model_fields) == set(OTHERS["profiles"])
     assert set(SynthesisSettings.model_fields) == {*OTHERS["synthesis"], "task", "pattern"}  # of those there is one
 
 
@@ -54,7 +61,7 @@ def test_a_recipe_changes_with_each_setting_that_decides_a_question_and_with_no_
     assert changed == (name not in NO_OTHER_QUESTION)
 
 
-@pytest.mark.parametrize("kind", ["personas", "expansion", "synthesis"])
+@pytest.mark.parametrize("kind", ["personas", "expansion", "profiles", "synthesis"])
 def test_a_recipe_changes_with_the_model_and_not_with_its_address(kind: str) -> None:
     base = recipe(made(kind))
     assert base == recipe(made(kind))

@@ -191,9 +191,11 @@ def test_an_override_without_a_value_is_not_repeated_where_models_are(tmp_path: 
 
 
 def test_the_models_that_a_step_asks_are_looked_up_by_step() -> None:
-    settings = validate({"models": {"a": ENDPOINT}, "personas": {"model": "a"}, "synthesis": [{"model": "a"}, {}]})
+    asked = {"personas": {"model": "a"}, "profiles": {"model": "a"}, "synthesis": [{"model": "a"}, {}]}
+    settings = validate({"models": {"a": ENDPOINT}, **asked})
     assert settings.endpoints_of("ingest_documents") == []
-    assert settings.endpoints_of("extract_personas") == [settings.models["a"]]
+    for step in ("extract_personas", "write_profiles"):
+        assert settings.endpoints_of(step) == [settings.models["a"]]
     with pytest.raises(SettingsError, match=re.escape("models.default is not set (models here: a)")):
         settings.endpoints_of("synthesize")
 
