@@ -51,6 +51,20 @@ _HEADING = re.compile(
     r"(?P<name>[^\W\d_]+(?:[ &/]+[^\W\d_]+){0,3})[*_\s]*(?:[:\uff1a](?P<rest>.*))?\Z"
 )
 _EMPHASIS = re.compile(r"\*\*|__|`")
+_SHORT_WORDS = 5  # words between two commas that may be an entry
+_WHEN = ("age", "year")
+
+# "A seven-year-old girl", "A retired 71-year-old nurse", but no mother of a seven-year-old.
+_NUMBERS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+]  # fmt: skip
+_AGE = re.compile(rf"\A\W*an?\s+(?:\w+\s+)?(\d{{1,3}}|{'|'.join(_NUMBERS)})[- ]years?[- ]old\b", re.IGNORECASE)
+
+_COPIED_RUN = 6  # words in a row
+_REPEATED_RUN = 4
+_REPEATED_SHARE = 0.1
+
 # Of the person that the template names as its example: all of it fits that one alone.
 _EXAMPLE: dict[str, Any] = {
     "background": "He grew up in a harbour town where his father scraped ships, left school at sixteen and learned to "
@@ -80,17 +94,6 @@ _EXAMPLE_TEXTS = [
     *_EXAMPLE["preferences"],
     *_EXAMPLE["skills"],
 ]
-
-_SHORT_WORDS = 5
-# "A seven-year-old girl", "A retired 71-year-old nurse", but no mother of a seven-year-old.
-_NUMBERS = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-]  # fmt: skip
-_AGE = re.compile(rf"\A\W*an?\s+(?:\w+\s+)?(\d{{1,3}}|{'|'.join(_NUMBERS)})[- ]years?[- ]old\b", re.IGNORECASE)
-_COPIED_RUN = 6
-_RUN = 4
-_REPEATED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ def _impossible_ages(history: Sequence[str], persona: str) -> bool:
 
 def _repeats_itself(texts: Sequence[str], entries: Sequence[str]) -> bool:
     said = {normalise(entry).strip(" .。") for entry in entries}
-    runs = _runs(texts, _RUN)
+    runs = _runs(texts, _REPEATED_RUN)
     return len(said) < len(entries) or runs.total() - len(runs) > _REPEATED_SHARE * runs.total()
 
 
@@ -310,13 +313,16 @@ def _field(name: str) -> str | None:
 
 
 def _prose(value: object, *, depth: int = _MAX_DEPTH) -> Iterator[str]:
-    """What ``value`` says, in pieces on one line each."""
+    """What ``value`` says, in pieces on one line each; of an event first when it was."""
     if isinstance(value, str):
         yield " ".join(visible(value).split())
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield str(value)
-    elif isinstance(value, dict | list) and depth:
-        for part in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, dict) and depth:
+        for _, part in sorted(value.items(), key=lambda item: item[0].lower() not in _WHEN):
+            yield from _prose(part, depth=depth - 1)
+    elif isinstance(value, list) and depth:
+        for part in value:
             yield from _prose(part, depth=depth - 1)
 
 

@@ -126,6 +126,7 @@ HEADED = "\n\n".join(
             {"Background": BACKGROUND, "Life history": HISTORY, "preferences": PREFERENCES, "KEY_SKILLS": SKILLS}
         ),
         json.dumps({**TOLD, "history": EVENTS}),
+        json.dumps({**TOLD, "history": [{"event": told["event"], "Age": told["age"]} for told in EVENTS]}),
         json.dumps({**TOLD, "history": "\n".join(HISTORY), "skills": "; ".join(SKILLS)}),
         json.dumps({**TOLD, "skills": [f"{n}. **{skill}**" for n, skill in enumerate(SKILLS, 1)]}),
         json.dumps({**TOLD, "background": BACKGROUND.replace(". ", ".\n\n"), "skills": [*SKILLS, "", "-", None]}),
