@@ -246,22 +246,22 @@ def deduplicate(rows: DataFrame, *, settings: SemanticSettings) -> SemanticDedup
         similar_pairs(rows, settings=settings)
         .join(of_a, on="id_a", how="inner")
         .join(of_b, on="id_b", how="inner")
-        .select("id_a", "id_b", "similarity", F.least("a", "b").alias("better"), F.greatest("a", "b").alias("worse"))
+        .select("similarity", F.least("a", "b").alias("better"), F.greatest("a", "b").alias("worse"))
         .select(
-            "id_a",
-            "id_b",
+            F.col("better.persona_id").alias("id_a"),
+            F.col("better.priority").alias("priority_a"),
+            F.col("worse.persona_id").alias("id_b"),
+            F.col("worse.priority").alias("priority_b"),
             "similarity",
             F.lit(SEMANTIC).alias("tier"),
-            F.col("better.persona_id").alias("better_id"),
-            F.col("worse.persona_id").alias("worse_id"),
             F.col("worse.anchored").alias("stays"),
         )
         .localCheckpoint()
     )
-    removals = survivors(rows.select("persona_id", "priority"), pairs.where("not stays").drop("stays", "better_id"))
-    gone = removals.select(F.col("persona_id").alias("better_id"))
-    spared = pairs.where("stays").join(gone, on="better_id", how="left_anti")
-    return SemanticDedup(removals, spared.select(F.col("worse_id").alias("persona_id")).distinct())
+    removals = survivors(pairs.where("not stays").drop("stays"))
+    gone = removals.select(F.col("persona_id").alias("id_a"))
+    spared = pairs.where("stays").join(gone, on="id_a", how="left_anti")
+    return SemanticDedup(removals, spared.select(F.col("id_b").alias("persona_id")).distinct())
 
 
 def parameters_version(settings: SemanticSettings, model: str, dim: int) -> str:

@@ -71,8 +71,7 @@ def deduplicate(personas: DataFrame, *, settings: SurfaceSettings, published: Da
     worded = rows.where(F.size("tokens") > 0)
     keyed = with_keys(worded.where("persona_id = best.persona_id"), published, settings)
     near = verified(candidates(keyed, settings), keyed, settings).localCheckpoint()
-    pairs = _pairs_of_members(worded, near)
-    removals = survivors(_ranked(pairs), pairs.select("id_a", "id_b", "similarity", "tier"))
+    removals = survivors(_pairs_of_members(worded, near))
     stored = F.col("keys") if settings.engine == "minhash" else F.lit(None).cast(ArrayType(LongType()))
     return SurfaceDedup(
         removals=removals,
@@ -329,12 +328,3 @@ def _pairs_of_members(rows: DataFrame, near: DataFrame) -> DataFrame:
     )
     tier = F.when(F.col("similarity") == 1.0, F.lit(EXACT_TOKENS)).otherwise(F.lit(SURFACE))
     return equal.union(near).union(of_members).withColumn("tier", tier)
-
-
-def _ranked(pairs: DataFrame) -> DataFrame:
-    """``persona_id``, ``priority`` of the rows that are in a pair."""
-    both = [
-        pairs.select(F.col(f"id_{side}").alias("persona_id"), F.col(f"priority_{side}").alias("priority"))
-        for side in "ab"
-    ]
-    return both[0].union(both[1]).distinct()

@@ -2,29 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import DoubleType, StringType, StructField, StructType
 
 from personahub_spark.errors import PersonaHubError
 
 MAX_ROUNDS = 100
 """Real data takes about three rounds; each decides at least the best undecided row of every connected group."""
 
+IN_ONE_TASK = 1 << 20
+"""So many pairs are decided in one task, in about a second; rounds of joins take ten for any number of them."""
 
-def survivors(rows: DataFrame, pairs: DataFrame) -> DataFrame:
+_COLUMNS = ("persona_id", "kept_id", "similarity", "tier")
+_REMOVALS = StructType(
+    [StructField(name, DoubleType() if name == "similarity" else StringType(), False) for name in _COLUMNS]
+)
+_ARROW = pa.schema([(name, pa.float64() if name == "similarity" else pa.string()) for name in _COLUMNS])
+
+
+def survivors(pairs: DataFrame, *, in_one_task: int = IN_ONE_TASK) -> DataFrame:
     """Rows to remove, so that no two kept rows are a pair and every removed row is paired with a better kept row.
 
-    ``rows``: ``persona_id``, unique, and ``priority`` of any orderable type, never null: the smallest is best;
-    equals go by ``persona_id``. ``pairs``: ``id_a``, ``id_b``, ``similarity`` (double), ``tier``, in either order.
+    ``pairs``: ``id_a``, ``priority_a``, ``id_b``, ``priority_b``, ``similarity`` (double), ``tier``, each pair once, in
+    either order. A priority is of any orderable type, never null, the same wherever its row stands: the smallest is
+    best; equals go by id.
     Returns ``persona_id``, ``kept_id``, ``similarity``, ``tier``: the most similar of the better kept rows it is paired
     with, the best by priority among equally similar ones. Going through the rows from best to worst and keeping whoever
     has no kept partner so far gives the same. Worse rows never touch what happens to better ones, so a later batch,
     with a worse priority, changes no earlier decision.
 
-    Runs Spark jobs, and keeps what they find on the executors until the result is let go. Raises PersonaHubError when
-    ``MAX_ROUNDS`` do not decide.
+    Up to ``in_one_task`` pairs are gone through in one task, more of them in rounds of joins. Runs Spark jobs, and
+    keeps what they find on the executors until the result is let go. Raises PersonaHubError when ``MAX_ROUNDS`` do not
+    decide.
     """
-    edges = _oriented(rows, pairs).localCheckpoint()
+    edges = _oriented(pairs).localCheckpoint()
+    if edges.count() > in_one_task:
+        return _in_rounds(edges)
+    in_turn = edges.coalesce(1).sortWithinPartitions(
+        "worse.priority", "worse.persona_id", F.desc("similarity"), "better.priority", "better.persona_id"
+    )
+    named = in_turn.select("worse.persona_id", F.col("better.persona_id").alias("kept_id"), "similarity", "tier")
+    return named.mapInArrow(_in_turn, _REMOVALS).localCheckpoint()
+
+
+def _in_turn(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The removals out of edges from the best worse row to the worst, each row's witnesses in the order of choice."""
+    gone: set[str] = set()
+    for batch in batches:
+        chosen = []
+        for place, (worse, better) in enumerate(zip(*(batch.column(n).to_pylist() for n in (0, 1)), strict=True)):
+            # Better rows came before: whoever of them is not gone stays.
+            if worse not in gone and better not in gone:
+                gone.add(worse)
+                chosen.append(place)
+        yield batch.take(pa.array(chosen, pa.int64())).cast(_ARROW)
+
+
+def _in_rounds(edges: DataFrame) -> DataFrame:
+    edges = edges.select(
+        F.col("better.persona_id").alias("better_id"),
+        F.col("better.priority").alias("better_priority"),
+        F.col("worse.persona_id").alias("worse_id"),
+        "similarity",
+        "tier",
+    )
     undecided = edges.select("better_id", "worse_id")
     removed = edges.select(F.col("worse_id").alias("persona_id")).limit(0)
     rounds = 0
@@ -62,20 +107,9 @@ def survivors(rows: DataFrame, pairs: DataFrame) -> DataFrame:
     )
 
 
-def _oriented(rows: DataFrame, pairs: DataFrame) -> DataFrame:
-    """``pairs``, better row first: ``better_id``, ``better_priority``, ``worse_id``, ``similarity``, ``tier``."""
-    ranked = F.struct("priority", "persona_id")
-    of_a = rows.select(F.col("persona_id").alias("id_a"), ranked.alias("a"))
-    of_b = rows.select(F.col("persona_id").alias("id_b"), ranked.alias("b"))
-    return (
-        pairs.join(of_a, on="id_a", how="inner")
-        .join(of_b, on="id_b", how="inner")
-        .select(F.least("a", "b").alias("better"), F.greatest("a", "b").alias("worse"), "similarity", "tier")
-        .select(
-            F.col("better.persona_id").alias("better_id"),
-            F.col("better.priority").alias("better_priority"),
-            F.col("worse.persona_id").alias("worse_id"),
-            "similarity",
-            "tier",
-        )
+def _oriented(pairs: DataFrame) -> DataFrame:
+    """``pairs``, better row first: ``better`` and ``worse`` (priority, persona_id), ``similarity``, ``tier``."""
+    a, b = (
+        F.struct(F.col(f"priority_{side}").alias("priority"), F.col(f"id_{side}").alias("persona_id")) for side in "ab"
     )
+    return pairs.select(F.least(a, b).alias("better"), F.greatest(a, b).alias("worse"), "similarity", "tier")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from personahub_spark.dedup import surface
 from personahub_spark.dedup.survivors import survivors
@@ -25,6 +24,7 @@ SETTINGS = SurfaceSettings()
 EXACT = SurfaceSettings(engine="exact")
 ENGINES = pytest.mark.parametrize("settings", [SETTINGS, EXACT], ids=["minhash", "exact"])
 SCHEMA = "persona_id string, text string, priority struct<batch: int, hop: int>"
+PAIRS = "id_a string, priority_a int, id_b string, priority_b int, similarity double, tier string"
 SCRIPTS = {
     "latin": [f"word{i}" for i in range(60)],
     "cyrillic": [f"слово{i}" for i in range(60)],
@@ -326,7 +326,8 @@ def test_nothing_in_nothing_out(spark: SparkSession) -> None:
     assert result.removals.columns == ["persona_id", "kept_id", "similarity", "tier"]
 
 
-def test_survivors_of_random_graphs_are_those_of_the_greedy_oracle(spark: SparkSession) -> None:
+@pytest.mark.parametrize("in_one_task", [10_000, 0])
+def test_survivors_of_random_graphs_are_those_of_the_greedy_oracle(spark: SparkSession, in_one_task: int) -> None:
     for seed, density in ((5, 0.02), (6, 0.2)):
         rng = random.Random(seed)
         rows = [(f"n{i:02}", rng.randrange(4)) for i in range(60)]
@@ -334,23 +335,24 @@ def test_survivors_of_random_graphs_are_those_of_the_greedy_oracle(spark: SparkS
         pairs = {
             (a, b): Fraction(rng.randrange(90, 101), 100) for a in ids for b in ids if a < b and rng.random() < density
         }
-        given = [(*rng.sample(pair, 2), float(similarity), "t") for pair, similarity in pairs.items()]
-        removed = survivors(
-            spark.createDataFrame(rows, "persona_id string, priority int"),
-            spark.createDataFrame(given, "id_a string, id_b string, similarity double, tier string"),
-        )
+        priority = dict(rows)
+        given = [
+            (a, priority[a], b, priority[b], float(similarity), "t")
+            for (a, b), similarity in ((rng.sample(pair, 2), similarity) for pair, similarity in pairs.items())
+        ]
+        frame = spark.createDataFrame(given, PAIRS).repartition(3)
+        removed = survivors(frame, in_one_task=in_one_task)
         wanted = {a: (b, float(s), "t") for a, (b, s) in greedy_removals(by_priority(rows), pairs).items()}
         assert found(removed) == wanted, f"seed {seed}"
 
 
 def test_too_long_a_chain_of_decisions_is_one_clear_error(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("personahub_spark.dedup.survivors.MAX_ROUNDS", 2)
-    rows = spark.range(8).select(F.col("id").cast("string").alias("persona_id"), F.col("id").alias("priority"))
-    pairs = spark.range(7).selectExpr(
-        "cast(id as string) id_a", "cast(id + 1 as string) id_b", "0.9D similarity", "'t' tier"
-    )
+    rows = [(str(n), n, str(n + 1), n + 1, 0.9, "t") for n in range(7)]
+    pairs = spark.createDataFrame(rows, PAIRS)
     with pytest.raises(PersonaHubError, match="undecided after 2 rounds"):
-        survivors(rows, pairs)
+        survivors(pairs, in_one_task=6)
+    assert {row["persona_id"] for row in survivors(pairs, in_one_task=7).collect()} == {"1", "3", "5", "7"}
 
 
 @pytest.mark.parametrize(
