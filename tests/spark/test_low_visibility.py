@@ -34,6 +34,7 @@ PAIRS = {
     "domestic workers": [
         ("A hotel cleaner on nights", "A cleaner production engineer"),
         ("A live-in maid", "A mermaid"),
+        ("A school janitor", "A home cook who bakes pancakes"),
     ],
     "backstage trades": [("An opera stagehand who lifts", "A stage actor"), ("A theatre usher", "A pusher")],
 }
