@@ -90,17 +90,18 @@ def reroutes(
     waiting = stage(waiting.withColumn("in_turn", F.col("is_first") | ~keeps_first))
     found = _best(waiting).limit(0)
     for _ in range(MAX_ROUNDS):
-        if waiting.isEmpty():
+        edges_left, open_edges, in_turn = waiting.agg(
+            F.count("persona_id"), F.count("path"), F.count(F.when(F.col("in_turn"), F.col("path")))
+        ).collect()[0]
+        if not edges_left:
             new = found.join(first, on="persona_id", how="inner").join(first_ways, on="persona_id", how="left")
             same = (F.col("origin") == F.col("first_origin")) & (F.col("path") == F.coalesce("first_path", _no_path()))
             root = F.coalesce(F.get("path", F.lit(0)), F.col("persona_id"))
             return new.where(~same).select("persona_id", "origin", root.alias("root_id"), "path")
-        ready = waiting.where(F.col("path").isNotNull())
-        in_turn = ready.where("in_turn")
-        # Where first origins lead round in circles, some persona must begin with another one.
-        fresh = stage(_best(ready if in_turn.isEmpty() else in_turn))
-        if fresh.isEmpty():
+        if not open_edges:
             break
+        # Where first origins lead round in circles, some persona must begin with another one.
+        fresh = _best(waiting.where(F.col("path").isNotNull() & (F.col("in_turn") if in_turn else F.lit(True))))
         found = found.unionByName(fresh)
         parents = fresh.select(F.col("persona_id").alias("source_key"), F.col("path").alias("parent_path"))
         through = F.when(F.col("by_parent"), F.concat("parent_path", F.array("source_key")))
