@@ -13,7 +13,7 @@ from personahub_spark.dedup.surface import EXACT_TOKENS, SURFACE, parameters_ver
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import exit_code, open_context, parser
 from personahub_spark.settings import Settings, load
-from personahub_spark.tables import PERSONAS, QUARANTINE, Store
+from personahub_spark.tables import PERSONAS, QUARANTINE, WITHDRAWALS, WITHDRAWN, Store
 from personahub_spark.text import token_set
 
 
@@ -55,7 +55,36 @@ def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
         f"quarantine  {row['reason']}: {_line(persona['text'])}"
         for row in store.read(QUARANTINE).where(aside).collect()
     ]
-    return lines or [f"in the hub  {_line(persona['text'])}"]
+    withdrawn, fallen = _withdrawn(store, persona)
+    return [*withdrawn, *lines, *fallen] if withdrawn or lines else [f"in the hub  {_line(persona['text'])}", *fallen]
+
+
+def _withdrawn(store: Store, persona: Row) -> tuple[list[str], list[str]]:
+    """Lines that say that ``persona`` was withdrawn, and by what; and lines about removals of it that fell since, with
+    the persona that had stood for it."""
+    items = store.read(WITHDRAWN)
+    own = (F.col("kind") == "persona") & (F.col("item") == persona["persona_id"])
+    fell = (F.col("kind") == "removal") & F.col("item").startswith(f"{persona['persona_id']} ")
+    withdrawn, fallen = [], []
+    for row in items.where(own | fell).orderBy("created_at", "item").collect():
+        at = f"{row['created_at']:%Y-%m-%d %H:%M:%S}"
+        if row["kind"] == "persona":
+            withdrawn.append(f"withdrawn   at {at} (run {row['run_id']}): {_line(persona['text'])}")
+        else:
+            _, tier, kept = row["item"].split()
+            fallen.append(f"fallen      {tier} {row['similarity']:.6f}: {kept} stood for it, and was withdrawn at {at}")
+    if withdrawn:
+        sources = store.view("persona_lineage").where(F.col("persona_id") == persona["persona_id"])
+        said = sources.select("source", "licence", "doc_id").distinct()
+        rules = F.broadcast(store.read(WITHDRAWALS).select("kind", "value", "by_whom", "why"))
+        led_here = (
+            ((F.col("kind") == "source") & (F.col("value") == F.col("source")))
+            | ((F.col("kind") == "licence") & (F.col("value") == F.col("licence")))
+            | ((F.col("kind") == "document") & (F.col("value") == F.col("doc_id")))
+        )
+        found = rules.join(said, on=led_here, how="left_semi").orderBy("kind", "value").collect()
+        withdrawn += [f"because     {row['kind']} {row['value']}, said {row['by_whom']}: {row['why']}" for row in found]
+    return withdrawn, fallen
 
 
 def audit(store: Store, count: int) -> list[str]:

@@ -15,13 +15,14 @@ from pyspark.sql import functions as F
 from personahub_spark.dedup.semantic import SEMANTIC
 from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE
 from personahub_spark.settings import Step
-from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, Store
+from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, WITHDRAWN, Store
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, Row
+    from pyspark.sql import Column, DataFrame, Row
 
 INGEST, EXTRACT, DEDUP, SYNTHESIZE = "ingest_documents", "extract_personas", "dedup_surface", "synthesize"
 EMBED = "embed_personas"
+WENT = "withdrawn"
 
 
 def summary(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str, *, examples: int = 5) -> str:
@@ -96,7 +97,7 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
 
     classes, flags = _persona_classes(store)
     gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in (EXACT_TOKENS, SURFACE, SEMANTIC)]]
-    gone += [("without words", NO_TOKENS)] if classes[NO_TOKENS] else []
+    gone += [(said, name) for said, name in (("without words", NO_TOKENS), (WENT, WENT)) if classes[name]]
     parts = [f"{classes['hub']:,} in the hub", *[f"{classes[name]:,} {said}" for said, name in gone]]
     yield f"personas     {classes.total():,} distinct = {' + '.join(parts)}"
     yield from _listed("  flags      ", flags, note=" (one may have several)")
@@ -107,7 +108,9 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
         yield f"  asked      {_total('personas', outcomes[SYNTHESIZE])}"
     yield from _listed("  unreadable ", quarantine[SYNTHESIZE])
     passed, failing, checks = _checks(store)
-    yield f"problems     {passed + failing:,} written = {passed:,} pass all checks + {failing:,} fail one or more"
+    went = _went(store, "synthesis").count()
+    total = f"{passed + failing + went:,} written = {passed:,} pass all checks + {failing:,} fail one or more"
+    yield f"problems     {total}{f' + {went:,} {WENT}' if went else ''}"
     yield from _listed("  failed     ", checks, note=" (one may fail several)")
     yield from _calls(store, run_id, sum(found.get("deferred", 0) for found in outcomes.values()))
 
@@ -133,13 +136,17 @@ def _quarantine(store: Store) -> dict[str, Counter[str]]:
 
 
 def _persona_classes(store: Store) -> tuple[Counter[str], Counter[str]]:
-    """Personas by where they are (``hub``, ``flagged``, a tier, without tokens), and by flag."""
+    """Personas by where they are (``hub``, ``flagged``, a tier, without tokens, withdrawn), and by flag.
+
+    Who was withdrawn, and is flagged or removed too, counts as that.
+    """
     gone = (
         store.read(PERSONA_REMOVALS)
         .select("persona_id", F.col("tier").alias("why"))
         .union(store.read(QUARANTINE).where(F.col("source") == DEDUP).select("line", F.lit(NO_TOKENS)))
+        .union(_went(store, "persona").select("item", F.lit(WENT)))
         .groupBy("persona_id")
-        .agg(F.min("why").alias("why"))
+        .agg(F.min("why").alias("why"))  # in the order of their names withdrawn is last
     )
     rows = (
         store.read(PERSONAS)
@@ -155,10 +162,16 @@ def _persona_classes(store: Store) -> tuple[Counter[str], Counter[str]]:
     return classes, flags
 
 
+def _went(store: Store, kind: str) -> DataFrame:
+    return store.read(WITHDRAWN).where(F.col("kind") == kind)
+
+
 def _checks(store: Store) -> tuple[int, int, Counter[str]]:
-    """Problems that pass all checks, those that fail one, and how many fail which."""
+    """Problems that pass all checks, those that fail one, and how many fail which; without withdrawn ones."""
     passed, failing, checks = 0, 0, Counter[str]()
-    for row in store.read(SYNTHESES).groupBy("checks").agg(F.count(F.lit(1)).alias("n")).collect():
+    went = _went(store, "synthesis").select(F.col("item").alias("synthesis_id"))
+    kept = store.read(SYNTHESES).join(went, on="synthesis_id", how="left_anti")
+    for row in kept.groupBy("checks").agg(F.count(F.lit(1)).alias("n")).collect():
         passed, failing = (passed, failing + row["n"]) if row["checks"] else (passed + row["n"], failing)
         checks.update(dict.fromkeys(row["checks"], row["n"]))
     return passed, failing, checks

@@ -4,7 +4,9 @@ WITH kept AS (
   FROM {persona_origins} AS o JOIN {hub} AS h ON h.persona_id = o.persona_id AND h.first_origin = o.source_key
   GROUP BY o.persona_id
   UNION ALL
-  SELECT s.call_key, 1 AS kept_rows FROM {syntheses} AS s WHERE size(s.checks) = 0
+  SELECT s.call_key, 1 AS kept_rows FROM {syntheses} AS s
+  LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
+  WHERE size(s.checks) = 0
   UNION ALL
   SELECT p.call_key, 1 AS kept_rows FROM {persona_profiles} AS p JOIN {hub} AS h ON h.persona_id = p.persona_id
   WHERE size(p.checks) = 0

@@ -11,12 +11,13 @@ from typing import Any
 
 import dedup_semantic
 import dedup_surface
+import explain_removal
 import import_personas
 import pytest
 import release_hub
 import withdraw
 
-from personahub_spark import releases, session, settings
+from personahub_spark import releases, reports, session, settings
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import Context, StepResult
 from personahub_spark.tables import (
@@ -189,6 +190,18 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert {row["root_id"]: (row["raw"], row["new"]) for row in branches} == {known("both"): (2, 2)}
     witness = context.store.read(PERSONA_REMOVALS).collect()
     assert [(row["kept_id"] in set(map(known, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
+
+    said = reports.summary(context.store, {}, "r")
+    assert "12 distinct = 5 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in said
+    assert "+ 0 removed by semantic + 6 withdrawn" in said
+    assert "problems     3 written = 1 pass all checks + 0 fail one or more + 2 withdrawn" in said
+    child, twice = (
+        explain_removal.explain(context.store, context.settings, known(text)) for text in ("child of one", "twice")
+    )
+    assert [line[:12].strip() for line in child] == ["withdrawn", "because"]
+    assert child[0].endswith(": child of one") and child[1].endswith("source bad, said the owner: asked to")
+    assert [line[:12].strip() for line in twice] == ["in the hub", "fallen"]
+    assert f"semantic 0.950000: {known('child of one')} stood for it, and was withdrawn at 20" in twice[1]
 
     settled = contents(context)
     for rule in (None, RULE):

@@ -30,6 +30,7 @@ from personahub_spark.tables import (
     SYNTHESES,
     TABLES,
     VIEWS,
+    WITHDRAWN,
     MissingTableError,
     Store,
     Table,
@@ -356,7 +357,8 @@ CHECKS = {
 
 @pytest.fixture(scope="module")
 def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """p and its child r are published, f is flagged, q removed, w without words; two ways led to p, one twice."""
+    """p and its child r are published, f is flagged, q removed, w without words; two ways led to p, one twice. The text
+    z was withdrawn."""
     root = tmp_path_factory.mktemp("filled")
     store = Store(spark, StoreSettings(root=str(root), database="filled_tables"))
     store.create()
@@ -391,6 +393,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
     )  # fmt: skip
     add(
         spark, store, SYNTHESES, {"synthesis_id": sha("s"), "call_key": "m0"},
+        {"synthesis_id": sha("z"), "call_key": "m0"},
         *({"synthesis_id": sha(str(n)), "call_key": f"m{n}", "checks": [check], "text": check}
           for n, check in enumerate(CHECKS, start=1)),
     )  # fmt: skip
@@ -399,6 +402,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"recipe": "r2", "call_key": "w2", "checks": ["too_short", "missing_field"]},
     )  # fmt: skip
     add(spark, store, LLM_CALLS, *({"request_key": f"w{n}", "step": "write_profiles"} for n in range(1, 4)))
+    add(spark, store, WITHDRAWN, {"kind": "synthesis", "item": sha("z")})
     add(
         spark, store, QUARANTINE, {},
         {"source": "dedup_surface", "line": w, "row_hash": w, "reason": "no_tokens", "raw": "?"},
@@ -461,6 +465,7 @@ def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> Non
         ("persona flagged", sha("f"), "too_short, first_person", "I fly"),
         ("persona removed", sha("q"), "surface", f"duplicate of {sha('p')}: a pilot"),
         ("profile failed checks", sha("p"), "too_short, missing_field", "b"),
+        ("synthesis withdrawn", sha("z"), "withdrawn", None),
         *{("synthesis failed checks", sha(str(n)), check, check) for n, check in enumerate(CHECKS, start=1)},
     }
 
