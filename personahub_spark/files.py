@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import threading
+import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,6 +14,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from personahub_spark.errors import PersonaHubError
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 3600.0
+DEAD_S = 7 * 24 * 3600.0
+"""Who showed no sign of life for so long is dead, and not asleep over a weekend. What it left only costs disk."""
 
 
 def cache_root() -> Path:
@@ -79,3 +88,69 @@ def delete(place: str) -> None:
     files, path = filesystem(place)
     if files.get_file_info(path).type == pafs.FileType.Directory:
         files.delete_dir(path)
+
+
+class Scratch:
+    """Room for folders that are soon done with, below ``place``, which processes on many machines share.
+
+    While anything is in it the process shows a sign of life each ``beat_s`` seconds. The first use sweeps away what was
+    left by processes that were killed: folders of ``place`` without such a sign for ``DEAD_S``, by the clock of the
+    file system.
+    """
+
+    def __init__(self, place: str, *, beat_s: float = BEAT_S) -> None:
+        self._place, self._beat_s = place, beat_s
+        self._own: str | None = None
+        self._stop, self._beating = threading.Event(), threading.Thread()
+        self._swept = False
+
+    def folder(self) -> str:
+        """A place for a new folder; nothing is there yet."""
+        if self._own is None:
+            self._own = f"{self._place}/{uuid.uuid4().hex}"
+            write_whole(self._own, _ALIVE, b"")
+            self._stop = threading.Event()
+            self._beating = threading.Thread(target=self._beat, args=(self._own, self._stop), daemon=True)
+            self._beating.start()
+            if not self._swept:
+                self._swept = True
+                _sweep(self._place, self._own)
+        return f"{self._own}/{uuid.uuid4().hex}"
+
+    def drop(self) -> None:
+        """Delete all that is in it."""
+        if self._own is not None:
+            own, self._own = self._own, None
+            self._stop.set()
+            self._beating.join()
+            delete(own)
+
+    def _beat(self, own: str, stop: threading.Event) -> None:
+        while not stop.wait(self._beat_s):
+            try:
+                write_whole(own, _ALIVE, b"")
+            except OSError as error:
+                log.warning("no sign of life could be written to %s: %s", own, error)
+
+
+_ALIVE = "alive"
+
+
+def _sweep(place: str, own: str) -> None:
+    files, path = filesystem(place)
+    now = _last_sign(files, filesystem(own)[1])
+    for name in names(place, folders=True):
+        try:
+            last = _last_sign(files, f"{path}/{name}")
+            if now is not None and last is not None and now - last > DEAD_S:
+                delete(f"{place}/{name}")
+                log.info("what a process that was killed had left in %s/%s is deleted", place, name)
+        except OSError as error:  # perhaps another process sweeps it at this moment
+            log.warning("%s/%s could not be swept: %s", place, name, error)
+
+
+def _last_sign(files: pafs.FileSystem, folder: str) -> float | None:
+    """When a sign of life was written in ``folder``, or else when it was changed; None: not known."""
+    signs = files.get_file_info([f"{folder}/{_ALIVE}", folder])
+    found = next((info for info in signs if info.type != pafs.FileType.NotFound), None)
+    return None if found is None or found.mtime_ns is None else found.mtime_ns / 1e9

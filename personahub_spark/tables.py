@@ -10,7 +10,6 @@ import contextlib
 import functools
 import re
 import string
-import uuid
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -518,7 +517,8 @@ class Store:
         self.state_root = files.absolute(settings.state_root)
         self.dry_run = dry_run or versions is not None
         self._versions = versions
-        self._staged: list[str] = []
+        self._scratch = files.Scratch(f"{self.state_root}/staged")
+        self._handed_over: list[str] = []
         self.held: dict[str, contextlib.ExitStack] = {}
 
     def existing(self) -> list[str]:
@@ -694,18 +694,18 @@ class Store:
     def stage(self, rows: DataFrame) -> DataFrame:
         """``rows``, evaluated once: written under the state folder and read back.
 
-        A persisted frame would not do: Spark evaluates it again once a table that it was read from has changed.
+        A persisted frame would not do: Spark evaluates it again once a table that it was read from has changed. What
+        runs that were killed had staged is deleted some days later; see ``files.Scratch``.
         """
         if self.dry_run:  # changes no table, and leaves no file
             return rows.localCheckpoint()
-        place = f"{self.state_root}/staged/{uuid.uuid4().hex}"
-        self._staged.append(place)
+        place = self._scratch.folder()
         rows.write.parquet(place)
         return self._spark.read.schema(rows.schema).parquet(place)
 
     def hand_over(self, folder: str) -> None:
         """Let ``folder`` go with what was staged."""
-        self._staged.append(folder)
+        self._handed_over.append(folder)
 
     def hold(self, name: str, context: AbstractContextManager[None]) -> None:
         """Enter ``context``, and leave it when what was staged is dropped."""
@@ -716,8 +716,9 @@ class Store:
     def drop_staged(self) -> None:
         """Delete what was staged; the frames are of no use afterwards."""
         try:
-            while self._staged:
-                files.delete(self._staged.pop())
+            self._scratch.drop()
+            while self._handed_over:
+                files.delete(self._handed_over.pop())
         finally:
             while self.held:
                 self.held.popitem()[1].close()

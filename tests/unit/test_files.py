@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.files import absolute, cache_root, delete, filesystem, names, write_whole
+from personahub_spark.files import Scratch, absolute, cache_root, delete, filesystem, names, write_whole
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
@@ -95,3 +96,46 @@ def test_the_cache_is_where_the_variable_says_else_in_the_home(monkeypatch: pyte
     for unset in (lambda: monkeypatch.setenv("PERSONAHUB_CACHE", ""), lambda: monkeypatch.delenv("PERSONAHUB_CACHE")):
         unset()
         assert cache_root() == Path("/home/x/.cache/personahub")
+
+
+def left_behind(place: Path, name: str, *, days: float, alive: bool = True) -> Path:
+    """A folder as a killed process leaves it, with its last sign of life so long ago."""
+    (place / name / "rows").mkdir(parents=True)
+    ago = time.time() - days * 24 * 3600
+    if alive:
+        (place / name / "alive").touch()
+        os.utime(place / name / "alive", (ago, ago))
+    os.utime(place / name, (time.time(), time.time()) if alive else (ago, ago))
+    return place / name
+
+
+def test_what_killed_processes_left_is_swept_and_what_lives_or_may_live_stays(tmp_path: Path) -> None:
+    dead = [left_behind(tmp_path, "dead", days=7.5), left_behind(tmp_path, "dead before signs", days=9, alive=False)]
+    living = [left_behind(tmp_path, "asleep", days=6.5), left_behind(tmp_path, "new", days=0, alive=False)]
+    scratch = Scratch(str(tmp_path))
+    own = Path(scratch.folder())
+    own.mkdir()
+    assert not any(folder.exists() for folder in dead) and all(folder.exists() for folder in living)
+    assert Path(scratch.folder()).parent == own.parent != Path(Scratch(str(tmp_path)).folder()).parent
+    late = left_behind(tmp_path, "died later", days=8)
+    scratch.drop()
+    assert not own.parent.exists()
+    scratch.folder()
+    assert late.exists()  # looked for once
+    scratch.drop()
+    scratch.drop()
+
+
+def test_a_process_that_holds_something_shows_that_it_lives_until_it_drops_it(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), beat_s=0.01)
+    own = Path(scratch.folder()).parent
+    os.utime(own / "alive", (0, 0))
+    for _ in range(1000):
+        if names(str(own)) and (own / "alive").stat().st_mtime:
+            break
+        time.sleep(0.01)
+    Scratch(str(tmp_path)).folder()
+    assert own.exists()
+    scratch.drop()
+    time.sleep(0.05)
+    assert not own.exists()
