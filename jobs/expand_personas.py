@@ -3,8 +3,11 @@
 After each hop surface dedup compares what was found with all there is, so that nobody is asked about twice.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import dedup_surface
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 from personahub_spark import lineage
@@ -80,14 +83,17 @@ def _expand(context: Context, hop: int) -> StepResult:
         everybody = store.read(PERSONAS).where(F.col("hop") == hop - 1).select(F.col("persona_id").alias("id"))
         asked_before = everybody.join(_done(store, recipe, source), on="id", how="left_semi").count()
         left = max(settings.count - asked_before, 0)
-        outcomes["not_chosen"] = outcomes.get("not_chosen", 0) + max(pending - left, 0)
-        pending = min(pending, left)
+        beyond = max(pending - left, 0)
+        outcomes["not_chosen"] = outcomes.get("not_chosen", 0) + beyond
+        pending -= beyond
+    else:
+        beyond = 0
     if not pending:
         return StepResult(rows_in, outcomes)
 
     chosen = parents.where(F.col("out") == "pending")
-    if settings.count is not None:
-        chosen = chosen.orderBy(F.desc("siblings_new"), "id").limit(pending)
+    if beyond:
+        chosen = chosen.where(first_of(store.stage(chosen.select("id", "siblings_new")), pending))
     asked, spend = complete_all(
         context,
         frames.requests(chosen, task),
@@ -181,6 +187,31 @@ def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, s
         .otherwise("pending")
     )
     return hub.join(done, on="id", how="left").select("id", "text", out.alias("out"), "siblings_new")
+
+
+def first_of(rows: DataFrame, count: int) -> Column:
+    """Which of ``rows`` (id, siblings_new) are the first ``count``, by siblings_new downwards (null last), then by id.
+
+    ``rows`` has as many, and is looked at three times: they are counted by siblings_new, then by the first digits of
+    their ids, and only the few that the count ends among are sorted.
+    """
+    values = rows.groupBy("siblings_new").count().orderBy(F.desc("siblings_new")).collect()
+    value, left = _end(values, count)
+    equal = F.col("siblings_new").eqNullSafe(F.lit(value).cast("double"))
+    digits = F.substring("id", 1, 4).alias("digits")
+    end, left = _end(rows.where(equal).groupBy(digits).count().orderBy("digits").collect(), left)
+    last = rows.where(equal & (digits == end)).select("id").orderBy("id").limit(left).collect()[-1]["id"]
+    better = F.col("siblings_new").isNotNull() if value is None else F.col("siblings_new") > value
+    return F.coalesce(better, F.lit(False)) | (equal & (F.col("id") <= last))
+
+
+def _end(groups: Sequence[Row], count: int) -> tuple[Any, int]:
+    """The key of the group of ``groups`` (key, rows) that ``count`` ends in, and how many of its rows that takes."""
+    for key, rows in groups:
+        if count <= rows:
+            return key, count
+        count -= rows
+    raise ValueError("there are not as many rows")
 
 
 def _ways(store: Store) -> DataFrame:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import random
 from collections.abc import Callable
 from typing import Any
 
+import expand_personas
 import pytest
 import run_pipeline
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from personahub_spark import session, settings
 from personahub_spark.llm.fake import FakeEndpoint
@@ -193,6 +197,21 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     one, other = contents(whole, stamps=False), contents(context, stamps=False)
     for name in one:
         assert one[name] == other[name], name
+
+
+def test_the_first_of_many_are_chosen_as_by_sorting_all(spark: SparkSession) -> None:
+    rng = random.Random(3)
+    new = [None, 0.0, 0.25, 1 / 3, 1.0]
+    rows = [(f"{rng.choice(['ab', 'ac', 'd0'])}{rng.randrange(3):02}{rng.getrandbits(40):x}", rng.choice(new))
+            for _ in range(200)]  # fmt: skip
+    frame = spark.createDataFrame(rows, "id string, siblings_new double").repartition(3)
+    expected = [row[0] for row in sorted(rows, key=lambda row: (-(-1 if row[1] is None else row[1]), row[0]))]
+    for count in (1, 57, 111, 199, 200):
+        chosen = frame.where(expand_personas.first_of(frame, count)).collect()
+        assert {row["id"] for row in chosen} == set(expected[:count]), count
+    unknown = frame.select("id", F.lit(None).cast("double").alias("siblings_new"))
+    chosen = unknown.where(expand_personas.first_of(unknown, 77)).collect()
+    assert sorted(row["id"] for row in chosen) == sorted(key for key, _ in rows)[:77]
 
 
 def test_expansion_stops_where_novelty_or_money_ends(
