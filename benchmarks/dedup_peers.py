@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +30,7 @@ HASHES = BANDS * ROWS
 def main() -> None:
     peer, texts_file, threshold, mode, answer = sys.argv[1:]
     texts = [json.loads(line) for line in Path(texts_file).read_text(encoding="utf-8").splitlines()]
-    run = {"rensa": rensa, "datasketch": datasketch, "datatrove": datatrove}[peer]
+    run = {"rensa": rensa, "datasketch": datasketch, "datatrove": datatrove, "text-dedup": text_dedup}[peer]
     started = time.monotonic()
     removed = run(texts, Fraction(threshold), mode == "usual")
     seconds = time.monotonic() - started
@@ -160,6 +161,27 @@ def datatrove(texts: list[str], threshold: Fraction, usual: bool) -> list[int]:
             for file in (place / "excluded").glob("*.jsonl")
             for line in file.read_text(encoding="utf-8").splitlines()
         ]
+
+
+def text_dedup(texts: list[str], threshold: Fraction, usual: bool) -> list[int]:
+    """Its command on two processes. It verifies nothing, and keeps the first of each connected group.
+
+    ``same``: single words, 16 bands of 8, and each token of ours as a word. ``usual``: the threshold and its defaults,
+    by which texts of fewer than five words go, too.
+    """
+    datasets = importlib.import_module("datasets")
+    tuned = ["--ngram", "1", "--min_length", "1", "--num_perm", str(HASHES), "--b", str(BANDS), "--r", str(ROWS)]
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        shown = texts if usual else [" ".join(token_set(text)) for text in texts]
+        lines = [json.dumps({"id": number, "text": text}) for number, text in enumerate(shown)]
+        (place / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        command = [sys.executable, "-m", "text_dedup.minhash", "--path", "json", "--data_files", f"{place}/in.jsonl"]
+        command += ["--split", "train", "--cache_dir", f"{place}/cache", "--output", f"{place}/out", "--num_proc", "2"]
+        command += ["--column", "text", "--threshold", str(float(threshold)), *([] if usual else tuned)]
+        subprocess.run(command, check=True, capture_output=True, cwd=place)
+        kept = set(datasets.load_from_disk(f"{place}/out")["id"])
+    return [number for number in range(len(texts)) if number not in kept]
 
 
 if __name__ == "__main__":

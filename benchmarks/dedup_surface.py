@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--thresholds", type=Decimal, nargs="+", default=[Decimal("0.9")])
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--python", help="peers: the Python of an environment that has them")
-    parser.add_argument("--peers", nargs="+", default=["rensa", "datasketch", "datatrove"])
+    parser.add_argument("--peers", nargs="+", default=["rensa", "datasketch", "datatrove", "text-dedup"])
     parser.add_argument("--memory", default="3g", help="of the JVM (default: %(default)s)")
     parser.add_argument("--partitions", default="8", help="of a shuffle (default: %(default)s)")
     chosen = parser.parse_args()
