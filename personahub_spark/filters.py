@@ -32,27 +32,30 @@ _THING_NOUN = (
     "company|organi[sz]ation|corporation|institution|agency|start-?up|firm|foundation|university|non-?profit"
     "|government|ministry|association|product|device|machine|software|tool|app|application|dataset|program|system"
     "|platform|event|city|country|species|game|service|museum|airline|school district|cooperative|language model"
-    "|chatbot|website"
+    "|chatbot|website|bakery|restaurant|shop|store|hospital|clinic|school|bank|hotel|library|factory|charity|brand"
 )
 _GROUP_NOUN = "group|team|family|couple|pair|crew|panel|committee|bunch|gang|crowd|collective|coalition"
 
 _GOES_ON = (
     "that|which|is|was|are|has|for|with|in|describ(?:es|ing)|discuss(?:es|ing)|explain(?:s|ing)|provid(?:es|ing)"
     "|present(?:s|ing)|cover(?:s|ing)|contain(?:s|ing)|talks|focus(?:es|ed|ing)|mentions|seeking|looking|offering"
-    "|producing|making|speciali[sz]ing|based|dedicated|located|founded|designed|used|who|whose|aiming|fighting|trying"
-    "|trained|in need|developing (?:an?|the|new|its|their)"
+    "|producing|making|speciali[sz]ing|based (?:in|on|at)|dedicated|located|founded|designed|used|who|whose|aiming"
+    "|fighting|trying|trained|in need|working|living|visiting|travell?ing"
+    "|(?:developing|planning) (?:an?|the|new|its|their)"
 )
 # "The historian" is somebody; "the customer", "the barber" and "the doctor" may be any.
 _ROLE = (
     r"(?!check|play|wait|short|wish|black|guest|twist|wrist|median|meridian|dentist|receptionist|therapist|pharmacist"
-    r"|tourist|technician|librarian|guardian|physician|pediatrician|civilian|pedestrian|pathologist)"
+    r"|tourist|technician|librarian|guardian|physician|pediatrician|civilian|pedestrian|optometrist|orthodontist"
+    r"|psychiatrist|(?:radio|neuro|cardio|dermato|psycho|patho|pulmono|uro|gyneco|onco|gastroentero|rheumato)logist)"
     r"\p{Ll}{2,20}(?:ist|ian|grapher)"
     "|engineer|volunteer|professor|teacher|tutor|mentor|lecturer|instructor|trainer|coach|student|apprentice|intern"
     "|graduate|researcher|developer|designer|programmer|architect|inventor|explorer|entrepreneur|analyst|lawyer"
     "|attorney|prosecutor|investigator|detective|soldier|veteran|firefighter|warden|chef|baker|gardener|farmer|rancher"
     "|beekeeper|shopkeeper|innkeeper|writer|poet|author|composer|singer|dancer|painter|actor|actress|filmmaker"
     "|showrunner|blogger|vlogger|streamer|podcaster|influencer|creator|curator|coordinator|organizer|boxer|swimmer"
-    "|runner|striker|midfielder|retiree|teenager|grandparent"
+    "|runner|striker|midfielder|retiree|teenager|grandparent|travell?er|marketer|businessman|businesswoman"
+    "|administrator"
 )
 _NAME = r"\p{Lu}[\p{L}\p{M}.'\u2019-]*+"
 _TITLE = r"(?:(?:Dr|Mr|Mrs|Ms|Prof|Professor|Sir|Coach)\.? )?"
@@ -74,8 +77,10 @@ _NO_PERSON = _any_of(
     r"(?i)^\W*(?:an?|the|this)\s+(?:(?!(?:an?|the|of|at|for|from|in|on|to|with|by|as|and|who|whose|that|which|his|her"
     rf"|their|its)\b)[\p{{L}}\p{{M}}\p{{N}}'\u2019-]++\s+){{0,4}}?"
     rf"(?:(?:{_TEXT_NOUN})\s+(?:of|on|about|from|by|titled|{_GOES_ON})|(?:{_THING_NOUN})\s+(?:{_GOES_ON})"
-    rf"|(?:{_GROUP_NOUN})\s+(?:of|{_GOES_ON}))\b",
+    rf"|(?:{_GROUP_NOUN})\s+(?:of|on|at|from|{_GOES_ON}))\b",
     r"(?i)^\W*(?:here (?:is|are)|here['\u2019]s|sure\b|certainly\b|based on the)",
+    # Several people: "Customers who ...".
+    r"^\W*\p{Lu}\p{Ll}+s(?<!ss|us|is|as) (?:who|that)\b|^\W*People (?:who|that|from|in|with)\b",
     # Titles.
     r"(?i)^\W*(?:chapter|section|part|figure|table|lesson|unit|episode|volume) (?:\d|[ivx]+\b)",
     r"(?i)^\W*(?:how to|what (?:is|are)|why|introduction to)\b",
@@ -95,23 +100,35 @@ _NO_PERSON = _any_of(
     r"^\W*(?:هذا|هذه) (?:النص|المقال|المقالة|الوثيقة|الشركة)",
 )
 
+# "A midwife or surgeon", but not "A small or large baker", "A part- or full-time nurse", "A nurse of one or two wards".
+_UNDECIDED = (
+    r"^\W*[Aa]n? (?:(?!(?:of|at|for|from|in|on|to|with|by|as|who|whose|that|which|whether|and|more|one|two|small|old"
+    r"|poor|public|private|paid|male|junior|full|part)\b)\p{L}[\p{L}/-]*+ ){1,4}or (?:an? )?\p{L}"
+)
 _POINTS_ELSEWHERE = _any_of(
     # To the text it was inferred from.
-    r"(?i)\b(?:this|the (?:given|provided|above))\s+(?:text|passage|article|excerpt|document|event|study)\b",
+    r"(?i)\b(?:this|the (?:given|provided|above))\s+(?:text|passage|article|excerpt|document|event|study|piece)\b",
     r"(?i)\b(?:mentioned|described|discussed|featured|presented|(?:read|write|like|dislike|enjoy)(?:s|ing)?)"
     r"(?: in| by)? the (?:text|passage|article|excerpt|document)\b",
+    r"(?i)\bthe (?:text|passage|article|excerpt|document) (?:is|was|says|describes|discusses|explains|mentions)\b",
     # To the persona it is related to.
     r"(?i)\bthe (?:(?:given |original |said )?persona|(?:given|said|original|aforementioned) (?:person|individual))\b",
     r"^\W*Another \p{Ll}",
+    # "The actor who", "The mother of the child who", but not "The owner of a bakery who", "The Lima head coach who".
+    r"^\W*[Tt]he (?:(?!(?:of|at|for|from|in|on|to|with|by|behind)\b)[\p{Ll}\d][\p{Ll}\d'\u2019-]*+,? ){1,4}?"
+    r"(?:of the \p{Ll}[\p{Ll}-]*+,? )?(?:who|that)\b",
     # "helps the historian", but not "the historian of the town", and not where it said "a historian" somewhere.
-    rf"(?s)^(?=.*?(?<!\b(?:am|is|was|be|as|become) )\bthe (?:\p{{Ll}}[\p{{Ll}}-]{{1,20}} ){{0,2}}?({_ROLE})"
-    r"(?:['\u2019]s\b|[.,;]|$| (?:to|in|with|on|for|through|during|and|by|while|as)\b))"
+    rf"(?s)^(?=.*?(?<!\b(?:am|is|was|be|as|become) )\b[Tt]he (?:\p{{L}}[\p{{L}}-]{{1,20}} ){{0,2}}?({_ROLE})"
+    r"(?:['\u2019]s\b|[.,;]|$| (?:to|in|with|on|for|through|during|and|by|while|as|studying|working)\b))"
     r"(?!.*?\b[Aa]n? (?:[\p{L}'-]{1,20} ){0,2}\1\b)",
 )
 _NAMES_A_PERSON = _any_of(
     # "Ana Silva, a nurse", "Ana is a nurse", "A nurse named Ana".
     rf"^\W*(?!(?:An?|The|In|At|On|As|From|For|With|By|Once|Today)\b){_TITLE}{_NAME}(?: {_NAME}){{0,3}}, "
     r"(?:an?|the) [\p{Ll}\d]",
+    # "Lima violinist Ana Silva, who", but not "Software Engineer, who".
+    rf"^\W*(?!(?:An?|The|In|At|On|As|From|For|With|By)\b){_NAME} (?:(?!(?:of|at|for|from|in|on|to|with|by)\b)"
+    rf"[\p{{L}}\p{{M}}.'\u2019-]++ ){{0,4}}?{_NAME}(?<!er|or|ist|ian|ent|ant|man|fan), who\b",
     rf"^\W*(?!(?:She|He|They|It|This|That|There|Here|Who|What|The|An?|One)\b){_TITLE}{_NAME}(?: {_NAME}){{0,3}} "
     r"(?:is|was) an? \p{Ll}",
     r"^\W*[Aa]n? (?:(?!(?:of|at|for|from|in|on|to|with|by|who|whose|that|which|his|her|their)\b)"
@@ -119,6 +136,8 @@ _NAMES_A_PERSON = _any_of(
     # "A friend of Ana Silva", "Ana Silva's old friend", not "A fan of Freddie Mercury", "A friend of Lima Zoo Park".
     rf"\b(?:{_CLOSE})s? (?:of|to) {_TITLE}(?!(?:\S+ ){{0,3}}(?:{_NO_NAME})\b){_NAME}(?: {_NAME})+",
     rf"^\W*{_TITLE}{_NAME}(?: {_NAME}){{0,3}}(?<=['\u2019]s) (?:\p{{Ll}}[\p{{Ll}}-]* ){{0,4}}(?:{_CLOSE})\b",
+    rf"^\W*{_TITLE}{_NAME}(?: {_NAME}){{1,3}}(?<=['\u2019]s) (?:\p{{Ll}}[\p{{Ll}}-]* ){{0,4}}(?:student|teacher"
+    r"|mentor|assistant|editor)\b",
 )
 
 _NOT_QUOTED = r"(?<![\"\u201c\u2018\u00ab\u300c'-])"
@@ -128,7 +147,8 @@ _I_VERB = (
 )
 _FIRST_PERSON = _any_of(
     rf"{_NOT_QUOTED}\b[Ii](?:['\u2019](?:m|ve|d|ll)\b| (?:\p{{Ll}}+ly |also |never )?{_I_VERB})",
-    rf"{_NOT_QUOTED}\b(?:my|myself)\b|(?:^|[.!?]\s)\s*My \p{{Ll}}|\b(?:with|for|to|from|about) me\b",
+    rf"{_NOT_QUOTED}\b(?:my|myself)\b|(?:^|[.!?]\s)\s*My \p{{Ll}}|"
+    r"\b(?:with|for|to|from|about|hires?|helps?|teach|teaches|gives?) me\b|\b(?:hires|joins|supplies) us\b",
     r"\b[Ii]ch (?:bin|habe|war|arbeite|liebe|mag)\b|\b(?:bin|habe|liebe) ich\b",
     r"\b[Jj]e (?:suis|travaille|vis|m['\u2019])|\b[Jj]['\u2019](?:ai|aime|étais|adore|habite)\b",
     r"(?i)\bsoy (?:un|una|el|la)\b|\bestoy\b|\btrabajo como\b|\bsou (?:um|uma|o|a)\b|\bsono un(?:a|['\u2019]|\b)",
@@ -258,6 +278,11 @@ def names_a_person(text: Column) -> Column:
     return _matches(text, _NAMES_A_PERSON)
 
 
+def undecided(text: Column) -> Column:
+    """Leaves open who it is: "a midwife or surgeon who ..."; null does not."""
+    return _matches(text, _UNDECIDED)
+
+
 def points_elsewhere(text: Column) -> Column:
     """Does not stand alone: speaks of the text or the persona it comes from, or of "the engineer" as if known; null
     does not."""
@@ -361,6 +386,7 @@ def quality_flags(text: Column, *, source_text: Column, expected_lang: Column, s
         "too_short": too_short(text, min_words=settings.min_words),
         "too_long": too_long(text, max_words=settings.max_words),
         "not_a_person": not_a_person(text),
+        "undecided": undecided(text),
         "names_a_person": names_a_person(text),
         "points_elsewhere": points_elsewhere(text),
         "first_person": first_person(text),

@@ -29,8 +29,8 @@ Relation = Literal[
 ]  # fmt: skip
 """What a related persona is to the one it was found from."""
 Rule = Literal[
-    "too_short", "too_long", "not_a_person", "names_a_person", "points_elsewhere", "first_person", "addresses_reader",
-    "copies_source", "contact_data", "placeholder", "repeated_words", "wrong_language", "refusal",
+    "too_short", "too_long", "not_a_person", "undecided", "names_a_person", "points_elsewhere", "first_person",
+    "addresses_reader", "copies_source", "contact_data", "placeholder", "repeated_words", "wrong_language", "refusal",
 ]  # fmt: skip
 """Names of the quality rules of ``filters``, in the order in which a row's flags are listed."""
 
