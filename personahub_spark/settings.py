@@ -429,6 +429,13 @@ class PipelineSettings(_Group):
         default_factory=lambda: [step for step in typing.get_args(Step) if step not in ON_REQUEST]
     )
 
+    @model_validator(mode="after")
+    def _each_step_is_one_row_of_runs(self) -> Self:
+        twice = [step for step in self.steps if self.steps.count(step) > 1]
+        if twice:
+            raise ValueError(f"steps names {twice[0]} twice; run what is to come again by its own job")
+        return self
+
 
 class Price(_Group):
     """US dollars per million tokens."""

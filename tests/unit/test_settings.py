@@ -97,6 +97,7 @@ def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: st
             "max_personas_per_document is 1, but 2 verbs with 1 personas each are 2 for the first part",
         ),
         ({"personas": {"verbs": ["read", "read"]}}, "verbs names one twice"),
+        ({"pipeline": {"steps": ["synthesize", "synthesize"]}}, "steps names synthesize twice"),
         ({"filters": {"min_words": 81}}, "min_words 81 is above max_words 80, which flags everything"),
         (
             {"dedup": {"surface": {"threshold": "0.3", "num_hashes": 16}}},
@@ -342,7 +343,7 @@ CANDIDATES: list[Any] = [
     None, True, False, 0, 1, 2, 17, 100, 0.75, "other", "en", "write", "coarse", "packages", "parquet", "fineweb",
     "json_schema", "olympiad", "synthesize", "http://h/v2", [], ["too_short"], ["synthesize"], {}, {"text": "raw"},
     {"spark.x": "2"}, "/key", "hadoop:key", "aiohttp", "batch", [{"base_url": "http://h/v2"}], "endpoint", 5000,
-    "exact", "novelty",
+    "exact", "novelty", "withdraw",
 ]  # fmt: skip
 
 
