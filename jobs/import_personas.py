@@ -60,7 +60,7 @@ def _batches(files: Sequence[File]) -> Iterator[list[File]]:
 def _import(context: Context, files: Sequence[File], settings: ImportSettings) -> StepResult:
     store = context.store
     found = imports.read(context.spark, files, settings, stage=store.stage)
-    rows = store.stage(_placed(context, imports.numbered(found.rows, _withdrawn(context))))
+    rows = store.stage(_placed(context, found.rows))
     counts = {row["file"]: row for row in _counted(rows).collect()}
     total = {
         name: sum(row[name] for row in counts.values())
@@ -138,26 +138,32 @@ def _withdrawn(context: Context) -> dict[str, list[str]]:
 
 
 def _placed(context: Context, rows: DataFrame) -> DataFrame:
-    """``rows``, and what of each is in the tables already: known_key, known_persona, known_origin, known_synthesis,
-    known_reject; null: it is not."""
+    """``rows`` as ``imports.numbered`` has them, and what of each is in the tables already: known_key, known_persona,
+    known_origin, known_synthesis; of rows that could not be read known_reject alone. Null: it is not."""
     store = context.store
     origins = store.read(PERSONA_ORIGINS).where(F.col("recipe") == imports.VERSION)
     texts = store.read(SYNTHESES).where(F.col("recipe") == imports.VERSION)
-    # Nulls of a join all meet in one task, so a row without a text brings a key that no text has.
-    rows = rows.withColumn("text_key", F.coalesce("synthesis_id", "source_key", "row_hash"))
+    # Nulls that rows are joined or counted by all meet in one task: rows that could not be read, which have no keys,
+    # go apart, and one without a text brings a key that no text has.
+    read = imports.numbered(rows.where(F.col("reason").isNull()), _withdrawn(context))
+    read = read.withColumn("text_key", F.coalesce("synthesis_id", "source_key"))
     for name, key, there in (
         ("known_key", "source_key", store.read(PERSONA_IMPORTS).select("source_key")),
         ("known_persona", "persona_id", store.read(PERSONAS).select("persona_id")),
         ("known_origin", "source_key", origins.select("source_key")),
         ("known_synthesis", "text_key", texts.select(F.col("synthesis_id").alias("text_key"))),
     ):
-        rows = rows.join(there.withColumn(name, F.lit(True)), on=key, how="left")
+        read = read.join(there.withColumn(name, F.lit(True)), on=key, how="left")
     rejects = store.read(QUARANTINE).select(
         F.col("source").alias("file"), F.col("line").alias("line_text"), "row_hash", F.lit(True).alias("known_reject")
     )
-    return rows.withColumn("line_text", F.col("line").cast("string")).join(
-        rejects, on=["file", "line_text", "row_hash"], how="left"
+    unread = (
+        rows.where(F.col("reason").isNotNull())
+        .withColumn("line_text", F.col("line").cast("string"))
+        .join(rejects, on=["file", "line_text", "row_hash"], how="left")
+        .withColumn("withdrawn", F.lit(False))
     )
+    return read.drop("text_key").unionByName(unread.drop("line_text"), allowMissingColumns=True)
 
 
 def _counted(rows: DataFrame) -> DataFrame:

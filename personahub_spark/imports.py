@@ -85,8 +85,8 @@ def read(
 def numbered(rows: DataFrame, withdrawn: Mapping[str, Sequence[str]]) -> DataFrame:
     """Adds ``withdrawn``, and ``nth_persona``, ``nth_key`` and ``nth_synthesis``: the how-manieth of its kind a row is.
 
-    ``withdrawn``: sources and licences that are not to be imported, by these column names. Rows are counted by file and
-    line, withdrawn ones apart; null where a row has no such thing.
+    ``rows``: those that could be read. ``withdrawn``: sources and licences that are not to be imported, by these column
+    names. Rows are counted by file and line, withdrawn ones apart; null where a row has no such thing.
     """
     named = [F.col(name).isin(list(values)) for name, values in withdrawn.items() if values]
     rows = rows.withColumn(

@@ -16,6 +16,7 @@ import import_personas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import functions as F
 
 from personahub_spark import session, settings
 from personahub_spark.session import Context, StepResult
@@ -160,3 +161,15 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     assert {name: count for name, count in later.rows_added.items() if count} == {
         "persona_imports": 1, "personas": 1, "persona_origins": 1, "imports": 3,
     }  # fmt: skip
+
+
+def test_rows_that_cannot_be_read_do_not_all_meet_in_one_task(make_context: Callable[..., Context]) -> None:
+    context = make_context()
+    rows = context.spark.range(40).select(
+        F.lit("f").alias("file"), F.col("id").alias("line"), F.lit("malformed_json").alias("reason"),
+        F.sha2(F.col("id").cast("string"), 256).alias("row_hash"),
+        *[F.lit(None).cast("string").alias(name) for name in
+          ("raw", "source_key", "persona_id", "source", "licence", "synthesis_id")],
+    )  # fmt: skip
+    placed = import_personas._placed(context, rows.repartition(2))
+    assert {row[0] for row in placed.groupBy(F.spark_partition_id()).count().select("count").collect()} != {40}
