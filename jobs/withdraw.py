@@ -159,7 +159,9 @@ def _reroute(context: Context, edges: DataFrame, stage: Callable[[DataFrame], Da
     )
     known = store.read(PERSONA_REROUTES).select(*wanted.columns)
     outdated = stage(known.join(wanted, on=wanted.columns, how="left_anti").select("persona_id"))
-    return store.remove(PERSONA_REROUTES, outdated) + context.add_new(PERSONA_REROUTES, wanted)
+    changed = 0 if outdated.isEmpty() else store.remove(PERSONA_REROUTES, outdated)
+    new = wanted.join(known, on=wanted.columns, how="left_anti").count()
+    return changed + context.add_new(PERSONA_REROUTES, wanted, expected=new)
 
 
 def _origins(store: Store) -> DataFrame:
