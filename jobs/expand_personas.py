@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import dedup_surface
-from pyspark.sql import Column, DataFrame, Row, Window
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from personahub_spark import lineage
@@ -106,11 +106,9 @@ def _expand(context: Context, hop: int) -> StepResult:
     everyone = store.read(PERSONAS).select(F.col("persona_id").alias("id"), F.col("text").alias("persona"), "lang")
     answers = frames.answers(asked, store.read(LLM_CALLS)).join(everyone.drop("lang"), on="id", how="inner")
     findings = store.stage(frames.read_personas(answers, task))
-    counts = frames.tally(findings.where("nth = 0"), {"read": F.col("persona_id").isNotNull()})
-    found = findings.where(F.col("persona_id").isNotNull())
-    known = store.read(PERSONAS).select("persona_id")
-    new = found.select("persona_id").distinct().join(known, on="persona_id", how="left_anti").count()
-    readable, failures = frames.sizes(findings, store.read(QUARANTINE).where(F.col("source") == source))
+    found = frames.found(
+        findings, known=store.read(PERSONAS), quarantined=store.read(QUARANTINE).where(F.col("source") == source)
+    )
 
     expected_lang = F.col("lang") if settings.language == "same" else F.lit(settings.language).cast("string")
     flags = quality_flags(
@@ -119,21 +117,15 @@ def _expand(context: Context, hop: int) -> StepResult:
         expected_lang=expected_lang,
         settings=context.settings.filters,
     )
-    first = Window.partitionBy("persona_id").orderBy("id", "nth")
-    personas = (
-        found.withColumn("_nth", F.row_number().over(first))
-        .where(F.col("_nth") == 1)
-        .join(everyone.drop("persona"), on="id", how="inner")
-        .select(
-            "persona_id",
-            "text",
-            expected_lang.alias("lang"),
-            F.lit(hop).alias("hop"),
-            F.col("id").alias("first_origin"),
-            flags.alias("quality_flags"),
-        )
+    personas = found.first.join(everyone.drop("persona"), on="id", how="inner").select(
+        "persona_id",
+        "text",
+        expected_lang.alias("lang"),
+        F.lit(hop).alias("hop"),
+        F.col("id").alias("first_origin"),
+        flags.alias("quality_flags"),
     )
-    edges = found.select(
+    edges = found.edges.select(
         "persona_id",
         F.col("id").alias("source_key"),
         F.lit(recipe).alias("recipe"),
@@ -147,17 +139,17 @@ def _expand(context: Context, hop: int) -> StepResult:
         "call_key",
     )
     # An edge marks its parent as done, so edges come last: a run that dies in between does its parents again.
-    added = {PERSONAS.name: context.add_new(PERSONAS, personas, expected=new)}
+    added = {PERSONAS.name: context.add_new(PERSONAS, personas, expected=found.new_personas)}
     ancestors = store.read(PERSONA_ANCESTORS)
     pathless = store.read(PERSONAS).where(F.col("hop") == hop).join(ancestors, on="persona_id", how="left_anti")
     added |= {
         PERSONA_ANCESTORS.name: context.add_new(
             PERSONA_ANCESTORS, lineage.paths(pathless, _ways(store)), expected=pathless.count()
         ),
-        QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source), expected=failures),
-        PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=readable),
+        QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source), expected=found.new_failures),
+        PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=found.readable),
     }
-    return StepResult(rows_in, {**outcomes, **counts}, added, spend)
+    return StepResult(rows_in, {**outcomes, **found.outcomes}, added, spend)
 
 
 def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, source: str) -> DataFrame:

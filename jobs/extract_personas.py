@@ -1,6 +1,6 @@
 """Text-to-Persona: ask for each document who would read, write, like or dislike it, and keep the personas found."""
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from personahub_spark.filters import quality_flags
@@ -50,34 +50,26 @@ def _extract(context: Context, verb: Verb) -> StepResult:
         inputs=(DOCUMENTS, WITHDRAWALS, PERSONA_ORIGINS, QUARANTINE),
     )
     findings = store.stage(frames.read_personas(frames.answers(asked, store.read(LLM_CALLS)), task))
-    counts = frames.tally(findings.where("nth = 0"), {"read": F.col("persona_id").isNotNull()})
-    found = findings.where(F.col("persona_id").isNotNull())
-    known = store.read(PERSONAS).select("persona_id")
-    new = found.select("persona_id").distinct().join(known, on="persona_id", how="left_anti").count()
-    readable, failures = frames.sizes(findings, store.read(QUARANTINE).where(F.col("source") == source))
+    found = frames.found(
+        findings, known=store.read(PERSONAS), quarantined=store.read(QUARANTINE).where(F.col("source") == source)
+    )
 
     expected_lang = F.col("lang") if settings.language == "same" else F.lit(settings.language).cast("string")
     flags = quality_flags(
         F.col("text"), source_text=F.col("source_text"), expected_lang=expected_lang, settings=context.settings.filters
     )
-    first = Window.partitionBy("persona_id").orderBy("id", "nth")
     # The model saw at most this much of a part: a token is no more than a few characters.
     seen = F.substring("text", 1, 8 * settings.max_document_tokens).alias("source_text")
-    personas = (
-        found.withColumn("_nth", F.row_number().over(first))
-        .where(F.col("_nth") == 1)
-        .join(questions.select("id", "doc_id", "lang", seen), on="id", how="inner")
-        .select(
-            "persona_id",
-            "text",
-            expected_lang.alias("lang"),
-            F.lit(0).alias("hop"),
-            F.col("doc_id").alias("first_origin"),
-            flags.alias("quality_flags"),
-        )
+    personas = found.first.join(questions.select("id", "doc_id", "lang", seen), on="id", how="inner").select(
+        "persona_id",
+        "text",
+        expected_lang.alias("lang"),
+        F.lit(0).alias("hop"),
+        F.col("doc_id").alias("first_origin"),
+        flags.alias("quality_flags"),
     )
     place = F.split("id", ":")
-    edges = found.select(
+    edges = found.edges.select(
         "persona_id",
         place[0].alias("source_key"),
         F.lit(recipe).alias("recipe"),
@@ -92,11 +84,11 @@ def _extract(context: Context, verb: Verb) -> StepResult:
     )
     # An edge marks its question as done, so edges come last: a run that dies in between does its questions again.
     added = {
-        PERSONAS.name: context.add_new(PERSONAS, personas, expected=new),
-        QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source), expected=failures),
-        PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=readable),
+        PERSONAS.name: context.add_new(PERSONAS, personas, expected=found.new_personas),
+        QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source), expected=found.new_failures),
+        PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=found.readable),
     }
-    return StepResult(rows_in, {"done_before": done_before, **counts}, added, spend)
+    return StepResult(rows_in, {"done_before": done_before, **found.outcomes}, added, spend)
 
 
 def _questions(documents: DataFrame, task: TextToPersona) -> DataFrame:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, IntegerType, StringType, StructField, StructType
 
@@ -13,7 +14,7 @@ from personahub_spark.llm.wire import Request
 from personahub_spark.text import content_id
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import Column
 
     from personahub_spark.tasks.math import MathProblem
     from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
@@ -170,15 +171,43 @@ def unreadable(findings: DataFrame, source: str) -> DataFrame:
     )
 
 
-def sizes(findings: DataFrame, quarantined: DataFrame) -> tuple[int, int]:
-    """How many of ``findings`` (see ``read_personas``) are personas, and how many failures not yet ``quarantined``."""
-    known = quarantined.select("line", F.lit(True).alias("known")).distinct()
+class Found(NamedTuple):
+    """What answers about personas hold."""
+
+    edges: DataFrame
+    """Findings that are a persona: one each time that it was found."""
+    first: DataFrame
+    """Of each persona the one of them with the smallest id, and the first in that answer."""
+    new_personas: int
+    """How many of ``first`` are not known."""
+    readable: int
+    """How many rows ``edges`` has."""
+    new_failures: int
+    """How many lines could not be read that are not in quarantine."""
+    outcomes: dict[str, int]
+    """What became of the questions; see ``tally``."""
+
+
+def found(findings: DataFrame, *, known: DataFrame, quarantined: DataFrame) -> Found:
+    """``findings`` (see ``read_personas``, staged) beside the ``known`` personas and what is ``quarantined`` of their
+    source."""
+    edges = findings.where(F.col("persona_id").isNotNull())
+    lines = quarantined.select("line", F.lit(True).alias("known")).distinct()
     counts = (
-        findings.join(known, on="line", how="left")
+        findings.join(lines, on="line", how="left")
         .agg(F.count("persona_id"), F.count_if(F.col("failure").isNotNull() & F.col("known").isNull()))
         .collect()[0]
     )
-    return int(counts[0]), int(counts[1])
+    new = edges.select("persona_id").distinct().join(known.select("persona_id"), on="persona_id", how="left_anti")
+    nth = F.row_number().over(Window.partitionBy("persona_id").orderBy("id", "nth"))
+    return Found(
+        edges=edges,
+        first=edges.withColumn("_nth", nth).where(F.col("_nth") == 1).drop("_nth"),
+        new_personas=new.count(),
+        readable=int(counts[0]),
+        new_failures=int(counts[1]),
+        outcomes=tally(findings.where("nth = 0"), {"read": F.col("persona_id").isNotNull()}),
+    )
 
 
 def tally(findings: DataFrame, classes: Mapping[str, Column]) -> dict[str, int]:
