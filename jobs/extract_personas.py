@@ -7,7 +7,15 @@ from personahub_spark.filters import quality_flags
 from personahub_spark.ledger import complete_all
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.settings import Verb
-from personahub_spark.tables import DOCUMENTS, LLM_CALLS, PERSONA_ORIGINS, PERSONAS, QUARANTINE, WITHDRAWALS
+from personahub_spark.tables import (
+    DOCUMENT_SOURCES,
+    DOCUMENTS,
+    LLM_CALLS,
+    PERSONA_ORIGINS,
+    PERSONAS,
+    QUARANTINE,
+    WITHDRAWALS,
+)
 from personahub_spark.tasks import frames
 from personahub_spark.tasks.personas import TextToPersona
 
@@ -47,7 +55,7 @@ def _extract(context: Context, verb: Verb) -> StepResult:
         step=STEP,
         rows=rows_in - done_before,
         recipe=f"{recipe}:{settings.parts(verb)}",
-        inputs=(DOCUMENTS, WITHDRAWALS, PERSONA_ORIGINS, QUARANTINE),
+        inputs=(DOCUMENTS, DOCUMENT_SOURCES, WITHDRAWALS, PERSONA_ORIGINS, QUARANTINE),
     )
     findings = store.stage(frames.read_personas(frames.answers(asked, store.read(LLM_CALLS)), task))
     found = frames.found(

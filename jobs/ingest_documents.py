@@ -4,7 +4,7 @@ from pyspark.sql import functions as F
 
 from personahub_spark import documents, inputs
 from personahub_spark.session import Context, StepResult, main
-from personahub_spark.tables import DOCUMENTS, QUARANTINE
+from personahub_spark.tables import DOCUMENT_SOURCES, DOCUMENTS, QUARANTINE
 
 STEP = "ingest_documents"
 
@@ -12,26 +12,27 @@ STEP = "ingest_documents"
 def run(context: Context) -> StepResult:
     store = context.store
     found = documents.read(context.spark, context.settings.documents, stage=store.stage)
-    known = store.read(DOCUMENTS).select("doc_id", F.lit(True).alias("known"))
-    counts = (
-        found.rows.join(known, on="doc_id", how="left")
-        .agg(
-            F.count("reason").alias("quarantined"),
-            F.count("doc_id").alias("readable"),
-            F.count_distinct("doc_id").alias("distinct"),
-            F.count_distinct(F.when(F.col("known"), F.col("doc_id"))).alias("known"),
-        )
-        .collect()[0]
-    )
+    placed = documents.places(found.rows, store.read(DOCUMENTS))
+    counts = placed.agg(
+        F.coalesce(F.sum("rejected"), F.lit(0)).alias("quarantined"),
+        F.coalesce(F.sum("readable"), F.lit(0)).alias("readable"),
+        F.count_distinct("doc_id").alias("distinct"),
+        F.count_distinct(F.when(F.col("known"), F.col("doc_id"))).alias("known"),
+        F.count_if("is_other").alias("others"),
+    ).collect()[0]
     rejected = inputs.rejected(found.rows)
     seen_before = store.read(QUARANTINE).select(*QUARANTINE.key)
     new_rejects = (
         rejected.join(seen_before, on=list(QUARANTINE.key), how="left_anti").count() if counts["quarantined"] else 0
     )
+    others = documents.other_sources(placed)
+    seen_there = store.read(DOCUMENT_SOURCES).select("place_id")
+    new_others = others.join(seen_there, on="place_id", how="left_anti").count() if counts["others"] else 0
     added = {
         DOCUMENTS.name: context.add_new(
             DOCUMENTS, documents.distinct(found.rows), expected=counts["distinct"] - counts["known"]
         ),
+        DOCUMENT_SOURCES.name: context.add_new(DOCUMENT_SOURCES, others, expected=new_others),
         QUARANTINE.name: context.add_new(QUARANTINE, rejected, expected=new_rejects),
     }
     outcomes = {

@@ -23,6 +23,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import Context, StepResult, exit_code, open_context, parser, run_step
 from personahub_spark.settings import load
 from personahub_spark.tables import (
+    DOCUMENT_SOURCES,
     DOCUMENTS,
     PERSONA_ANCESTORS,
     PERSONA_BANDS,
@@ -85,6 +86,7 @@ def _withdraw(
     reached = withdrawals.reach(
         rules,
         documents=store.read(DOCUMENTS),
+        document_sources=store.read(DOCUMENT_SOURCES),
         imports=store.read(PERSONA_IMPORTS),
         origins=_origins(store),
         stage=stage,
@@ -199,7 +201,7 @@ def _no_longer(known: DataFrame, personas: DataFrame, gone_texts: DataFrame) -> 
 def _refuse_unknown(context: Context, rule: Rule) -> None:
     """PersonaHubError when nothing has such a source, licence or id: the name may be misspelt."""
     column = "doc_id" if rule.kind == withdrawals.DOCUMENT else rule.kind
-    tables = [DOCUMENTS] if rule.kind == withdrawals.DOCUMENT else [DOCUMENTS, PERSONA_IMPORTS]
+    tables = [DOCUMENTS] if rule.kind == withdrawals.DOCUMENT else [DOCUMENTS, DOCUMENT_SOURCES, PERSONA_IMPORTS]
     found = [context.store.read(table).select(column) for table in tables]
     if any(not rows.where(F.col(column) == rule.value).isEmpty() for rows in found):
         return

@@ -101,6 +101,34 @@ def distinct(rows: DataFrame) -> DataFrame:
     )
 
 
+def places(rows: DataFrame, documents: DataFrame) -> DataFrame:
+    """``rows`` by text, source and licence: doc_id, source, licence; of the first such row title, url, file, line; and
+    how many there are, ``readable`` or ``rejected`` (those in one row without doc_id).
+
+    Beside the texts of ``documents``: ``known``, whether it is one; ``is_other``, whether another place came first.
+    """
+    first = F.min(F.struct("file", "line", "title", "url")).alias("first")
+    there = documents.select(
+        "doc_id", F.col("source").alias("_source"), F.col("licence").alias("_licence"), F.lit(True).alias("known")
+    )
+    elsewhere = ~(F.col("source").eqNullSafe(F.col("_source")) & F.col("licence").eqNullSafe(F.col("_licence")))
+    nth = F.row_number().over(Window.partitionBy("doc_id").orderBy("first"))
+    return (
+        rows.groupBy("doc_id", "source", "licence")
+        .agg(first, F.count("doc_id").alias("readable"), F.count("reason").alias("rejected"))
+        .join(there, on="doc_id", how="left")
+        .withColumn("is_other", F.when(F.col("known"), elsewhere).otherwise(nth > 1))
+        .select("doc_id", "source", "licence", "first.*", "readable", "rejected", "known", "is_other")
+    )
+
+
+def other_sources(placed: DataFrame) -> DataFrame:
+    """The other places of ``placed`` (see ``places``), as rows of ``document_sources``."""
+    key = F.sha2(F.to_json(F.struct("doc_id", "source", "licence")), 256).alias("place_id")
+    names = ("doc_id", "source", "licence", "title", "url", "file", "line")
+    return placed.where("is_other").select(key, *names)
+
+
 def _shape(settings: DocumentSettings) -> Shape:
     mapping, defaults = mapping_of(settings), _defaults(settings)
     return Shape(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.tables import (
+    DOCUMENT_SOURCES,
+    DOCUMENTS,
     LLM_CALLS,
     PERSONA_BANDS,
     PERSONA_BUCKETS,
@@ -24,7 +28,7 @@ from personahub_spark.tables import (
 )
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, Row
+    from pyspark.sql import Row
 
 PUBLISHED = ("persona_id", "text", "lang", "hop", "first_origin")
 """Columns of the hub that its hash is of: what a persona is, and not which run wrote it."""
@@ -89,10 +93,19 @@ def sources(store: Store, *, stage: Callable[[DataFrame], DataFrame]) -> DataFra
     withdrawn = ((F.col("kind") == "source") & (F.col("value") == F.col("source"))) | (
         (F.col("kind") == "licence") & (F.col("value") == F.col("licence"))
     )
-    imported = store.read(PERSONA_IMPORTS).join(rules, on=withdrawn, how="left_anti")
-    texts = store.view("documents_in_use").withColumnRenamed("doc_id", "source_key")
-    roots = texts.select("source_key", "source", "licence", F.lit("document").alias("source_kind")).unionByName(
-        imported.select("source_key", "source", "licence", F.lit("import").alias("source_kind"))
+    texts = functools.reduce(
+        DataFrame.unionByName,
+        [store.read(table).select("doc_id", "source", "licence") for table in (DOCUMENTS, DOCUMENT_SOURCES)],
+    ).join(
+        rules.where(F.col("kind") == "document").select(F.col("value").alias("doc_id")), on="doc_id", how="left_anti"
+    )
+    roots = (
+        texts.withColumnRenamed("doc_id", "source_key")
+        .withColumn("source_kind", F.lit("document"))
+        .unionByName(
+            store.read(PERSONA_IMPORTS).select("source_key", "source", "licence", F.lit("import").alias("source_kind"))
+        )
+        .join(rules, on=withdrawn, how="left_anti")
     )
     origins = store.read(PERSONA_ORIGINS)
     edges = origins.where(F.col("source_kind") == "persona").select(

@@ -98,6 +98,23 @@ DOCUMENTS = Table(
     checks={"doc_id_is_sha256": "length(doc_id) = 64", "text_not_blank": "length(trim(text)) > 0"},
 )
 
+DOCUMENT_SOURCES = Table(
+    "document_sources",
+    "Sources and licences that texts were found under again; documents has the first one of each",
+    (
+        _column("place_id", _text, "sha256 of doc_id, source and licence", nullable=False),
+        _column("doc_id", _text, "documents.doc_id", nullable=False),
+        _column("source", _text, "corpus or collection that has the text too", nullable=False),
+        _column("licence", _text, "licence or terms there, where given"),
+        _column("title", _text, "title there, where given"),
+        _column("url", _text, "address there, where given"),
+        _column("file", _text, "file the text was first read from there", nullable=False),
+        _column("line", _long, "line or row in that file, from 1", nullable=False),
+    ),
+    key=("place_id",),
+    checks={"place_id_is_sha256": "length(place_id) = 64"},
+)
+
 PERSONAS = Table(
     "personas",
     "Every persona ever found, flagged and removed ones included; the view hub has the published ones",
@@ -438,6 +455,7 @@ RUNS = Table(
 
 TABLES = (
     DOCUMENTS,
+    DOCUMENT_SOURCES,
     PERSONAS,
     PERSONA_ORIGINS,
     PERSONA_ANCESTORS,
@@ -474,6 +492,7 @@ def spend_of(calls: DataFrame) -> Spend:
 
 VIEWS = (
     "hub",
+    "document_places",
     "documents_in_use",
     "persona_lineage",
     "expansion_hops",

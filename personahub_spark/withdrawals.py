@@ -1,7 +1,8 @@
 """What leaves the hub when a source, a licence or a document is withdrawn: all that comes from it alone.
 
-A persona stays when some other origin, through any number of relations, leads to a text or an imported row that was not
-withdrawn. Personas that are only each other's relatives do not hold one another.
+A text stays when it was also found under a source and a licence that were not withdrawn. A persona stays when some
+other origin, through any number of relations, leads to a text or an imported row that was not withdrawn. Personas that
+are only each other's relatives do not hold one another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pyspark.sql import functions as F
 from personahub_spark.errors import PersonaHubError
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
 SOURCE, LICENCE, DOCUMENT = KINDS = ("source", "licence", "document")
 
@@ -39,6 +40,7 @@ def reach(
     rules: DataFrame,
     *,
     documents: DataFrame,
+    document_sources: DataFrame,
     imports: DataFrame,
     origins: DataFrame,
     stage: Callable[[DataFrame], DataFrame],
@@ -50,8 +52,15 @@ def reach(
     put frames together that it checkpointed. Raises PersonaHubError when ``MAX_ROUNDS`` do not reach the end.
     """
     rules = F.broadcast(rules.select("kind", "value"))
-    texts = _matched(documents.select(F.col("doc_id").alias("source_key"), "source", "licence"), rules)
-    rows = _matched(imports.select("source_key", "source", "licence"), rules.where(F.col("kind") != DOCUMENT))
+    names = rules.where(F.col("kind") != DOCUMENT)
+    places, others = (
+        there.select(F.col("doc_id").alias("source_key"), "source", "licence")
+        for there in (documents, document_sources)
+    )
+    by_id = rules.where(F.col("kind") == DOCUMENT).select(F.col("value").alias("source_key"))
+    held = others.join(names, on=_matches(), how="left_anti").join(by_id, on="source_key", how="left_anti")
+    texts = _matched(places, rules).join(held, on="source_key", how="left_anti")
+    rows = _matched(imports.select("source_key", "source", "licence"), names)
     gone = texts.withColumn("source_kind", F.lit("document")).unionByName(
         rows.withColumn("source_kind", F.lit("import"))
     )
@@ -83,12 +92,15 @@ def reach(
 
 
 def _matched(rows: DataFrame, rules: DataFrame) -> DataFrame:
-    said = (
+    return rows.join(rules, on=_matches(), how="left_semi").select("source_key")
+
+
+def _matches() -> Column:
+    return (
         ((F.col("kind") == SOURCE) & (F.col("value") == F.col("source")))
         | ((F.col("kind") == LICENCE) & (F.col("value") == F.col("licence")))
         | ((F.col("kind") == DOCUMENT) & (F.col("value") == F.col("source_key")))
     )
-    return rows.join(rules, on=said, how="left_semi").select("source_key")
 
 
 def _spread(personas: DataFrame, edges: DataFrame, said: str, stage: Callable[[DataFrame], DataFrame]) -> DataFrame:

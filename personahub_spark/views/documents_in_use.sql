@@ -1,8 +1,4 @@
 -- Which documents may personas be taken from?
--- Those that nobody withdrew, by source, licence or id.
-SELECT d.*
-FROM {documents} AS d
-LEFT ANTI JOIN {withdrawals} AS w
-  ON (w.kind = 'source' AND w.value = d.source)
-  OR (w.kind = 'licence' AND w.value = d.licence)
-  OR (w.kind = 'document' AND w.value = d.doc_id)
+-- Those that were not withdrawn themselves, and have a source under a licence that nobody withdrew.
+SELECT doc_id, text, title, url, lang, licence, source, file, line, run_id, created_at
+FROM {document_places} WHERE NOT withdrawn

@@ -22,14 +22,13 @@ LEFT JOIN {persona_ancestors} AS a ON o.source_kind = 'persona' AND a.persona_id
 LEFT JOIN {persona_reroutes} AS r ON o.source_kind = 'persona' AND r.persona_id = o.source_key
 LEFT JOIN {personas} AS root ON root.persona_id = coalesce(r.root_id, a.root_id, parent.persona_id)
 LEFT JOIN {persona_reroutes} AS again ON again.persona_id = root.persona_id
-LEFT JOIN {documents} AS d ON d.doc_id = coalesce(again.origin, root.first_origin, o.source_key)
+LEFT JOIN {document_places} AS d ON d.doc_id = coalesce(again.origin, root.first_origin, o.source_key)
 LEFT JOIN {persona_imports} AS i ON i.source_key = coalesce(again.origin, root.first_origin, o.source_key)
-LEFT JOIN {withdrawals} AS source ON source.kind = 'source' AND source.value = coalesce(d.source, i.source)
-LEFT JOIN {withdrawals} AS licence ON licence.kind = 'licence' AND licence.value = coalesce(d.licence, i.licence)
-LEFT JOIN {withdrawals} AS text ON text.kind = 'document' AND text.value = d.doc_id
+LEFT JOIN {withdrawals} AS w ON w.kind = 'source' AND w.value = i.source
+LEFT JOIN {withdrawals} AS v ON v.kind = 'licence' AND v.value = i.licence
 LEFT JOIN {llm_calls} AS c ON c.request_key = o.call_key
 WHERE gone.item IS NOT NULL
   OR CASE
     WHEN o.source_kind = 'persona' THEN parent_gone.item IS NULL
-    ELSE coalesce(source.value, licence.value, text.value) IS NULL
+    ELSE NOT coalesce(d.withdrawn, coalesce(w.value, v.value) IS NOT NULL)
   END

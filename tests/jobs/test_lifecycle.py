@@ -21,6 +21,7 @@ from personahub_spark import releases, reports, session, settings
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import Context, StepResult
 from personahub_spark.tables import (
+    DOCUMENT_SOURCES,
     DOCUMENTS,
     PERSONA_ANCESTORS,
     PERSONA_BANDS,
@@ -44,7 +45,7 @@ ORPHAN = "an orphan"
 FROM = {
     WORDS: ["1"], f"{WORDS} more": ["2"], f"{WORDS} less": ["2"], "both": ["1", "2"], "child of one": [WORDS],
     "twice": [WORDS, "both"], "round": ["child of one", "about"], "about": ["round"], "imported": ["i"],
-    "imported elsewhere": ["j"], "grandchild of both": ["twice"], ORPHAN: ["1"],
+    "imported elsewhere": ["j"], "grandchild of both": ["twice"], ORPHAN: ["1"], "of a text of both": ["3"],
 }  # fmt: skip
 ALONE = {WORDS, "child of one", "round", "about", "imported", ORPHAN}
 RULE = withdraw.Rule("source", "bad", "the owner", "asked to")
@@ -56,7 +57,11 @@ def known(text: str) -> str:
 
 def fill(context: Context) -> None:
     put: Callable[..., int] = functools.partial(add, context.spark, context.store)
-    put(DOCUMENTS, {"doc_id": sha("1"), "source": "bad", "licence": "CC0"}, {"doc_id": sha("2"), "source": "good"})
+    put(
+        DOCUMENTS, {"doc_id": sha("1"), "source": "bad", "licence": "CC0"}, {"doc_id": sha("2"), "source": "good"},
+        {"doc_id": sha("3"), "source": "bad"},
+    )  # fmt: skip
+    put(DOCUMENT_SOURCES, {"doc_id": sha("3"), "source": "good"})
     imports = {"source_key": sha("i"), "source": "bad", "licence": "MIT"}
     put(PERSONA_IMPORTS, imports, imports | {"source_key": sha("j"), "source": "good"})
     personas, edges, ways = [], [], {}
@@ -139,7 +144,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert lineage(context)["grandchild of both", "twice"] == ("bad", WORDS, [WORDS, "twice"])
     told = release(context, "v1")
     assert {(row["source"], row["licence"]): row["personas"] for row in told["sources"]} == {
-        ("bad", "CC0"): 6, ("bad", "MIT"): 1, ("good", None): 2, ("good", "MIT"): 1,
+        ("bad", "CC0"): 6, ("bad", "MIT"): 1, ("bad", None): 1, ("good", None): 3, ("good", "MIT"): 1,
     }  # fmt: skip
 
     before = contents(context)
@@ -165,7 +170,8 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     flagged = context.store.view("rejects").where("stage = 'profile failed checks'").collect()
     shown = context.store.view("profiles").collect()
     assert [row["persona_id"] for row in shown] == [known("both")] == [row["what"] for row in flagged]
-    assert {row["doc_id"] for row in context.store.view("documents_in_use").collect()} == {sha("2")}
+    used = {row["doc_id"]: row["source"] for row in context.store.view("documents_in_use").collect()}
+    assert used == {sha("2"): "good", sha("3"): "good"}
     # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.
     compared = {row["persona_id"] for row in context.store.read(PERSONA_BANDS).collect()}
     assert compared.isdisjoint(map(known, ALONE | removed)) and known("both") in compared
@@ -192,7 +198,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert [(row["kept_id"] in set(map(known, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
 
     said = reports.summary(context.store, {}, "r")
-    assert "12 distinct = 5 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in said
+    assert "13 distinct = 6 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in said
     assert "+ 0 removed by semantic + 6 withdrawn" in said
     assert "problems     3 written = 1 pass all checks + 0 fail one or more + 2 withdrawn" in said
     child, twice = (

@@ -45,10 +45,14 @@ ANSWERS = {
 }
 
 
+def text_of(word: str) -> str:
+    return f"{word}: notes from a working week, in several sentences. They go on."
+
+
 def write_documents(folder: Path) -> list[str]:
     """One document a persona, one repeated, and lines that are none; the texts."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = [f"{word}: notes from a working week, in several sentences. They go on." for word in ANSWERS]
+    texts = [text_of(word) for word in ANSWERS]
     rows = [json.dumps({"text": text, "title": text[:9], "licence": "CC0-1.0"}, ensure_ascii=False) for text in texts]
     broken = ['{"text": ', '{"title": "no text"}', '{"text": "<p></p>"}', '{"text": 7}']
     (folder / "a.jsonl").write_text("\n".join([*rows[:4], *broken, rows[0]]) + "\n", encoding="utf-8")
@@ -118,7 +122,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
         assert not again.changed, f"{step} changed something the second time: {again}"
         assert again.rows_in == first[step].rows_in
         if step in ("extract_personas", "synthesize"):  # nothing pending: two counts, and Delta's look at its tables
-            assert len(pipeline.spark.sparkContext.statusTracker().getJobIdsForGroup(f"{step} again")) < 25
+            assert len(pipeline.spark.sparkContext.statusTracker().getJobIdsForGroup(f"{step} again")) < 30
     assert contents(pipeline) == before
     assert endpoint.counts()["billed"] == billed
 
@@ -138,6 +142,21 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
         reached = lineage[problem["persona_id"]]
         assert (reached["licence"], reached["model_returned"]) == ("CC0-1.0", "fake/test-model")
         assert reached["cost_microusd"] > 0 and problem["cost_microusd"] > 0
+
+    # Tomorrow there is a document more, and a known text under another source: only the new one is asked about.
+    more = [{"text": "apiary: notes from a day."}, {"text": text_of("hydrology"), "source": "elsewhere"}]
+    (tmp_path / "documents" / "c.jsonl").write_text("\n".join(map(json.dumps, more)), encoding="utf-8")
+    found = json.dumps({"persona": "A beekeeper who counts the hives of an island by bicycle"})
+    endpoint.set_script([{"match": "(?s)<document>.*apiary", "reply": found}, *RULES])
+    second = run_all(dataclasses.replace(pipeline, run_id="tomorrow"), steps)
+    assert second["ingest_documents"].outcomes == {"new": 1, "known": 8, "repeated": 2, "quarantined": 4}
+    assert endpoint.counts()["billed"] == billed + 2 == endpoint.counts()["distinct"]  # who reads it, and a problem
+    after = contents(pipeline)
+    assert all(set(rows) <= set(after[name]) for name, rows in before.items())
+    assert {name: len(after[name]) - len(rows) for name, rows in before.items() if after[name] != rows} == {
+        "documents": 1, "document_sources": 1, "personas": 1, "persona_origins": 1, "persona_bands": 1, "syntheses": 1,
+        "llm_calls": 2, "runs": 4,
+    }  # fmt: skip
     spend = {row["step"]: row for row in pipeline.store.view("spend").collect()}
     assert sum(row["requests"] for row in spend.values()) == billed
     assert spend["extract_personas"]["kept_rows"] == 7

@@ -241,6 +241,28 @@ def test_repeated_texts_are_one_document_at_its_first_place(spark: SparkSession)
     assert found == {"x": ("a", 9), "y": ("c", 1)}
 
 
+def test_every_source_and_licence_of_a_text_but_its_first_is_another_place_of_it(spark: SparkSession) -> None:
+    known = [("k", "s", None), ("l", "t", "MIT")]  # doc_id, source, licence
+    found = [
+        ("a", 1, "k", "s", None), ("a", 2, "k", "s", "MIT"), ("a", 3, "l", "s", "MIT"), ("b", 1, "l", "s", "MIT"),
+        ("b", 2, "n", "t", None), ("a", 4, "n", "s", None), ("b", 3, "n", "s", None), ("b", 4, "o", "s", None),
+        ("b", 5, None, None, None),
+    ]  # fmt: skip
+    rows = spark.createDataFrame(found, "file string, line long, doc_id string, source string, licence string").select(
+        "*", F.lit("title").alias("title"), F.lit("url").alias("url"),
+        F.when(F.col("doc_id").isNull(), "malformed_json").alias("reason"),
+    )  # fmt: skip
+    stored = spark.createDataFrame(known, "doc_id string, source string, licence string")
+    placed = documents.places(rows.repartition(3), stored)
+    others = documents.other_sources(placed).collect()
+    assert {(row["doc_id"], row["source"], row["licence"], row["file"], row["line"]) for row in others} == {
+        ("k", "s", "MIT", "a", 2), ("l", "s", "MIT", "a", 3), ("n", "t", None, "b", 2),
+    }  # fmt: skip
+    assert len({row["place_id"] for row in others}) == len(others) == 3
+    assert {len(row["place_id"]) for row in others} == {64}
+    assert placed.agg(F.sum("readable"), F.sum("rejected")).collect()[0] == (8, 1)
+
+
 def test_wrong_paths_formats_and_columns_are_named_before_anything_is_read(read: Any, tmp_path: Path) -> None:
     def refusal(*paths: Path, **settings: Any) -> str:
         with pytest.raises(SettingsError) as caught:

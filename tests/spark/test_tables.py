@@ -48,6 +48,7 @@ def sha(letter: str) -> str:
 # A sound row of each table; a test changes what it is about.
 SOUND: dict[str, dict[str, Any]] = {
     "documents": {"doc_id": sha("d"), "text": "t", "source": "s", "file": "f", "line": 1},
+    "document_sources": {"place_id": sha("l"), "doc_id": sha("d"), "source": "other", "file": "g", "line": 2},
     "personas": {"persona_id": sha("p"), "text": "t", "hop": 0, "first_origin": sha("d"), "quality_flags": []},
     "persona_origins": {
         "persona_id": sha("p"), "source_key": sha("d"), "recipe": "r", "source_kind": "document", "verb": "read",
@@ -194,6 +195,7 @@ def test_two_rows_of_one_key_refuse_the_whole_write(spark: SparkSession, store: 
 BAD = [
     ("documents", "doc_id_is_sha256", {"doc_id": "short"}),
     ("documents", "text_not_blank", {"text": "  "}),
+    ("document_sources", "place_id_is_sha256", {"place_id": "short"}),
     ("personas", "hop_in_range", {"hop": 7}),
     ("personas", "persona_id_is_sha256", {"persona_id": sha("p")[1:]}),
     ("persona_origins", "source_kind_known", {"source_kind": "guess"}),
