@@ -45,7 +45,8 @@ _GOES_ON = (
 )
 # "The historian" is somebody; "the customer", "the barber" and "the doctor" may be any.
 _ROLE = (
-    r"(?!check|play|wait|short|wish|black|guest|twist|wrist|median|meridian|dentist|receptionist|therapist|pharmacist"
+    r"(?!heist|hoist|amphibian"
+    r"|check|play|wait|short|wish|black|guest|twist|wrist|median|meridian|dentist|receptionist|therapist|pharmacist"
     r"|tourist|technician|librarian|guardian|physician|pediatrician|civilian|pedestrian|optometrist|orthodontist"
     r"|psychiatrist|(?:radio|neuro|cardio|dermato|psycho|patho|pulmono|uro|gyneco|onco|gastroentero|rheumato)logist)"
     r"\p{Ll}{2,20}(?:ist|ian|grapher)"
@@ -64,7 +65,10 @@ _CLOSE = (
     "|sister|son|daughter|mother|father|parent|wife|husband|widow|widower|niece|nephew|uncle|aunt|grandson"
     "|granddaughter|grandchild|grandmother|grandfather|grandparent|relative|family member|business partner"
 )
-_NO_NAME = "School|University|College|Academy|Institute|Park|Street|Church|Club|Association|Hospital|City|State"
+_NO_NAME = (
+    "School|University|College|Academy|Institute|Park|Street|Church|Club|Association|Hospital|City|State|War|Islands?"
+    "|Zealand|African|American|Asian|European|Indian|Korean"
+)
 
 
 def _any_of(*patterns: str) -> str:
@@ -103,11 +107,12 @@ _NO_PERSON = _any_of(
 # "A midwife or surgeon", but not "A small or large baker", "A part- or full-time nurse", "A nurse of one or two wards".
 _UNDECIDED = (
     r"^\W*[Aa]n? (?:(?!(?:of|at|for|from|in|on|to|with|by|as|who|whose|that|which|whether|and|more|one|two|small|old"
-    r"|poor|public|private|paid|male|junior|full|part)\b)\p{L}[\p{L}/-]*+ ){1,4}or (?:an? )?\p{L}"
+    r"|poor|public|private|paid|male|junior|full|part|first|second|third|retired|current|former|early|mid|late|blind"
+    r"|deaf|gay|lesbian|bisexual)\b)\p{L}[\p{L}/-]*+ ){1,4}or (?:an? )?\p{L}"
 )
 _POINTS_ELSEWHERE = _any_of(
     # To the text it was inferred from.
-    r"(?i)\b(?:this|the (?:given|provided|above))\s+(?:text|passage|article|excerpt|document|event|study|piece)\b",
+    r"(?i)\b(?:this|the (?:given|provided|above))\s+(?:text|passage|article|excerpt|document|event|study)\b",
     r"(?i)\b(?:mentioned|described|discussed|featured|presented|(?:read|write|like|dislike|enjoy)(?:s|ing)?)"
     r"(?: in| by)? the (?:text|passage|article|excerpt|document)\b",
     r"(?i)\bthe (?:text|passage|article|excerpt|document) (?:is|was|says|describes|discusses|explains|mentions)\b",
@@ -115,7 +120,8 @@ _POINTS_ELSEWHERE = _any_of(
     r"(?i)\bthe (?:(?:given |original |said )?persona|(?:given|said|original|aforementioned) (?:person|individual))\b",
     r"^\W*Another \p{Ll}",
     # "The actor who", "The mother of the child who", but not "The owner of a bakery who", "The Lima head coach who".
-    r"^\W*[Tt]he (?:(?!(?:of|at|for|from|in|on|to|with|by|behind)\b)[\p{Ll}\d][\p{Ll}\d'\u2019-]*+,? ){1,4}?"
+    r"^\W*[Tt]he (?!(?:most|least|\p{Ll}{2,12}est)\b)"
+    r"(?:(?!(?:of|at|for|from|in|on|to|with|by|behind)\b)[\p{Ll}\d][\p{Ll}\d'\u2019-]*+,? ){1,4}?"
     r"(?:of the \p{Ll}[\p{Ll}-]*+,? )?(?:who|that)\b",
     # "helps the historian", but not "the historian of the town", and not where it said "a historian" somewhere.
     rf"(?s)^(?=.*?(?<!\b(?:am|is|was|be|as|become) )\b[Tt]he (?:\p{{L}}[\p{{L}}-]{{1,20}} ){{0,2}}?({_ROLE})"
@@ -124,8 +130,8 @@ _POINTS_ELSEWHERE = _any_of(
 )
 _NAMES_A_PERSON = _any_of(
     # "Ana Silva, a nurse", "Ana is a nurse", "A nurse named Ana".
-    rf"^\W*(?!(?:An?|The|In|At|On|As|From|For|With|By|Once|Today)\b){_TITLE}{_NAME}(?: {_NAME}){{0,3}}, "
-    r"(?:an?|the) [\p{Ll}\d]",
+    r"^\W*(?!(?:An?|The|In|At|On|As|From|For|With|By|Once|Today|Nurse|Chef|Cook)\b)"
+    rf"{_TITLE}{_NAME}(?: {_NAME}){{0,3}}, (?:an?|the) [\p{{Ll}}\d]",
     # "Lima violinist Ana Silva, who", but not "Software Engineer, who".
     rf"^\W*(?!(?:An?|The|In|At|On|As|From|For|With|By)\b){_NAME} (?:(?!(?:of|at|for|from|in|on|to|with|by)\b)"
     rf"[\p{{L}}\p{{M}}.'\u2019-]++ ){{0,4}}?{_NAME}(?<!er|or|ist|ian|ent|ant|man|fan), who\b",
@@ -135,7 +141,8 @@ _NAMES_A_PERSON = _any_of(
     r"[\p{L}\p{M}\p{N}'\u2019-]++ ){1,6}?(?:named|called|whose name is) [\"\u201c']?\p{Lu}\p{Ll}",
     # "A friend of Ana Silva", "Ana Silva's old friend", not "A fan of Freddie Mercury", "A friend of Lima Zoo Park".
     rf"\b(?:{_CLOSE})s? (?:of|to) {_TITLE}(?!(?:\S+ ){{0,3}}(?:{_NO_NAME})\b){_NAME}(?: {_NAME})+",
-    rf"^\W*{_TITLE}{_NAME}(?: {_NAME}){{0,3}}(?<=['\u2019]s) (?:\p{{Ll}}[\p{{Ll}}-]* ){{0,4}}(?:{_CLOSE})\b",
+    rf"^\W*(?!(?:Children|Women|Men)\b){_TITLE}{_NAME}(?: {_NAME}){{0,3}}"
+    rf"(?<=['\u2019]s) (?:\p{{Ll}}[\p{{Ll}}-]* ){{0,4}}(?:{_CLOSE})\b",
     rf"^\W*{_TITLE}{_NAME}(?: {_NAME}){{1,3}}(?<=['\u2019]s) (?:\p{{Ll}}[\p{{Ll}}-]* ){{0,4}}(?:student|teacher"
     r"|mentor|assistant|editor)\b",
 )

@@ -60,6 +60,7 @@ def reroutes(
     ``edges`` (persona_id, source_key, source_kind): all origins in use of personas that a withdrawal reached and that
     stay; to all other personas the first way is open. Each keeps its first origin where that is in use, and the others
     take a text or an import before a parent, of parents one with a short way, of equals the one with the smallest key.
+    Where first origins lead round in a circle, whoever of those that wait has another way open takes it.
 
     Runs Spark jobs, a few for each step of the longest way. ``stage`` evaluates a frame once and keeps it in files.
     Raises PersonaHubError when some persona cannot be reached.

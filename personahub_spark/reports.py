@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row
 
 INGEST, EXTRACT, DEDUP, SYNTHESIZE = "ingest_documents", "extract_personas", "dedup_surface", "synthesize"
+EXPAND, PROFILES = "expand_personas", "write_profiles"
 EMBED = "embed_personas"
 WENT = "withdrawn"
 
@@ -94,6 +95,10 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
     if EXTRACT in outcomes:
         yield f"  asked      {_total('documents', outcomes[EXTRACT])}"
     yield from _listed("  unreadable ", quarantine[EXTRACT])
+    for step in (EXPAND, PROFILES):
+        if step in outcomes:
+            yield f"{step}: {_total('personas', outcomes[step])}"
+        yield from _listed("  unreadable ", quarantine[step])
 
     classes, flags = _persona_classes(store)
     gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in (EXACT_TOKENS, SURFACE, SEMANTIC)]]

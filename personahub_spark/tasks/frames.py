@@ -192,20 +192,15 @@ def found(findings: DataFrame, *, known: DataFrame, quarantined: DataFrame) -> F
     """``findings`` (see ``read_personas``, staged) beside the ``known`` personas and what is ``quarantined`` of their
     source."""
     edges = findings.where(F.col("persona_id").isNotNull())
-    lines = quarantined.select("line", F.lit(True).alias("known")).distinct()
-    counts = (
-        findings.join(lines, on="line", how="left")
-        .agg(F.count("persona_id"), F.count_if(F.col("failure").isNotNull() & F.col("known").isNull()))
-        .collect()[0]
-    )
+    failures = findings.where(F.col("failure").isNotNull()).join(quarantined, on="line", how="left_anti")
     new = edges.select("persona_id").distinct().join(known.select("persona_id"), on="persona_id", how="left_anti")
     nth = F.row_number().over(Window.partitionBy("persona_id").orderBy("id", "nth"))
     return Found(
         edges=edges,
         first=edges.withColumn("_nth", nth).where(F.col("_nth") == 1).drop("_nth"),
         new_personas=new.count(),
-        readable=int(counts[0]),
-        new_failures=int(counts[1]),
+        readable=edges.count(),
+        new_failures=failures.count(),
         outcomes=tally(findings.where("nth = 0"), {"read": F.col("persona_id").isNotNull()}),
     )
 

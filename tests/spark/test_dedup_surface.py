@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -326,6 +327,18 @@ def test_nothing_in_nothing_out(spark: SparkSession) -> None:
     assert result.removals.columns == ["persona_id", "kept_id", "similarity", "tier"]
 
 
+@pytest.fixture
+def small_batches(spark: SparkSession) -> Iterator[None]:
+    """Python sees three rows at a time."""
+    name = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(name)
+    assert before is not None
+    spark.conf.set(name, 3)
+    yield
+    spark.conf.set(name, before)
+
+
+@pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("in_one_task", [10_000, 0])
 def test_survivors_of_random_graphs_are_those_of_the_greedy_oracle(spark: SparkSession, in_one_task: int) -> None:
     for seed, density in ((5, 0.02), (6, 0.2)):
