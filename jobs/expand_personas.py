@@ -113,11 +113,11 @@ def _expand(context: Context, hop: int) -> StepResult:
     expected_lang = F.col("lang") if settings.language == "same" else F.lit(settings.language).cast("string")
     flags = quality_flags(
         F.col("text"),
-        source_text=F.lit(None).cast("string"),  # one like its parent is for dedup to find
+        source_text=F.col("persona"),
         expected_lang=expected_lang,
         settings=context.settings.filters,
     )
-    personas = found.first.join(everyone.drop("persona"), on="id", how="inner").select(
+    personas = found.first.join(everyone, on="id", how="inner").select(
         "persona_id",
         "text",
         expected_lang.alias("lang"),

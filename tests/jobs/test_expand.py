@@ -41,13 +41,13 @@ BOY_AGAIN = BOY.replace("broken", "bandaged")  # 22 of 24 words: a surface dupli
 DRIVER = "A van driver with a bad knee who knows all gates of the hospital"
 MILLER = "An old miller whose wheel stands still in dry summers"
 CLERK = "A ticket clerk at a small station who fears for her job"
-COOK = "I am a cook who never eats in company"  # flagged: first_person
+ECHO = "I am a van driver with a bad knee who knows all gates"  # flagged, also because it says what its parent is
 
 FAMILY = {
     NURSE: [("patient", BOY), ("colleague", DRIVER), ("friend", NURSE)],
     BAKER: [("customer", BOY), ("supplier", MILLER), ("rival", BOY_AGAIN)],
     BOY: [("carer", NURSE), ("other", CLERK)],
-    DRIVER: [("friend", COOK)],
+    DRIVER: [("friend", ECHO)],
     MILLER: [],
 }
 
@@ -119,6 +119,8 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     context = make_hub("graph", [NURSE, BAKER], hops=2)
     first = expand(context)
     assert hub(context) == {NURSE: 0, BAKER: 0, BOY: 1, DRIVER: 1, MILLER: 1, CLERK: 2}
+    flagged = context.store.read(PERSONAS).where("size(quality_flags) > 0").collect()
+    assert {row["text"]: row["quality_flags"] for row in flagged} == {ECHO: ["first_person", "copies_source"]}
     assert (
         first.outcomes == {"done_before": 0, "read": 4, "unreadable": 1, "failed": 0, "deferred": 0}
         and first.rows_in == 5
@@ -126,7 +128,7 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     assert endpoint.counts()["billed"] == 5 == first.spend.requests == endpoint.counts()["distinct"]
 
     edges = {(row["source_key"], row["persona_id"]): row for row in context.store.read(PERSONA_ORIGINS).collect()}
-    ids = {text: content_id(text) for text in (NURSE, BAKER, BOY, DRIVER, MILLER, CLERK, COOK, BOY_AGAIN)}
+    ids = {text: content_id(text) for text in (NURSE, BAKER, BOY, DRIVER, MILLER, CLERK, ECHO, BOY_AGAIN)}
     assert edges[ids[BAKER], ids[BOY]]["hop"] == 1  # known by then: an edge and no row
     back = edges[ids[BOY], ids[NURSE]]
     assert (back["hop"], back["relation"], back["relation_words"]) == (2, "carer", "the carer next door")
