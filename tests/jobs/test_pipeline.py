@@ -143,20 +143,6 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
         assert (reached["licence"], reached["model_returned"]) == ("CC0-1.0", "fake/test-model")
         assert reached["cost_microusd"] > 0 and problem["cost_microusd"] > 0
 
-    # Tomorrow there is a document more, and a known text under another source: only the new one is asked about.
-    more = [{"text": "apiary: notes from a day."}, {"text": text_of("hydrology"), "source": "elsewhere"}]
-    (tmp_path / "documents" / "c.jsonl").write_text("\n".join(map(json.dumps, more)), encoding="utf-8")
-    found = json.dumps({"persona": "A beekeeper who counts the hives of an island by bicycle"})
-    endpoint.set_script([{"match": "(?s)<document>.*apiary", "reply": found}, *RULES])
-    second = run_all(dataclasses.replace(pipeline, run_id="tomorrow"), steps)
-    assert second["ingest_documents"].outcomes == {"new": 1, "known": 8, "repeated": 2, "quarantined": 4}
-    assert endpoint.counts()["billed"] == billed + 2 == endpoint.counts()["distinct"]  # who reads it, and a problem
-    after = contents(pipeline)
-    assert all(set(rows) <= set(after[name]) for name, rows in before.items())
-    assert {name: len(after[name]) - len(rows) for name, rows in before.items() if after[name] != rows} == {
-        "documents": 1, "document_sources": 1, "personas": 1, "persona_origins": 1, "persona_bands": 1, "syntheses": 1,
-        "llm_calls": 2, "runs": 4,
-    }  # fmt: skip
     spend = {row["step"]: row for row in pipeline.store.view("spend").collect()}
     assert sum(row["requests"] for row in spend.values()) == billed
     assert spend["extract_personas"]["kept_rows"] == 7
@@ -180,6 +166,21 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
         "unreadable", "persona removed", "synthesis failed checks",
     }  # fmt: skip
     assert sum(row["requests"] for row in told["spend"].collect()) == billed
+
+    # Tomorrow there is a document more, and a known text under another source: only the new one is asked about.
+    more = [{"text": "apiary: notes from a day."}, {"text": text_of("hydrology"), "source": "elsewhere"}]
+    (tmp_path / "documents" / "c.jsonl").write_text("\n".join(map(json.dumps, more)), encoding="utf-8")
+    found = json.dumps({"persona": "A beekeeper who counts the hives of an island by bicycle"})
+    endpoint.set_script([{"match": "(?s)<document>.*apiary", "reply": found}, *RULES])
+    second = run_all(dataclasses.replace(pipeline, run_id="tomorrow"), steps)
+    assert second["ingest_documents"].outcomes == {"new": 1, "known": 8, "repeated": 2, "quarantined": 4}
+    assert endpoint.counts()["billed"] == billed + 2 == endpoint.counts()["distinct"]  # who reads it, and a problem
+    after = contents(pipeline)
+    assert all(set(rows) <= set(after[name]) for name, rows in before.items())
+    assert {name: len(after[name]) - len(rows) for name, rows in before.items() if after[name] != rows} == {
+        "documents": 1, "document_sources": 1, "personas": 1, "persona_origins": 1, "persona_bands": 1, "syntheses": 1,
+        "llm_calls": 2, "runs": 4,
+    }  # fmt: skip
 
 
 def test_a_replay_makes_the_same_tables_without_an_endpoint(
@@ -323,10 +324,13 @@ def test_a_file_that_is_replaced_with_another_fault_at_the_same_line_gives_a_sec
         assert result.rows_in == 3 and result.outcomes["quarantined"] == 1
         return result.rows_added, context.store.read(QUARANTINE).count()
 
-    assert ingest('{"text": ') == ({"documents": 2, "quarantine": 1}, 1)
-    assert ingest('{"text": "thr') == ({"documents": 0, "quarantine": 1}, 2)  # the same reason, another row
+    assert ingest('{"text": ') == ({"documents": 2, "document_sources": 0, "quarantine": 1}, 1)
+    assert ingest('{"text": "thr') == (
+        {"documents": 0, "document_sources": 0, "quarantine": 1},
+        2,
+    )  # the same reason, another row
     for known in ('{"text": "thr', '{"text": '):
-        assert ingest(known) == ({"documents": 0, "quarantine": 0}, 2)
+        assert ingest(known) == ({"documents": 0, "document_sources": 0, "quarantine": 0}, 2)
     rejects = context.store.read(QUARANTINE).collect()
     assert {(row["line"], row["reason"], row["raw"]) for row in rejects} == {
         ("3", "malformed_json", '{"text": '), ("3", "malformed_json", '{"text": "thr'),
