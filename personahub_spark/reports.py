@@ -98,7 +98,7 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
     for step in (EXPAND, PROFILES):
         if step in outcomes:
             yield f"{step}: {_total('personas', outcomes[step])}"
-        yield from _listed("  unreadable ", quarantine[step])
+        yield from _listed(f"{step}: unreadable ", quarantine[step])
 
     classes, flags = _persona_classes(store)
     gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in (EXACT_TOKENS, SURFACE, SEMANTIC)]]
