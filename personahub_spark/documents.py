@@ -103,7 +103,7 @@ def distinct(rows: DataFrame) -> DataFrame:
 
 def places(rows: DataFrame, documents: DataFrame) -> DataFrame:
     """``rows`` by text, source and licence: doc_id, source, licence; of the first such row title, url, file, line; and
-    how many there are, ``readable`` or ``rejected`` (those in one row without doc_id).
+    how many there are, ``readable`` or ``rejected`` (those without doc_id).
 
     Beside the texts of ``documents``: ``known``, whether it is one; ``is_other``, whether another place came first.
     """
@@ -117,7 +117,7 @@ def places(rows: DataFrame, documents: DataFrame) -> DataFrame:
         rows.groupBy("doc_id", "source", "licence")
         .agg(first, F.count("doc_id").alias("readable"), F.count("reason").alias("rejected"))
         .join(there, on="doc_id", how="left")
-        .withColumn("is_other", F.when(F.col("known"), elsewhere).otherwise(nth > 1))
+        .withColumn("is_other", F.col("doc_id").isNotNull() & F.when(F.col("known"), elsewhere).otherwise(nth > 1))
         .select("doc_id", "source", "licence", "first.*", "readable", "rejected", "known", "is_other")
     )
 

@@ -246,7 +246,7 @@ def test_every_source_and_licence_of_a_text_but_its_first_is_another_place_of_it
     found = [
         ("a", 1, "k", "s", None), ("a", 2, "k", "s", "MIT"), ("a", 3, "l", "s", "MIT"), ("b", 1, "l", "s", "MIT"),
         ("b", 2, "n", "t", None), ("a", 4, "n", "s", None), ("b", 3, "n", "s", None), ("b", 4, "o", "s", None),
-        ("b", 5, None, None, None),
+        ("b", 5, None, None, None), ("b", 6, None, "s", None),
     ]  # fmt: skip
     rows = spark.createDataFrame(found, "file string, line long, doc_id string, source string, licence string").select(
         "*", F.lit("title").alias("title"), F.lit("url").alias("url"),
@@ -260,7 +260,7 @@ def test_every_source_and_licence_of_a_text_but_its_first_is_another_place_of_it
     }  # fmt: skip
     assert len({row["place_id"] for row in others}) == len(others) == 3
     assert {len(row["place_id"]) for row in others} == {64}
-    assert placed.agg(F.sum("readable"), F.sum("rejected")).collect()[0] == (8, 1)
+    assert placed.agg(F.sum("readable"), F.sum("rejected")).collect()[0] == (8, 2)
 
 
 def test_wrong_paths_formats_and_columns_are_named_before_anything_is_read(read: Any, tmp_path: Path) -> None:
