@@ -162,14 +162,18 @@ def _share(part: Any, whole: Any) -> str:
 
 def _pairs(personas: DataFrame, settings: SurfaceSettings) -> dict[tuple[str, str], float]:
     """Pairs of different token sets, each set by its first persona."""
-    sets = surface.token_sets(personas).where("size(tokens) > 0 and persona_id = best.persona_id").localCheckpoint()
+    sets = _sets(personas).where("persona_id = best.persona_id").localCheckpoint()
     keyed = surface.with_keys(sets, None, settings)
     rows = surface.verified(surface.candidates(keyed, settings), keyed, settings).collect()
     return {(min(row["id_a"], row["id_b"]), max(row["id_a"], row["id_b"])): row["similarity"] for row in rows}
 
 
+def _sets(personas: DataFrame) -> DataFrame:
+    return surface.with_best(surface.token_sets(personas).where("size(tokens) > 0"))
+
+
 def _equal_pairs(personas: DataFrame) -> int:
-    groups = surface.token_sets(personas).where("size(tokens) > 0").groupBy("best").count()
+    groups = _sets(personas).groupBy("best").count()
     return int(groups.agg(F.sum(F.expr("count * (count - 1) div 2"))).collect()[0][0])
 
 
@@ -196,7 +200,7 @@ def _speed(spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chos
                 seconds = time.monotonic() - started
             moved = shuffled(spark) - moved
             removed = spark.read.parquet(f"{place}-{settings.engine}-{settings.threshold}").count()
-            sets = surface.token_sets(personas).where("size(tokens) > 0 and persona_id = best.persona_id")
+            sets = _sets(personas).where("persona_id = best.persona_id")
             candidates = surface.candidates(surface.with_keys(sets, None, settings), settings).count()
             print(
                 f"{name:>12}{settings.threshold:>6}{settings.engine:>9}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}"
@@ -214,10 +218,7 @@ def _peers(
     personas = spark.read.parquet(place)
     best = {
         int(row["persona_id"], 16): int(row["id"], 16)
-        for row in surface.token_sets(personas)
-        .where("size(tokens) > 0")
-        .select("persona_id", F.col("best.persona_id").alias("id"))
-        .collect()
+        for row in _sets(personas).select("persona_id", F.col("best.persona_id").alias("id")).collect()
     }
     pairs = [(int(a, 16), int(b, 16)) for a, b in _pairs(personas, SurfaceSettings(engine="exact"))]
     near: dict[int, set[int]] = {}

@@ -3,8 +3,8 @@
 An engine only proposes pairs; the exact Jaccard similarity of the token sets decides, in integers. ``minhash`` proposes
 rows whose MLlib signatures agree in a band, and misses a pair now and then. ``exact`` proposes rows that share one of
 their rarest tokens, and misses none: sets of that similarity cannot differ in all of them (prefix filtering, Chaudhuri,
-Ganti and Kaushik 2006; with lengths and positions, Xiao, Wang, Lin and Yu 2008). The one Python crossing is
-tokenisation; it turns tokens into 63-bit integers.
+Ganti and Kaushik 2006; with lengths and positions, Xiao, Wang, Lin and Yu 2008). Tokenisation, in Python, turns tokens
+into 63-bit integers. Rows that fit one task are compared there (``in_memory``), more of them by joins.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.ml.feature import HashingTF, MinHashLSH
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, LongType
 
-from personahub_spark.dedup.survivors import survivors
+from personahub_spark.dedup import in_memory
+from personahub_spark.dedup.survivors import ARROW_REMOVALS, REMOVALS, survivors
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings import SurfaceSettings
 from personahub_spark.text import TOKENIZER_VERSION, tokens
@@ -31,6 +35,9 @@ from personahub_spark.text import TOKENIZER_VERSION, tokens
 EXACT_TOKENS = "exact_tokens"
 SURFACE = "surface"
 NO_TOKENS = "no_tokens"
+
+IN_ONE_TASK = 1 << 22
+"""Rows of so many tokens together, published ones too, are compared in one task of some 700 MB: 400,000 short texts."""
 
 # Goes up when `keys_of_tokens` changes what it returns.
 _KEYS_VERSION = 1
@@ -53,7 +60,13 @@ class SurfaceDedup(NamedTuple):
     """``persona_id``, ``priority``, ``tokens``, ``bands`` of the rows that are kept: what a later batch has to meet."""
 
 
-def deduplicate(personas: DataFrame, *, settings: SurfaceSettings, published: DataFrame | None = None) -> SurfaceDedup:
+def deduplicate(
+    personas: DataFrame,
+    *,
+    settings: SurfaceSettings,
+    published: DataFrame | None = None,
+    in_one_task: int = IN_ONE_TASK,
+) -> SurfaceDedup:
     """Who goes because a better persona has the same words, or nearly (Jaccard similarity >= ``settings.threshold``).
 
     ``personas``: ``persona_id``, unique; ``text``; ``priority`` of any orderable type, never null: the smallest is
@@ -65,20 +78,23 @@ def deduplicate(personas: DataFrame, *, settings: SurfaceSettings, published: Da
     ``minhash`` two that are at the threshold are missed with a chance of at most 1 - ``settings.recall``, less the more
     similar they are. The same personas give the same removals in whatever order, partitions and batches they come.
 
-    Runs Spark jobs. Raises SettingsError when the recall is out of reach.
+    Rows of up to ``in_one_task`` tokens are compared in one task, more of them by joins. Runs Spark jobs. Raises
+    SettingsError when the recall is out of reach.
     """
-    rows = token_sets(personas).localCheckpoint()
-    worded = rows.where(F.size("tokens") > 0)
-    keyed = with_keys(worded.where("persona_id = best.persona_id"), published, settings)
-    near = verified(candidates(keyed, settings), keyed, settings).localCheckpoint()
-    removals = survivors(_pairs_of_members(worded, near))
-    stored = F.col("keys") if settings.engine == "minhash" else F.lit(None).cast(ArrayType(LongType()))
+    rows = token_sets(personas).localCheckpoint(eager=False)  # by the count of its tokens
+    old = None if published is None else published.withColumn("priority", _priority(0))
+    few = sum(_token_count(frame) for frame in (rows, old) if frame is not None) <= in_one_task
+    compare = _in_one_task if few else _by_joins
+    worded, removals = compare(rows.where(F.size("tokens") > 0), old, settings)
     return SurfaceDedup(
         removals=removals,
         undecidable=rows.where(F.size("tokens") == 0).select("persona_id", F.lit(NO_TOKENS).alias("reason")),
-        kept=keyed.where("is_new")
-        .join(removals, on="persona_id", how="left_anti")
-        .select("persona_id", F.col("priority.given").alias("priority"), "tokens", stored.alias("bands")),
+        kept=worded.join(removals, on="persona_id", how="left_anti").select(
+            "persona_id",
+            F.col("priority.given").alias("priority"),
+            "tokens",
+            (F.col("keys") if settings.engine == "minhash" else _no_keys()).alias("bands"),
+        ),
     )
 
 
@@ -162,36 +178,94 @@ def _keys_of_texts(parts: Iterator[pd.Series]) -> Iterator[pd.Series]:
 
 
 def token_sets(personas: DataFrame) -> DataFrame:
-    """``persona_id``, ``priority``, ``tokens``, ``best``: (priority, id) of the best row with the same token set.
-
-    ``priority`` becomes (0 published, 1 new; the given one).
-    """
+    """``persona_id``, ``priority``, ``tokens``; the priority becomes (0 published, 1 new; the given one)."""
     # Its stubs want a kind of function beside the hints that say it.
     tokenise = F.pandas_udf(_keys_of_texts, ArrayType(LongType()))  # type: ignore[attr-defined, call-overload]
-    worded = personas.select("persona_id", _priority(1), tokenise("text").alias("tokens"))
+    return personas.select("persona_id", _priority(1), tokenise("text").alias("tokens"))
+
+
+def with_best(rows: DataFrame) -> DataFrame:
+    """``rows`` and ``best``: (priority, id) of the best row with the same token set."""
     # By a hash first: arrays are compared only where sets are equal.
-    hashed = worded.withColumn("set_hash", F.xxhash64("tokens"))
     equals = (
         Window.partitionBy("set_hash", "tokens")
         .orderBy("priority", "persona_id")
         .rowsBetween(Window.unboundedPreceding, Window.currentRow)
     )
     best = F.first(F.struct("priority", "persona_id")).over(equals)
-    return hashed.select("persona_id", "priority", "tokens", best.alias("best"))
+    return rows.withColumn("set_hash", F.xxhash64("tokens")).withColumn("best", best).drop("set_hash")
+
+
+def _token_count(rows: DataFrame) -> int:
+    return int(rows.agg(F.sum(F.size("tokens")).alias("count")).collect()[0]["count"] or 0)
+
+
+def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> tuple[DataFrame, DataFrame]:
+    """``worded`` with what it is known by to later batches, and the removals."""
+    minhash = settings.engine == "minhash"
+    new = _banded(_sized(worded), settings).localCheckpoint() if minhash else worded.withColumn("keys", _no_keys())
+    columns = ("priority", "persona_id", "tokens", "keys")
+    everyone = new.select(*columns)
+    if old is not None:
+        everyone = everyone.union(old.withColumn("keys", F.col("bands") if minhash else _no_keys()).select(*columns))
+    in_turn = everyone.coalesce(1).sortWithinPartitions("priority", "persona_id")
+    least, whole = settings.threshold.as_integer_ratio()
+
+    def compare(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from _removals_in_turn(batches, Fraction(least, whole), by_keys=minhash)
+
+    named = in_turn.select("persona_id", (F.col("priority.rank") == 0).alias("is_published"), "tokens", "keys")
+    return new, named.mapInArrow(compare, REMOVALS).localCheckpoint()
+
+
+def _removals_in_turn(
+    batches: Iterable[pa.RecordBatch], threshold: Fraction, *, by_keys: bool
+) -> Iterator[pa.RecordBatch]:
+    """The removals out of all rows, which come in the order of their priority."""
+    if not (held := [batch for batch in batches if batch.num_rows]):
+        return
+    rows = pa.Table.from_batches(held).combine_chunks()
+    ids = rows["persona_id"]
+    found = in_memory.removals(
+        _lists(rows["tokens"]),
+        _lists(rows["keys"]) if by_keys else None,
+        published=pc.sum(rows["is_published"]).as_py(),
+        threshold=threshold,
+    )
+    tiers = np.where(found.similarity == 1.0, EXACT_TOKENS, SURFACE)
+    columns = [ids.take(found.row), ids.take(found.kept), pa.array(found.similarity), pa.array(tiers, pa.string())]
+    yield from pa.table(columns, schema=ARROW_REMOVALS).to_batches()
+
+
+def _lists(column: pa.ChunkedArray) -> in_memory.Lists:
+    lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
+    return in_memory.Lists.of(pc.list_flatten(column).to_numpy(), lengths)
+
+
+def _by_joins(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> tuple[DataFrame, DataFrame]:
+    """The same as ``_in_one_task``, of any number of rows; of equal sets only the best one comes back."""
+    rows = with_best(worded).localCheckpoint()
+    keyed = with_keys(rows.where("persona_id = best.persona_id"), old, settings)
+    near = verified(candidates(keyed, settings), keyed, settings).localCheckpoint()
+    return keyed.where("is_new"), survivors(_pairs_of_members(rows, near))
+
+
+def _no_keys() -> Column:
+    return F.lit(None).cast(ArrayType(LongType()))
 
 
 def _priority(rank: int) -> Column:
     return F.struct(F.lit(rank).alias("rank"), F.col("priority").alias("given")).alias("priority")
 
 
-def with_keys(sets: DataFrame, published: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
-    """``sets`` and those of ``published`` that could be similar to one of them: such rows share one of their ``keys``.
+def with_keys(sets: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
+    """``sets`` and those of ``old`` that could be similar to one of them: such rows share one of their ``keys``.
 
     ``persona_id``, ``priority``, ``tokens``, ``row_id`` (a hash of ``persona_id``; that two rows share one costs no
     more than a verification), ``size``, ``keys``, ``is_new``.
     """
     new = _sized(sets.select("persona_id", "priority", "tokens"))
-    old = None if published is None else _sized(published.withColumn("priority", _priority(0)))
+    old = None if old is None else _sized(old)
     if settings.engine == "minhash":
         new = _banded(new, settings)
         old = None if old is None else old.withColumnRenamed("bands", "keys")

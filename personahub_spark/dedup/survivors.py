@@ -18,10 +18,10 @@ IN_ONE_TASK = 1 << 20
 """So many pairs are decided in one task, and spared some twenty Spark stages; more of them in rounds of joins."""
 
 _COLUMNS = ("persona_id", "kept_id", "similarity", "tier")
-_REMOVALS = StructType(
+REMOVALS = StructType(
     [StructField(name, DoubleType() if name == "similarity" else StringType(), False) for name in _COLUMNS]
 )
-_ARROW = pa.schema([(name, pa.float64() if name == "similarity" else pa.string()) for name in _COLUMNS])
+ARROW_REMOVALS = pa.schema([(name, pa.float64() if name == "similarity" else pa.string()) for name in _COLUMNS])
 
 
 def survivors(pairs: DataFrame, *, in_one_task: int = IN_ONE_TASK) -> DataFrame:
@@ -46,7 +46,7 @@ def survivors(pairs: DataFrame, *, in_one_task: int = IN_ONE_TASK) -> DataFrame:
         "worse.priority", "worse.persona_id", F.desc("similarity"), "better.priority", "better.persona_id"
     )
     named = in_turn.select("worse.persona_id", F.col("better.persona_id").alias("kept_id"), "similarity", "tier")
-    return named.mapInArrow(_in_turn, _REMOVALS).localCheckpoint()
+    return named.mapInArrow(_in_turn, REMOVALS).localCheckpoint()
 
 
 def _in_turn(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -59,7 +59,7 @@ def _in_turn(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             if worse not in gone and better not in gone:
                 gone.add(worse)
                 chosen.append(place)
-        yield batch.take(pa.array(chosen, pa.int64())).cast(_ARROW)
+        yield batch.take(pa.array(chosen, pa.int64())).cast(ARROW_REMOVALS)
 
 
 def _in_rounds(edges: DataFrame) -> DataFrame:

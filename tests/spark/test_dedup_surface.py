@@ -24,6 +24,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 SETTINGS = SurfaceSettings()
 EXACT = SurfaceSettings(engine="exact")
 ENGINES = pytest.mark.parametrize("settings", [SETTINGS, EXACT], ids=["minhash", "exact"])
+PATHS = pytest.mark.parametrize("in_one_task", [surface.IN_ONE_TASK, 0], ids=["one-task", "joins"])
 SCHEMA = "persona_id string, text string, priority struct<batch: int, hop: int>"
 PAIRS = "id_a string, priority_a int, id_b string, priority_b int, similarity double, tier string"
 SCRIPTS = {
@@ -143,19 +144,21 @@ def found(removals: DataFrame) -> Removals:
     return {row.persona_id: (row.kept_id, row.similarity, row.tier) for row in rows}
 
 
+@PATHS
 @pytest.mark.parametrize(
     ("settings", "seed", "partitions", "adaptive"),
     [(SETTINGS, 1, 1, True), (SETTINGS, 2, 8, False), (EXACT, 1, 8, False), (EXACT, 2, 1, True)],
     ids=["minhash-1", "minhash-2", "exact-1", "exact-2"],
 )
 def test_removals_witnesses_and_tiers_are_those_of_the_exact_oracle(
-    spark: SparkSession, settings: SurfaceSettings, seed: int, partitions: int, adaptive: bool
+    spark: SparkSession, settings: SurfaceSettings, seed: int, partitions: int, adaptive: bool, in_one_task: int
 ) -> None:
     rows = persona_like_rows(seed) + PLANTED
     random.Random(partitions).shuffle(rows)
     spark.conf.set("spark.sql.adaptive.enabled", str(adaptive).lower())
     try:
-        result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA).repartition(partitions), settings=settings)
+        personas = spark.createDataFrame(rows, SCHEMA).repartition(partitions)
+        result = surface.deduplicate(personas, settings=settings, in_one_task=in_one_task)
         removed, wanted = found(result.removals), expected(rows)
     finally:
         spark.conf.unset("spark.sql.adaptive.enabled")
@@ -186,16 +189,19 @@ def test_the_planted_rows_meet_the_fate_they_were_planted_for() -> None:
     assert set(removed) == {"exact-b", "chain-2", "chain-4", "group-a1", "group-a2", "group-b2", *ties}
 
 
+@PATHS
 @ENGINES
 def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_nobody(
-    spark: SparkSession, settings: SurfaceSettings
+    spark: SparkSession, settings: SurfaceSettings, in_one_task: int
 ) -> None:
     rows = persona_like_rows(3) + PLANTED
     removed: Removals = {}
     published: DataFrame | None = None
     for batch in range(3):
         new = [row for row in rows if row[2][0] == batch]
-        result = surface.deduplicate(spark.createDataFrame(new, SCHEMA), settings=settings, published=published)
+        result = surface.deduplicate(
+            spark.createDataFrame(new, SCHEMA), settings=settings, published=published, in_one_task=in_one_task
+        )
         gone = found(result.removals)
         assert gone and gone.keys() <= {row_id for row_id, _, _ in new}
         removed |= gone
@@ -203,12 +209,15 @@ def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_no
         published = kept if published is None else published.union(kept)
     assert removed == expected(rows)
     late = [(row_id, text, (-1, 0)) for row_id, text, _ in PLANTED if row_id in ("chain-4", "group-a2", "tie-2")]
-    again = surface.deduplicate(spark.createDataFrame(late, SCHEMA), settings=settings, published=published)
+    again = surface.deduplicate(
+        spark.createDataFrame(late, SCHEMA), settings=settings, published=published, in_one_task=in_one_task
+    )
     wanted = {row_id: removed[row_id] for row_id, _, _ in late}  # better priorities are no help against published rows
     assert found(again.removals) == wanted
     assert again.kept.isEmpty()
 
 
+@PATHS
 @pytest.mark.parametrize(
     "settings",
     [
@@ -220,9 +229,11 @@ def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_no
     ],
     ids=lambda settings: f"{settings.engine}-{settings.threshold}",
 )
-def test_other_thresholds_and_seeds_meet_the_oracle(spark: SparkSession, settings: SurfaceSettings) -> None:
+def test_other_thresholds_and_seeds_meet_the_oracle(
+    spark: SparkSession, settings: SurfaceSettings, in_one_task: int
+) -> None:
     rows = persona_like_rows(4)
-    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings)
+    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings, in_one_task=in_one_task)
     assert found(result.removals) == expected(rows, settings)
 
 
@@ -274,14 +285,18 @@ UNLIKE = {
 }  # fmt: skip
 
 
+@PATHS
 @ENGINES
-def test_scripts_lengths_and_marks_no_reader_sees(spark: SparkSession, settings: SurfaceSettings) -> None:
+def test_scripts_lengths_and_marks_no_reader_sees(
+    spark: SparkSession, settings: SurfaceSettings, in_one_task: int
+) -> None:
     rows: list[Row] = [(f"unlike {name}", text, (0, 0)) for name, text in UNLIKE.items()]
     for name, (text, more) in NEAR_DUPLICATES.items():
         rows += [(f"{name} 1", text, (0, 0)), (f"{name} 2", text + more, (1, 0))]
     for name, (one, other) in SAME_WORDS.items():
         rows += [(f"{name} 1", one, (0, 0)), (f"{name} 2", other, (1, 0))]
-    removed = found(surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings).removals)
+    personas = spark.createDataFrame(rows, SCHEMA)
+    removed = found(surface.deduplicate(personas, settings=settings, in_one_task=in_one_task).removals)
     near = {(f"{name} 2", f"{name} 1", surface.SURFACE) for name in NEAR_DUPLICATES}
     same = {(f"{name} 2", f"{name} 1", surface.EXACT_TOKENS) for name in SAME_WORDS}
     assert {(row_id, kept, tier) for row_id, (kept, _, tier) in removed.items()} == near | same
@@ -297,15 +312,17 @@ def test_hot_tokens_and_copies_propose_no_more_than_their_share(spark: SparkSess
     rows += [("alone", "hot", (0, 0))]
     personas = spark.createDataFrame(rows, SCHEMA)
     settings = SurfaceSettings(engine="exact", threshold=Decimal("0.6"))
-    removed = found(surface.deduplicate(personas, settings=settings).removals)
+    removed = found(surface.deduplicate(personas, settings=settings, in_one_task=0).removals)
+    assert found(surface.deduplicate(personas, settings=settings).removals) == removed
     assert len(removed) == 5_000 and {kept for kept, _, _ in removed.values()} == {"copy"}
-    sets = surface.token_sets(personas).where("persona_id = best.persona_id")
+    sets = surface.with_best(surface.token_sets(personas)).where("persona_id = best.persona_id")
     assert sets.count() == 5_002
     assert surface.candidates(surface.with_keys(sets, None, settings), settings).count() < 5_000
 
 
+@PATHS
 def test_a_threshold_of_more_digits_than_integers_can_hold_is_refused_and_the_finest_one_holds(
-    spark: SparkSession,
+    spark: SparkSession, in_one_task: int
 ) -> None:
     with pytest.raises(SettingsError, match=r"dedup\.surface\.threshold: .* 6 decimal places"):
         validate({"dedup": {"surface": {"threshold": "0.90000000000000001"}}})
@@ -317,12 +334,14 @@ def test_a_threshold_of_more_digits_than_integers_can_hold_is_refused_and_the_fi
         ("below-a", " ".join(f"x{n}" for n in range(89_998)), (0, 0)),
         ("below-b", " ".join(f"x{n}" for n in range(100_000)), (1, 0)),
     ]
-    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=finest)
+    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=finest, in_one_task=in_one_task)
     assert set(found(result.removals)) == {"above-b"}
 
 
-def test_nothing_in_nothing_out(spark: SparkSession) -> None:
-    result = surface.deduplicate(spark.createDataFrame([], SCHEMA), settings=SETTINGS)
+@PATHS
+def test_nothing_in_nothing_out(spark: SparkSession, in_one_task: int) -> None:
+    nothing = spark.createDataFrame([("none", "...", (0, 0))], SCHEMA).where("text is null")
+    result = surface.deduplicate(nothing, settings=SETTINGS, in_one_task=in_one_task - 1)
     assert result.removals.collect() == result.undecidable.collect() == []
     assert result.removals.columns == ["persona_id", "kept_id", "similarity", "tier"]
 

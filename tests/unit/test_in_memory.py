@@ -1,0 +1,104 @@
+"""Surface dedup in memory against the oracle: pairs, survivors, witnesses, and that portions do not show."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from personahub_spark.dedup import in_memory
+from personahub_spark.dedup.in_memory import Lists
+from tests.oracles import greedy_removals, similar_pairs
+
+Sets = Sequence[frozenset[int]]
+
+
+def lists(rows: Sequence[Sequence[int]]) -> Lists:
+    return Lists.of(
+        np.array([value for row in rows for value in row], np.int64), np.array([len(row) for row in rows], np.int64)
+    )
+
+
+def random_sets(seed: int, count: int) -> Sets:
+    """A good part of them are edits of earlier ones, or the same again."""
+    rng = random.Random(seed)
+    made: list[frozenset[int]] = []
+    while len(made) < count:
+        if made and rng.random() < 0.6:
+            one = set(rng.choice(made))
+            for _ in range(rng.choice([0, 1, 1, 2])):
+                one ^= {rng.randrange(40)}
+        else:
+            one = set(rng.sample(range(40), rng.choice([1, 2, 3, 9, 10, 19, 20, 24])))
+        made.append(frozenset(one or {0}))
+    return made
+
+
+def removed(
+    sets: Sets, threshold: Decimal, *, published: int = 0, keys: Lists | None = None
+) -> dict[int, tuple[int, float]]:
+    # Tokens as large and as far apart as real ones.
+    tokens = lists([sorted(token * 0x2545F4914F6CDD % 2**63 for token in one) for one in sets])
+    found = in_memory.removals(tokens, keys, published=published, threshold=Fraction(threshold))
+    rows = found.row.tolist()
+    assert rows == sorted(set(rows))
+    return dict(zip(rows, zip(found.kept.tolist(), found.similarity.tolist(), strict=True), strict=True))
+
+
+def expected(sets: Sets, threshold: Decimal, *, published: int = 0) -> dict[int, tuple[int, float]]:
+    name = {row: f"{row:06}" for row in range(len(sets))}
+    pairs: Mapping[tuple[str, str], Fraction] = similar_pairs({name[n]: one for n, one in enumerate(sets)}, threshold)
+    met = {pair: alike for pair, alike in pairs.items() if int(pair[1]) >= published}
+    greedy = greedy_removals(sorted(name.values()), met)
+    return {int(row): (int(kept), float(alike)) for row, (kept, alike) in greedy.items()}
+
+
+@pytest.mark.parametrize("threshold", [Decimal(t) for t in ("0.5", "0.7", "0.8", "0.9", "0.95", "0.899999", "1")])
+@pytest.mark.parametrize("seed", range(4))
+def test_removals_are_those_of_the_greedy_oracle(threshold: Decimal, seed: int) -> None:
+    sets = random_sets(seed, 200)
+    wanted = expected(sets, threshold)
+    assert removed(sets, threshold) == wanted
+    # With one key that all have in common every pair is looked at; with keys of their own none is, but for equals.
+    assert removed(sets, threshold, keys=lists([[7, row] for row in range(len(sets))])) == wanted
+    apart = removed(sets, threshold, keys=lists([[row] for row in range(len(sets))]))
+    assert {alike for _, alike in apart.values()} == {1.0} and apart == expected(sets, Decimal(1))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 100])
+def test_portions_do_not_show(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    sets = random_sets(5, 150)
+    monkeypatch.setattr(in_memory, "_AT_ONCE", at_once)
+    assert removed(sets, Decimal("0.7")) == expected(sets, Decimal("0.7"))
+
+
+@pytest.mark.parametrize("published", [1, 60, 119, 120])
+def test_published_rows_stay_and_are_not_compared_with_one_another(published: int) -> None:
+    distinct = list(dict.fromkeys(random_sets(6, 200)))[:120]
+    sets = [*distinct, *random_sets(7, 80), *distinct[:5]]
+    found = removed(sets, Decimal("0.8"), published=published)
+    assert found == expected(sets, Decimal("0.8"), published=published)
+    assert min(found) >= published
+
+
+def test_a_pair_at_the_threshold_is_one_and_a_pair_below_is_none() -> None:
+    nine, ten = frozenset(range(9)), frozenset(range(10))
+    assert removed([nine, ten], Decimal("0.9")) == {1: (0, 0.9)}
+    assert removed([ten, nine], Decimal("0.9")) == {1: (0, 0.9)}
+    assert removed([frozenset(range(8)), nine], Decimal("0.9")) == {}
+
+
+def test_who_went_for_a_removed_equal_names_a_kept_one() -> None:
+    base = frozenset(range(19))
+    # Row 1 goes for row 0; row 2 has the tokens of row 1, row 3 is nearer to row 2 than row 0 is, but comes later.
+    sets = [base | {50}, base, base, base | {51}]
+    assert removed(sets, Decimal("0.9")) == {1: (0, 0.95), 2: (0, 0.95), 3: (0, 19 / 21)}
+
+
+def test_no_rows_and_rows_that_no_other_can_be_similar_to() -> None:
+    assert removed([], Decimal("0.9")) == {}
+    assert removed([frozenset({1}), frozenset({1, 2}), frozenset({2})], Decimal("0.9")) == {}
