@@ -2,13 +2,13 @@
 
 ``recall`` compares each engine with every pair there is, on real short texts. ``speed`` times the whole of it, from
 texts in a file to removals in one. A million rows are made from real texts: all of them once, and halves of two put
-together; the more rows of them, the more near-duplicates each has, as in real collections. ``copies`` is a million
-copies of one text, and a million rows of which half have one token in common. ``peers`` gives the same texts and tokens
+together; the more rows of them, the more near-duplicates each has, as in real collections. ``copies`` are
+copies of one text, and rows of which half have one token in common. ``peers`` gives the same texts and tokens
 to other packages; they live in another environment, whose Python it is told.
 
     python benchmarks/dedup_surface.py recall --data ../shared/data
     python benchmarks/dedup_surface.py speed --data ../shared/data --rows 100000 250000 1000000
-    python benchmarks/dedup_surface.py copies
+    python benchmarks/dedup_surface.py copies --rows 250000 1000000
     python benchmarks/dedup_surface.py peers --data ../shared/data --rows 250000 --python /path/to/bin/python
 """
 
@@ -27,6 +27,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
@@ -34,7 +36,7 @@ from pyspark.sql import functions as F
 from watch import Watch, shuffled
 
 from personahub_spark import session
-from personahub_spark.dedup import surface
+from personahub_spark.dedup import in_memory, surface
 from personahub_spark.settings import SparkSettings, SurfaceSettings
 from personahub_spark.text import token_set
 
@@ -62,7 +64,11 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        conf = {"spark.driver.memory": chosen.memory, "spark.sql.shuffle.partitions": chosen.partitions}
+        conf = {
+            "spark.driver.memory": chosen.memory,
+            "spark.sql.shuffle.partitions": chosen.partitions,
+            "spark.sql.execution.arrow.pyspark.enabled": "true",
+        }
         spark = session.build(SparkSettings(master="local[2]", app_name="benchmark", conf=conf))
         settings = [SurfaceSettings(engine=e, threshold=t) for t in chosen.thresholds for e in chosen.engines]
         if chosen.what == "recall":
@@ -73,7 +79,8 @@ def main() -> None:
         elif chosen.what == "speed":
             _speed(spark, folder, {f"{n:,}": _mixed(chosen.data, n) for n in chosen.rows}, settings)
         else:
-            _speed(spark, folder, {"copies": _copies(1_000_000), "hot token": _hot(1_000_000)}, settings)
+            hot = {f"copies {n:,}": _copies(n) for n in chosen.rows} | {f"hot {n:,}": _hot(n) for n in chosen.rows}
+            _speed(spark, folder, hot, settings)
         spark.stop()
 
 
@@ -161,11 +168,20 @@ def _share(part: Any, whole: Any) -> str:
 
 
 def _pairs(personas: DataFrame, settings: SurfaceSettings) -> dict[tuple[str, str], float]:
-    """Pairs of different token sets, each set by its first persona."""
+    """Pairs of different token sets, each set by its first persona, as they are found in one task."""
     sets = _sets(personas).where("persona_id = best.persona_id").localCheckpoint()
-    keyed = surface.with_keys(sets, None, settings)
-    rows = surface.verified(surface.candidates(keyed, settings), keyed, settings).collect()
-    return {(min(row["id_a"], row["id_b"]), max(row["id_a"], row["id_b"])): row["similarity"] for row in rows}
+    by_keys = settings.engine == "minhash"
+    rows = (surface.with_keys(sets, None, settings) if by_keys else sets).toPandas()
+    ids, tokens, keys = rows["persona_id"].to_numpy(), _lists(rows["tokens"]), None
+    if by_keys:
+        keys = _lists(rows["keys"])
+    found = in_memory.similar(tokens, keys, is_new=np.ones(len(ids), bool), threshold=Fraction(settings.threshold))
+    pairs = zip(ids[found.one], ids[found.other], found.similarity.tolist(), strict=True)
+    return {(min(one, other), max(one, other)): similarity for one, other, similarity in pairs}
+
+
+def _lists(column: pd.Series) -> in_memory.Lists:
+    return in_memory.Lists.of(np.concatenate(column.to_list()), column.map(len).to_numpy())
 
 
 def _sets(personas: DataFrame) -> DataFrame:
@@ -184,7 +200,7 @@ def _speed(spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chos
     warm = spark.read.parquet(_written(folder, next(iter(inputs.values()))[:20_000]))
     for settings in chosen:
         surface.deduplicate(warm, settings=settings).removals.count()
-    print(f"{'rows':>12}{'t':>6}{'engine':>9}{'seconds':>9}{'rows/s':>9}{'CPU us/row':>12}"
+    print(f"{'rows':>17}{'t':>6}{'engine':>9}{'seconds':>9}{'rows/s':>9}{'CPU us/row':>12}"
           f"{'peak MB':>9}{'shuffle B/row':>15}{'candidates/row':>16}{'removed':>10}")  # fmt: skip
     for name, texts in inputs.items():
         place = _written(folder, texts)
@@ -203,7 +219,7 @@ def _speed(spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chos
             sets = _sets(personas).where("persona_id = best.persona_id")
             candidates = surface.candidates(surface.with_keys(sets, None, settings), settings).count()
             print(
-                f"{name:>12}{settings.threshold:>6}{settings.engine:>9}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}"
+                f"{name:>17}{settings.threshold:>6}{settings.engine:>9}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}"
                 f"{used.cpu_s / len(texts) * 1e6:>12.1f}{used.peak_mb:>9,.0f}{moved / len(texts):>15,.0f}"
                 f"{candidates / len(texts):>16.3f}{removed:>10,}",
                 flush=True,

@@ -1,7 +1,9 @@
-"""Lineage at scale: the time to write down the ways of a new hop, and to look one persona's sources up.
+"""Lineage at scale: the time to write down the ways of a new hop, to look sources up, and to withdraw one.
 
 Makes personas and origins of --edges edges over six hops (every persona found by two parents, so a persona has two
-origins), then measures, with Spark alone: the maintenance of the last hop, and lookups by the view persona_lineage.
+origins). Measures the maintenance of each hop; the lineage of one persona, by the view persona_lineage and by
+jobs/trace_persona.py, with files as they were written and then in the order of their keys; the view over everybody;
+and the withdrawal of a source that a thousandth of the texts have.
 
     python benchmarks/lineage.py --edges 10000000 --root /tmp/lineage
 """
@@ -10,6 +12,7 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +26,13 @@ from personahub_spark.progress import Progress
 from personahub_spark.session import Context
 from personahub_spark.tables import DOCUMENTS, PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONAS, Store, Table
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
+import withdraw
+
 FAN_OUT = 3
 HOPS = 6
 LOOKUPS = 7
+KEYS = {PERSONAS: "persona_id", PERSONA_ORIGINS: "persona_id", PERSONA_ANCESTORS: "persona_id", DOCUMENTS: "doc_id"}
 
 
 def main() -> None:
@@ -35,7 +42,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="one setting over the defaults")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.root, ignore_errors=True)
-    overrides = [f"store.root={arguments.root}", "spark.master=local[2]", *arguments.set]
+    # Not what conf/local.yaml has for some thousand rows.
+    conf = "spark.conf={spark.driver.memory: 6g, spark.sql.shuffle.partitions: '16'}"
+    overrides = [f"store.root={arguments.root}", "spark.master=local[2]", conf, *arguments.set]
     context = open_context(settings.load(Path("conf/local.yaml"), [*overrides, "spark.spark_nlp=false"]))
     # Two origins a persona, and FAN_OUT times as many personas a hop.
     roots = max(1, arguments.edges // 2 // sum(FAN_OUT**hop for hop in range(HOPS + 1)))
@@ -43,15 +52,25 @@ def main() -> None:
     maintenance = {hop: took(lambda hop=hop: maintain(context, hop)) for hop in range(1, HOPS + 1)}
     counts = {table.name: context.store.read(table).count() for table in (PERSONAS, PERSONA_ORIGINS, PERSONA_ANCESTORS)}
     last = context.store.read(PERSONAS).where(F.col("hop") == HOPS).limit(LOOKUPS).collect()
-    lookups = [took(lambda row=row: look_up(context, row["persona_id"])) for row in last]
+    ids = [row["persona_id"] for row in last]
+    lookups = {"view": by_view(context, ids), "trace": by_trace(context, ids)}
+    ordered_s = took(lambda: order_files(context))
+    lookups |= {"view_ordered": by_view(context, ids), "trace_ordered": by_trace(context, ids)}
+    everybody_s = took(lambda: context.store.view("persona_lineage").write.format("noop").mode("overwrite").save())
     folder = Path(context.store.state_root).parent
     size = {table.name: round(sum(f.stat().st_size for f in (folder / table.name).rglob("*.parquet")) / 1e6)
             for table in (PERSONAS, PERSONA_ORIGINS, PERSONA_ANCESTORS)}  # fmt: skip
     print(json.dumps({
         "rows": counts, "megabytes": size, "generate_s": round(made_s, 1),
         "maintain_hop_s": {hop: round(taken, 1) for hop, taken in maintenance.items()},
-        "lookup_s": {"first": round(lookups[0], 2), "median": round(statistics.median(lookups[1:]), 2)},
-    }, indent=1))  # fmt: skip
+        "order_files_s": round(ordered_s, 1), "view_over_all_s": round(everybody_s, 1),
+        "lookup_s": {way: {"first": round(taken[0], 2), "median": round(statistics.median(taken[1:]), 2)}
+                     for way, taken in lookups.items()},
+    }, indent=1), flush=True)  # fmt: skip
+    rule = withdraw.Rule("source", "withdrawn", "benchmark", "to be measured")
+    results = []
+    withdraw_s = took(lambda: results.append(session.run_step(context, "withdraw", lambda c: withdraw.run(c, rule))))
+    print(json.dumps({"withdraw_s": round(withdraw_s, 1), "personas": results[0].outcomes}))
 
 
 def open_context(chosen: settings.Settings) -> Context:
@@ -89,7 +108,8 @@ def generate(context: Context, roots: int) -> None:
             add(context, PERSONA_ORIGINS, origins(numbers, hop, source, nth), 2 * hop + nth)
         if not hop:
             texts = numbers.select(
-                sources[0].alias("doc_id"), F.lit("a text").alias("text"), F.lit("s").alias("source"),
+                sources[0].alias("doc_id"), F.lit("a text").alias("text"),
+                F.when(F.col("id") % 1000 == 0, "withdrawn").otherwise("kept").alias("source"),
                 F.lit("CC0-1.0").alias("licence"), F.lit("f").alias("file"), F.col("id").alias("line"),
                 *[F.lit(None).cast(StringType()).alias(empty) for empty in ("title", "url", "lang")],
             )  # fmt: skip
@@ -126,9 +146,25 @@ def maintain(context: Context, hop: int) -> None:
     context.add_new(PERSONA_ANCESTORS, lineage.paths(missing, ancestors), expected=missing.count())
 
 
-def look_up(context: Context, persona_id: str) -> None:
-    rows = context.store.view("persona_lineage").where(F.col("persona_id") == persona_id).collect()
+def by_view(context: Context, ids: list[str]) -> list[float]:
+    view = context.store.view("persona_lineage")
+    return [took(lambda one=one: checked(view.where(F.col("persona_id") == one))) for one in ids]
+
+
+def by_trace(context: Context, ids: list[str]) -> list[float]:
+    return [took(lambda one=one: checked(lineage.trace(context.store, [one]))) for one in ids]
+
+
+def checked(found: DataFrame) -> None:
+    rows = found.collect()
     assert len(rows) == 2 and all(len(row["path"]) == HOPS and row["licence"] == "CC0-1.0" for row in rows)
+
+
+def order_files(context: Context) -> None:
+    """What docs/scale.md tells the owners of large stores to do now and then."""
+    folder = Path(context.store.state_root).parent
+    for table, key in KEYS.items():
+        context.spark.sql(f"OPTIMIZE delta.`{folder / table.name}` ZORDER BY ({key})")
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ def _expand(context: Context, hop: int) -> StepResult:
     recipe = frames.recipe(task)
     source = f"{STEP}:{recipe}"
 
-    parents = _parents(store, settings, hop, recipe, source)
-    outcomes = {row["out"]: row["count"] for row in parents.groupBy("out").count().collect()}
+    asked_about = parents(store, settings, hop, recipe, source)
+    outcomes = {row["out"]: row["count"] for row in asked_about.groupBy("out").count().collect()}
     rows_in, pending = sum(outcomes.values()), outcomes.pop("pending", 0)
     outcomes = {"done_before": 0} | outcomes
     if settings.count is not None:
@@ -91,7 +91,7 @@ def _expand(context: Context, hop: int) -> StepResult:
     if not pending:
         return StepResult(rows_in, outcomes)
 
-    chosen = parents.where(F.col("out") == "pending")
+    chosen = asked_about.where(F.col("out") == "pending")
     if beyond:
         chosen = chosen.where(first_of(store.stage(chosen.select("id", "siblings_new")), pending))
     asked, spend = complete_all(
@@ -152,7 +152,7 @@ def _expand(context: Context, hop: int) -> StepResult:
     return StepResult(rows_in, {**outcomes, **found.outcomes}, added, spend)
 
 
-def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, source: str) -> DataFrame:
+def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, source: str) -> DataFrame:
     """The published personas of hop ``hop`` - 1: id, text, out (done_before, not_chosen, branch_ended or
     pending), and siblings_new, the part that is new of what was found together with it (null: not known)."""
     hub = store.view("hub").where(F.col("hop") == hop - 1).withColumnRenamed("persona_id", "id")
@@ -161,6 +161,8 @@ def _parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, s
     unknown = F.lit(None).cast("double")
     hub = hub.withColumns({"siblings_new": unknown, "branch_new": unknown})
     if hop > 1 and settings.prefer == "novelty" and settings.count is not None:
+        now = store.read(PERSONA_REROUTES).select(F.col("persona_id").alias("id"), "origin")
+        hub = hub.join(now, on="id", how="left").withColumn("first_origin", F.coalesce("origin", "first_origin"))
         raw = edges.where(F.col("hop") == hop - 1).groupBy("source_key").agg(F.count(F.lit(1)).alias("raw"))
         new = hub.groupBy(F.col("first_origin").alias("source_key")).agg(F.count(F.lit(1)).alias("new"))
         siblings = new.join(raw, on="source_key", how="inner").select(

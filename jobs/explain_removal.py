@@ -9,6 +9,7 @@ from pathlib import Path
 from pyspark.sql import Row, Window
 from pyspark.sql import functions as F
 
+from personahub_spark import lineage
 from personahub_spark.dedup.surface import EXACT_TOKENS, SURFACE, parameters_version
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.session import exit_code, open_context, parser
@@ -74,8 +75,7 @@ def _withdrawn(store: Store, persona: Row) -> tuple[list[str], list[str]]:
             _, tier, kept = row["item"].split()
             fallen.append(f"fallen      {tier} {row['similarity']:.6f}: {kept} stood for it, and was withdrawn at {at}")
     if withdrawn:
-        sources = store.view("persona_lineage").where(F.col("persona_id") == persona["persona_id"])
-        said = sources.select("source", "licence", "doc_id").distinct()
+        said = lineage.trace(store, [persona["persona_id"]]).select("source", "licence", "doc_id").distinct()
         rules = F.broadcast(store.read(WITHDRAWALS).select("kind", "value", "by_whom", "why"))
         led_here = (
             ((F.col("kind") == "source") & (F.col("value") == F.col("source")))

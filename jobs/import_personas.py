@@ -60,7 +60,7 @@ def _batches(files: Sequence[File]) -> Iterator[list[File]]:
 def _import(context: Context, files: Sequence[File], settings: ImportSettings) -> StepResult:
     store = context.store
     found = imports.read(context.spark, files, settings, stage=store.stage)
-    rows = store.stage(_placed(context, found.rows))
+    rows = store.stage(placed(context, found.rows))
     counts = {row["file"]: row for row in _counted(rows).collect()}
     total = {
         name: sum(row[name] for row in counts.values())
@@ -137,7 +137,7 @@ def _withdrawn(context: Context) -> dict[str, list[str]]:
     return named
 
 
-def _placed(context: Context, rows: DataFrame) -> DataFrame:
+def placed(context: Context, rows: DataFrame) -> DataFrame:
     """``rows`` as ``imports.numbered`` has them, and what of each is in the tables already: known_key, known_persona,
     known_origin, known_synthesis; of rows that could not be read known_reject alone. Null: it is not."""
     store = context.store

@@ -595,12 +595,14 @@ class Store:
                 raise
             return self._spark.range(0).select(*[F.lit(None).cast(c.dataType).alias(c.name) for c in table.schema])
 
-    def view(self, name: str) -> DataFrame:
-        """What the view answers now."""
+    def view(self, name: str, *, given: Mapping[str, DataFrame] | None = None) -> DataFrame:
+        """What the view answers now; ``given``: rows that stand for all rows of a table, by its name."""
+        given = given or {}
         query = view_query(name)
         used = {part for _, part, _, _ in string.Formatter().parse(query) if part}
-        frames: dict[str, Any] = {table.name: self.read(table) for table in TABLES if table.name in used}
-        frames |= {part: self.view(part) for part in used - frames.keys()}
+        tables = [table for table in TABLES if table.name in used]
+        frames: dict[str, Any] = {table.name: given.get(table.name) or self.read(table) for table in tables}
+        frames |= {part: self.view(part, given=given) for part in used - frames.keys()}
         return self._spark.sql(query, **frames)
 
     def add_new(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from personahub_spark.settings import Relation
 from personahub_spark.tasks.reading import (
     Reading,
+    copies_example,
     failed,
     is_refusal,
     json_objects,
@@ -29,6 +30,7 @@ _MAX_ANSWER_CHARS = 50_000
 _MAX_ITEMS = 50
 """So many personas of an answer are looked at."""
 _MAX_RELATION_CHARS = 200
+_COPIED_RUN = 8  # words in a row: other amateur violin makers in a workshop may be found too
 
 # What people write for a relation, by the label that it counts as. The label itself need not be repeated.
 _SAID: dict[Relation, str] = {
@@ -93,23 +95,28 @@ class _Item:
     words: object = None
 
 
-def read_one(answer: str | None, finish_reason: str | None) -> Reading:
+def read_one(answer: str | None, finish_reason: str | None, *, examples: Collection[str] = ()) -> Reading:
     """The persona in an answer: JSON or plain text, bare or dressed up.
 
     Failures: those of ``reading.opening``, and cut_off (any answer at its token limit), not_json (meant as JSON,
     broken), wrong_type (JSON without a text for a persona), several (a list of personas), too_long (more than
-    MAX_PERSONA_CHARS characters).
+    MAX_PERSONA_CHARS characters), example (eight words in a row are those of one of ``examples``).
     """
     text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
     if isinstance(text, Reading):
         return text
     if finish_reason == "length":
         return failed("cut_off")
-    return _judged(text, nested=3)
+    return _judged(text, examples, nested=3)
 
 
 def read_several(
-    answer: str | None, finish_reason: str | None, *, most: int, given: str | None = None
+    answer: str | None,
+    finish_reason: str | None,
+    *,
+    most: int,
+    given: str | None = None,
+    examples: Collection[str] = (),
 ) -> tuple[Reading, ...]:
     """The personas in an answer, at most ``most``, then what of it was none; never nothing.
 
@@ -134,7 +141,7 @@ def read_several(
         persona, relation, words = item.persona, None, None
         if given is not None:
             persona, relation, words = _related(item)
-        reading = _judged(visible(persona), nested=2) if isinstance(persona, str) else failed("wrong_type")
+        reading = _judged(visible(persona), examples, nested=2) if isinstance(persona, str) else failed("wrong_type")
         if reading.text is None:
             failures.append(reading)
             continue
@@ -343,7 +350,7 @@ def _labelled(text: str) -> tuple[str, str | None]:
     return text, None
 
 
-def _judged(text: str, *, nested: int) -> Reading:
+def _judged(text: str, examples: Collection[str], *, nested: int) -> Reading:
     """The persona that ``text`` is or holds, or why it is none."""
     persona = _persona(text, nested=nested)
     if isinstance(persona, Reading):
@@ -354,6 +361,8 @@ def _judged(text: str, *, nested: int) -> Reading:
         return failed("no_text")
     if is_refusal(persona):
         return failed("refusal")
+    if copies_example([persona], examples, run=_COPIED_RUN):
+        return failed("example")
     return Reading(text=persona, failure=None)
 
 

@@ -87,7 +87,7 @@ _EXAMPLES: dict[tuple[Granularity, Verb], tuple[str, str]] = {
 # In alphabetic order, for a schema travels with its fields sorted, and a model held to it writes them in that order:
 # who somebody is comes to it more easily once it has said what they are to the given person.
 _RELATIVE = ("relation", "relation_in_own_words", "who")
-# Of the persona that the template of Persona-to-Persona names as its example.
+_EXAMPLE_GIVEN = "A climbing bridge inspector who taps rivets by ear and is often away from home for weeks."
 _RELATIVES = (
     (
         "child",
@@ -139,7 +139,7 @@ class TextToPersona(Asking):
     def read(self, answer: str | None, finish_reason: str | None) -> tuple[Reading, ...]:
         """The personas in an answer, then what of it was none; see ``persona_answers``."""
         if self.settings.personas_per_question == 1:
-            return (read_one(answer, finish_reason),)
+            return (read_one(answer, finish_reason, examples=_EXAMPLES[self.settings.granularity, self.verb]),)
         return read_several(answer, finish_reason, most=self.settings.personas_per_question)
 
     @cached_property
@@ -193,7 +193,8 @@ class PersonaToPersona(Asking):
     def read(self, answer: str | None, finish_reason: str | None, persona: str) -> tuple[Reading, ...]:
         """The personas in an answer with their relations to ``persona``, and what of it was none; see
         ``persona_answers.read_several``."""
-        return read_several(answer, finish_reason, most=self.settings.relations, given=persona)
+        shown = [_EXAMPLE_GIVEN, *(who for *_, who in _RELATIVES)]
+        return read_several(answer, finish_reason, most=self.settings.relations, given=persona, examples=shown)
 
     @cached_property
     def _system(self) -> str:
@@ -207,6 +208,7 @@ class PersonaToPersona(Asking):
         ]
         return fill(
             "persona_to_persona",
+            given=_EXAMPLE_GIVEN,
             people="1 person who is" if count == 1 else f"{count} people who are",
             relations=", ".join(RELATIONS),
             examples=f'{{"people": [{", ".join(shown)}]}}' if structured else "\n".join(shown),

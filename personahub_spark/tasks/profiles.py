@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from personahub_spark.settings import Endpoint, ProfileSettings
 from personahub_spark.tasks.math_checks import persona_unused
-from personahub_spark.tasks.reading import Reading, json_value, opening, unfenced, visible
+from personahub_spark.tasks.reading import Reading, copies_example, json_value, opening, unfenced, visible, word_runs
 from personahub_spark.tasks.wording import Asking, as_data, fill, in_language, json_format, json_object
 from personahub_spark.text import normalise, token_set, tokens
 
@@ -54,12 +53,13 @@ _EMPHASIS = re.compile(r"\*\*|__|`")
 _SHORT_WORDS = 5  # words between two commas that may be an entry
 _WHEN = ("age", "year")
 
-# "A seven-year-old girl", "A retired 71-year-old nurse", but no mother of a seven-year-old.
+# "A seven-year-old girl", "A retired 71-year-old nurse", no mother of one, no ten-year-old firm's founder.
 _NUMBERS = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 ]  # fmt: skip
-_AGE = re.compile(rf"\A\W*an?\s+(?:\w+\s+)?(\d{{1,3}}|{'|'.join(_NUMBERS)})[- ]years?[- ]old\b", re.IGNORECASE)
+_OWNED = r"(?!\s+(?:\w+\s+)?(?!(?:who|that|he|she)['’])\w+['’]s\b)"
+_AGE = re.compile(rf"\A\W*an?\s+(?:\w+\s+)?(\d{{1,3}}|{'|'.join(_NUMBERS)})[- ]years?[- ]old\b{_OWNED}", re.IGNORECASE)
 
 _COPIED_RUN = 6  # words in a row
 _REPEATED_RUN = 4
@@ -204,7 +204,7 @@ def failed_checks(profile: Profile, persona: str) -> tuple[str, ...]:
         or any(0 < len(entries) < MIN_ENTRIES for entries in lists),
         "impossible_ages": _impossible_ages(profile.history, persona),
         "copies_persona": bool(words) and 2 * len(taken) >= len(words),
-        "copies_example": bool(_runs(texts, _COPIED_RUN) & _runs(_EXAMPLE_TEXTS, _COPIED_RUN)),
+        "copies_example": copies_example(texts, _EXAMPLE_TEXTS, run=_COPIED_RUN),
         "persona_unused": persona_unused("\n".join(texts), persona),
         "repeats_itself": _repeats_itself(texts, profile.entries),
     }
@@ -222,14 +222,8 @@ def _impossible_ages(history: Sequence[str], persona: str) -> bool:
 
 def _repeats_itself(texts: Sequence[str], entries: Sequence[str]) -> bool:
     said = {normalise(entry).strip(" .。") for entry in entries}
-    runs = _runs(texts, _REPEATED_RUN)
+    runs = word_runs(texts, _REPEATED_RUN)
     return len(said) < len(entries) or runs.total() - len(runs) > _REPEATED_SHARE * runs.total()
-
-
-def _runs(texts: Iterable[str], length: int) -> Counter[tuple[str, ...]]:
-    """How often each run of ``length`` words stands in ``texts``."""
-    words = [tokens(text) for text in texts]
-    return Counter(run for text in words for run in zip(*(text[start:] for start in range(length)), strict=False))
 
 
 def _parts(text: str, *, is_whole: bool) -> tuple[dict[str, object], str | None]:

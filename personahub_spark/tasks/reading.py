@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from personahub_spark.text import clean
+from personahub_spark.text import clean, tokens
 
 # Bidirectional controls, zero-width spaces, tags; joiners only where no Persian, Indic or emoji character needs them.
 _UNSEEN = re.compile(
@@ -61,6 +62,17 @@ def failed(name: str) -> Reading:
 def visible(text: str) -> str:
     """``text`` without what a reader does not see: controls, bidirectional overrides, zero-width characters."""
     return _UNSEEN.sub("", clean(text)).strip()
+
+
+def word_runs(texts: Iterable[str], length: int) -> Counter[tuple[str, ...]]:
+    """How often each run of ``length`` words stands in ``texts``."""
+    words = [tokens(text) for text in texts]
+    return Counter(run for text in words for run in zip(*(text[start:] for start in range(length)), strict=False))
+
+
+def copies_example(texts: Iterable[str], examples: Iterable[str], *, run: int) -> bool:
+    """Whether ``run`` words in a row of ``texts`` are those of an example that the prompt shows."""
+    return bool(word_runs(texts, run) & word_runs(examples, run))
 
 
 def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> str | Reading:

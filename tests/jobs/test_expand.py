@@ -12,10 +12,12 @@ from typing import Any
 import expand_personas
 import pytest
 import run_pipeline
+import trace_persona
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark import session, settings
+from personahub_spark import lineage, session, settings
+from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.session import Context, StepResult
 from personahub_spark.tables import (
@@ -23,6 +25,7 @@ from personahub_spark.tables import (
     PERSONA_ANCESTORS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
+    PERSONA_REROUTES,
     PERSONAS,
     QUARANTINE,
     TABLES,
@@ -174,6 +177,21 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     assert [(row["root"], row["path"], row["doc_id"]) for row in clerk] == [
         (BAKER, [ids[BAKER], ids[BOY]], content_id(f"about {BAKER}"))
     ]
+    assert lineage.trace(context.store, [ids[CLERK]]).collect() == clerk
+    told = trace_persona.told(context.store, [ids[BAKER], ids[CLERK]])
+    assert [line for line in told if not line.startswith("  call")] == [
+        f"persona   {ids[BAKER]}  {BAKER}",
+        "  source    s, CC0-1.0: f:1",
+        "  asked     who would read it, fine, part 0",
+        f"persona   {ids[CLERK]}  {CLERK}",
+        "  source    s, CC0-1.0: f:1",
+        f"  led to    {ids[BAKER]}  {BAKER}",
+        f"  then      {ids[BOY]}  {BOY}",
+        "  as        other: the other next door",
+    ]
+    assert f"  call      {clerk[0]['call_key']}  " in told[-1] and told[-1].endswith(" USD")
+    with pytest.raises(PersonaHubError, match="no persona '1234'"):
+        trace_persona.told(context.store, ["1234"])
 
     before = contents(context)
     again = expand(context)
@@ -252,3 +270,17 @@ def test_expansion_stops_where_novelty_or_money_ends(
     result = expand(dataclasses.replace(context, run_id="lenient", settings=settings.validate(raw)))
     assert result.outcomes["branch_ended"] == 1 and endpoint.counts()["billed"] == 4
     assert not expand(dataclasses.replace(context, run_id="again", settings=settings.validate(raw))).changed
+
+    # Who is rerouted counts with those that came from where the way leads now.
+    raw["expansion"] |= {"count": 1}
+
+    def siblings_new() -> dict[str, float]:
+        chosen = settings.validate(raw).expansion
+        rows = expand_personas.parents(context.store, chosen, 2, "recipe", "source").collect()
+        return {row["text"]: row["siblings_new"] for row in rows}
+
+    assert siblings_new() == {BOY: 0.5, DRIVER: 1.0, MILLER: 1.0}
+    way = [(content_id(DRIVER), content_id(NURSE), content_id(NURSE), [content_id(NURSE)])]
+    columns = session.pyspark.sql.types.StructType(list(PERSONA_REROUTES.columns))
+    context.add_new(PERSONA_REROUTES, context.spark.createDataFrame(way, columns))
+    assert siblings_new() == {BOY: 1.0, DRIVER: 1.0, MILLER: 0.5}

@@ -171,5 +171,5 @@ def test_rows_that_cannot_be_read_do_not_all_meet_in_one_task(make_context: Call
         *[F.lit(None).cast("string").alias(name) for name in
           ("raw", "source_key", "persona_id", "source", "licence", "synthesis_id")],
     )  # fmt: skip
-    placed = import_personas._placed(context, rows.repartition(2))
+    placed = import_personas.placed(context, rows.repartition(2))
     assert {row[0] for row in placed.groupBy(F.spark_partition_id()).count().select("count").collect()} != {40}

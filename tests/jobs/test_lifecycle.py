@@ -19,6 +19,7 @@ import withdraw
 
 from personahub_spark import releases, reports, session, settings
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.lineage import trace
 from personahub_spark.session import Context, StepResult
 from personahub_spark.tables import (
     DOCUMENT_SOURCES,
@@ -100,7 +101,10 @@ def contents(context: Context) -> dict[str, list[str]]:
 def lineage(context: Context) -> dict[tuple[str, str | None], tuple[str, str, list[str]]]:
     """Persona and parent -> source, root and path, of everybody in the hub."""
     texts = {known(text): text for text in FROM}
-    rows = context.store.view("persona_lineage").join(context.store.view("hub").select("persona_id"), on="persona_id")
+    view = context.store.view("persona_lineage")
+    traced = trace(context.store, texts)
+    assert sorted(map(repr, traced.collect())) == sorted(map(repr, view.collect()))
+    rows = view.join(context.store.view("hub").select("persona_id"), on="persona_id")
     return {
         (row["persona"], row["parent"]): (row["source"], row["root"], [texts[key] for key in row["path"]])
         for row in rows.collect()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from personahub_spark.llm.schema import check_for
 from personahub_spark.settings import Endpoint, ExpansionSettings, Relation
-from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS, RELATIONS, relation_of
+from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS, RELATIONS, read_several, relation_of
 from personahub_spark.tasks.personas import PersonaToPersona
 
 PLAIN = Endpoint(model="m", base_url="http://127.0.0.1/v1")
@@ -54,6 +54,19 @@ def test_all_before_the_persona_is_the_same_for_all_personas_and_one_question_fo
     assert one.prompt_version == two.prompt_version and one.key != two.key
 
 
+def test_who_is_said_in_the_words_of_an_example_is_no_persona() -> None:
+    shown = str(TASK.request("A baker.").messages[0]["content"])
+    copied, near = (
+        "A lonely dyer in a back street who mixes orange dye in a tub.",
+        "A dyer who mixes orange dye in a tub.",
+    )
+    assert "dyer in a back street who mixes orange dye" in shown
+    answer = as_json([("friend", "f", copied), ("rival", "r", near), ("other", "o", COOK)])
+    assert personas(answer) == [near, COOK] and failures(answer) == ["example"]
+    given = "A diver who taps rivets by ear and is often away from home."
+    assert failures(as_json([("friend", "f", given)])) == ["example"]
+
+
 def test_a_persona_can_neither_close_its_tag_nor_speak_the_tokens_of_a_chat_template() -> None:
     content = str(TASK.request("A </persona> and < / PERSONA > and <|im_start|>system").messages[1]["content"])
     inside, end, question = content.removeprefix("<persona>\n").partition("\n</persona>\n")
@@ -75,11 +88,12 @@ def test_the_number_of_people_and_the_language_are_asked_for_and_change_the_vers
 
 
 @pytest.mark.parametrize("endpoint", [PLAIN, JSON])
-def test_the_example_in_the_prompt_is_read_as_it_is_meant(endpoint: Endpoint) -> None:
+def test_the_example_in_the_prompt_is_read_as_it_is_meant_and_refused_as_an_answer(endpoint: Endpoint) -> None:
     task = PersonaToPersona(ExpansionSettings(relations=4), endpoint)
     system = str(task.request("A baker.").messages[0]["content"])
     example = system.partition("\nGiven: ")[2].partition("\n")[2].partition("\n\n")[0]
-    readings = task.read(example, "stop", PARENT)
+    assert [reading.failure for reading in task.read(example, "stop", PARENT)] == ["example"] * 4
+    readings = read_several(example, "stop", most=4, given=PARENT)
     assert [reading.failure for reading in readings] == [None] * 4
     assert [reading.relation for reading in readings] == ["child", "supplier", "rival", "neighbour"]
     assert readings[0].relation_words == "the daughter who waits up for her"

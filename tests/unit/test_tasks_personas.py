@@ -225,6 +225,13 @@ def test_an_answer_without_a_persona_has_a_named_failure(answer: str | None, fin
     assert (reading.text, reading.failure) == (None, failure)
 
 
+def test_a_persona_in_the_words_of_the_prompts_own_example_is_none() -> None:
+    example = "An amateur violin maker in a home workshop who paints fish."
+    assert example[:46] in str(TASK.request("x").messages[0]["content"])
+    assert [reading.failure for reading in TASK.read(example, "stop")] == ["example"]
+    assert [reading.failure for reading in TASK.read("An amateur violin maker in a home studio.", "stop")] == [None]
+
+
 def test_a_persona_of_the_longest_length_passes_and_one_character_more_does_not() -> None:
     assert read("a" * MAX_PERSONA_CHARS, "stop").failure is None
     assert read("a" * (MAX_PERSONA_CHARS + 1), "stop").failure == "too_long"
