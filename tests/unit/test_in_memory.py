@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,3 +103,22 @@ def test_who_went_for_a_removed_equal_names_a_kept_one() -> None:
 def test_no_rows_and_rows_that_no_other_can_be_similar_to() -> None:
     assert removed([], Decimal("0.9")) == {}
     assert removed([frozenset({1}), frozenset({1, 2}), frozenset({2})], Decimal("0.9")) == {}
+
+
+def test_few_pairs_are_proposed_and_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified, proposed = in_memory._verified, list[tuple[int, int]]()
+
+    def watched(tokens: Lists, small: Any, large: Any, threshold: Fraction) -> Any:
+        proposed.extend(zip(small.tolist(), large.tolist(), strict=True))
+        return verified(tokens, small, large, threshold)
+
+    monkeypatch.setattr(in_memory, "_verified", watched)
+    removed(random_sets(8, 200), Decimal("0.5"))
+    assert proposed and len(proposed) == len(set(proposed)) and all(one < other for one, other in proposed)
+    # A token that all have is among the rarest of nobody; a set of two is similar to its equal alone.
+    for sets, threshold in (
+        ([frozenset({0, 100 + n}) for n in range(2000)], Decimal("0.6")),
+        ([frozenset({1, 2}), frozenset({1, 3}), *[frozenset({2, 3, n}) for n in range(100, 140)]], Decimal("0.9")),
+    ):
+        proposed.clear()
+        assert removed(sets, threshold) == {} and proposed == []
