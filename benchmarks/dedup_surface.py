@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import random
@@ -46,6 +47,7 @@ SETS = {
     "wordnet_glosses": ("shorttext/wordnet_glosses.jsonl.gz", "text"),
     "debian_descriptions_10langs": ("multilingual/debian_descriptions_10langs.jsonl.gz", "text"),
 }
+PATHS = {"auto": surface.IN_ONE_TASK, "one-task": 1 << 62, "joins": 0}
 SHORT = ("package_summaries_sample", "wordnet_glosses", "persona_chat_profiles")
 
 
@@ -56,9 +58,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 250_000, 1_000_000])
     parser.add_argument("--engines", nargs="+", default=["minhash", "exact"], choices=["minhash", "exact"])
     parser.add_argument("--thresholds", type=Decimal, nargs="+", default=[Decimal("0.9")])
+    parser.add_argument("--paths", nargs="+", choices=list(PATHS), help="recall: one-task joins; speed, copies: auto")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--python", help="peers: the Python of an environment that has them")
     parser.add_argument("--peers", nargs="+", default=["rensa", "datasketch", "datatrove", "text-dedup"])
+    parser.add_argument("--modes", nargs="+", default=["same", "usual"], choices=["same", "usual"], help="of peers")
+    parser.add_argument("--repeats", type=int, default=1, help="peers: so many runs of each")
     parser.add_argument("--memory", default="3g", help="of the JVM (default: %(default)s)")
     parser.add_argument("--partitions", default="8", help="of a shuffle (default: %(default)s)")
     chosen = parser.parse_args()
@@ -72,15 +77,24 @@ def main() -> None:
         spark = session.build(SparkSettings(master="local[2]", app_name="benchmark", conf=conf))
         settings = [SurfaceSettings(engine=e, threshold=t) for t in chosen.thresholds for e in chosen.engines]
         if chosen.what == "recall":
-            _recall(spark, folder, chosen.data, chosen.sets, settings)
+            _recall(spark, folder, chosen.data, chosen.sets, settings, chosen.paths or ["one-task", "joins"])
         elif chosen.what == "peers":
             for rows in chosen.rows:
-                _peers(spark, folder, _mixed(chosen.data, rows), chosen.python, chosen.peers, settings)
+                _peers(
+                    spark, folder, _mixed(chosen.data, rows), settings,
+                    python=chosen.python, peers=chosen.peers, modes=chosen.modes, repeats=chosen.repeats,
+                )  # fmt: skip
         elif chosen.what == "speed":
-            _speed(spark, folder, {f"{n:,}": _mixed(chosen.data, n) for n in chosen.rows}, settings)
+            _speed(
+                spark,
+                folder,
+                {f"{n:,}": _mixed(chosen.data, n) for n in chosen.rows},
+                settings,
+                chosen.paths or ["auto"],
+            )
         else:
             hot = {f"copies {n:,}": _copies(n) for n in chosen.rows} | {f"hot {n:,}": _hot(n) for n in chosen.rows}
-            _speed(spark, folder, hot, settings)
+            _speed(spark, folder, hot, settings, chosen.paths or ["auto"])
         spark.stop()
 
 
@@ -131,21 +145,26 @@ def _written(folder: Path, texts: list[str]) -> str:
 # What is found
 
 
-def _recall(spark: SparkSession, folder: Path, data: Path, names: list[str], chosen: list[SurfaceSettings]) -> None:
-    print(f"{'':32}{'t':>6}{'engine':>9}{'J=1 pairs':>11}{'pairs':>9}{'recall':>9}{'lowest tenth':>22}"
+def _recall(
+    spark: SparkSession,
+    folder: Path,
+    data: Path,
+    names: list[str],
+    chosen: list[SurfaceSettings],
+    paths: list[str],
+) -> None:
+    """Truth is what the exact engine finds by the last of ``paths``: with joins last each path checks the other."""
+    print(f"{'':32}{'t':>6}{'engine':>9}{'path':>10}{'J=1 pairs':>11}{'pairs':>10}{'recall':>9}{'lowest tenth':>22}"
           f"{'removed':>9}{'wrong':>7}{'left over':>10}")  # fmt: skip
-    for name in names:
+    for name, settings in itertools.product(names, chosen):
         texts = texts_of(data, name)
         personas = spark.read.parquet(_written(folder, texts))
-        truth: dict[Decimal, dict[tuple[str, str], float]] = {}
-        for settings in sorted(chosen, key=lambda one: one.engine):
-            found = _pairs(personas, settings)
-            every = truth.setdefault(settings.threshold, found)
-            if settings.engine != "exact" and every is found:
-                every = truth[settings.threshold] = _pairs(personas, settings.model_copy(update={"engine": "exact"}))
-            least = Fraction(settings.threshold)
-            low = {pair for pair, similarity in every.items() if similarity < least + (1 - least) / 2}
-            removals = surface.deduplicate(personas, settings=settings).removals.collect()
+        every = _pairs(personas, settings.model_copy(update={"engine": "exact"}), paths[-1])
+        least = Fraction(settings.threshold)
+        low = {pair for pair, similarity in every.items() if similarity < least + (1 - least) / 2}
+        for path in paths:
+            found = _pairs(personas, settings, path)
+            removals = surface.deduplicate(personas, settings=settings, in_one_task=PATHS[path]).removals.collect()
             gone = {row["persona_id"] for row in removals}
             sets = {row["persona_id"]: set(token_set(texts[int(row["persona_id"], 16)])) for row in removals}
             sets |= {row["kept_id"]: set(token_set(texts[int(row["kept_id"], 16)])) for row in removals}
@@ -155,8 +174,8 @@ def _recall(spark: SparkSession, folder: Path, data: Path, names: list[str], cho
             )
             left_over = sum(not gone & set(pair) for pair in every)
             print(
-                f"{name:32}{settings.threshold:>6}{settings.engine:>9}{_equal_pairs(personas):>11,}{len(every):>9,}"
-                f"{_share(found.keys() & every.keys(), every):>9}"
+                f"{name:32}{settings.threshold:>6}{settings.engine:>9}{path:>10}{_equal_pairs(personas):>11,}"
+                f"{len(every):>10,}{_share(found.keys() & every.keys(), every):>9}"
                 f"{_share(found.keys() & low, low):>9}{f' of {len(low):,}':>13}"
                 f"{len(removals):>9,}{sum(not good for good in similar):>7}{left_over:>10,}",
                 flush=True,
@@ -167,17 +186,23 @@ def _share(part: Any, whole: Any) -> str:
     return f"{len(part) / len(whole):.5f}" if whole else "-"
 
 
-def _pairs(personas: DataFrame, settings: SurfaceSettings) -> dict[tuple[str, str], float]:
-    """Pairs of different token sets, each set by its first persona, as they are found in one task."""
+def _pairs(personas: DataFrame, settings: SurfaceSettings, path: str) -> dict[tuple[str, str], float]:
+    """Pairs of different token sets, each set by its first persona, as they are found in one task or by joins."""
     sets = _sets(personas).where("persona_id = best.persona_id").localCheckpoint()
     by_keys = settings.engine == "minhash"
+    if path == "joins":
+        keyed = surface.with_keys(sets, None, settings)
+        joined = surface.verified(surface.candidates(keyed, settings), keyed, settings).collect()
+        return {(min(row["id_a"], row["id_b"]), max(row["id_a"], row["id_b"])): row["similarity"] for row in joined}
     rows = (surface.with_keys(sets, None, settings) if by_keys else sets).toPandas()
     ids, tokens, keys = rows["persona_id"].to_numpy(), _lists(rows["tokens"]), None
     if by_keys:
         keys = _lists(rows["keys"])
-    found = in_memory.similar(tokens, keys, is_new=np.ones(len(ids), bool), threshold=Fraction(settings.threshold))
-    pairs = zip(ids[found.one], ids[found.other], found.similarity.tolist(), strict=True)
-    return {(min(one, other), max(one, other)): similarity for one, other, similarity in pairs}
+    pairs = {}
+    for portion in in_memory.similar(tokens, keys, published=0, threshold=Fraction(settings.threshold)):
+        for one, other, similarity in zip(ids[portion.better], ids[portion.row], portion.similarity, strict=True):
+            pairs[min(one, other), max(one, other)] = float(similarity)
+    return pairs
 
 
 def _lists(column: pd.Series) -> in_memory.Lists:
@@ -196,30 +221,34 @@ def _equal_pairs(personas: DataFrame) -> int:
 # What it costs
 
 
-def _speed(spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chosen: list[SurfaceSettings]) -> None:
+def _speed(
+    spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chosen: list[SurfaceSettings], paths: list[str]
+) -> None:
+    """Candidates are those of the joins, whose prefixes are a little longer than in one task."""
     warm = spark.read.parquet(_written(folder, next(iter(inputs.values()))[:20_000]))
-    for settings in chosen:
-        surface.deduplicate(warm, settings=settings).removals.count()
-    print(f"{'rows':>17}{'t':>6}{'engine':>9}{'seconds':>9}{'rows/s':>9}{'CPU us/row':>12}"
+    for settings, path in itertools.product(chosen, ("one-task", "joins")):
+        surface.deduplicate(warm, settings=settings, in_one_task=PATHS[path]).removals.count()
+    print(f"{'rows':>17}{'t':>6}{'engine':>9}{'path':>10}{'seconds':>9}{'rows/s':>9}{'CPU us/row':>12}"
           f"{'peak MB':>9}{'shuffle B/row':>15}{'candidates/row':>16}{'removed':>10}")  # fmt: skip
     for name, texts in inputs.items():
         place = _written(folder, texts)
-        for settings in chosen:
+        for settings, path in itertools.product(chosen, paths):
             personas = spark.read.parquet(place)
+            out = f"{place}-{settings.engine}-{settings.threshold}-{path}"
             spark.sparkContext._jvm.System.gc()  # type: ignore[union-attr]
             moved = shuffled(spark)
             with Watch() as used:
                 started = time.monotonic()
-                surface.deduplicate(personas, settings=settings).removals.write.parquet(
-                    f"{place}-{settings.engine}-{settings.threshold}"
-                )
+                found = surface.deduplicate(personas, settings=settings, in_one_task=PATHS[path])
+                found.removals.write.parquet(out)
                 seconds = time.monotonic() - started
             moved = shuffled(spark) - moved
-            removed = spark.read.parquet(f"{place}-{settings.engine}-{settings.threshold}").count()
+            removed = spark.read.parquet(out).count()
             sets = _sets(personas).where("persona_id = best.persona_id")
             candidates = surface.candidates(surface.with_keys(sets, None, settings), settings).count()
             print(
-                f"{name:>17}{settings.threshold:>6}{settings.engine:>9}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}"
+                f"{name:>17}{settings.threshold:>6}{settings.engine:>9}{path:>10}{seconds:>9.1f}"
+                f"{len(texts) / seconds:>9,.0f}"
                 f"{used.cpu_s / len(texts) * 1e6:>12.1f}{used.peak_mb:>9,.0f}{moved / len(texts):>15,.0f}"
                 f"{candidates / len(texts):>16.3f}{removed:>10,}",
                 flush=True,
@@ -227,7 +256,15 @@ def _speed(spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chos
 
 
 def _peers(
-    spark: SparkSession, folder: Path, texts: list[str], python: str, peers: list[str], chosen: list[SurfaceSettings]
+    spark: SparkSession,
+    folder: Path,
+    texts: list[str],
+    chosen: list[SurfaceSettings],
+    *,
+    python: str,
+    peers: list[str],
+    modes: list[str],
+    repeats: int,
 ) -> None:
     """Ours and theirs, by who is removed: what is left of similar pairs, and who goes without a similar kept one."""
     place = _written(folder, texts)
@@ -236,7 +273,7 @@ def _peers(
         int(row["persona_id"], 16): int(row["id"], 16)
         for row in _sets(personas).select("persona_id", F.col("best.persona_id").alias("id")).collect()
     }
-    pairs = [(int(a, 16), int(b, 16)) for a, b in _pairs(personas, SurfaceSettings(engine="exact"))]
+    pairs = [(int(a, 16), int(b, 16)) for a, b in _pairs(personas, SurfaceSettings(engine="exact"), "joins")]
     near: dict[int, set[int]] = {}
     for a, b in pairs:
         near.setdefault(a, set()).add(b)
@@ -251,7 +288,7 @@ def _peers(
               f"{wrong:>8,}{left_over:>11,}", flush=True)  # fmt: skip
 
     print(f"{'':28}{'rows':>10}{'seconds':>9}{'rows/s':>9}{'peak MB':>9}{'removed':>9}{'wrong':>8}{'left over':>11}")
-    for settings in chosen:
+    for _, settings in itertools.product(range(repeats), chosen):
         with Watch() as used:
             started = time.monotonic()
             gone = surface.deduplicate(personas, settings=settings).removals.select("persona_id").collect()
@@ -259,8 +296,8 @@ def _peers(
         tell(f"ours, {settings.engine}", seconds, used.peak_mb, {int(row["persona_id"], 16) for row in gone})
     lines = folder / "texts.jsonl"
     lines.write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
-    for peer in peers:
-        for mode in ("same", "usual"):
+    for _, peer in itertools.product(range(repeats), peers):
+        for mode in modes:
             answer = folder / f"{peer}-{mode}.json"
             script = Path(__file__).with_name("dedup_peers.py")
             command = [python, str(script), peer, str(lines), "0.9", mode, str(answer)]

@@ -53,9 +53,10 @@ def main() -> None:
     counts = {table.name: context.store.read(table).count() for table in (PERSONAS, PERSONA_ORIGINS, PERSONA_ANCESTORS)}
     last = context.store.read(PERSONAS).where(F.col("hop") == HOPS).limit(LOOKUPS).collect()
     ids = [row["persona_id"] for row in last]
-    lookups = {"view": by_view(context, ids), "trace": by_trace(context, ids)}
+    told: dict[str, list[str]] = {}
+    lookups = {"view": by_view(context, ids, told), "trace": by_trace(context, ids, told)}
     ordered_s = took(lambda: order_files(context))
-    lookups |= {"view_ordered": by_view(context, ids), "trace_ordered": by_trace(context, ids)}
+    lookups |= {"view_ordered": by_view(context, ids, told), "trace_ordered": by_trace(context, ids, told)}
     everybody_s = took(lambda: context.store.view("persona_lineage").write.format("noop").mode("overwrite").save())
     folder = Path(context.store.state_root).parent
     size = {table.name: round(sum(f.stat().st_size for f in (folder / table.name).rglob("*.parquet")) / 1e6)
@@ -70,6 +71,7 @@ def main() -> None:
     rule = withdraw.Rule("source", "withdrawn", "benchmark", "to be measured")
     results = []
     withdraw_s = took(lambda: results.append(session.run_step(context, "withdraw", lambda c: withdraw.run(c, rule))))
+    assert results[0].outcomes["stays"] > 0 == results[0].outcomes["withdrawn"]  # each root was found twice
     print(json.dumps({"withdraw_s": round(withdraw_s, 1), "personas": results[0].outcomes}))
 
 
@@ -146,18 +148,20 @@ def maintain(context: Context, hop: int) -> None:
     context.add_new(PERSONA_ANCESTORS, lineage.paths(missing, ancestors), expected=missing.count())
 
 
-def by_view(context: Context, ids: list[str]) -> list[float]:
+def by_view(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
     view = context.store.view("persona_lineage")
-    return [took(lambda one=one: checked(view.where(F.col("persona_id") == one))) for one in ids]
+    return [took(lambda one=one: check(view.where(F.col("persona_id") == one), told, one)) for one in ids]
 
 
-def by_trace(context: Context, ids: list[str]) -> list[float]:
-    return [took(lambda one=one: checked(lineage.trace(context.store, [one]))) for one in ids]
+def by_trace(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
+    return [took(lambda one=one: check(lineage.trace(context.store, [one]), told, one)) for one in ids]
 
 
-def checked(found: DataFrame) -> None:
+def check(found: DataFrame, told: dict[str, list[str]], persona_id: str) -> None:
+    """Each way must tell the same of a persona."""
     rows = found.collect()
     assert len(rows) == 2 and all(len(row["path"]) == HOPS and row["licence"] == "CC0-1.0" for row in rows)
+    assert told.setdefault(persona_id, sorted(map(repr, rows))) == sorted(map(repr, rows))
 
 
 def order_files(context: Context) -> None:

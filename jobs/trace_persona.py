@@ -24,7 +24,7 @@ def main() -> None:
 
 def told(store: Store, persona_ids: list[str]) -> list[str]:
     """Lines about each persona and each of its origins; PersonaHubError when one is not known."""
-    rows = trace(store, persona_ids).orderBy("persona_id", "hop", "call_key", "source").collect()
+    rows = trace(store, persona_ids).orderBy("persona_id", "hop", "call_key", "source", "file", "line").collect()
     on_the_way = {person for row in rows for person in row["path"]}
     known = store.read(PERSONAS).where(F.col("persona_id").isin(sorted(on_the_way.union(persona_ids))))
     texts = {row["persona_id"]: " ".join(row["text"].split()) for row in known.collect()}
@@ -43,7 +43,7 @@ def told(store: Store, persona_ids: list[str]) -> list[str]:
 def _origin(row: Row, texts: dict[str, str]) -> list[str]:
     place = " ".join(part for part in (row["title"] and f"“{row['title']}”", row["url"], _in_file(row)) if part)
     licence = row["licence"] or "no licence stated"
-    lines = [f"  source    {row['source'] or 'unknown'}, {licence}: {place or row['doc_id']}"]
+    lines = [f"  source    {row['source'] or 'unknown'}, {licence}: {place or row['doc_id'] or 'no place'}"]
     lines += [f"  {'then' if nth else 'led to':9} {person}  {texts[person]}" for nth, person in enumerate(row["path"])]
     if row["relation"]:
         lines.append(f"  as        {row['relation']}{': ' + row['relation_words'] if row['relation_words'] else ''}")

@@ -35,6 +35,9 @@ from personahub_spark.tables import (
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row
 
+# What the view persona_lineage does not use of what it joins.
+_UNREAD = {LLM_CALLS.name: ("text", "vector", "error_message"), DOCUMENTS.name: ("text",)}
+
 MAX_ROUNDS = 100
 """As many steps as a way may have that goes round what was withdrawn."""
 
@@ -69,13 +72,16 @@ def trace(store: Store, persona_ids: Collection[str]) -> DataFrame:
     """The rows that the view ``persona_lineage`` has of these personas.
 
     The view joins whole tables, which suits reports; here the rows of each table are looked up by their keys, step by
-    step, so that few of millions are read, and fewer still where the files are in the order of the keys (OPTIMIZE ...
+    step, and no table is shuffled. Whole files are passed over where they are in the order of the keys (OPTIMIZE ...
     ZORDER BY). For up to some hundred personas: what is found on the way is held by the driver. Runs Spark jobs.
     """
     given: dict[str, DataFrame] = {}
 
     def look_up(table: Table, column: str, keys: Collection[str]) -> list[Row]:
         found = store.read(table)
+        # Long, and of no use here: not read at all.
+        unread = [name for name in _UNREAD.get(table.name, ()) if name in found.columns]
+        found = found.withColumns({name: F.lit(None).cast(found.schema[name].dataType) for name in unread})
         rows = found.where(F.col(column).isin(sorted(keys))).collect() if keys else []
         # Spark does not know how few they are, and would shuffle them for each join.
         given[table.name] = F.broadcast(found.sparkSession.createDataFrame(rows, found.schema).coalesce(1))

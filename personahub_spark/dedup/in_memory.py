@@ -1,12 +1,13 @@
 """Surface dedup of so few rows that one task holds them: what ``surface`` does by joins, in NumPy, without Spark.
 
-Rows are numbers in order of priority: row 0 is the best. ``Lists`` are Arrow's: all values in one array, and where each
-row's begin.
+Rows are numbers in order of priority: row 0 is the best. They are gone through in that order, some at a time, and only
+pairs with a row that is still kept are held, so memory grows with the rows and not with the pairs. ``Lists`` are
+Arrow's: all values in one array, and where each row's begin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,9 +17,10 @@ import numpy.typing as npt
 import pandas as pd
 
 Integers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
-# So many proposed pairs, or tokens of such, are looked at at once: some hundred megabytes.
-_AT_ONCE = 1 << 21
+# So many proposed pairs, or tokens of such, are looked at at once: some ten megabytes an array.
+_AT_ONCE = 1 << 19
 
 
 class Lists(NamedTuple):
@@ -46,67 +48,126 @@ class Lists(NamedTuple):
         return Lists.of(self.values[_ranges(self.starts[rows], lengths)], lengths)
 
 
-class Removals(NamedTuple):
-    row: Integers
-    kept: Integers
-    similarity: npt.NDArray[np.float64]
-
-
 class Pairs(NamedTuple):
-    """Pairs of rows, and how similar they are."""
+    """Rows, each with a better one that is similar to it."""
 
-    one: Integers
-    other: Integers
+    row: Integers
+    better: Integers
     similarity: npt.NDArray[np.float64]
 
+    def where(self, mask: Mask) -> Pairs:
+        return Pairs(self.row[mask], self.better[mask], self.similarity[mask])
 
-_NO_PAIRS = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64))
+    def in_order(self) -> Pairs:
+        """By row; of a row's pairs the most similar ones first, of equals the one with the best other row."""
+        order = np.lexsort((self.better, -self.similarity, self.row))
+        return Pairs(self.row[order], self.better[order], self.similarity[order])
+
+    @staticmethod
+    def of(parts: list[Pairs]) -> Pairs:
+        parts = [Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64)), *parts]
+        return Pairs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def removals(tokens: Lists, keys: Lists | None, *, published: int, threshold: Fraction) -> Removals:
-    """Who goes because a better row has the same tokens, or nearly (Jaccard similarity >= ``threshold``).
+def removals(tokens: Lists, keys: Lists | None, *, published: int, threshold: Fraction) -> Pairs:
+    """Who goes because a better row has the same tokens, or nearly (Jaccard similarity >= ``threshold``): each with the
+    most similar of the better rows that stay, the best of equally similar ones.
 
     ``tokens``: each row's distinct tokens, sorted, at least one. ``keys``: similar rows are looked for among those that
     have a key in common; None: among all, so that no pair is missed. The first ``published`` rows stay, and are not
     compared with one another.
     """
-    best = _best_of_equals(tokens)
+    best = _best_of_equals(tokens, published)
     sets = np.flatnonzero(best == np.arange(len(best)))
-    found = similar(
-        tokens.take(sets), None if keys is None else keys.take(sets), is_new=sets >= published, threshold=threshold
-    )
-    near = Pairs(sets[found.one], sets[found.other], found.similarity)
-    return _greedy(best, near)
+    twins = np.flatnonzero(best != np.arange(len(best)))
+    has_twins = np.zeros(len(best), bool)
+    has_twins[best[twins]] = True
+    # A row whose tokens a better one has goes in any case: for that one, or for one of those that it went for.
+    gone = np.zeros(len(best), bool)
+    found: list[tuple[int, int, float]] = []
+    near_twins: list[Pairs] = []
+    for portion in similar(
+        tokens.take(sets),
+        None if keys is None else keys.take(sets),
+        published=int(np.count_nonzero(sets < published)),
+        threshold=threshold,
+        wanted=lambda better: ~gone[sets[better]] | has_twins[sets[better]],
+    ):
+        pairs = Pairs(sets[portion.row], sets[portion.better], portion.similarity)
+        for row, better, similarity in zip(*(column.tolist() for column in pairs), strict=True):
+            if not gone[row] and not gone[better]:
+                gone[row] = True
+                found.append((row, better, similarity))
+        turned = Pairs(pairs.better, pairs.row, pairs.similarity)
+        near_twins += [
+            both.where(gone[both.row] & has_twins[both.row] & ~gone[both.better]) for both in (pairs, turned)
+        ]
+    found += _of_twins(twins.tolist(), best, gone, Pairs.of(near_twins).in_order())
+    row, kept, alike = zip(*sorted(found), strict=True) if found else ((), (), ())
+    return Pairs(np.array(row, np.int64), np.array(kept, np.int64), np.array(alike, np.float64))
 
 
-def similar(tokens: Lists, keys: Lists | None, *, is_new: npt.NDArray[np.bool_], threshold: Fraction) -> Pairs:
-    """The pairs of rows as similar as ``threshold``, not both old; no two rows have the same tokens.
+def similar(
+    tokens: Lists,
+    keys: Lists | None,
+    *,
+    published: int,
+    threshold: Fraction,
+    wanted: Callable[[Integers], Mask] = lambda better: np.ones(len(better), bool),
+) -> Iterator[Pairs]:
+    """The pairs of rows as similar as ``threshold``, in portions, in order; no two rows may have the same tokens.
 
-    Rows that have a key in common are proposed. Without ``keys`` they are the rarest tokens, so many that similar rows
-    share one (prefix filtering; see ``surface``).
+    Rows that have a key in common are proposed. Without ``keys`` these are the rarest tokens, so many that similar rows
+    share one (prefix filtering; see ``surface``). The first ``published`` rows are not compared with one another.
+    ``wanted`` says of better rows, before each portion, whose pairs are of use.
     """
-    by_size = np.argsort(tokens.lengths, kind="stable")
-    tokens = _by_rarity(tokens.take(by_size))
-    proposed = (
-        _proposed_by_prefix(tokens, is_new[by_size], threshold)
-        if keys is None
-        else _proposed(_dense(keys.take(by_size)), None, tokens.lengths, is_new[by_size], threshold)
-    )
-    found = [_NO_PAIRS]
-    for smaller, larger in proposed:
-        found += _verified(tokens, smaller, larger, threshold)
-    small, large = (np.concatenate([pairs[end] for pairs in found]) for end in (0, 1))
-    one, other = by_size[small], by_size[large]
-    similarity = np.concatenate([pairs.similarity for pairs in found])
-    return Pairs(np.minimum(one, other), np.maximum(one, other), similarity)
+    least, whole = threshold.as_integer_ratio()
+    tokens = _by_rarity(tokens)
+    sizes, count = tokens.lengths, len(tokens.lengths)
+    keys, left = _prefixes(tokens, threshold) if keys is None else (_dense(keys), None)
+    rows = keys.rows
+    code = keys.values * count + rows
+    by_key = np.argsort(code, kind="stable")
+    in_turn = code[by_key]
+    # Those with the same key that come before a row are its proposals.
+    begin = np.searchsorted(in_turn, keys.values * count)
+    proposals = np.where(rows < published, 0, np.searchsorted(in_turn, code) - begin)
+    for first, last in _portions(np.concatenate(([0], np.cumsum(proposals)))[keys.starts]):
+        probing = np.arange(keys.starts[first], keys.starts[last])
+        probe = np.repeat(probing, proposals[probing])
+        met = by_key[_ranges(begin[probing], proposals[probing])]
+        row, better = rows[probe], rows[met]
+        small, large = np.minimum(sizes[row], sizes[better]), np.maximum(sizes[row], sizes[better])
+        fits = wanted(better) & (small * whole >= large * least)
+        if left is not None:
+            # Tokens are in one order in all rows, so at the first common one no more are left than from it on.
+            fits &= np.minimum(left[probe], left[met]) * (least + whole) >= (small + large) * least
+        pair = np.unique(row[fits] * count + better[fits])
+        yield Pairs.of(list(_verified(tokens, pair // count, pair % count, threshold))).in_order()
 
 
-def _best_of_equals(tokens: Lists) -> Integers:
-    """For each row the first one with the same tokens."""
+def _best_of_equals(tokens: Lists, published: int) -> Integers:
+    """For each row the first one with the same tokens; of published rows themselves."""
     whole, starts = tokens.values.tobytes(), (tokens.starts * tokens.values.itemsize).tolist()
     first: dict[bytes, int] = {}
     best = (first.setdefault(whole[start:end], row) for row, (start, end) in enumerate(pairwise(starts)))
-    return np.fromiter(best, np.int64, len(starts) - 1)
+    found = np.fromiter(best, np.int64, len(starts) - 1)
+    found[:published] = np.arange(published)
+    return found
+
+
+def _of_twins(twins: list[int], best: Integers, gone: Mask, near: Pairs) -> Iterator[tuple[int, int, float]]:
+    """Why rows go whose tokens a better one has; ``near``: for whom those may go whose best is gone, in order."""
+    starts = np.searchsorted(near.row, np.arange(len(best) + 1))
+    others, alike = near.better.tolist(), near.similarity.tolist()
+    for row in twins:
+        mine = int(best[row])
+        if gone[mine]:
+            # One that stays may come later than this row, if it is near enough to the best one.
+            place = next(n for n in range(starts[mine], starts[mine + 1]) if others[n] < row)
+            yield row, others[place], alike[place]
+        else:
+            yield row, mine, 1.0
 
 
 def _dense(lists: Lists) -> Lists:
@@ -124,113 +185,35 @@ def _by_rarity(tokens: Lists) -> Lists:
     return Lists(np.sort(row + rank[number]) - row, tokens.starts)
 
 
-def _proposed_by_prefix(
-    tokens: Lists, is_new: npt.NDArray[np.bool_], threshold: Fraction
-) -> Iterator[tuple[Integers, Integers]]:
+def _prefixes(tokens: Lists, threshold: Fraction) -> tuple[Lists, Integers]:
+    """The rarest tokens of each row; and for each of these how many tokens of its row there are from it on."""
     least, whole = threshold.as_integer_ratio()
-    sizes = tokens.lengths
-    position = np.arange(len(tokens.values)) - tokens.starts[tokens.rows]
+    sizes, rows = tokens.lengths, tokens.rows
+    left = tokens.starts[rows + 1] - np.arange(len(tokens.values))
     lengths = sizes - (sizes * least + whole - 1) // whole + 1
     # One token is too much of a small set for another to be as similar: nobody need find it.
     lengths[sizes * (whole - least) < least] = 0
-    chosen = position < lengths[tokens.rows]
-    return _proposed(Lists.of(tokens.values[chosen], lengths), position[chosen], sizes, is_new, threshold)
+    chosen = sizes[rows] - left < lengths[rows]
+    return Lists.of(tokens.values[chosen], lengths), left[chosen]
 
 
-def _proposed(
-    keys: Lists,
-    position: Integers | None,
-    sizes: Integers,
-    is_new: npt.NDArray[np.bool_],
-    threshold: Fraction,
-) -> Iterator[tuple[Integers, Integers]]:
-    """(smaller row, larger row), each pair once: with a common key, sizes that fit, and one that is new.
-
-    Rows are in the order of their sizes. ``position``: of each key among its row's tokens, where keys are tokens.
-    """
-    least, whole = threshold.as_integer_ratio()
-    count = len(sizes)
-    rows = keys.rows
-    entries = np.arange(len(rows))
-    if position is not None:
-        # The smaller one of a pair has the more in common for its size: fewer of its keys may be missing.
-        of_row = sizes[rows]
-        entries = np.flatnonzero(position <= of_row - (2 * least * of_row + least + whole - 1) // (least + whole))
-    code = keys.values[entries] * count + rows[entries]
-    in_turn = np.argsort(code, kind="stable")
-    code, posted = code[in_turn], entries[in_turn]
-    # Of the rows with one of a row's keys, those are wanted that come before it and are not too small for it.
-    smallest = np.searchsorted(sizes, (sizes * least + whole - 1) // whole)
-    begin = np.searchsorted(code, keys.values * count + smallest[rows])
-    end = np.searchsorted(code, keys.values * count + rows)
-    proposals = np.concatenate(([0], np.cumsum(end - begin)))
-    for first, last in _portions(proposals[keys.starts]):
-        probing = np.arange(keys.starts[first], keys.starts[last])
-        probe = np.repeat(probing, (end - begin)[probing])
-        entry = posted[_ranges(begin[probing], (end - begin)[probing])]
-        small, large = rows[entry], rows[probe]
-        fits = is_new[small] | is_new[large]
-        if position is not None:
-            # Keys are in one order in all rows, so at the first common one no more are left than behind it.
-            left = np.minimum(sizes[small] - position[entry], sizes[large] - position[probe])
-            fits &= left * (least + whole) >= (sizes[small] + sizes[large]) * least
-        pair = np.unique(large[fits] * count + small[fits])
-        yield pair % count, pair // count
-
-
-def _verified(tokens: Lists, small: Integers, large: Integers, threshold: Fraction) -> Iterator[Pairs]:
-    """Those of the pairs that are similar; ``large`` is sorted."""
+def _verified(tokens: Lists, row: Integers, better: Integers, threshold: Fraction) -> Iterator[Pairs]:
+    """Those of the pairs that are similar; ``row`` is sorted."""
     least, whole = threshold.as_integer_ratio()
     lengths = tokens.lengths
     vocabulary = int(tokens.values.max(initial=0)) + 1
-    looked_at = np.concatenate(([0], np.cumsum(lengths[small])))
+    looked_at = np.concatenate(([0], np.cumsum(lengths[better])))
     for begin, end in _portions(looked_at):
-        one, other = small[begin:end], large[begin:end]
+        one, other = better[begin:end], row[begin:end]
         differs = np.concatenate(([False], other[1:] != other[:-1]))
         others = tokens.take(np.concatenate((other[:1], other[differs])))
         there = others.rows * vocabulary + others.values
-        wanted = np.repeat(np.cumsum(differs) * vocabulary, lengths[one]) + tokens.take(one).values
-        is_there = there[np.minimum(np.searchsorted(there, wanted), len(there) - 1)] == wanted
+        sought = np.repeat(np.cumsum(differs) * vocabulary, lengths[one]) + tokens.take(one).values
+        is_there = there[np.minimum(np.searchsorted(there, sought), len(there) - 1)] == sought
         common = np.diff(np.concatenate(([0], np.cumsum(is_there)))[looked_at[begin : end + 1] - looked_at[begin]])
         union = lengths[one] + lengths[other] - common
         # In integers, for 9 common tokens of 10 are at 0.9 and floating point may say otherwise.
-        fits = common * whole >= union * least
-        yield Pairs(one[fits], other[fits], common[fits] / union[fits])
-
-
-def _greedy(best: Integers, near: Pairs) -> Removals:
-    """Going from the best row to the worst, whoever has a similar one among those kept so far goes.
-
-    ``near`` has pairs of those that are the first of their equals; the others are similar to whom their first is.
-    """
-    one, other = np.concatenate((near.one, near.other)), np.concatenate((near.other, near.one))
-    similarity = np.tile(near.similarity, 2)
-    nearest_first = np.lexsort((other, -similarity, one))
-    neighbour, alike = other[nearest_first].tolist(), similarity[nearest_first].tolist()
-    starts = np.searchsorted(one[nearest_first], np.arange(len(best) + 1))
-    first = best.tolist()
-    # Of those that are the first of their equals, only the worse ones of a pair may go.
-    waiting = np.zeros(len(best), bool)
-    waiting[near.other] = True
-    waiting |= best != np.arange(len(best))
-    gone = bytearray(len(best))
-    rows: list[int] = []
-    kept: list[int] = []
-    similarities: list[float] = []
-    for row in np.flatnonzero(waiting).tolist():
-        mine = first[row]
-        if mine != row and not gone[mine]:
-            witness: tuple[int, float] | None = (mine, 1.0)
-        else:
-            near_mine = range(starts[mine], starts[mine + 1])
-            kept_ones = ((neighbour[n], alike[n]) for n in near_mine if neighbour[n] < row and not gone[neighbour[n]])
-            witness = next(kept_ones, None)
-        if witness:
-            gone[row] = 1
-            rows.append(row)
-            kept.append(witness[0])
-            similarities.append(witness[1])
-    return Removals(np.array(rows, np.int64), np.array(kept, np.int64), np.array(similarities, np.float64))
+        yield Pairs(other, one, common / union).where(common * whole >= union * least)
 
 
 def _portions(upto: Integers) -> Iterator[tuple[int, int]]:

@@ -36,9 +36,12 @@ EXACT_TOKENS = "exact_tokens"
 SURFACE = "surface"
 NO_TOKENS = "no_tokens"
 
-IN_ONE_TASK = 1 << 22
-"""Rows of so many tokens together, published ones too, are compared in one task of some 700 MB: 400,000 short texts."""
+IN_ONE_TASK = 1 << 23
+"""Rows of this weight, published ones too, are compared in one task, which takes some 400 MB: 400,000 short texts by
+the engine ``exact``, 150,000 by ``minhash``."""
 
+# What a row takes of that memory beside its tokens, which weigh 1: for itself with its id, and for each MinHash band.
+_ROW_WEIGHT, _KEY_WEIGHT = 8, 2
 # Goes up when `keys_of_tokens` changes what it returns.
 _KEYS_VERSION = 1
 # Collisions only cost a verification, and the MinHash functions need indices below 2^31.
@@ -78,13 +81,12 @@ def deduplicate(
     ``minhash`` two that are at the threshold are missed with a chance of at most 1 - ``settings.recall``, less the more
     similar they are. The same personas give the same removals in whatever order, partitions and batches they come.
 
-    Rows of up to ``in_one_task`` tokens are compared in one task, more of them by joins. Runs Spark jobs. Raises
+    Rows that weigh up to ``in_one_task`` are compared in one task, more of them by joins. Runs Spark jobs. Raises
     SettingsError when the recall is out of reach.
     """
-    rows = token_sets(personas).localCheckpoint(eager=False)  # by the count of its tokens
+    rows = token_sets(personas).localCheckpoint(eager=False)  # when they are weighed
     old = None if published is None else published.withColumn("priority", _priority(0))
-    few = sum(_token_count(frame) for frame in (rows, old) if frame is not None) <= in_one_task
-    compare = _in_one_task if few else _by_joins
+    compare = _in_one_task if _fit(rows, old, in_one_task, settings) else _by_joins
     worded, removals = compare(rows.where(F.size("tokens") > 0), old, settings)
     return SurfaceDedup(
         removals=removals,
@@ -196,8 +198,19 @@ def with_best(rows: DataFrame) -> DataFrame:
     return rows.withColumn("set_hash", F.xxhash64("tokens")).withColumn("best", best).drop("set_hash")
 
 
-def _token_count(rows: DataFrame) -> int:
-    return int(rows.agg(F.sum(F.size("tokens")).alias("count")).collect()[0]["count"] or 0)
+def _fit(rows: DataFrame, old: DataFrame | None, in_one_task: int, settings: SurfaceSettings) -> bool:
+    """Whether all rows weigh no more than ``in_one_task``; of ``old`` no more are looked at than that takes."""
+    minhash = settings.engine == "minhash"
+    keys = bands(float(settings.threshold), settings.num_hashes, settings.recall)[0] if minhash else 0
+    beside_tokens = _ROW_WEIGHT + _KEY_WEIGHT * keys
+
+    def weight(of: DataFrame) -> int:
+        return int(of.agg(F.sum(F.size("tokens") + beside_tokens).alias("weight")).collect()[0]["weight"] or 0)
+
+    left = in_one_task - weight(rows)
+    if old is not None and left >= 0:
+        left -= weight(old.select("tokens").limit(left // beside_tokens + 1))
+    return left >= 0
 
 
 def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> tuple[DataFrame, DataFrame]:
@@ -233,8 +246,8 @@ def _removals_in_turn(
         threshold=threshold,
     )
     tiers = np.where(found.similarity == 1.0, EXACT_TOKENS, SURFACE)
-    columns = [ids.take(found.row), ids.take(found.kept), pa.array(found.similarity), pa.array(tiers, pa.string())]
-    yield from pa.table(columns, schema=ARROW_REMOVALS).to_batches()
+    columns = [ids.take(found.row), ids.take(found.better), pa.array(found.similarity), pa.array(tiers)]
+    yield from pa.table(columns, names=ARROW_REMOVALS.names).cast(ARROW_REMOVALS).to_batches()
 
 
 def _lists(column: pa.ChunkedArray) -> in_memory.Lists:

@@ -30,7 +30,7 @@ _MAX_ANSWER_CHARS = 50_000
 _MAX_ITEMS = 50
 """So many personas of an answer are looked at."""
 _MAX_RELATION_CHARS = 200
-_COPIED_RUN = 8  # words in a row: other amateur violin makers in a workshop may be found too
+_COPIED_RUN = 8  # words in a row: other amateur violin makers may be found, and shorter examples told of a real text
 
 # What people write for a relation, by the label that it counts as. The label itself need not be repeated.
 _SAID: dict[Relation, str] = {

@@ -103,7 +103,12 @@ def lineage(context: Context) -> dict[tuple[str, str | None], tuple[str, str, li
     texts = {known(text): text for text in FROM}
     view = context.store.view("persona_lineage")
     traced = trace(context.store, texts)
-    assert sorted(map(repr, traced.collect())) == sorted(map(repr, view.collect()))
+    everything = sorted(map(repr, view.collect()))
+    assert sorted(map(repr, traced.collect())) == everything
+    # One persona alone, which no look-up of another helps.
+    for text in ("twice", "round"):
+        alone = sorted(map(repr, trace(context.store, [known(text)]).collect()))
+        assert alone == [row for row in everything if f"persona_id='{known(text)}', persona=" in row] != []
     rows = view.join(context.store.view("hub").select("persona_id"), on="persona_id")
     return {
         (row["persona"], row["parent"]): (row["source"], row["root"], [texts[key] for key in row["path"]])

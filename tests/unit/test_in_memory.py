@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -39,15 +39,18 @@ def random_sets(seed: int, count: int) -> Sets:
     return made
 
 
+def tokens_of(sets: Sets) -> Lists:
+    """As large and as far apart as real ones."""
+    return lists([sorted(token * 0x2545F4914F6CDD % 2**63 for token in one) for one in sets])
+
+
 def removed(
     sets: Sets, threshold: Decimal, *, published: int = 0, keys: Lists | None = None
 ) -> dict[int, tuple[int, float]]:
-    # Tokens as large and as far apart as real ones.
-    tokens = lists([sorted(token * 0x2545F4914F6CDD % 2**63 for token in one) for one in sets])
-    found = in_memory.removals(tokens, keys, published=published, threshold=Fraction(threshold))
+    found = in_memory.removals(tokens_of(sets), keys, published=published, threshold=Fraction(threshold))
     rows = found.row.tolist()
     assert rows == sorted(set(rows))
-    return dict(zip(rows, zip(found.kept.tolist(), found.similarity.tolist(), strict=True), strict=True))
+    return dict(zip(rows, zip(found.better.tolist(), found.similarity.tolist(), strict=True), strict=True))
 
 
 def expected(sets: Sets, threshold: Decimal, *, published: int = 0) -> dict[int, tuple[int, float]]:
@@ -80,6 +83,7 @@ def test_portions_do_not_show(monkeypatch: pytest.MonkeyPatch, at_once: int) -> 
 @pytest.mark.parametrize("published", [1, 60, 119, 120])
 def test_published_rows_stay_and_are_not_compared_with_one_another(published: int) -> None:
     distinct = list(dict.fromkeys(random_sets(6, 200)))[:120]
+    assert removed([frozenset({1}), frozenset({1}), frozenset({1})], Decimal("0.8"), published=2) == {2: (0, 1.0)}
     sets = [*distinct, *random_sets(7, 80), *distinct[:5]]
     found = removed(sets, Decimal("0.8"), published=published)
     assert found == expected(sets, Decimal("0.8"), published=published)
@@ -105,20 +109,54 @@ def test_no_rows_and_rows_that_no_other_can_be_similar_to() -> None:
     assert removed([frozenset({1}), frozenset({1, 2}), frozenset({2})], Decimal("0.9")) == {}
 
 
-def test_few_pairs_are_proposed_and_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    verified, proposed = in_memory._verified, list[tuple[int, int]]()
+def test_pairs_are_found_once_in_order_and_are_those_of_the_oracle() -> None:
+    sets = list(dict.fromkeys(random_sets(8, 200)))
+    portions = list(in_memory.similar(tokens_of(sets), None, published=0, threshold=Fraction(1, 2)))
+    found = [
+        (row, better)
+        for pairs in portions
+        for row, better in zip(pairs.row.tolist(), pairs.better.tolist(), strict=True)
+    ]
+    oracle = similar_pairs({f"{n:06}": one for n, one in enumerate(sets)}, Decimal("0.5"))
+    assert len(found) == len(oracle) and set(found) == {(int(b), int(a)) for a, b in oracle}
+    for pairs in portions:
+        order = list(zip(pairs.row.tolist(), (-pairs.similarity).tolist(), pairs.better.tolist(), strict=True))
+        assert order == sorted(order)
 
-    def watched(tokens: Lists, small: Any, large: Any, threshold: Fraction) -> Any:
-        proposed.extend(zip(small.tolist(), large.tolist(), strict=True))
-        return verified(tokens, small, large, threshold)
 
-    monkeypatch.setattr(in_memory, "_verified", watched)
-    removed(random_sets(8, 200), Decimal("0.5"))
-    assert proposed and len(proposed) == len(set(proposed)) and all(one < other for one, other in proposed)
-    # A token that all have is among the rarest of nobody; a set of two is similar to its equal alone.
-    for sets, threshold in (
-        ([frozenset({0, 100 + n}) for n in range(2000)], Decimal("0.6")),
-        ([frozenset({1, 2}), frozenset({1, 3}), *[frozenset({2, 3, n}) for n in range(100, 140)]], Decimal("0.9")),
-    ):
-        proposed.clear()
-        assert removed(sets, threshold) == {} and proposed == []
+@pytest.mark.parametrize(
+    ("sets", "threshold"),
+    [
+        # A token that all have is among the rarest of nobody; a set of two is similar to its equal alone.
+        ([frozenset({0, 100 + n}) for n in range(2000)], "0.6"),
+        ([frozenset({1, 2}), frozenset({1, 3}), *[frozenset({2, 3, n}) for n in range(100, 140)]], "0.9"),
+    ],
+)
+def test_hot_tokens_propose_nobody(sets: Sets, threshold: str) -> None:
+    looked_at: list[int] = []
+
+    def wanted(better: in_memory.Integers) -> in_memory.Mask:
+        looked_at.extend(better.tolist())
+        return np.ones(len(better), bool)
+
+    options = {"published": 0, "threshold": Fraction(threshold), "wanted": wanted}
+    assert not any(len(pairs.row) for pairs in in_memory.similar(tokens_of(sets), None, **options))
+    assert looked_at == []
+
+
+def test_of_many_similar_rows_only_pairs_with_those_that_stay_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_memory, "_AT_ONCE", 1000)
+    template = frozenset(range(19))
+    sets = [template | {100 + n} for n in range(400)]
+    held = 0
+    similar = in_memory.similar
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[in_memory.Pairs]:
+        nonlocal held
+        for pairs in similar(*arguments, **options):
+            held += len(pairs.row)
+            yield pairs
+
+    monkeypatch.setattr(in_memory, "similar", counted)
+    assert removed(sets, Decimal("0.9")) == dict.fromkeys(range(1, 400), (0, 19 / 21))
+    assert held < 3000 < 400 * 399 / 2

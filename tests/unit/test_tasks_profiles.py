@@ -278,6 +278,12 @@ def test_each_check_fails_for_what_it_names(check: str, bad: Profile, good: Prof
         ("A retired 71-year-old nurse", "stated", ("72: fell",), ("71: fell",)),
         ("A mother of a seven-year-old girl", "hers", ("30: moved", "9: fell"), ("9: fell", "30: moved")),
         ("A seven-year-old firm's founder", "the firm's", ("30: moved", "9: fell"), ("9: fell", "30: moved")),
+        (
+            "A seven-year-old girls’ choir's conductor",
+            "the choir's",
+            ("30: moved", "9: fell"),
+            ("9: fell", "30: moved"),
+        ),
         ("A seven-year-old who's hungry", "stated", ("8: fell",), ("7: fell",)),
         ("A thirty-one year old nurse", "not read", ("30: moved", "2: fell"), ("2: fell", "30: moved")),
     ],
