@@ -27,7 +27,12 @@ from personahub_spark.tables import Store
 ROOT = Path(__file__).parents[2]
 JAR = "io.delta_delta-spark_2.12-3.3.3.jar"
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
-NEEDED = {"jobs/query_tables.py": ["select 1"], "jobs/explain_removal.py": ["0f"], "jobs/release_hub.py": ["v1"]}
+NEEDED = {
+    "jobs/query_tables.py": ["select 1"],
+    "jobs/explain_removal.py": ["0f"],
+    "jobs/trace_persona.py": ["0f"],
+    "jobs/release_hub.py": ["v1"],
+}
 
 # Stands for java: says its version; as Ivy it leaves a mark and the jars named, or fails while $OFFLINE exists.
 FAKE_JAVA = """#!/bin/bash
