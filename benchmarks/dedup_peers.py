@@ -29,9 +29,9 @@ HASHES = BANDS * ROWS
 
 def main() -> None:
     peer, texts_file, threshold, mode, answer = sys.argv[1:]
-    texts = [json.loads(line) for line in Path(texts_file).read_text(encoding="utf-8").splitlines()]
     run = {"rensa": rensa, "datasketch": datasketch, "datatrove": datatrove, "text-dedup": text_dedup}[peer]
-    started = time.monotonic()
+    started = time.monotonic()  # as ours: from texts in a file on
+    texts = [json.loads(line) for line in Path(texts_file).read_text(encoding="utf-8").splitlines()]
     removed = run(texts, Fraction(threshold), mode == "usual")
     seconds = time.monotonic() - started
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
