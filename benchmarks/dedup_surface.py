@@ -38,7 +38,7 @@ from watch import Watch, shuffled
 
 from personahub_spark import session
 from personahub_spark.dedup import in_memory, surface
-from personahub_spark.settings import SparkSettings, SurfaceSettings
+from personahub_spark.settings import SparkSettings, SurfaceSettings, load
 from personahub_spark.text import token_set
 
 SETS = {
@@ -47,7 +47,8 @@ SETS = {
     "wordnet_glosses": ("shorttext/wordnet_glosses.jsonl.gz", "text"),
     "debian_descriptions_10langs": ("multilingual/debian_descriptions_10langs.jsonl.gz", "text"),
 }
-PATHS = {"auto": surface.IN_ONE_TASK, "one-task": 1 << 62, "joins": 0}
+LAPTOP = load(Path(__file__).parent.parent / "conf" / "local.yaml").dedup.surface
+ONE_TASK_MB = {"auto": LAPTOP.one_task_mb, "one-task": 1 << 20, "joins": 0}
 SHORT = ("package_summaries_sample", "wordnet_glosses", "persona_chat_profiles")
 
 
@@ -58,7 +59,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 250_000, 1_000_000])
     parser.add_argument("--engines", nargs="+", default=["minhash", "exact"], choices=["minhash", "exact"])
     parser.add_argument("--thresholds", type=Decimal, nargs="+", default=[Decimal("0.9")])
-    parser.add_argument("--paths", nargs="+", choices=list(PATHS), help="recall: one-task joins; speed, copies: auto")
+    parser.add_argument("--paths", nargs="+", choices=list(ONE_TASK_MB),
+                        help="recall: one-task joins; speed, copies: auto, as conf/local.yaml")  # fmt: skip
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--python", help="peers: the Python of an environment that has them")
     parser.add_argument("--peers", nargs="+", default=["rensa", "datasketch", "datatrove", "text-dedup"])
@@ -99,6 +101,10 @@ def main() -> None:
 
 
 # Real texts
+
+
+def _by(path: str, settings: SurfaceSettings) -> SurfaceSettings:
+    return settings.model_copy(update={"one_task_mb": ONE_TASK_MB[path]})
 
 
 def texts_of(data: Path, name: str) -> list[str]:
@@ -164,7 +170,7 @@ def _recall(
         low = {pair for pair, similarity in every.items() if similarity < least + (1 - least) / 2}
         for path in paths:
             found = _pairs(personas, settings, path)
-            removals = surface.deduplicate(personas, settings=settings, in_one_task=PATHS[path]).removals.collect()
+            removals = surface.deduplicate(personas, settings=_by(path, settings)).removals.collect()
             gone = {row["persona_id"] for row in removals}
             sets = {row["persona_id"]: set(token_set(texts[int(row["persona_id"], 16)])) for row in removals}
             sets |= {row["kept_id"]: set(token_set(texts[int(row["kept_id"], 16)])) for row in removals}
@@ -227,7 +233,7 @@ def _speed(
     """Candidates are those of the joins, whose prefixes are a little longer than in one task."""
     warm = spark.read.parquet(_written(folder, next(iter(inputs.values()))[:20_000]))
     for settings, path in itertools.product(chosen, ("one-task", "joins")):
-        surface.deduplicate(warm, settings=settings, in_one_task=PATHS[path]).removals.count()
+        surface.deduplicate(warm, settings=_by(path, settings)).removals.count()
     print(f"{'rows':>17}{'t':>6}{'engine':>9}{'path':>10}{'seconds':>9}{'rows/s':>9}{'CPU us/row':>12}"
           f"{'peak MB':>9}{'shuffle B/row':>15}{'candidates/row':>16}{'removed':>10}")  # fmt: skip
     for name, texts in inputs.items():
@@ -239,7 +245,7 @@ def _speed(
             moved = shuffled(spark)
             with Watch() as used:
                 started = time.monotonic()
-                found = surface.deduplicate(personas, settings=settings, in_one_task=PATHS[path])
+                found = surface.deduplicate(personas, settings=_by(path, settings))
                 found.removals.write.parquet(out)
                 seconds = time.monotonic() - started
             moved = shuffled(spark) - moved
@@ -291,7 +297,7 @@ def _peers(
     for _, settings in itertools.product(range(repeats), chosen):
         with Watch() as used:
             started = time.monotonic()
-            gone = surface.deduplicate(personas, settings=settings).removals.select("persona_id").collect()
+            gone = surface.deduplicate(personas, settings=_by("auto", settings)).removals.select("persona_id").collect()
             seconds = time.monotonic() - started
         tell(f"ours, {settings.engine}", seconds, used.peak_mb, {int(row["persona_id"], 16) for row in gone})
     lines = folder / "texts.jsonl"

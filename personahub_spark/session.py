@@ -111,6 +111,8 @@ def build(spark_settings: SparkSettings) -> SparkSession:
         options["spark.app.name"] = spark_settings.app_name
         if spark_settings.master.startswith("local"):
             options |= LAPTOP
+            if _is_one_process(spark_settings.master):  # executors elsewhere may have to be sent the package first
+                options["spark.python.daemon.module"] = "personahub_spark.python_daemon"
             log_settings = Path(__file__).with_name("log4j2.properties")
             options[JAVA_OPTIONS] = f"-Dlog4j2.configurationFile={log_settings.as_uri()}"
         if spark_settings.jars == "cache":
@@ -135,7 +137,7 @@ def build(spark_settings: SparkSettings) -> SparkSession:
         raise PersonaHubError(f"Spark did not start: {cause(error)}") from error
     _refuse_speculation(spark.sparkContext.getConf())  # spark-submit or spark-defaults.conf may have turned it on
     spark.sparkContext.setLogLevel("ERROR")
-    if not re.match(r"local(\[|$)", str(spark.sparkContext.master)):  # executors elsewhere, local-cluster included
+    if not _is_one_process(str(spark.sparkContext.master)):
         spark.sparkContext.addPyFile(str(_shipped()))
     return spark
 
@@ -403,6 +405,11 @@ def now() -> datetime:
 
 def _added_up(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}
+
+
+def _is_one_process(master: str) -> bool:
+    """Not so is ``local-cluster``."""
+    return re.match(r"local(\[|$)", master) is not None
 
 
 def _refuse_speculation(conf: SparkConf) -> None:

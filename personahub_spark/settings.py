@@ -361,6 +361,12 @@ class SurfaceSettings(_Group):
         description="minhash: wanted chance that a pair at the threshold shares a band; real hashes miss a few more",
     )
     seed: int = Field(default=42, description="minhash: which hash functions")
+    one_task_mb: int = Field(
+        default=400,
+        ge=0,
+        description="all rows are compared in one task where that takes less of its Python worker's memory, which "
+        "spark.executor.memoryOverhead has to hold; more of them by joins",
+    )
 
     @model_validator(mode="after")
     def _recall_is_within_reach(self) -> Self:

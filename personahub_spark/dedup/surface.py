@@ -17,14 +17,13 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.ml.feature import HashingTF, MinHashLSH
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, LongType
+from pyspark.sql.types import ArrayType, LongType, StructField, StructType
 
 from personahub_spark.dedup import in_memory
 from personahub_spark.dedup.survivors import ARROW_REMOVALS, REMOVALS, survivors
@@ -36,12 +35,8 @@ EXACT_TOKENS = "exact_tokens"
 SURFACE = "surface"
 NO_TOKENS = "no_tokens"
 
-IN_ONE_TASK = 1 << 23
-"""Rows of this weight, published ones too, are compared in one task, which takes some 400 MB: 400,000 short texts by
-the engine ``exact``, 150,000 by ``minhash``."""
-
-# What a row takes of that memory beside its tokens, which weigh 1: for itself with its id, and for each MinHash band.
-_ROW_WEIGHT, _KEY_WEIGHT = 8, 2
+# Bytes that comparing in one task takes at most of a row with its id, each token and each MinHash band, as measured.
+_ROW_BYTES, _TOKEN_BYTES, _BAND_BYTES = 400, 48, 52
 # Goes up when `keys_of_tokens` changes what it returns.
 _KEYS_VERSION = 1
 # Collisions only cost a verification, and the MinHash functions need indices below 2^31.
@@ -50,6 +45,7 @@ _NUM_FEATURES = 1 << 30
 _FREQUENCY_BITS = 16
 # Up to so many keys of new rows are sent to all executors to look for them among those of published rows.
 _BROADCAST_KEYS = 1 << 20
+_TOKENS = StructField("tokens", ArrayType(LongType(), containsNull=False), nullable=False)
 
 
 class SurfaceDedup(NamedTuple):
@@ -68,7 +64,6 @@ def deduplicate(
     *,
     settings: SurfaceSettings,
     published: DataFrame | None = None,
-    in_one_task: int = IN_ONE_TASK,
 ) -> SurfaceDedup:
     """Who goes because a better persona has the same words, or nearly (Jaccard similarity >= ``settings.threshold``).
 
@@ -81,12 +76,12 @@ def deduplicate(
     ``minhash`` two that are at the threshold are missed with a chance of at most 1 - ``settings.recall``, less the more
     similar they are. The same personas give the same removals in whatever order, partitions and batches they come.
 
-    Rows that weigh up to ``in_one_task`` are compared in one task, more of them by joins. Runs Spark jobs. Raises
-    SettingsError when the recall is out of reach.
+    All rows are compared in one task where that takes less memory than ``settings.one_task_mb``, else by joins. Runs
+    Spark jobs. Raises SettingsError when the recall is out of reach.
     """
     rows = token_sets(personas).localCheckpoint(eager=False)  # when they are weighed
     old = None if published is None else published.withColumn("priority", _priority(0))
-    compare = _in_one_task if _fit(rows, old, in_one_task, settings) else _by_joins
+    compare = _in_one_task if _fit(rows, old, settings) else _by_joins
     worded, removals = compare(rows.where(F.size("tokens") > 0), old, settings)
     return SurfaceDedup(
         removals=removals,
@@ -174,16 +169,18 @@ def _key_of_token(token: str) -> int:
     return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _keys_of_texts(parts: Iterator[pd.Series]) -> Iterator[pd.Series]:
-    for texts in parts:
-        yield pd.Series([np.array(keys_of_tokens(text), dtype=np.int64) for text in texts])
+def _tokenised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        keys = pa.array(map(keys_of_tokens, batch["text"].to_pylist()), pa.list_(pa.int64()))
+        columns = [batch["persona_id"], batch["priority"], keys]
+        yield pa.RecordBatch.from_arrays(columns, names=["persona_id", "priority", "tokens"])
 
 
 def token_sets(personas: DataFrame) -> DataFrame:
     """``persona_id``, ``priority``, ``tokens``; the priority becomes (0 published, 1 new; the given one)."""
-    # Its stubs want a kind of function beside the hints that say it.
-    tokenise = F.pandas_udf(_keys_of_texts, ArrayType(LongType()))  # type: ignore[attr-defined, call-overload]
-    return personas.select("persona_id", _priority(1), tokenise("text").alias("tokens"))
+    given = personas.select("persona_id", _priority(1), "text")
+    # A pandas UDF of lists takes half as long again: each row's becomes an object on its way.
+    return given.mapInArrow(_tokenised, StructType([*given.drop("text").schema, _TOKENS]))
 
 
 def with_best(rows: DataFrame) -> DataFrame:
@@ -198,19 +195,20 @@ def with_best(rows: DataFrame) -> DataFrame:
     return rows.withColumn("set_hash", F.xxhash64("tokens")).withColumn("best", best).drop("set_hash")
 
 
-def _fit(rows: DataFrame, old: DataFrame | None, in_one_task: int, settings: SurfaceSettings) -> bool:
-    """Whether all rows weigh no more than ``in_one_task``; of ``old`` no more are looked at than that takes."""
+def _fit(rows: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> bool:
+    """Whether one task may hold all rows; of ``old`` no more are looked at than it may hold."""
     minhash = settings.engine == "minhash"
     keys = bands(float(settings.threshold), settings.num_hashes, settings.recall)[0] if minhash else 0
-    beside_tokens = _ROW_WEIGHT + _KEY_WEIGHT * keys
+    beside_tokens = _ROW_BYTES + _BAND_BYTES * keys
 
-    def weight(of: DataFrame) -> int:
-        return int(of.agg(F.sum(F.size("tokens") + beside_tokens).alias("weight")).collect()[0]["weight"] or 0)
+    def memory(of: DataFrame) -> int:
+        needed = F.size("tokens").cast("long") * _TOKEN_BYTES + beside_tokens
+        return int(of.agg(F.sum(needed).alias("bytes")).collect()[0]["bytes"] or 0)
 
-    left = in_one_task - weight(rows)
-    if old is not None and left >= 0:
-        left -= weight(old.select("tokens").limit(left // beside_tokens + 1))
-    return left >= 0
+    left = settings.one_task_mb * 2**20 - memory(rows)
+    if old is not None and left > 0:
+        left -= memory(old.select("tokens").limit(left // beside_tokens + 1))
+    return left > 0
 
 
 def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> tuple[DataFrame, DataFrame]:

@@ -24,9 +24,15 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 SETTINGS = SurfaceSettings()
 EXACT = SurfaceSettings(engine="exact")
 ENGINES = pytest.mark.parametrize("settings", [SETTINGS, EXACT], ids=["minhash", "exact"])
-PATHS = pytest.mark.parametrize("in_one_task", [surface.IN_ONE_TASK, 0], ids=["one-task", "joins"])
+PATHS = pytest.mark.parametrize("one_task_mb", [400, 0], ids=["one-task", "joins"])
 SCHEMA = "persona_id string, text string, priority struct<batch: int, hop: int>"
 PAIRS = "id_a string, priority_a int, id_b string, priority_b int, similarity double, tier string"
+
+
+def limited(settings: SurfaceSettings, one_task_mb: int) -> SurfaceSettings:
+    return settings.model_copy(update={"one_task_mb": one_task_mb})
+
+
 SCRIPTS = {
     "latin": [f"word{i}" for i in range(60)],
     "cyrillic": [f"слово{i}" for i in range(60)],
@@ -151,14 +157,14 @@ def found(removals: DataFrame) -> Removals:
     ids=["minhash-1", "minhash-2", "exact-1", "exact-2"],
 )
 def test_removals_witnesses_and_tiers_are_those_of_the_exact_oracle(
-    spark: SparkSession, settings: SurfaceSettings, seed: int, partitions: int, adaptive: bool, in_one_task: int
+    spark: SparkSession, settings: SurfaceSettings, seed: int, partitions: int, adaptive: bool, one_task_mb: int
 ) -> None:
     rows = persona_like_rows(seed) + PLANTED
     random.Random(partitions).shuffle(rows)
     spark.conf.set("spark.sql.adaptive.enabled", str(adaptive).lower())
     try:
         personas = spark.createDataFrame(rows, SCHEMA).repartition(partitions)
-        result = surface.deduplicate(personas, settings=settings, in_one_task=in_one_task)
+        result = surface.deduplicate(personas, settings=limited(settings, one_task_mb))
         removed, wanted = found(result.removals), expected(rows)
     finally:
         spark.conf.unset("spark.sql.adaptive.enabled")
@@ -192,7 +198,7 @@ def test_the_planted_rows_meet_the_fate_they_were_planted_for() -> None:
 @PATHS
 @ENGINES
 def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_nobody(
-    spark: SparkSession, settings: SurfaceSettings, in_one_task: int
+    spark: SparkSession, settings: SurfaceSettings, one_task_mb: int
 ) -> None:
     rows = persona_like_rows(3) + PLANTED
     removed: Removals = {}
@@ -200,7 +206,7 @@ def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_no
     for batch in range(3):
         new = [row for row in rows if row[2][0] == batch]
         result = surface.deduplicate(
-            spark.createDataFrame(new, SCHEMA), settings=settings, published=published, in_one_task=in_one_task
+            spark.createDataFrame(new, SCHEMA), settings=limited(settings, one_task_mb), published=published
         )
         gone = found(result.removals)
         assert gone and gone.keys() <= {row_id for row_id, _, _ in new}
@@ -210,7 +216,7 @@ def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_no
     assert removed == expected(rows)
     late = [(row_id, text, (-1, 0)) for row_id, text, _ in PLANTED if row_id in ("chain-4", "group-a2", "tie-2")]
     again = surface.deduplicate(
-        spark.createDataFrame(late, SCHEMA), settings=settings, published=published, in_one_task=in_one_task
+        spark.createDataFrame(late, SCHEMA), settings=limited(settings, one_task_mb), published=published
     )
     wanted = {row_id: removed[row_id] for row_id, _, _ in late}  # better priorities are no help against published rows
     assert found(again.removals) == wanted
@@ -230,10 +236,10 @@ def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_no
     ids=lambda settings: f"{settings.engine}-{settings.threshold}",
 )
 def test_other_thresholds_and_seeds_meet_the_oracle(
-    spark: SparkSession, settings: SurfaceSettings, in_one_task: int
+    spark: SparkSession, settings: SurfaceSettings, one_task_mb: int
 ) -> None:
     rows = persona_like_rows(4)
-    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings, in_one_task=in_one_task)
+    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=limited(settings, one_task_mb))
     assert found(result.removals) == expected(rows, settings)
 
 
@@ -288,7 +294,7 @@ UNLIKE = {
 @PATHS
 @ENGINES
 def test_scripts_lengths_and_marks_no_reader_sees(
-    spark: SparkSession, settings: SurfaceSettings, in_one_task: int
+    spark: SparkSession, settings: SurfaceSettings, one_task_mb: int
 ) -> None:
     rows: list[Row] = [(f"unlike {name}", text, (0, 0)) for name, text in UNLIKE.items()]
     for name, (text, more) in NEAR_DUPLICATES.items():
@@ -296,7 +302,7 @@ def test_scripts_lengths_and_marks_no_reader_sees(
     for name, (one, other) in SAME_WORDS.items():
         rows += [(f"{name} 1", one, (0, 0)), (f"{name} 2", other, (1, 0))]
     personas = spark.createDataFrame(rows, SCHEMA)
-    removed = found(surface.deduplicate(personas, settings=settings, in_one_task=in_one_task).removals)
+    removed = found(surface.deduplicate(personas, settings=limited(settings, one_task_mb)).removals)
     near = {(f"{name} 2", f"{name} 1", surface.SURFACE) for name in NEAR_DUPLICATES}
     same = {(f"{name} 2", f"{name} 1", surface.EXACT_TOKENS) for name in SAME_WORDS}
     assert {(row_id, kept, tier) for row_id, (kept, _, tier) in removed.items()} == near | same
@@ -312,7 +318,7 @@ def test_hot_tokens_and_copies_propose_no_more_than_their_share(spark: SparkSess
     rows += [("alone", "hot", (0, 0))]
     personas = spark.createDataFrame(rows, SCHEMA)
     settings = SurfaceSettings(engine="exact", threshold=Decimal("0.6"))
-    removed = found(surface.deduplicate(personas, settings=settings, in_one_task=0).removals)
+    removed = found(surface.deduplicate(personas, settings=limited(settings, 0)).removals)
     assert found(surface.deduplicate(personas, settings=settings).removals) == removed
     assert len(removed) == 5_000 and {kept for kept, _, _ in removed.values()} == {"copy"}
     sets = surface.with_best(surface.token_sets(personas)).where("persona_id = best.persona_id")
@@ -322,7 +328,7 @@ def test_hot_tokens_and_copies_propose_no_more_than_their_share(spark: SparkSess
 
 @PATHS
 def test_a_threshold_of_more_digits_than_integers_can_hold_is_refused_and_the_finest_one_holds(
-    spark: SparkSession, in_one_task: int
+    spark: SparkSession, one_task_mb: int
 ) -> None:
     with pytest.raises(SettingsError, match=r"dedup\.surface\.threshold: .* 6 decimal places"):
         validate({"dedup": {"surface": {"threshold": "0.90000000000000001"}}})
@@ -334,14 +340,33 @@ def test_a_threshold_of_more_digits_than_integers_can_hold_is_refused_and_the_fi
         ("below-a", " ".join(f"x{n}" for n in range(89_998)), (0, 0)),
         ("below-b", " ".join(f"x{n}" for n in range(100_000)), (1, 0)),
     ]
-    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=finest, in_one_task=in_one_task)
+    result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=limited(finest, one_task_mb))
     assert set(found(result.removals)) == {"above-b"}
 
 
+@ENGINES
+def test_published_rows_count_for_the_memory_of_one_task_as_new_ones_do(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch, settings: SurfaceSettings
+) -> None:
+    taken: list[str] = []
+    for path in ("_in_one_task", "_by_joins"):
+        way = getattr(surface, path)
+        monkeypatch.setattr(surface, path, lambda *rows, path=path, way=way: taken.append(path) or way(*rows))
+    # Half of them take 0.73 MB: 1,300 rows of four tokens, or 500 with 18 bands besides.
+    count = 1000 if settings.engine == "minhash" else 2600
+    rows: list[Row] = [(f"{n:04}", f"persona {n} of many", (n % 2, 0)) for n in range(count)]
+    old, new = (spark.createDataFrame([row for row in rows if row[2][0] == half], SCHEMA) for half in range(2))
+    chosen = limited(settings, 1)
+    kept = surface.deduplicate(old, settings=chosen).kept.localCheckpoint()
+    assert surface.deduplicate(new, settings=chosen, published=kept).removals.isEmpty()
+    assert surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=chosen).removals.isEmpty()
+    assert taken == ["_in_one_task", "_by_joins", "_by_joins"]
+
+
 @PATHS
-def test_nothing_in_nothing_out(spark: SparkSession, in_one_task: int) -> None:
+def test_nothing_in_nothing_out(spark: SparkSession, one_task_mb: int) -> None:
     nothing = spark.createDataFrame([("none", "...", (0, 0))], SCHEMA).where("text is null")
-    result = surface.deduplicate(nothing, settings=SETTINGS, in_one_task=in_one_task - 1)
+    result = surface.deduplicate(nothing, settings=limited(SETTINGS, one_task_mb))
     assert result.removals.collect() == result.undecidable.collect() == []
     assert result.removals.columns == ["persona_id", "kept_id", "similarity", "tier"]
 
@@ -417,6 +442,7 @@ def test_a_recall_out_of_reach_is_a_settings_error() -> None:
 def test_the_parameters_version_changes_with_what_decides_and_with_nothing_else() -> None:
     version = surface.parameters_version(SETTINGS)
     assert version == surface.parameters_version(SurfaceSettings(threshold=Decimal("0.90")))
+    assert version == surface.parameters_version(limited(SETTINGS, 1))
     others = [
         SurfaceSettings(threshold=Decimal("0.8")),
         SurfaceSettings(num_hashes=64),

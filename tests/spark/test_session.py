@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import zipimport
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -29,6 +30,13 @@ from personahub_spark.settings import Settings, SparkSettings
 from personahub_spark.tables import LLM_CALLS, RUNS, TABLES
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_python_workers_on_this_machine_come_from_the_readied_daemon(spark: SparkSession) -> None:
+    def patched(_: object) -> list[str]:
+        return [zipimport.zipimporter.invalidate_caches.__name__]
+
+    assert set(spark.sparkContext.range(2, numSlices=2).mapPartitions(patched).collect()) == {"read_again_when_changed"}
 
 
 def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_context: Callable[..., Context]) -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 # Lowest first; a module or package may import what is in a lower row, and a package itself.
 LAYERS = (
-    ("errors",),
+    ("errors", "python_daemon"),
     ("text", "settings", "progress", "files"),
     ("llm",),
     ("tables", "wal", "inputs"),

@@ -1,0 +1,54 @@
+"""What Spark forks its Python workers from, where all of it is one process: PySpark's own daemon, with short tasks made
+shorter by a tenth of a second and more.
+
+Before each task a worker calls ``importlib.invalidate_caches``, and Python 3.11 then reads the directory of
+``pyspark.zip`` again for every package in it (cpython issue 103200, SPARK-54744); here only when the file has changed.
+Spark writes a task's head in small pieces, and each waits for the one before to be acknowledged; here that is at once.
+What most tasks import is imported before the first fork.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import zipimport
+
+import numpy as np  # noqa: F401
+import pandas as pd  # noqa: F401
+import pyarrow as pa  # noqa: F401
+from pyspark import daemon
+
+_read_again = zipimport.zipimporter.invalidate_caches
+_one_task = daemon.worker
+
+
+def serve() -> None:
+    """Forks workers until Spark says that there is no more to do."""
+    zipimport.zipimporter.invalidate_caches = read_again_when_changed  # type: ignore[method-assign, assignment]
+    importlib.invalidate_caches()
+    daemon.worker = _one_task_at_once
+    daemon.manager()  # type: ignore[no-untyped-call]
+
+
+def read_again_when_changed(importer: zipimport.zipimporter) -> None:
+    """``importer.invalidate_caches()``, but a zip archive that is as it was is not read."""
+    try:
+        archive = os.stat(importer.archive)
+        state = archive.st_mtime_ns, archive.st_size
+    except OSError:
+        state = None
+    if state is None or vars(importer).get("state_when_read") != state:
+        _read_again(importer)
+        vars(importer)["state_when_read"] = state
+
+
+def _one_task_at_once(connection: socket.socket, authenticated: bool) -> int:
+    if hasattr(socket, "TCP_QUICKACK"):  # Linux; the kernel forgets it now and then
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    code: int = _one_task(connection, authenticated)  # type: ignore[no-untyped-call]
+    return code
+
+
+if __name__ == "__main__":
+    serve()
