@@ -231,9 +231,7 @@ def _speed(
     spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chosen: list[SurfaceSettings], paths: list[str]
 ) -> None:
     """Candidates are those of the joins, whose prefixes are a little longer than in one task."""
-    warm = spark.read.parquet(_written(folder, next(iter(inputs.values()))[:20_000]))
-    for settings, path in itertools.product(chosen, ("one-task", "joins")):
-        surface.deduplicate(warm, settings=_by(path, settings)).removals.count()
+    _warm_up(spark, folder, next(iter(inputs.values())), chosen)
     print(f"{'rows':>17}{'t':>6}{'engine':>9}{'path':>10}{'seconds':>9}{'rows/s':>9}{'CPU us/row':>12}"
           f"{'peak MB':>9}{'shuffle B/row':>15}{'candidates/row':>16}{'removed':>10}")  # fmt: skip
     for name, texts in inputs.items():
@@ -259,6 +257,13 @@ def _speed(
                 f"{candidates / len(texts):>16.3f}{removed:>10,}",
                 flush=True,
             )
+
+
+def _warm_up(spark: SparkSession, folder: Path, texts: list[str], chosen: list[SurfaceSettings]) -> None:
+    """The JVM compiles what is run often, Python workers import what they need."""
+    few = spark.read.parquet(_written(folder, texts[:20_000]))
+    for settings, path, _ in itertools.product(chosen, ("one-task", "joins"), range(3)):
+        surface.deduplicate(few, settings=_by(path, settings)).removals.count()
 
 
 def _peers(
@@ -294,6 +299,7 @@ def _peers(
               f"{wrong:>8,}{left_over:>11,}", flush=True)  # fmt: skip
 
     print(f"{'':28}{'rows':>10}{'seconds':>9}{'rows/s':>9}{'peak MB':>9}{'removed':>9}{'wrong':>8}{'left over':>11}")
+    _warm_up(spark, folder, texts, chosen)
     for _, settings in itertools.product(range(repeats), chosen):
         with Watch() as used:
             started = time.monotonic()

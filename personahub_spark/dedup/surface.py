@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -95,12 +96,19 @@ def deduplicate(
     )
 
 
-def keys_of_tokens(text: str | None) -> list[int]:
-    """The distinct tokens of ``text`` as integers of 63 bits, sorted; none for None.
+def keys_of_tokens(texts: Iterable[str | None]) -> in_memory.Lists:
+    """The distinct tokens of each text as integers of 63 bits, sorted; none for None.
 
     That two different tokens of a pair of texts are taken for one has a chance of about 10^-16.
     """
-    return [] if text is None else sorted(set(map(_key_of_token, tokens(text))))
+    words = [[] if text is None else tokens(text) for text in texts]
+    rows = np.repeat(np.arange(len(words)), [len(of_text) for of_text in words])
+    keys = np.fromiter(map(_key_of_token, itertools.chain.from_iterable(words)), np.int64, len(rows))
+    order = np.lexsort((keys, rows))
+    rows, keys = rows[order], keys[order]
+    repeated = (rows[1:] == rows[:-1]) & (keys[1:] == keys[:-1])
+    first = np.concatenate(([True], ~repeated))[: len(rows)]
+    return in_memory.Lists.of(keys[first], np.bincount(rows[first], minlength=len(words)))
 
 
 def bands(threshold: float, num_hashes: int, recall: float) -> tuple[int, int]:
@@ -171,8 +179,9 @@ def _key_of_token(token: str) -> int:
 
 def _tokenised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        keys = pa.array(map(keys_of_tokens, batch["text"].to_pylist()), pa.list_(pa.int64()))
-        columns = [batch["persona_id"], batch["priority"], keys]
+        keys = keys_of_tokens(batch["text"].to_pylist())
+        lists = pa.ListArray.from_arrays(keys.starts.astype(np.int32), keys.values)
+        columns = [batch["persona_id"], batch["priority"], lists]
         yield pa.RecordBatch.from_arrays(columns, names=["persona_id", "priority", "tokens"])
 
 
