@@ -11,6 +11,7 @@ from typing import Any
 
 import expand_personas
 import pytest
+import query_tables
 import run_pipeline
 import trace_persona
 from pyspark.sql import SparkSession
@@ -178,6 +179,15 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
         (BAKER, [ids[BAKER], ids[BOY]], content_id(f"about {BAKER}"))
     ]
     assert lineage.trace(context.store, [ids[CLERK]]).collect() == clerk
+    try:
+        every = query_tables.answer(context.spark, context.store, "select * from persona_lineage").count()
+        asked = query_tables.answer(
+            context.spark, context.store, "select * from persona_lineage", personas=[ids[CLERK]]
+        )
+        assert every > 1 and asked.collect() == clerk
+    finally:
+        context.spark.catalog.dropTempView("persona_lineage")
+        context.spark.sql("USE default")
     told = trace_persona.told(context.store, [ids[BAKER], ids[CLERK]])
     assert [line for line in told if not line.startswith("  call")] == [
         f"persona   {ids[BAKER]}  {BAKER}",
