@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--paths", nargs="+", choices=list(ONE_TASK_MB),
                         help="recall: one-task joins; speed, copies: auto, as conf/local.yaml")  # fmt: skip
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--first", type=int, help="recall: so many texts of each set (default: all)")
     parser.add_argument("--python", help="peers: the Python of an environment that has them")
     parser.add_argument("--peers", nargs="+", default=["rensa", "datasketch", "datatrove", "text-dedup"])
     parser.add_argument("--modes", nargs="+", default=["same", "usual"], choices=["same", "usual"], help="of peers")
@@ -79,7 +80,8 @@ def main() -> None:
         spark = session.build(SparkSettings(master="local[2]", app_name="benchmark", conf=conf))
         settings = [SurfaceSettings(engine=e, threshold=t) for t in chosen.thresholds for e in chosen.engines]
         if chosen.what == "recall":
-            _recall(spark, folder, chosen.data, chosen.sets, settings, chosen.paths or ["one-task", "joins"])
+            inputs = {name: texts_of(chosen.data, name)[: chosen.first] for name in chosen.sets}
+            _recall(spark, folder, inputs, settings, chosen.paths or ["one-task", "joins"])
         elif chosen.what == "peers":
             for rows in chosen.rows:
                 _peers(
@@ -154,16 +156,14 @@ def _written(folder: Path, texts: list[str]) -> str:
 def _recall(
     spark: SparkSession,
     folder: Path,
-    data: Path,
-    names: list[str],
+    inputs: dict[str, list[str]],
     chosen: list[SurfaceSettings],
     paths: list[str],
 ) -> None:
     """Truth is what the exact engine finds by the last of ``paths``: with joins last each path checks the other."""
-    print(f"{'':32}{'t':>6}{'engine':>9}{'path':>10}{'J=1 pairs':>11}{'pairs':>10}{'recall':>9}{'lowest tenth':>22}"
-          f"{'removed':>9}{'wrong':>7}{'left over':>10}")  # fmt: skip
-    for name, settings in itertools.product(names, chosen):
-        texts = texts_of(data, name)
+    print(f"{'':32}{'texts':>9}{'t':>6}{'engine':>9}{'path':>10}{'J=1 pairs':>11}{'pairs':>10}{'recall':>9}"
+          f"{'lowest tenth':>22}{'removed':>9}{'wrong':>7}{'left over':>10}")  # fmt: skip
+    for (name, texts), settings in itertools.product(inputs.items(), chosen):
         personas = spark.read.parquet(_written(folder, texts))
         every = _pairs(personas, settings.model_copy(update={"engine": "exact"}), paths[-1])
         least = Fraction(settings.threshold)
@@ -180,8 +180,8 @@ def _recall(
             )
             left_over = sum(not gone & set(pair) for pair in every)
             print(
-                f"{name:32}{settings.threshold:>6}{settings.engine:>9}{path:>10}{_equal_pairs(personas):>11,}"
-                f"{len(every):>10,}{_share(found.keys() & every.keys(), every):>9}"
+                f"{name:32}{len(texts):>9,}{settings.threshold:>6}{settings.engine:>9}{path:>10}"
+                f"{_equal_pairs(personas):>11,}{len(every):>10,}{_share(found.keys() & every.keys(), every):>9}"
                 f"{_share(found.keys() & low, low):>9}{f' of {len(low):,}':>13}"
                 f"{len(removals):>9,}{sum(not good for good in similar):>7}{left_over:>10,}",
                 flush=True,

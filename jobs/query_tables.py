@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from personahub_spark import releases
 from personahub_spark.errors import PersonaHubError
@@ -32,19 +32,20 @@ def main() -> None:
         settings = load(arguments.conf, arguments.set)
         context = open_context(settings)
         store = releases.at(context.store, arguments.release) if arguments.release else context.store
+        use(context.spark, store, personas=arguments.persona or ())
         try:
-            rows = answer(context.spark, store, arguments.query, personas=arguments.persona or ())
+            rows = context.spark.sql(arguments.query)
             rows.show(arguments.rows, truncate=120 if sys.stdout.isatty() else 0, vertical=len(rows.columns) > 5)
         except (PySparkException, Py4JJavaError) as error:
             raise PersonaHubError(f"the query failed: {cause(error)}") from error
 
 
-def answer(spark: SparkSession, store: Store, query: str, *, personas: Collection[str] = ()) -> DataFrame:
-    """The answer to ``query``; with ``personas`` the view ``persona_lineage`` has only these."""
+def use(spark: SparkSession, store: Store, *, personas: Collection[str] = ()) -> None:
+    """Let SQL name the tables and views; with ``personas`` the view ``persona_lineage`` has only these."""
+    spark.catalog.dropTempView("persona_lineage")
     store.use()
     if personas:
         trace(store, personas).createOrReplaceTempView("persona_lineage")
-    return spark.sql(query)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def trace(store: Store, persona_ids: Collection[str]) -> DataFrame:
     The view joins whole tables, which suits reports; here the rows of each table are looked up by their keys, step by
     step, and no table is shuffled. Whole files are passed over where they are in the order of the keys (OPTIMIZE ...
     ZORDER BY). For up to some hundred personas: what is found on the way is held by the driver. Runs Spark jobs.
+    Raises PersonaHubError for an id that no persona has.
     """
     given: dict[str, DataFrame] = {}
 
@@ -97,6 +98,8 @@ def trace(store: Store, persona_ids: Collection[str]) -> DataFrame:
     rerouted = look_up(PERSONA_REROUTES, "persona_id", roots)
     sources |= {row["origin"] for row in rerouted}
     personas = look_up(PERSONAS, "persona_id", roots.union(persona_ids))
+    if unknown := set(persona_ids).difference(row["persona_id"] for row in personas):
+        raise PersonaHubError(f"there is no persona {min(unknown)!r}; jobs/query_tables.py finds ids by text")
     sources |= {row["first_origin"] for row in personas if row["persona_id"] in roots}
     look_up(DOCUMENTS, "doc_id", sources)
     look_up(DOCUMENT_SOURCES, "doc_id", sources)

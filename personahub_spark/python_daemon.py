@@ -13,6 +13,7 @@ import importlib
 import os
 import socket
 import zipimport
+from contextlib import suppress
 
 import numpy as np  # noqa: F401
 import pandas as pd  # noqa: F401
@@ -35,7 +36,7 @@ def read_again_when_changed(importer: zipimport.zipimporter) -> None:
     """``importer.invalidate_caches()``, but a zip archive that is as it was is not read."""
     try:
         archive = os.stat(importer.archive)
-        state = archive.st_mtime_ns, archive.st_size
+        state = archive.st_ino, archive.st_size, archive.st_mtime_ns, archive.st_ctime_ns
     except OSError:
         state = None
     if state is None or vars(importer).get("state_when_read") != state:
@@ -45,7 +46,8 @@ def read_again_when_changed(importer: zipimport.zipimporter) -> None:
 
 def _one_task_at_once(connection: socket.socket, authenticated: bool) -> int:
     if hasattr(socket, "TCP_QUICKACK"):  # Linux; the kernel forgets it now and then
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        with suppress(OSError):  # no TCP
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
     code: int = _one_task(connection, authenticated)  # type: ignore[no-untyped-call]
     return code
 

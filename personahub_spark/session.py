@@ -111,8 +111,6 @@ def build(spark_settings: SparkSettings) -> SparkSession:
         options["spark.app.name"] = spark_settings.app_name
         if spark_settings.master.startswith("local"):
             options |= LAPTOP
-            if _is_one_process(spark_settings.master):  # executors elsewhere may have to be sent the package first
-                options["spark.python.daemon.module"] = "personahub_spark.python_daemon"
             log_settings = Path(__file__).with_name("log4j2.properties")
             options[JAVA_OPTIONS] = f"-Dlog4j2.configurationFile={log_settings.as_uri()}"
         if spark_settings.jars == "cache":
@@ -125,6 +123,8 @@ def build(spark_settings: SparkSettings) -> SparkSession:
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     ours = options.get(JAVA_OPTIONS, "")
     options |= spark_settings.conf
+    if not submitted and _is_one_process(options["spark.master"]):  # executors elsewhere may have no package yet
+        options.setdefault("spark.python.daemon.module", "personahub_spark.python_daemon")
     if ours and JAVA_OPTIONS in spark_settings.conf:
         options[JAVA_OPTIONS] = f"{ours} {spark_settings.conf[JAVA_OPTIONS]}"
     conf = SparkConf()

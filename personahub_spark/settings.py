@@ -362,10 +362,10 @@ class SurfaceSettings(_Group):
     )
     seed: int = Field(default=42, description="minhash: which hash functions")
     one_task_mb: int = Field(
-        default=400,
+        default=200,
         ge=0,
-        description="all rows are compared in one task where that takes less of its Python worker's memory, which "
-        "spark.executor.memoryOverhead has to hold; more of them by joins",
+        description="all rows are compared in one task where that takes less of its Python worker's memory; more of "
+        "them by joins. spark.executor.memoryOverhead has to hold this and 130 MB more",
     )
 
     @model_validator(mode="after")

@@ -47,6 +47,9 @@ _FREQUENCY_BITS = 16
 # Up to so many keys of new rows are sent to all executors to look for them among those of published rows.
 _BROADCAST_KEYS = 1 << 20
 _TOKENS = StructField("tokens", ArrayType(LongType(), containsNull=False), nullable=False)
+_ARROW_TOKENS = pa.field("tokens", pa.list_(pa.field("element", pa.int64(), nullable=False)), nullable=False)
+# As many rows as Spark's LIMIT can count.
+_MOST_ROWS = (1 << 31) - 1
 
 
 class SurfaceDedup(NamedTuple):
@@ -180,9 +183,10 @@ def _key_of_token(token: str) -> int:
 def _tokenised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         keys = keys_of_tokens(batch["text"].to_pylist())
-        lists = pa.ListArray.from_arrays(keys.starts.astype(np.int32), keys.values)
+        lists = pa.ListArray.from_arrays(keys.starts.astype(np.int32), keys.values, type=_ARROW_TOKENS.type)
+        named = [batch.schema.field(name) for name in ("persona_id", "priority")]
         columns = [batch["persona_id"], batch["priority"], lists]
-        yield pa.RecordBatch.from_arrays(columns, names=["persona_id", "priority", "tokens"])
+        yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*named, _ARROW_TOKENS]))
 
 
 def token_sets(personas: DataFrame) -> DataFrame:
@@ -216,7 +220,7 @@ def _fit(rows: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> b
 
     left = settings.one_task_mb * 2**20 - memory(rows)
     if old is not None and left > 0:
-        left -= memory(old.select("tokens").limit(left // beside_tokens + 1))
+        left -= memory(old.select("tokens").limit(min(left // beside_tokens + 1, _MOST_ROWS)))
     return left > 0
 
 

@@ -361,6 +361,11 @@ def test_published_rows_count_for_the_memory_of_one_task_as_new_ones_do(
     assert surface.deduplicate(new, settings=chosen, published=kept).removals.isEmpty()
     assert surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=chosen).removals.isEmpty()
     assert taken == ["_in_one_task", "_by_joins", "_by_joins"]
+    enough = limited(settings, 2)
+    assert surface.deduplicate(new, settings=enough, published=kept).removals.isEmpty()
+    endless = limited(settings, 1 << 40)
+    assert surface.deduplicate(new, settings=endless, published=kept).removals.isEmpty()
+    assert taken[3:] == ["_in_one_task", "_in_one_task"]
 
 
 @PATHS

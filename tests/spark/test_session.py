@@ -16,6 +16,7 @@ from pathlib import Path
 import pyspark
 import pytest
 import yaml
+from pyspark import daemon
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -34,9 +35,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_python_workers_on_this_machine_come_from_the_readied_daemon(spark: SparkSession) -> None:
     def patched(_: object) -> list[str]:
-        return [zipimport.zipimporter.invalidate_caches.__name__]
+        return [zipimport.zipimporter.invalidate_caches.__name__, daemon.worker.__name__]
 
-    assert set(spark.sparkContext.range(2, numSlices=2).mapPartitions(patched).collect()) == {"read_again_when_changed"}
+    assert set(spark.sparkContext.range(2, numSlices=2).mapPartitions(patched).collect()) == {
+        "read_again_when_changed", "_one_task_at_once",
+    }  # fmt: skip
 
 
 def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_context: Callable[..., Context]) -> None:

@@ -73,8 +73,17 @@ def test_an_archive_that_is_gone_has_no_modules_and_may_come_back(archive: Path)
 def test_it_tells_spark_its_port_and_ends_when_spark_does() -> None:
     daemon = [sys.executable, "-m", "personahub_spark.python_daemon"]
     with subprocess.Popen(daemon, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
-        assert running.stdin is not None and running.stdout is not None
-        (port,) = struct.unpack("!i", running.stdout.read(4))
-        assert 0 < port < 1 << 16
-        running.stdin.close()
-        running.wait(timeout=30)  # PySpark's own ends with 1 then
+        try:
+            assert running.stdin is not None and running.stdout is not None
+            (port,) = struct.unpack("!i", running.stdout.read(4))
+            assert 0 < port < 1 << 16
+            running.stdin.close()
+            running.wait(timeout=30)  # PySpark's own ends with 1 then
+        finally:
+            running.kill()
+
+
+def test_what_most_tasks_import_is_there_before_the_first_fork() -> None:
+    ask = "import sys, personahub_spark.python_daemon; print(*{'numpy', 'pandas', 'pyarrow'} - sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()

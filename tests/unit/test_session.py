@@ -192,6 +192,43 @@ def test_speculation_is_refused_before_spark_starts(fake_java: Callable[..., Pat
     assert (folder / "calls").read_text().count("call") == 1  # the jars; no java after them
 
 
+@pytest.mark.parametrize(
+    ("master", "conf", "daemon"),
+    [
+        ("local[2]", {}, "personahub_spark.python_daemon"),
+        ("local-cluster[1,1,1024]", {}, None),
+        ("local[2]", {"spark.master": "spark://elsewhere:7077"}, None),
+        ("local[2]", {"spark.python.daemon.module": "theirs"}, "theirs"),
+    ],
+)
+def test_only_workers_of_this_process_come_from_our_daemon(
+    monkeypatch: pytest.MonkeyPatch,
+    fake_java: Callable[..., Path],
+    master: str,
+    conf: dict[str, str],
+    daemon: str | None,
+) -> None:
+    fake_java()
+    chosen: dict[str, str] = {}
+
+    class Options:  # a real one of a process with a JVM knows that one's options too
+        def set(self, key: str, value: str) -> None:
+            chosen[key] = value
+
+    class BuiltError(Exception):
+        pass
+
+    def refuse(_: object) -> None:
+        raise BuiltError
+
+    monkeypatch.setattr(session, "SparkConf", Options)
+    monkeypatch.setattr(session, "_refuse_speculation", refuse)
+    monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
+    with pytest.raises(BuiltError):
+        session.build(SparkSettings(master=master, conf=conf))
+    assert chosen.get("spark.python.daemon.module") == daemon
+
+
 def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
     archive = session.package_zip(tmp_path / "package.zip")
     shipped = {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("__init__.py")}
