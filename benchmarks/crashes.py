@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from watch import PYTHON_WORKERS
 
 from personahub_spark import session, settings
 from personahub_spark.ledger import complete_all
@@ -102,7 +104,7 @@ def _kill(kind: str, pid: int) -> bool:
     if kind == "driver":
         os.killpg(pid, signal.SIGKILL)
         return True
-    wanted = {"worker": b"pyspark.daemon", "executor": b"CoarseGrainedExecutorBackend"}[kind]
+    wanted = {"worker": PYTHON_WORKERS, "executor": re.compile(b"CoarseGrainedExecutorBackend")}[kind]
     found = [
         child for child, parent in _below(pid, wanted).items() if kind == "executor" or parent in _below(pid, wanted)
     ]
@@ -111,7 +113,7 @@ def _kill(kind: str, pid: int) -> bool:
     return bool(found)
 
 
-def _below(pid: int, command: bytes) -> dict[int, int]:
+def _below(pid: int, command: re.Pattern[bytes]) -> dict[int, int]:
     waiting, found = [pid], {}
     while waiting:
         parent = waiting.pop()
@@ -120,7 +122,7 @@ def _below(pid: int, command: bytes) -> dict[int, int]:
             children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
             waiting += children
             for child in children:
-                if command in Path(f"/proc/{child}/cmdline").read_bytes():
+                if command.search(Path(f"/proc/{child}/cmdline").read_bytes()):
                     found[child] = parent
         except OSError:
             continue

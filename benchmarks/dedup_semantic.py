@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from watch import PYTHON_WORKERS
 
 from personahub_spark import session
 from personahub_spark.dedup import semantic
@@ -238,7 +239,7 @@ class PeakOfWorkers:
     def _sizes() -> Iterator[int]:
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                if b"pyspark.daemon" in (process / "cmdline").read_bytes():
+                if PYTHON_WORKERS.search((process / "cmdline").read_bytes()):
                     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
                     yield int(status["VmHWM"].split()[0]) // 1024
             except (OSError, KeyError):

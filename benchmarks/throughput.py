@@ -24,6 +24,7 @@ from typing import Any
 import openai
 import pyarrow as pa
 from pyspark.sql import functions as F
+from watch import PYTHON_WORKERS
 
 from personahub_spark import session, settings
 from personahub_spark.ledger import complete_all
@@ -239,7 +240,7 @@ def _python_workers() -> list[int]:
         try:
             tasks = list(Path(f"/proc/{parent}/task").iterdir())
             children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-            if b"pyspark.daemon" in Path(f"/proc/{parent}/cmdline").read_bytes():
+            if PYTHON_WORKERS.search(Path(f"/proc/{parent}/cmdline").read_bytes()):
                 found.append(parent)
         except OSError:
             continue

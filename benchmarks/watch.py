@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pyspark.sql import SparkSession
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+PYTHON_WORKERS = re.compile(rb"-m\0(pyspark\.|personahub_spark\.python_)daemon")
+"""In the command line of Spark's Python workers, and of what forks them."""
 
 
 class Watch:

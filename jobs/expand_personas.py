@@ -163,7 +163,9 @@ def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, so
     if hop > 1 and settings.prefer == "novelty" and settings.count is not None:
         now = store.read(PERSONA_REROUTES).select(F.col("persona_id").alias("id"), "origin")
         hub = hub.join(now, on="id", how="left").withColumn("first_origin", F.coalesce("origin", "first_origin"))
-        raw = edges.where(F.col("hop") == hop - 1).groupBy("source_key").agg(F.count(F.lit(1)).alias("raw"))
+        gone = store.read(WITHDRAWN).where("kind = 'persona'").select(F.col("item").alias("persona_id"))
+        found = edges.where(F.col("hop") == hop - 1).join(gone, on="persona_id", how="left_anti")
+        raw = found.groupBy("source_key").agg(F.count(F.lit(1)).alias("raw"))
         new = hub.groupBy(F.col("first_origin").alias("source_key")).agg(F.count(F.lit(1)).alias("new"))
         siblings = new.join(raw, on="source_key", how="inner").select(
             F.col("source_key").alias("first_origin"), (F.col("new") / F.col("raw")).alias("siblings_new")

@@ -30,6 +30,7 @@ from personahub_spark.tables import (
     PERSONAS,
     QUARANTINE,
     TABLES,
+    WITHDRAWN,
     Store,
     Table,
 )
@@ -292,4 +293,13 @@ def test_expansion_stops_where_novelty_or_money_ends(
     way = [(content_id(DRIVER), content_id(NURSE), content_id(NURSE), [content_id(NURSE)])]
     columns = session.pyspark.sql.types.StructType(list(PERSONA_REROUTES.columns))
     context.add_new(PERSONA_REROUTES, context.spark.createDataFrame(way, columns))
+    led_to_driver = context.store.read(PERSONA_ORIGINS).where(F.col("persona_id") == content_id(DRIVER))
+    edge = led_to_driver.withColumn("source_key", F.lit(content_id(NURSE))).drop("run_id", "created_at")
+    context.add_new(PERSONA_ORIGINS, edge, expected=1)
+    assert siblings_new() == {BOY: 2 / 3, DRIVER: 2 / 3, MILLER: 0.5}
+
+    # Who is withdrawn counts no more among those that were found: the baker, whom the nurse named.
+    columns = session.pyspark.sql.types.StructType(list(WITHDRAWN.columns))
+    baker = [("persona", content_id(BAKER), None, None)]
+    context.add_new(WITHDRAWN, context.spark.createDataFrame(baker, columns))
     assert siblings_new() == {BOY: 1.0, DRIVER: 1.0, MILLER: 0.5}

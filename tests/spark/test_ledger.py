@@ -20,7 +20,7 @@ import pytest
 from processes import descendants
 from pyspark.sql import DataFrame
 
-from personahub_spark import files
+from personahub_spark import files, python_daemon
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger import RunStoppedError, complete_all
 from personahub_spark.llm.costs import Spend
@@ -54,11 +54,8 @@ def model_settings(endpoint: FakeEndpoint, **more: Any) -> dict[str, Any]:
 
 def kill_python_workers(context: Context) -> int:
     """SIGKILL the Python workers of this session, not the daemon that forks them; how many."""
-    workers = [
-        pid
-        for pid, parent in descendants(os.getpid(), "pyspark.daemon").items()
-        if parent in descendants(os.getpid(), "pyspark.daemon")
-    ]
+    daemon = descendants(os.getpid(), f"-m {python_daemon.__name__}")
+    workers = [pid for pid, parent in daemon.items() if parent in daemon]
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
     return len(workers)
@@ -128,11 +125,12 @@ def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
     context = make_context()
     endpoint.set_script([{"match": ".", "delay_s": 0.3}])
     questions = [question(f"number {n}") for n in range(60)]
+    kills = []
 
     def kill() -> None:
         while endpoint.counts()["billed"] < 20:
             time.sleep(0.02)
-        kill_python_workers(context)
+        kills.append(kill_python_workers(context))
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -141,6 +139,7 @@ def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
     finally:
         killer.join()
         forget_dead_workers(context)
+    assert kills[0] > 0
     assert set(ledger_rows(context)) == {q.key for q in questions}
     in_flight = 8
     assert endpoint.counts()["billed"] - 60 <= in_flight
