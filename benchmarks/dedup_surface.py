@@ -233,7 +233,7 @@ def _speed(
     """Candidates are those of the joins, whose prefixes are a little longer than in one task."""
     _warm_up(spark, folder, next(iter(inputs.values())), chosen)
     print(f"{'rows':>17}{'t':>6}{'engine':>9}{'path':>10}{'seconds':>9}{'rows/s':>9}{'CPU us/row':>12}"
-          f"{'peak MB':>9}{'shuffle B/row':>15}{'candidates/row':>16}{'removed':>10}")  # fmt: skip
+          f"{'peak MB':>9}{'worker MB':>11}{'shuffle B/row':>15}{'candidates/row':>16}{'removed':>10}")  # fmt: skip
     for name, texts in inputs.items():
         place = _written(folder, texts)
         for settings, path in itertools.product(chosen, paths):
@@ -253,7 +253,8 @@ def _speed(
             print(
                 f"{name:>17}{settings.threshold:>6}{settings.engine:>9}{path:>10}{seconds:>9.1f}"
                 f"{len(texts) / seconds:>9,.0f}"
-                f"{used.cpu_s / len(texts) * 1e6:>12.1f}{used.peak_mb:>9,.0f}{moved / len(texts):>15,.0f}"
+                f"{used.cpu_s / len(texts) * 1e6:>12.1f}{used.peak_mb:>9,.0f}{used.worker_mb:>11,.0f}"
+                f"{moved / len(texts):>15,.0f}"
                 f"{candidates / len(texts):>16.3f}{removed:>10,}",
                 flush=True,
             )

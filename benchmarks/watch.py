@@ -17,10 +17,11 @@ PYTHON_WORKERS = re.compile(rb"-m\0(pyspark\.|personahub_spark\.python_)daemon")
 
 
 class Watch:
-    """What this process and those it started use: the most memory resident at once, and seconds of processor time."""
+    """What this process and those it started use: the most memory resident at once, of all together and of one Python
+    worker, and seconds of processor time."""
 
     def __init__(self) -> None:
-        self.peak_mb = 0.0
+        self.peak_mb = self.worker_mb = 0.0
         self.cpu_s = 0.0
         self._used: dict[int, float] = {}  # by process: one that ended counts with what it was last seen to have used
         self._over = threading.Event()
@@ -44,7 +45,9 @@ class Watch:
 
     def _look(self) -> None:
         family = list(_family(os.getpid()))
-        self.peak_mb = max(self.peak_mb, sum(map(_resident, family)) / 2**20)
+        resident = {pid: _resident(pid) / 2**20 for pid in family}
+        self.peak_mb = max(self.peak_mb, sum(resident.values()))
+        self.worker_mb = max([self.worker_mb, *(resident[pid] for pid in family if _is_python_worker(pid))])
         for pid in family:
             self._used[pid] = max(self._used.get(pid, 0.0), _processor_seconds(pid))
 
@@ -68,6 +71,13 @@ def _family(root: int) -> Iterator[int]:
     while waiting:
         yield (pid := waiting.pop())
         waiting += children.get(pid, [])
+
+
+def _is_python_worker(pid: int) -> bool:
+    try:
+        return PYTHON_WORKERS.search(Path(f"/proc/{pid}/cmdline").read_bytes()) is not None
+    except OSError:
+        return False
 
 
 def _processor_seconds(pid: int) -> float:

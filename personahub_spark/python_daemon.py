@@ -1,5 +1,5 @@
-"""What Spark forks its Python workers from, where all of it is one process: PySpark's own daemon, with short tasks made
-shorter by a tenth of a second and more.
+"""What Spark forks its Python workers from, where all of it is one process: PySpark's own daemon, with tasks that start
+sooner.
 
 Before each task a worker calls ``importlib.invalidate_caches``, and Python 3.11 then reads the directory of
 ``pyspark.zip`` again for every package in it (cpython issue 103200, SPARK-54744); here only when the file has changed.

@@ -36,7 +36,7 @@ EXACT_TOKENS = "exact_tokens"
 SURFACE = "surface"
 NO_TOKENS = "no_tokens"
 
-# Bytes that comparing in one task takes at most of a row with its id, each token and each MinHash band, as measured.
+# Bytes that comparing in one task takes of a row with its id, each token and each MinHash band; of short texts.
 _ROW_BYTES, _TOKEN_BYTES, _BAND_BYTES = 400, 48, 52
 # Goes up when `keys_of_tokens` changes what it returns.
 _KEYS_VERSION = 1
@@ -192,7 +192,7 @@ def _tokenised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def token_sets(personas: DataFrame) -> DataFrame:
     """``persona_id``, ``priority``, ``tokens``; the priority becomes (0 published, 1 new; the given one)."""
     given = personas.select("persona_id", _priority(1), "text")
-    # A pandas UDF of lists takes half as long again: each row's becomes an object on its way.
+    # Of a pandas UDF each row's list would become an object on its way.
     return given.mapInArrow(_tokenised, StructType([*given.drop("text").schema, _TOKENS]))
 
 
