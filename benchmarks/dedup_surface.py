@@ -49,6 +49,7 @@ SETS = {
 }
 LAPTOP = load(Path(__file__).parent.parent / "conf" / "local.yaml").dedup.surface
 ONE_TASK_MB = {"auto": LAPTOP.one_task_mb, "one-task": 1 << 20, "joins": 0}
+EXACT = SurfaceSettings(engine="exact")
 SHORT = ("package_summaries_sample", "wordnet_glosses", "persona_chat_profiles")
 
 
@@ -194,13 +195,13 @@ def _share(part: Any, whole: Any) -> str:
 
 def _pairs(personas: DataFrame, settings: SurfaceSettings, path: str) -> dict[tuple[str, str], float]:
     """Pairs of different token sets, each set by its first persona, as they are found in one task or by joins."""
-    sets = _sets(personas).where("persona_id = best.persona_id").localCheckpoint()
+    sets = _sets(personas, settings).where("persona_id = best.persona_id").localCheckpoint()
     by_keys = settings.engine == "minhash"
     if path == "joins":
         keyed = surface.with_keys(sets, None, settings)
         joined = surface.verified(surface.candidates(keyed, settings), keyed, settings).collect()
         return {(min(row["id_a"], row["id_b"]), max(row["id_a"], row["id_b"])): row["similarity"] for row in joined}
-    rows = (surface.with_keys(sets, None, settings) if by_keys else sets).toPandas()
+    rows = sets.toPandas()
     ids, tokens, keys = rows["persona_id"].to_numpy(), _lists(rows["tokens"]), None
     if by_keys:
         keys = _lists(rows["keys"])
@@ -215,8 +216,8 @@ def _lists(column: pd.Series) -> in_memory.Lists:
     return in_memory.Lists.of(np.concatenate(column.to_list()), column.map(len).to_numpy())
 
 
-def _sets(personas: DataFrame) -> DataFrame:
-    return surface.with_best(surface.token_sets(personas).where("size(tokens) > 0"))
+def _sets(personas: DataFrame, settings: SurfaceSettings = EXACT) -> DataFrame:
+    return surface.with_best(surface.token_sets(personas, settings).where("size(tokens) > 0"))
 
 
 def _equal_pairs(personas: DataFrame) -> int:
@@ -248,7 +249,7 @@ def _speed(
                 seconds = time.monotonic() - started
             moved = shuffled(spark) - moved
             removed = spark.read.parquet(out).count()
-            sets = _sets(personas).where("persona_id = best.persona_id")
+            sets = _sets(personas, settings).where("persona_id = best.persona_id")
             candidates = surface.candidates(surface.with_keys(sets, None, settings), settings).count()
             print(
                 f"{name:>17}{settings.threshold:>6}{settings.engine:>9}{path:>10}{seconds:>9.1f}"
@@ -285,7 +286,7 @@ def _peers(
         int(row["persona_id"], 16): int(row["id"], 16)
         for row in _sets(personas).select("persona_id", F.col("best.persona_id").alias("id")).collect()
     }
-    pairs = [(int(a, 16), int(b, 16)) for a, b in _pairs(personas, SurfaceSettings(engine="exact"), "joins")]
+    pairs = [(int(a, 16), int(b, 16)) for a, b in _pairs(personas, EXACT, "joins")]
     near: dict[int, set[int]] = {}
     for a, b in pairs:
         near.setdefault(a, set()).add(b)

@@ -99,7 +99,7 @@ def _compared(context: Context, rows: int) -> DataFrame:
         .select("persona_id", "text", F.struct("created_at", "hop").alias("priority"))
         .join(embedded.where(F.col("vector").isNotNull()).select("persona_id", "vector"), on="persona_id", how="inner")
     )
-    worded = surface.token_sets(personas).where(F.size("tokens") > 0).select("persona_id")
+    worded = surface.token_sets(personas, settings.dedup.surface).where(F.size("tokens") > 0).select("persona_id")
     return personas.join(worded, on="persona_id", how="left_semi").orderBy("persona_id").limit(rows).localCheckpoint()
 
 

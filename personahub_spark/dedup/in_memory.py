@@ -124,21 +124,24 @@ def similar(
     least, whole = threshold.as_integer_ratio()
     tokens = _by_rarity(tokens)
     sizes, count = tokens.lengths, len(tokens.lengths)
-    keys, left = _prefixes(tokens, threshold) if keys is None else (_dense(keys), None)
+    keys, left = _prefixes(tokens, threshold) if keys is None else (keys, None)
+    shared = _repeated(keys.values)
+    left = None if left is None else left[shared]
+    keys = Lists.of(pd.factorize(keys.values[shared])[0], np.bincount(keys.rows[shared], minlength=count))
     rows = keys.rows
-    code = keys.values * count + rows
-    by_key = np.argsort(code, kind="stable")
-    in_turn = code[by_key]
+    by_key = np.argsort(keys.values, kind="stable")
+    begin = np.concatenate(([0], np.cumsum(np.bincount(keys.values))))[keys.values]
     # Those with the same key that come before a row are its proposals.
-    begin = np.searchsorted(in_turn, keys.values * count)
-    proposals = np.where(rows < published, 0, np.searchsorted(in_turn, code) - begin)
+    proposals = np.empty_like(rows)
+    proposals[by_key] = np.arange(len(rows))
+    proposals = np.where(rows < published, 0, proposals - begin)
     for first, last in _portions(np.concatenate(([0], np.cumsum(proposals)))[keys.starts]):
         probing = np.arange(keys.starts[first], keys.starts[last])
         probe = np.repeat(probing, proposals[probing])
         met = by_key[_ranges(begin[probing], proposals[probing])]
         row, better = rows[probe], rows[met]
         small, large = np.minimum(sizes[row], sizes[better]), np.maximum(sizes[row], sizes[better])
-        fits = wanted(better) & (small * whole >= large * least)
+        fits = wanted(better) & (row != better) & (small * whole >= large * least)
         if left is not None:
             # Tokens are in one order in all rows, so at the first common one no more are left than from it on.
             fits &= np.minimum(left[probe], left[met]) * (least + whole) >= (small + large) * least
@@ -170,9 +173,14 @@ def _of_twins(twins: list[int], best: Integers, gone: Mask, near: Pairs) -> Iter
             yield row, mine, 1.0
 
 
-def _dense(lists: Lists) -> Lists:
-    """The same with small numbers for values."""
-    return Lists(pd.factorize(lists.values)[0], lists.starts)
+def _repeated(values: Integers) -> Mask:
+    """Which values are there more than once."""
+    order = np.argsort(values)
+    in_turn = values[order]
+    equal = in_turn[1:] == in_turn[:-1]
+    repeated = np.zeros(len(values), bool)
+    repeated[order] = np.concatenate((equal, [False])) | np.concatenate(([False], equal))
+    return repeated
 
 
 def _by_rarity(tokens: Lists) -> Lists:

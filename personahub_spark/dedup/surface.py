@@ -1,10 +1,11 @@
 """Personas that say the same in nearly the same words (paper section 2.3: MinHash on 1-grams, signature 128, 0.9).
 
 An engine only proposes pairs; the exact Jaccard similarity of the token sets decides, in integers. ``minhash`` proposes
-rows whose MLlib signatures agree in a band, and misses a pair now and then. ``exact`` proposes rows that share one of
-their rarest tokens, and misses none: sets of that similarity cannot differ in all of them (prefix filtering, Chaudhuri,
-Ganti and Kaushik 2006; with lengths and positions, Xiao, Wang, Lin and Yu 2008). Tokenisation, in Python, turns tokens
-into 63-bit integers. Rows that fit one task are compared there (``in_memory``), more of them by joins.
+rows whose signatures by MLlib's hash functions agree in a band, and misses a pair now and then. ``exact``
+proposes rows that share one of their rarest tokens, and misses none: sets of that similarity cannot differ in all of
+them (prefix filtering, Chaudhuri, Ganti and Kaushik 2006; with lengths and positions, Xiao, Wang, Lin and Yu 2008).
+Tokenisation, in Python, turns tokens into 63-bit integers. Rows that fit one task are compared there (``in_memory``),
+more of them by joins.
 """
 
 from __future__ import annotations
@@ -13,20 +14,18 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.ml.feature import HashingTF, MinHashLSH
-from pyspark.ml.linalg import Vectors
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, LongType, StructField, StructType
 
-from personahub_spark.dedup import in_memory
+from personahub_spark.dedup import in_memory, minhash
 from personahub_spark.dedup.survivors import ARROW_REMOVALS, REMOVALS, survivors
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings import SurfaceSettings
@@ -38,16 +37,15 @@ NO_TOKENS = "no_tokens"
 
 # Bytes that comparing in one task takes of a row with its id, each token and each MinHash band; of short texts.
 _ROW_BYTES, _TOKEN_BYTES, _BAND_BYTES = 400, 48, 52
-# Goes up when `keys_of_tokens` changes what it returns.
-_KEYS_VERSION = 1
-# Collisions only cost a verification, and the MinHash functions need indices below 2^31.
-_NUM_FEATURES = 1 << 30
+# Goes up when `keys_of_tokens`, or what `minhash` makes of them, changes.
+_KEYS_VERSION = 2
 # Tokens are counted in so many buckets, by their low bits; a rare token in a frequent one's bucket only costs time.
 _FREQUENCY_BITS = 16
 # Up to so many keys of new rows are sent to all executors to look for them among those of published rows.
 _BROADCAST_KEYS = 1 << 20
-_TOKENS = StructField("tokens", ArrayType(LongType(), containsNull=False), nullable=False)
-_ARROW_TOKENS = pa.field("tokens", pa.list_(pa.field("element", pa.int64(), nullable=False)), nullable=False)
+_ADDED = [StructField(name, ArrayType(LongType(), False), nullable=name == "keys") for name in ("tokens", "keys")]
+_ARROW_LIST = pa.list_(pa.field("element", pa.int64(), nullable=False))
+_ARROW_ADDED = [pa.field(field.name, _ARROW_LIST, nullable=field.nullable) for field in _ADDED]
 # As many rows as Spark's LIMIT can count.
 _MOST_ROWS = (1 << 31) - 1
 
@@ -83,7 +81,7 @@ def deduplicate(
     All rows are compared in one task where that takes less memory than ``settings.one_task_mb``, else by joins. Runs
     Spark jobs. Raises SettingsError when the recall is out of reach.
     """
-    rows = token_sets(personas).localCheckpoint(eager=False)  # when they are weighed
+    rows = token_sets(personas, settings).localCheckpoint(eager=False)  # when they are weighed
     old = None if published is None else published.withColumn("priority", _priority(0))
     compare = _in_one_task if _fit(rows, old, settings) else _by_joins
     worded, removals = compare(rows.where(F.size("tokens") > 0), old, settings)
@@ -143,7 +141,6 @@ def parameters_version(settings: SurfaceSettings) -> str:
             "num_hashes": settings.num_hashes,
             "bands": bands(float(settings.threshold), settings.num_hashes, settings.recall),
             "seed": settings.seed,
-            "num_features": _NUM_FEATURES,
         }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -180,20 +177,24 @@ def _key_of_token(token: str) -> int:
     return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _tokenised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        keys = keys_of_tokens(batch["text"].to_pylist())
-        lists = pa.ListArray.from_arrays(keys.starts.astype(np.int32), keys.values, type=_ARROW_TOKENS.type)
-        named = [batch.schema.field(name) for name in ("persona_id", "priority")]
-        columns = [batch["persona_id"], batch["priority"], lists]
-        yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*named, _ARROW_TOKENS]))
+def token_sets(personas: DataFrame, settings: SurfaceSettings) -> DataFrame:
+    """``persona_id``, ``priority``, ``tokens``, ``keys``; the priority becomes (0 published, 1 new; the given one).
 
-
-def token_sets(personas: DataFrame) -> DataFrame:
-    """``persona_id``, ``priority``, ``tokens``; the priority becomes (0 published, 1 new; the given one)."""
+    ``keys``: of the bands of the row's MinHash signature; by the engine ``exact`` null.
+    """
     given = personas.select("persona_id", _priority(1), "text")
+    band_keys = _band_keys(settings) if settings.engine == "minhash" else None
+
+    def tokenised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            sets = keys_of_tokens(batch["text"].to_pylist())
+            keys = pa.nulls(batch.num_rows, _ARROW_LIST) if band_keys is None else _arrow(band_keys(sets))
+            named = [batch.schema.field(name) for name in ("persona_id", "priority")]
+            columns = [batch["persona_id"], batch["priority"], _arrow(sets), keys]
+            yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*named, *_ARROW_ADDED]))
+
     # Of a pandas UDF each row's list would become an object on its way.
-    return given.mapInArrow(_tokenised, StructType([*given.drop("text").schema, _TOKENS]))
+    return given.mapInArrow(tokenised, StructType([*given.drop("text").schema, *_ADDED]))
 
 
 def with_best(rows: DataFrame) -> DataFrame:
@@ -210,9 +211,9 @@ def with_best(rows: DataFrame) -> DataFrame:
 
 def _fit(rows: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> bool:
     """Whether one task may hold all rows; of ``old`` no more are looked at than it may hold."""
-    minhash = settings.engine == "minhash"
-    keys = bands(float(settings.threshold), settings.num_hashes, settings.recall)[0] if minhash else 0
-    beside_tokens = _ROW_BYTES + _BAND_BYTES * keys
+    beside_tokens = _ROW_BYTES
+    if settings.engine == "minhash":
+        beside_tokens += _BAND_BYTES * bands(float(settings.threshold), settings.num_hashes, settings.recall)[0]
 
     def memory(of: DataFrame) -> int:
         needed = F.size("tokens").cast("long") * _TOKEN_BYTES + beside_tokens
@@ -225,21 +226,19 @@ def _fit(rows: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> b
 
 
 def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> tuple[DataFrame, DataFrame]:
-    """``worded`` with what it is known by to later batches, and the removals."""
-    minhash = settings.engine == "minhash"
-    new = _banded(_sized(worded), settings).localCheckpoint() if minhash else worded.withColumn("keys", _no_keys())
+    """``worded``, and the removals."""
     columns = ("priority", "persona_id", "tokens", "keys")
-    everyone = new.select(*columns)
+    everyone = worded.select(*columns)
     if old is not None:
-        everyone = everyone.union(old.withColumn("keys", F.col("bands") if minhash else _no_keys()).select(*columns))
+        everyone = everyone.union(old.withColumnRenamed("bands", "keys").select(*columns))
     in_turn = everyone.coalesce(1).sortWithinPartitions("priority", "persona_id")
     least, whole = settings.threshold.as_integer_ratio()
 
     def compare(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        yield from _removals_in_turn(batches, Fraction(least, whole), by_keys=minhash)
+        yield from _removals_in_turn(batches, Fraction(least, whole), by_keys=settings.engine == "minhash")
 
     named = in_turn.select("persona_id", (F.col("priority.rank") == 0).alias("is_published"), "tokens", "keys")
-    return new, named.mapInArrow(compare, REMOVALS).localCheckpoint()
+    return worded, named.mapInArrow(compare, REMOVALS).localCheckpoint()
 
 
 def _removals_in_turn(
@@ -259,6 +258,10 @@ def _removals_in_turn(
     tiers = np.where(found.similarity == 1.0, EXACT_TOKENS, SURFACE)
     columns = [ids.take(found.row), ids.take(found.better), pa.array(found.similarity), pa.array(tiers)]
     yield from pa.table(columns, names=ARROW_REMOVALS.names).cast(ARROW_REMOVALS).to_batches()
+
+
+def _arrow(lists: in_memory.Lists) -> pa.ListArray:
+    return pa.ListArray.from_arrays(lists.starts.astype(np.int32), lists.values, type=_ARROW_LIST)
 
 
 def _lists(column: pa.ChunkedArray) -> in_memory.Lists:
@@ -288,10 +291,9 @@ def with_keys(sets: DataFrame, old: DataFrame | None, settings: SurfaceSettings)
     ``persona_id``, ``priority``, ``tokens``, ``row_id`` (a hash of ``persona_id``; that two rows share one costs no
     more than a verification), ``size``, ``keys``, ``is_new``.
     """
-    new = _sized(sets.select("persona_id", "priority", "tokens"))
+    new = _sized(sets.select("persona_id", "priority", "tokens", "keys"))
     old = None if old is None else _sized(old)
     if settings.engine == "minhash":
-        new = _banded(new, settings)
         old = None if old is None else old.withColumnRenamed("bands", "keys")
     else:
         worded = new.select("tokens") if old is None else new.select("tokens").union(old.select("tokens"))
@@ -319,23 +321,25 @@ def _too_small(settings: SurfaceSettings) -> str:
     return f"size * {whole - least} < {least}"
 
 
-def _banded(rows: DataFrame, settings: SurfaceSettings) -> DataFrame:
-    """Adds ``keys``: a hash of each band of MLlib's MinHash values, or one of the whole set where it is too small."""
-    # The hash functions depend on seed and number only; fitting to one made-up row spares a job and an empty frame.
-    anything = rows.sparkSession.createDataFrame([(Vectors.sparse(_NUM_FEATURES, [0], [1.0]),)], ["features"])
-    lsh = MinHashLSH(
-        inputCol="features", outputCol="signature", numHashTables=settings.num_hashes, seed=settings.seed
-    ).fit(anything)
-    counted = HashingTF(inputCol="tokens", outputCol="features", binary=True, numFeatures=_NUM_FEATURES)
-    signed = lsh.transform(counted.transform(rows.where(f"not ({_too_small(settings)})")))
-    band_count, band_rows = bands(float(settings.threshold), settings.num_hashes, settings.recall)
-    # Literal slices: the same in a SQL lambda takes five times as long.
-    keys = [
-        F.xxhash64(F.lit(band), F.slice("signature", band * band_rows + 1, band_rows)) for band in range(band_count)
-    ]
-    return signed.select(*rows.columns, F.array(*keys).alias("keys")).unionByName(
-        rows.where(_too_small(settings)).withColumn("keys", F.array(F.xxhash64("tokens")))
-    )
+def _band_keys(settings: SurfaceSettings) -> Callable[[in_memory.Lists], in_memory.Lists]:
+    """Makes of tokens a hash of each band of the MinHash signature; of a set that is too small, one of the whole."""
+    functions = minhash.hash_functions(settings.num_hashes, settings.seed)
+    count, length = bands(float(settings.threshold), settings.num_hashes, settings.recall)
+    least, whole = settings.threshold.as_integer_ratio()
+
+    def keys(tokens: in_memory.Lists) -> in_memory.Lists:
+        sizes = tokens.lengths
+        large = sizes * (whole - least) >= least  # or else as _too_small
+        small = ~large & (sizes > 0)
+        numbers = np.select([large, small], [count, 1], 0)
+        found = np.empty(numbers.sum(), np.int64)
+        of_large = np.repeat(large, numbers)
+        signatures = minhash.signatures(tokens.take(np.flatnonzero(large)), functions)
+        found[of_large] = minhash.band_keys(signatures, (count, length)).ravel()
+        found[~of_large] = minhash.set_keys(tokens.take(np.flatnonzero(small)))
+        return in_memory.Lists.of(found, numbers)
+
+    return keys
 
 
 def _prefix(worded: DataFrame, settings: SurfaceSettings) -> Column:

@@ -10,10 +10,14 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pyspark.ml.feature import MinHashLSH
+from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
-from personahub_spark.dedup import surface
+from personahub_spark.dedup import minhash, surface
+from personahub_spark.dedup.in_memory import Lists
 from personahub_spark.dedup.survivors import survivors
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.settings import SurfaceSettings, validate
@@ -321,7 +325,7 @@ def test_hot_tokens_and_copies_propose_no_more_than_their_share(spark: SparkSess
     removed = found(surface.deduplicate(personas, settings=limited(settings, 0)).removals)
     assert found(surface.deduplicate(personas, settings=settings).removals) == removed
     assert len(removed) == 5_000 and {kept for kept, _, _ in removed.values()} == {"copy"}
-    sets = surface.with_best(surface.token_sets(personas)).where("persona_id = best.persona_id")
+    sets = surface.with_best(surface.token_sets(personas, settings)).where("persona_id = best.persona_id")
     assert sets.count() == 5_002
     assert surface.candidates(surface.with_keys(sets, None, settings), settings).count() < 5_000
 
@@ -437,6 +441,25 @@ def test_bands_are_the_longest_that_reach_the_recall(
     assert (count, rows) == wanted
     assert chance(rows) >= recall
     assert all(chance(longer) < recall for longer in range(rows + 1, num_hashes + 1))
+
+
+@pytest.mark.parametrize(("num_hashes", "seed"), [(128, 42), (16, -7)])
+def test_signatures_are_those_that_mllibs_model_makes(spark: SparkSession, num_hashes: int, seed: int) -> None:
+    rng = random.Random(seed)
+    sets = [[rng.getrandbits(63) for _ in range(rng.choice([1, 2, 15, 200]))] for _ in range(50)]
+    sets += [[0], [(1 << 30) - 1, 1 << 30], [(1 << 63) - 1]]
+    tokens = Lists.of(np.array([token for one in sets for token in one]), np.array([len(one) for one in sets]))
+    features = [
+        (
+            row,
+            Vectors.sparse(1 << 30, dict.fromkeys(minhash.elements(tokens.take(np.array([row])).values).tolist(), 1.0)),
+        )
+        for row in range(len(sets))
+    ]
+    rows = spark.createDataFrame(features, ["row", "features"])
+    model = MinHashLSH(inputCol="features", outputCol="values", numHashTables=num_hashes, seed=seed).fit(rows)
+    by_mllib = [[int(value[0]) for value in row["values"]] for row in model.transform(rows).orderBy("row").collect()]
+    assert minhash.signatures(tokens, minhash.hash_functions(num_hashes, seed)).tolist() == by_mllib
 
 
 def test_a_recall_out_of_reach_is_a_settings_error() -> None:

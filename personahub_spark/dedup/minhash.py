@@ -1,0 +1,99 @@
+"""MinHash signatures with the hash functions of Spark MLlib, in NumPy, and the keys of their bands.
+
+``MinHashLSHModel.transform`` makes an object of every hash of every row. Here the fitted model is asked for its hash
+functions, by what it makes of two sets of one element each, and the same values are worked out a batch at a time,
+those of a token that comes again once. A set's signature is the least value of each function (Broder 1997).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pyspark.ml.feature import MinHashLSH
+from pyspark.ml.linalg import Vectors
+from pyspark.sql import SparkSession
+
+from personahub_spark.dedup.in_memory import Integers, Lists
+
+Signatures = npt.NDArray[np.uint32]
+
+# What MLlib's hash functions are taken modulo.
+_PRIME = 2_038_074_743
+# Elements of sets are below this, as the hash functions need; two tokens that become one only cost a verification.
+_ELEMENTS = 1 << 30
+# Tokens whose values are worked out at once (some 60 MB), and of these, values looked up at once (in the CPU's cache).
+_HASHED_AT_ONCE, _LOOKED_UP_AT_ONCE = 1 << 16, 1 << 12
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+class HashFunctions(NamedTuple):
+    """Of element x: (x * factor + offset) modulo the prime, for each of ``num_hashes``."""
+
+    factor: Integers
+    offset: Integers
+
+
+@functools.lru_cache(maxsize=8)
+def hash_functions(num_hashes: int, seed: int) -> HashFunctions:
+    """Those that MLlib's MinHashLSH draws with ``seed``. Runs a small job in the active Spark session."""
+    # It draws them by seed and number alone, whatever it is fitted to.
+    sets = SparkSession.active().createDataFrame(
+        [(element, Vectors.sparse(2, [element], [1.0])) for element in (0, 1)], ["element", "features"]
+    )
+    model = MinHashLSH(inputCol="features", outputCol="values", numHashTables=num_hashes, seed=seed).fit(sets)
+    of_0, of_1 = (
+        np.array([int(value[0]) for value in row["values"]], np.int64)
+        for row in model.transform(sets).orderBy("element").collect()
+    )
+    return HashFunctions(factor=(of_1 - of_0) % _PRIME, offset=of_0)
+
+
+def elements(tokens: Integers) -> Integers:
+    """The element of MLlib's sets that each token is, from 0 to below 2^30."""
+    return tokens & (_ELEMENTS - 1)
+
+
+def signatures(tokens: Lists, functions: HashFunctions) -> Signatures:
+    """(rows, hashes): what MLlib's model makes of each row's ``elements``; of a row without tokens, the greatest."""
+    found = np.full((len(tokens.lengths), len(functions.factor)), np.iinfo(np.uint32).max, np.uint32)
+    rows = tokens.rows
+    for begin in range(0, len(rows), _HASHED_AT_ONCE):
+        part = slice(begin, begin + _HASHED_AT_ONCE)
+        place, distinct = pd.factorize(elements(tokens.values[part]))
+        values = ((distinct[:, None] * functions.factor + functions.offset) % _PRIME).astype(np.uint32)
+        for inner in range(0, len(place), _LOOKED_UP_AT_ONCE):
+            some = slice(inner, inner + _LOOKED_UP_AT_ONCE)
+            of_row = rows[part][some]
+            first = np.flatnonzero(np.diff(of_row, prepend=-1))
+            least = np.minimum.reduceat(values[place[some]], first, axis=0)
+            found[of_row[first]] = np.minimum(found[of_row[first]], least)
+    return found
+
+
+def band_keys(signed: Signatures, bands: tuple[int, int]) -> Integers:
+    """(rows, bands): a hash of each of the (number, length) ``bands`` of the signatures; the rest of these is unused.
+
+    Of two rows whose bands differ it is the same with a chance of about 2^-64.
+    """
+    count, length = bands
+    values = signed[:, : count * length].reshape(-1, count, length).astype(np.uint64)
+    keys = np.broadcast_to(np.arange(1, count + 1, dtype=np.uint64), values.shape[:2])
+    for place in range(length):
+        keys = keys * _ODD + values[:, :, place]
+    return _mixed(keys).view(np.int64)
+
+
+def set_keys(tokens: Lists) -> Integers:
+    """A hash of each row's set of tokens, of which there must be one at least."""
+    return _mixed(np.add.reduceat(_mixed(tokens.values.view(np.uint64)), tokens.starts[:-1])).view(np.int64)
+
+
+def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Each number in a random-looking other one's place (the last steps of SplitMix64; Steele, Lea and Flood 2014)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
