@@ -7,9 +7,9 @@ Arrow's: all values in one array, and where each row's begin.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,19 @@ class Pairs(NamedTuple):
         return Pairs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+def set_keys(tokens: Lists, salt: int = 0) -> Integers:
+    """A hash of each row's set of tokens, of which there must be one at least."""
+    numbers = mixed(tokens.values.view(np.uint64) + mixed(np.array([salt], np.uint64)))
+    return mixed(np.add.reduceat(numbers, tokens.starts[:-1])).view(np.int64)
+
+
+def mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Each number in a random-looking other one's place (the last steps of SplitMix64; Steele, Lea and Flood 2014)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
 def removals(tokens: Lists, keys: Lists | None, *, published: int, threshold: Fraction) -> Pairs:
     """Who goes because a better row has the same tokens, or nearly (Jaccard similarity >= ``threshold``): each with the
     most similar of the better rows that stay, the best of equally similar ones.
@@ -123,12 +136,13 @@ def similar(
     """
     least, whole = threshold.as_integer_ratio()
     tokens = _by_rarity(tokens)
-    sizes, count = tokens.lengths, len(tokens.lengths)
+    count = len(tokens.lengths)
     keys, left = _prefixes(tokens, threshold) if keys is None else (keys, None)
     shared = _repeated(keys.values)
     left = None if left is None else left[shared]
     keys = Lists.of(pd.factorize(keys.values[shared])[0], np.bincount(keys.rows[shared], minlength=count))
     rows = keys.rows
+    sizes = tokens.lengths[rows]
     by_key = np.argsort(keys.values, kind="stable")
     begin = np.concatenate(([0], np.cumsum(np.bincount(keys.values))))[keys.values]
     # Those with the same key that come before a row are its proposals.
@@ -139,24 +153,32 @@ def similar(
         probing = np.arange(keys.starts[first], keys.starts[last])
         probe = np.repeat(probing, proposals[probing])
         met = by_key[_ranges(begin[probing], proposals[probing])]
-        row, better = rows[probe], rows[met]
-        small, large = np.minimum(sizes[row], sizes[better]), np.maximum(sizes[row], sizes[better])
-        fits = wanted(better) & (row != better) & (small * whole >= large * least)
+        small, large = np.minimum(sizes[probe], sizes[met]), np.maximum(sizes[probe], sizes[met])
+        fits = small * whole >= large * least
         if left is not None:
             # Tokens are in one order in all rows, so at the first common one no more are left than from it on.
             fits &= np.minimum(left[probe], left[met]) * (least + whole) >= (small + large) * least
-        pair = np.unique(row[fits] * count + better[fits])
+        row, better = rows[probe[fits]], rows[met[fits]]
+        of_use = wanted(better) & (row != better)
+        pair = np.unique(row[of_use] * count + better[of_use])
         yield Pairs.of(list(_verified(tokens, pair // count, pair % count, threshold))).in_order()
 
 
 def _best_of_equals(tokens: Lists, published: int) -> Integers:
     """For each row the first one with the same tokens; of published rows themselves."""
-    whole, starts = tokens.values.tobytes(), (tokens.starts * tokens.values.itemsize).tolist()
-    first: dict[bytes, int] = {}
-    best = (first.setdefault(whole[start:end], row) for row, (start, end) in enumerate(pairwise(starts)))
-    found = np.fromiter(best, np.int64, len(starts) - 1)
-    found[:published] = np.arange(published)
-    return found
+    rows = np.arange(len(tokens.lengths))
+    for salt in itertools.count():
+        group, distinct = pd.factorize(set_keys(tokens, salt))
+        first = np.empty(len(distinct), np.int64)
+        first[group[::-1]] = rows[::-1]
+        best = first[group]
+        twins = np.flatnonzero(best != rows)
+        one, other = tokens.take(twins), tokens.take(best[twins])
+        # Or else two sets have the same key, which need not be so with another salt.
+        if np.array_equal(one.starts, other.starts) and np.array_equal(one.values, other.values):
+            break
+    best[:published] = rows[:published]
+    return best
 
 
 def _of_twins(twins: list[int], best: Integers, gone: Mask, near: Pairs) -> Iterator[tuple[int, int, float]]:

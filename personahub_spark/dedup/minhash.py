@@ -17,7 +17,7 @@ from pyspark.ml.feature import MinHashLSH
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
 
-from personahub_spark.dedup.in_memory import Integers, Lists
+from personahub_spark.dedup.in_memory import Integers, Lists, mixed
 
 Signatures = npt.NDArray[np.uint32]
 
@@ -84,16 +84,4 @@ def band_keys(signed: Signatures, bands: tuple[int, int]) -> Integers:
     keys = np.broadcast_to(np.arange(1, count + 1, dtype=np.uint64), values.shape[:2])
     for place in range(length):
         keys = keys * _ODD + values[:, :, place]
-    return _mixed(keys).view(np.int64)
-
-
-def set_keys(tokens: Lists) -> Integers:
-    """A hash of each row's set of tokens, of which there must be one at least."""
-    return _mixed(np.add.reduceat(_mixed(tokens.values.view(np.uint64)), tokens.starts[:-1])).view(np.int64)
-
-
-def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Each number in a random-looking other one's place (the last steps of SplitMix64; Steele, Lea and Flood 2014)."""
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
+    return mixed(keys).view(np.int64)

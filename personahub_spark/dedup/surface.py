@@ -336,7 +336,7 @@ def _band_keys(settings: SurfaceSettings) -> Callable[[in_memory.Lists], in_memo
         of_large = np.repeat(large, numbers)
         signatures = minhash.signatures(tokens.take(np.flatnonzero(large)), functions)
         found[of_large] = minhash.band_keys(signatures, (count, length)).ravel()
-        found[~of_large] = minhash.set_keys(tokens.take(np.flatnonzero(small)))
+        found[~of_large] = in_memory.set_keys(tokens.take(np.flatnonzero(small)))
         return in_memory.Lists.of(found, numbers)
 
     return keys

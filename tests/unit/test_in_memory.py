@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from personahub_spark.dedup import in_memory
-from personahub_spark.dedup.in_memory import Lists
+from personahub_spark.dedup.in_memory import Integers, Lists
 from tests.oracles import greedy_removals, similar_pairs
 
 Sets = Sequence[frozenset[int]]
@@ -71,6 +71,19 @@ def test_removals_are_those_of_the_greedy_oracle(threshold: Decimal, seed: int) 
     assert removed(sets, threshold, keys=lists([[7, row] for row in range(len(sets))])) == wanted
     apart = removed(sets, threshold, keys=lists([[row] for row in range(len(sets))]))
     assert {alike for _, alike in apart.values()} == {1.0} and apart == expected(sets, Decimal(1))
+
+
+def test_two_sets_with_one_key_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, asked = in_memory.set_keys, []
+
+    def equal_at_first(tokens: Lists, salt: int = 0) -> Integers:
+        asked.append(salt)
+        return honest(tokens, salt) if salt == 2 else np.zeros(len(tokens.lengths), np.int64)
+
+    monkeypatch.setattr(in_memory, "set_keys", equal_at_first)
+    sets = random_sets(1, 60)
+    assert removed(sets, Decimal("0.8")) == expected(sets, Decimal("0.8"))
+    assert asked == [0, 1, 2]
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 100])
