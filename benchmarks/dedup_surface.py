@@ -38,6 +38,7 @@ from watch import Watch, shuffled
 
 from personahub_spark import session
 from personahub_spark.dedup import in_memory, surface
+from personahub_spark.dedup.lists import Lists
 from personahub_spark.settings import SparkSettings, SurfaceSettings, load
 from personahub_spark.text import token_set
 
@@ -212,8 +213,8 @@ def _pairs(personas: DataFrame, settings: SurfaceSettings, path: str) -> dict[tu
     return pairs
 
 
-def _lists(column: pd.Series) -> in_memory.Lists:
-    return in_memory.Lists.of(np.concatenate(column.to_list()), column.map(len).to_numpy())
+def _lists(column: pd.Series) -> Lists:
+    return Lists.of(np.concatenate(column.to_list()), column.map(len).to_numpy())
 
 
 def _sets(personas: DataFrame, settings: SurfaceSettings = EXACT) -> DataFrame:

@@ -99,7 +99,8 @@ def _compared(context: Context, rows: int) -> DataFrame:
         .select("persona_id", "text", F.struct("created_at", "hop").alias("priority"))
         .join(embedded.where(F.col("vector").isNotNull()).select("persona_id", "vector"), on="persona_id", how="inner")
     )
-    worded = surface.token_sets(personas, settings.dedup.surface).where(F.size("tokens") > 0).select("persona_id")
+    exact = settings.dedup.surface.model_copy(update={"engine": "exact"})  # which needs no more than tokens
+    worded = surface.token_sets(personas, exact).where(F.size("tokens") > 0).select("persona_id")
     return personas.join(worded, on="persona_id", how="left_semi").orderBy("persona_id").limit(rows).localCheckpoint()
 
 

@@ -1,13 +1,11 @@
 """Surface dedup of so few rows that one task holds them: what ``surface`` does by joins, in NumPy, without Spark.
 
 Rows are numbers in order of priority: row 0 is the best. They are gone through in that order, some at a time, and only
-pairs with a row that is still kept are held, so memory grows with the rows and not with the pairs. ``Lists`` are
-Arrow's: all values in one array, and where each row's begin.
+pairs with a row that is still kept are held, so memory grows with the rows and not with the pairs.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
@@ -16,36 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-Integers = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from personahub_spark.dedup.lists import Integers, Lists, Mask, hashes_of_sets, ranges
 
 # So many proposed pairs, or tokens of such, are looked at at once: some ten megabytes an array.
 _AT_ONCE = 1 << 19
-
-
-class Lists(NamedTuple):
-    """A list of integers for each row."""
-
-    values: Integers
-    starts: Integers
-    """One more than there are rows: where each row's values begin, and where the last one's end."""
-
-    @staticmethod
-    def of(values: Integers, lengths: Integers) -> Lists:
-        return Lists(values, np.concatenate(([0], np.cumsum(lengths))))
-
-    @property
-    def lengths(self) -> Integers:
-        return np.diff(self.starts)
-
-    @property
-    def rows(self) -> Integers:
-        """The row of each value."""
-        return np.repeat(np.arange(len(self.starts) - 1), self.lengths)
-
-    def take(self, rows: Integers) -> Lists:
-        lengths = self.lengths[rows]
-        return Lists.of(self.values[_ranges(self.starts[rows], lengths)], lengths)
+# So often sets are told apart by other hashes; once is enough in 10^7 runs with a million rows each.
+_SALTS = 4
 
 
 class Pairs(NamedTuple):
@@ -67,19 +41,6 @@ class Pairs(NamedTuple):
     def of(parts: list[Pairs]) -> Pairs:
         parts = [Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64)), *parts]
         return Pairs(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def set_keys(tokens: Lists, salt: int = 0) -> Integers:
-    """A hash of each row's set of tokens, of which there must be one at least."""
-    numbers = mixed(tokens.values.view(np.uint64) + mixed(np.array([salt], np.uint64)))
-    return mixed(np.add.reduceat(numbers, tokens.starts[:-1])).view(np.int64)
-
-
-def mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Each number in a random-looking other one's place (the last steps of SplitMix64; Steele, Lea and Flood 2014)."""
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
 
 
 def removals(tokens: Lists, keys: Lists | None, *, published: int, threshold: Fraction) -> Pairs:
@@ -152,7 +113,7 @@ def similar(
     for first, last in _portions(np.concatenate(([0], np.cumsum(proposals)))[keys.starts]):
         probing = np.arange(keys.starts[first], keys.starts[last])
         probe = np.repeat(probing, proposals[probing])
-        met = by_key[_ranges(begin[probing], proposals[probing])]
+        met = by_key[ranges(begin[probing], proposals[probing])]
         small, large = np.minimum(sizes[probe], sizes[met]), np.maximum(sizes[probe], sizes[met])
         fits = small * whole >= large * least
         if left is not None:
@@ -167,16 +128,18 @@ def similar(
 def _best_of_equals(tokens: Lists, published: int) -> Integers:
     """For each row the first one with the same tokens; of published rows themselves."""
     rows = np.arange(len(tokens.lengths))
-    for salt in itertools.count():
-        group, distinct = pd.factorize(set_keys(tokens, salt))
+    for salt in range(_SALTS):
+        group, distinct = pd.factorize(hashes_of_sets(tokens, salt))
         first = np.empty(len(distinct), np.int64)
         first[group[::-1]] = rows[::-1]
         best = first[group]
         twins = np.flatnonzero(best != rows)
         one, other = tokens.take(twins), tokens.take(best[twins])
-        # Or else two sets have the same key, which need not be so with another salt.
         if np.array_equal(one.starts, other.starts) and np.array_equal(one.values, other.values):
             break
+        # Two sets have the same hash, which they need not have with another salt.
+    else:
+        raise ValueError("a row's tokens are not sorted: its set has the hash of another row's, but is not equal")
     best[:published] = rows[:published]
     return best
 
@@ -253,10 +216,3 @@ def _portions(upto: Integers) -> Iterator[tuple[int, int]]:
     while begin < count:
         end = int(np.searchsorted(upto, upto[begin] + _AT_ONCE, side="right")) - 1
         yield begin, (begin := max(end, begin + 1))
-
-
-def _ranges(begin: Integers, lengths: Integers) -> Integers:
-    """The numbers from each ``begin`` on, ``lengths`` of them, one range after the other."""
-    before = np.cumsum(lengths) - lengths
-    ranges: Integers = np.arange(int(lengths.sum())) + np.repeat(begin - before, lengths)
-    return ranges

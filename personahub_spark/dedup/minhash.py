@@ -17,17 +17,17 @@ from pyspark.ml.feature import MinHashLSH
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
 
-from personahub_spark.dedup.in_memory import Integers, Lists, mixed
+from personahub_spark.dedup.lists import Integers, Lists, mixed
 
 Signatures = npt.NDArray[np.uint32]
 
 # What MLlib's hash functions are taken modulo.
 _PRIME = 2_038_074_743
-# Elements of sets are below this, as the hash functions need; two tokens that become one only cost a verification.
+# Elements of sets are below this, as the hash functions need. Two tokens become one with a chance of 10^-9.
 _ELEMENTS = 1 << 30
-# Tokens whose values are worked out at once (some 60 MB), and of these, values looked up at once (in the CPU's cache).
-_HASHED_AT_ONCE, _LOOKED_UP_AT_ONCE = 1 << 16, 1 << 12
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+# Values that are worked out at once (some 30 MB), and looked up at once (in the CPU's cache).
+_HASHED_AT_ONCE, _LOOKED_UP_AT_ONCE = 1 << 21, 1 << 19
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class HashFunctions(NamedTuple):
@@ -39,7 +39,7 @@ class HashFunctions(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def hash_functions(num_hashes: int, seed: int) -> HashFunctions:
-    """Those that MLlib's MinHashLSH draws with ``seed``. Runs a small job in the active Spark session."""
+    """Those that MLlib's MinHashLSH draws with ``seed``. Runs small jobs in the active Spark session."""
     # It draws them by seed and number alone, whatever it is fitted to.
     sets = SparkSession.active().createDataFrame(
         [(element, Vectors.sparse(2, [element], [1.0])) for element in (0, 1)], ["element", "features"]
@@ -47,7 +47,7 @@ def hash_functions(num_hashes: int, seed: int) -> HashFunctions:
     model = MinHashLSH(inputCol="features", outputCol="values", numHashTables=num_hashes, seed=seed).fit(sets)
     of_0, of_1 = (
         np.array([int(value[0]) for value in row["values"]], np.int64)
-        for row in model.transform(sets).orderBy("element").collect()
+        for row in sorted(model.transform(sets).collect(), key=lambda row: row["element"])
     )
     return HashFunctions(factor=(of_1 - of_0) % _PRIME, offset=of_0)
 
@@ -58,15 +58,18 @@ def elements(tokens: Integers) -> Integers:
 
 
 def signatures(tokens: Lists, functions: HashFunctions) -> Signatures:
-    """(rows, hashes): what MLlib's model makes of each row's ``elements``; of a row without tokens, the greatest."""
-    found = np.full((len(tokens.lengths), len(functions.factor)), np.iinfo(np.uint32).max, np.uint32)
-    rows = tokens.rows
-    for begin in range(0, len(rows), _HASHED_AT_ONCE):
-        part = slice(begin, begin + _HASHED_AT_ONCE)
+    """(rows, hashes): what MLlib's model makes of each row's ``elements``, of which there must be one at least."""
+    num_hashes, rows = len(functions.factor), tokens.rows
+    found = np.full((len(tokens.lengths), num_hashes), np.iinfo(np.uint32).max, np.uint32)
+    hashed, looked_up = (max(1, values // num_hashes) for values in (_HASHED_AT_ONCE, _LOOKED_UP_AT_ONCE))
+    for begin in range(0, len(rows), hashed):
+        part = slice(begin, begin + hashed)
         place, distinct = pd.factorize(elements(tokens.values[part]))
-        values = ((distinct[:, None] * functions.factor + functions.offset) % _PRIME).astype(np.uint32)
-        for inner in range(0, len(place), _LOOKED_UP_AT_ONCE):
-            some = slice(inner, inner + _LOOKED_UP_AT_ONCE)
+        values = distinct[:, None] * functions.factor
+        values += functions.offset
+        values = (values % _PRIME).astype(np.uint32)
+        for inner in range(0, len(place), looked_up):
+            some = slice(inner, inner + looked_up)
             of_row = rows[part][some]
             first = np.flatnonzero(np.diff(of_row, prepend=-1))
             least = np.minimum.reduceat(values[place[some]], first, axis=0)
@@ -83,5 +86,5 @@ def band_keys(signed: Signatures, bands: tuple[int, int]) -> Integers:
     values = signed[:, : count * length].reshape(-1, count, length).astype(np.uint64)
     keys = np.broadcast_to(np.arange(1, count + 1, dtype=np.uint64), values.shape[:2])
     for place in range(length):
-        keys = keys * _ODD + values[:, :, place]
+        keys = keys * _MULTIPLIER + values[:, :, place]
     return mixed(keys).view(np.int64)

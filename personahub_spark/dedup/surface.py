@@ -26,6 +26,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, LongType, StructField, StructType
 
 from personahub_spark.dedup import in_memory, minhash
+from personahub_spark.dedup.lists import Lists, hashes_of_sets
 from personahub_spark.dedup.survivors import ARROW_REMOVALS, REMOVALS, survivors
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings import SurfaceSettings
@@ -37,8 +38,8 @@ NO_TOKENS = "no_tokens"
 
 # Bytes that comparing in one task takes of a row with its id, each token and each MinHash band; of short texts.
 _ROW_BYTES, _TOKEN_BYTES, _BAND_BYTES = 400, 48, 52
-# Goes up when `keys_of_tokens`, or what `minhash` makes of them, changes.
-_KEYS_VERSION = 2
+# They go up when `keys_of_tokens`, or what `_band_keys` makes of those keys, changes.
+_KEYS_VERSION, _BANDS_VERSION = 1, 2
 # Tokens are counted in so many buckets, by their low bits; a rare token in a frequent one's bucket only costs time.
 _FREQUENCY_BITS = 16
 # Up to so many keys of new rows are sent to all executors to look for them among those of published rows.
@@ -84,7 +85,8 @@ def deduplicate(
     rows = token_sets(personas, settings).localCheckpoint(eager=False)  # when they are weighed
     old = None if published is None else published.withColumn("priority", _priority(0))
     compare = _in_one_task if _fit(rows, old, settings) else _by_joins
-    worded, removals = compare(rows.where(F.size("tokens") > 0), old, settings)
+    worded = rows.where(F.size("tokens") > 0)
+    removals = compare(worded, old, settings)
     return SurfaceDedup(
         removals=removals,
         undecidable=rows.where(F.size("tokens") == 0).select("persona_id", F.lit(NO_TOKENS).alias("reason")),
@@ -92,12 +94,12 @@ def deduplicate(
             "persona_id",
             F.col("priority.given").alias("priority"),
             "tokens",
-            (F.col("keys") if settings.engine == "minhash" else _no_keys()).alias("bands"),
+            F.col("keys").alias("bands"),
         ),
     )
 
 
-def keys_of_tokens(texts: Iterable[str | None]) -> in_memory.Lists:
+def keys_of_tokens(texts: Iterable[str | None]) -> Lists:
     """The distinct tokens of each text as integers of 63 bits, sorted; none for None.
 
     That two different tokens of a pair of texts are taken for one has a chance of about 10^-16.
@@ -109,7 +111,7 @@ def keys_of_tokens(texts: Iterable[str | None]) -> in_memory.Lists:
     rows, keys = rows[order], keys[order]
     repeated = (rows[1:] == rows[:-1]) & (keys[1:] == keys[:-1])
     first = np.concatenate(([True], ~repeated))[: len(rows)]
-    return in_memory.Lists.of(keys[first], np.bincount(rows[first], minlength=len(words)))
+    return Lists.of(keys[first], np.bincount(rows[first], minlength=len(words)))
 
 
 def bands(threshold: float, num_hashes: int, recall: float) -> tuple[int, int]:
@@ -141,6 +143,7 @@ def parameters_version(settings: SurfaceSettings) -> str:
             "num_hashes": settings.num_hashes,
             "bands": bands(float(settings.threshold), settings.num_hashes, settings.recall),
             "seed": settings.seed,
+            "band_keys": _BANDS_VERSION,
         }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -225,8 +228,7 @@ def _fit(rows: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> b
     return left > 0
 
 
-def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> tuple[DataFrame, DataFrame]:
-    """``worded``, and the removals."""
+def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
     columns = ("priority", "persona_id", "tokens", "keys")
     everyone = worded.select(*columns)
     if old is not None:
@@ -238,7 +240,7 @@ def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSett
         yield from _removals_in_turn(batches, Fraction(least, whole), by_keys=settings.engine == "minhash")
 
     named = in_turn.select("persona_id", (F.col("priority.rank") == 0).alias("is_published"), "tokens", "keys")
-    return worded, named.mapInArrow(compare, REMOVALS).localCheckpoint()
+    return named.mapInArrow(compare, REMOVALS).localCheckpoint()
 
 
 def _removals_in_turn(
@@ -260,25 +262,21 @@ def _removals_in_turn(
     yield from pa.table(columns, names=ARROW_REMOVALS.names).cast(ARROW_REMOVALS).to_batches()
 
 
-def _arrow(lists: in_memory.Lists) -> pa.ListArray:
+def _arrow(lists: Lists) -> pa.ListArray:
     return pa.ListArray.from_arrays(lists.starts.astype(np.int32), lists.values, type=_ARROW_LIST)
 
 
-def _lists(column: pa.ChunkedArray) -> in_memory.Lists:
+def _lists(column: pa.ChunkedArray) -> Lists:
     lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
-    return in_memory.Lists.of(pc.list_flatten(column).to_numpy(), lengths)
+    return Lists.of(pc.list_flatten(column).to_numpy(), lengths)
 
 
-def _by_joins(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> tuple[DataFrame, DataFrame]:
-    """The same as ``_in_one_task``, of any number of rows; of equal sets only the best one comes back."""
+def _by_joins(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
+    """The same as ``_in_one_task``, of any number of rows."""
     rows = with_best(worded).localCheckpoint()
     keyed = with_keys(rows.where("persona_id = best.persona_id"), old, settings)
     near = verified(candidates(keyed, settings), keyed, settings).localCheckpoint()
-    return keyed.where("is_new"), survivors(_pairs_of_members(rows, near))
-
-
-def _no_keys() -> Column:
-    return F.lit(None).cast(ArrayType(LongType()))
+    return survivors(_pairs_of_members(rows, near))
 
 
 def _priority(rank: int) -> Column:
@@ -321,13 +319,13 @@ def _too_small(settings: SurfaceSettings) -> str:
     return f"size * {whole - least} < {least}"
 
 
-def _band_keys(settings: SurfaceSettings) -> Callable[[in_memory.Lists], in_memory.Lists]:
+def _band_keys(settings: SurfaceSettings) -> Callable[[Lists], Lists]:
     """Makes of tokens a hash of each band of the MinHash signature; of a set that is too small, one of the whole."""
-    functions = minhash.hash_functions(settings.num_hashes, settings.seed)
     count, length = bands(float(settings.threshold), settings.num_hashes, settings.recall)
+    functions = minhash.hash_functions(settings.num_hashes, settings.seed)
     least, whole = settings.threshold.as_integer_ratio()
 
-    def keys(tokens: in_memory.Lists) -> in_memory.Lists:
+    def of(tokens: Lists) -> Lists:
         sizes = tokens.lengths
         large = sizes * (whole - least) >= least  # or else as _too_small
         small = ~large & (sizes > 0)
@@ -336,10 +334,10 @@ def _band_keys(settings: SurfaceSettings) -> Callable[[in_memory.Lists], in_memo
         of_large = np.repeat(large, numbers)
         signatures = minhash.signatures(tokens.take(np.flatnonzero(large)), functions)
         found[of_large] = minhash.band_keys(signatures, (count, length)).ravel()
-        found[~of_large] = in_memory.set_keys(tokens.take(np.flatnonzero(small)))
-        return in_memory.Lists.of(found, numbers)
+        found[~of_large] = hashes_of_sets(tokens.take(np.flatnonzero(small)))
+        return Lists.of(found, numbers)
 
-    return keys
+    return of
 
 
 def _prefix(worded: DataFrame, settings: SurfaceSettings) -> Column:

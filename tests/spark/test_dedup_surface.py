@@ -17,7 +17,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
 from personahub_spark.dedup import minhash, surface
-from personahub_spark.dedup.in_memory import Lists
+from personahub_spark.dedup.lists import Lists
 from personahub_spark.dedup.survivors import survivors
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.settings import SurfaceSettings, validate
@@ -232,6 +232,7 @@ def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_no
     "settings",
     [
         SurfaceSettings(threshold=Decimal("0.5"), seed=7),
+        SurfaceSettings(threshold=Decimal("1")),
         SurfaceSettings(threshold=Decimal("0.5"), engine="exact"),
         SurfaceSettings(threshold=Decimal("0.75"), engine="exact"),
         SurfaceSettings(threshold=Decimal("0.95"), engine="exact"),
@@ -441,6 +442,28 @@ def test_bands_are_the_longest_that_reach_the_recall(
     assert (count, rows) == wanted
     assert chance(rows) >= recall
     assert all(chance(longer) < recall for longer in range(rows + 1, num_hashes + 1))
+
+
+def test_what_a_row_is_known_by(spark: SparkSession) -> None:
+    """The values are stored, and later batches must make the same: with others, _BANDS_VERSION has to go up."""
+    texts = {
+        "large": "A nurse in a village by the sea who collects old maps",
+        "small": "A nurse",
+        "none": "!",
+        "null": None,
+    }
+    rows = spark.createDataFrame([(name, text, (0, 0)) for name, text in texts.items()], SCHEMA)
+
+    def keys(settings: SurfaceSettings) -> dict[str, list[int] | None]:
+        return {row["persona_id"]: row["keys"] for row in surface.token_sets(rows, settings).collect()}
+
+    assert set(keys(EXACT).values()) == {None} and set(keys(EXACT)) == set(texts)
+    by_minhash = keys(SETTINGS)
+    assert {name: len(found) for name, found in by_minhash.items()} == {"large": 18, "small": 1, "none": 0, "null": 0}
+    assert by_minhash["small"] == [-8267869992603124719]
+    assert by_minhash["large"][:2] == [-5240068484701981611, -2314536771905941516]
+    at_half, at_one = (keys(SurfaceSettings(threshold=Decimal(threshold))) for threshold in ("0.5", "1"))
+    assert [len(found["large"] or ()) for found in (at_half, at_one)] == [64, 1]
 
 
 @pytest.mark.parametrize(("num_hashes", "seed"), [(128, 42), (16, -7)])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from personahub_spark.dedup import in_memory
-from personahub_spark.dedup.in_memory import Integers, Lists
+from personahub_spark.dedup.lists import Integers, Lists
 from tests.oracles import greedy_removals, similar_pairs
 
 Sets = Sequence[frozenset[int]]
@@ -73,17 +73,35 @@ def test_removals_are_those_of_the_greedy_oracle(threshold: Decimal, seed: int) 
     assert {alike for _, alike in apart.values()} == {1.0} and apart == expected(sets, Decimal(1))
 
 
-def test_two_sets_with_one_key_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, asked = in_memory.set_keys, []
+@pytest.mark.parametrize(
+    "sets",
+    [
+        random_sets(1, 60),
+        # One after the other, the tokens of those taken for twins are the same as those of their firsts.
+        [frozenset({1, 2}), frozenset({1}), frozenset({3}), frozenset({2, 3})],
+    ],
+)
+def test_sets_with_one_hash_are_told_apart(sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, asked = in_memory.hashes_of_sets, []
 
-    def equal_at_first(tokens: Lists, salt: int = 0) -> Integers:
+    def alike_at_first(tokens: Lists, salt: int = 0) -> Integers:
         asked.append(salt)
-        return honest(tokens, salt) if salt == 2 else np.zeros(len(tokens.lengths), np.int64)
+        hashes = honest(tokens, salt)
+        return hashes if salt == 2 else hashes % 2 if len(sets) > 4 else np.array([0, 0, 1, 1])
 
-    monkeypatch.setattr(in_memory, "set_keys", equal_at_first)
-    sets = random_sets(1, 60)
+    monkeypatch.setattr(in_memory, "hashes_of_sets", alike_at_first)
     assert removed(sets, Decimal("0.8")) == expected(sets, Decimal("0.8"))
     assert asked == [0, 1, 2]
+
+
+def test_tokens_out_of_order_are_refused() -> None:
+    with pytest.raises(ValueError, match="not sorted"):
+        in_memory.removals(lists([[1, 2], [2, 1]]), None, published=0, threshold=Fraction(1, 2))
+
+
+def test_a_row_that_has_a_key_twice_is_not_compared_with_itself() -> None:
+    sets = [frozenset({1, 2}), frozenset({3, 4})]
+    assert removed(sets, Decimal("0.5"), keys=lists([[7, 7], [8, 9]])) == {}
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 100])
@@ -145,16 +163,29 @@ def test_pairs_are_found_once_in_order_and_are_those_of_the_oracle() -> None:
         ([frozenset({1, 2}), frozenset({1, 3}), *[frozenset({2, 3, n}) for n in range(100, 140)]], "0.9"),
     ],
 )
-def test_hot_tokens_propose_nobody(sets: Sets, threshold: str) -> None:
-    looked_at: list[int] = []
+def test_hot_tokens_propose_nobody(sets: Sets, threshold: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert proposals(sets, None, threshold, monkeypatch) == 0
 
-    def wanted(better: in_memory.Integers) -> in_memory.Mask:
-        looked_at.extend(better.tolist())
-        return np.ones(len(better), bool)
 
-    options = {"published": 0, "threshold": Fraction(threshold), "wanted": wanted}
-    assert not any(len(pairs.row) for pairs in in_memory.similar(tokens_of(sets), None, **options))
-    assert looked_at == []
+def test_keys_propose_all_that_have_them_and_rows_by_themselves_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [frozenset({n, n + 1, n + 2}) for n in range(0, 30, 3)]
+    assert proposals(sets, lists([[n] for n in range(10)]), "0.5", monkeypatch) == 0
+    assert proposals(sets, lists([[n // 5, 7 + n] for n in range(10)]), "0.5", monkeypatch) == 2 * 10
+
+
+def proposals(sets: Sets, keys: Lists | None, threshold: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many pairs are looked at of rows none of which are similar."""
+    proposed: list[int] = []
+    portions = in_memory._portions
+
+    def counted(upto: Integers) -> Iterator[tuple[int, int]]:
+        proposed.append(int(upto[-1]))
+        return portions(upto)
+
+    monkeypatch.setattr(in_memory, "_portions", counted)
+    found = in_memory.similar(tokens_of(sets), keys, published=0, threshold=Fraction(threshold))
+    assert not any(len(pairs.row) for pairs in found)
+    return proposed[0]
 
 
 def test_of_many_similar_rows_only_pairs_with_those_that_stay_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
