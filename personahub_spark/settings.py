@@ -348,7 +348,7 @@ class SurfaceSettings(_Group):
     """Surface dedup (paper section 2.3: 1-grams, signature 128, similarity 0.9)."""
 
     engine: Literal["minhash", "exact"] = Field(
-        default="minhash", description="minhash: by MLlib signatures, as the paper; exact: finds every pair"
+        default="minhash", description="minhash: by signatures, as the paper; exact: finds every pair"
     )
     threshold: Decimal = Field(
         default=Decimal("0.9"), ge=Decimal("0.3"), le=Decimal("1"), decimal_places=6, description="Jaccard similarity"
