@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 250_000, 1_000_000])
     parser.add_argument("--engines", nargs="+", default=["minhash", "exact"], choices=["minhash", "exact"])
     parser.add_argument("--thresholds", type=Decimal, nargs="+", default=[Decimal("0.9")])
+    parser.add_argument("--recall", type=float, default=SurfaceSettings().recall, help="that minhash chooses bands for")
     parser.add_argument("--paths", nargs="+", choices=list(ONE_TASK_MB),
                         help="recall: one-task joins; speed, copies: auto, as conf/local.yaml")  # fmt: skip
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
@@ -80,7 +81,11 @@ def main() -> None:
             "spark.sql.execution.arrow.pyspark.enabled": "true",
         }
         spark = session.build(SparkSettings(master="local[2]", app_name="benchmark", conf=conf))
-        settings = [SurfaceSettings(engine=e, threshold=t) for t in chosen.thresholds for e in chosen.engines]
+        settings = [
+            SurfaceSettings(engine=e, threshold=t, recall=chosen.recall)
+            for t in chosen.thresholds
+            for e in chosen.engines
+        ]
         if chosen.what == "recall":
             inputs = {name: texts_of(chosen.data, name)[: chosen.first] for name in chosen.sets}
             _recall(spark, folder, inputs, settings, chosen.paths or ["one-task", "joins"])
