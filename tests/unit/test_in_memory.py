@@ -173,6 +173,11 @@ def test_keys_propose_all_that_have_them_and_rows_by_themselves_cost_nothing(mon
     assert proposals(sets, lists([[n // 5, 7 + n] for n in range(10)]), "0.5", monkeypatch) == 2 * 10
 
 
+@pytest.mark.parametrize("values", [[], [5], [5, 5], [5, 3, 5, 7, 3, -1, 5]])
+def test_values_that_come_again_are_told_from_those_that_do_not(values: list[int]) -> None:
+    assert in_memory._repeated(np.array(values, np.int64)).tolist() == [values.count(value) > 1 for value in values]
+
+
 def proposals(sets: Sets, keys: Lists | None, threshold: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many pairs are looked at of rows none of which are similar."""
     proposed: list[int] = []
