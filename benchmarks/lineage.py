@@ -1,9 +1,9 @@
 """Lineage at scale: the time to write down the ways of a new hop, to look sources up, and to withdraw one.
 
 Makes personas and origins of --edges edges over six hops (every persona found by two parents, so a persona has two
-origins). Measures the maintenance of each hop; the lineage of one persona, by the view persona_lineage and by
-jobs/trace_persona.py, with files as they were written and then in the order of their keys; the view over everybody;
-and the withdrawal of a source that a thousandth of the texts have.
+origins). Measures the maintenance of each hop; the lineage of one persona, by the view persona_lineage as
+jobs/query_tables.py asks it and by jobs/trace_persona.py, with files as they were written and then in the order of
+their keys; the view over everybody; and the withdrawal of a source that a thousandth of the texts have.
 
     python benchmarks/lineage.py --edges 10000000 --root /tmp/lineage
 """
@@ -27,6 +27,7 @@ from personahub_spark.session import Context
 from personahub_spark.tables import DOCUMENTS, PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONAS, Store, Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
+import query_tables
 import withdraw
 
 FAN_OUT = 3
@@ -68,6 +69,8 @@ def main() -> None:
         "lookup_s": {way: {"first": round(taken[0], 2), "median": round(statistics.median(taken[1:]), 2)}
                      for way, taken in lookups.items()},
     }, indent=1), flush=True)  # fmt: skip
+    for filtering in query_tables.RUNTIME_FILTERS:  # of questions, not of the step that follows
+        context.spark.conf.unset(filtering)
     rule = withdraw.Rule("source", "withdrawn", "benchmark", "to be measured")
     results = []
     withdraw_s = took(lambda: results.append(session.run_step(context, "withdraw", lambda c: withdraw.run(c, rule))))
@@ -149,8 +152,9 @@ def maintain(context: Context, hop: int) -> None:
 
 
 def by_view(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
-    view = context.store.view("persona_lineage")
-    return [took(lambda one=one: check(view.where(F.col("persona_id") == one), told, one)) for one in ids]
+    query_tables.use(context.spark, context.store)
+    asked = "SELECT * FROM persona_lineage WHERE persona_id = '{}'"
+    return [took(lambda one=one: check(context.spark.sql(asked.format(one)), told, one)) for one in ids]
 
 
 def by_trace(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:

@@ -14,6 +14,13 @@ from personahub_spark.session import cause, exit_code, open_context, parser
 from personahub_spark.settings import load
 from personahub_spark.tables import Store
 
+# Most questions are about few rows, found by a join: what the joined tables have of other keys is left out before it is
+# shuffled. By default Spark does that for tables of more than 10 GB alone.
+RUNTIME_FILTERS = {
+    "spark.sql.optimizer.runtime.bloomFilter.creationSideThreshold": "1TB",
+    "spark.sql.optimizer.runtime.bloomFilter.applicationSideScanSizeThreshold": "0",
+}
+
 
 def main() -> None:
     made = parser(__doc__)
@@ -41,7 +48,12 @@ def main() -> None:
 
 
 def use(spark: SparkSession, store: Store, *, personas: Collection[str] = ()) -> None:
-    """Let SQL name the tables and views; with ``personas`` the view ``persona_lineage`` has only these."""
+    """Let SQL name the tables and views; with ``personas`` the view ``persona_lineage`` has only these.
+
+    From then on the session filters what it joins, as suits questions about few rows.
+    """
+    for name, value in RUNTIME_FILTERS.items():
+        spark.conf.set(name, value)
     spark.catalog.dropTempView("persona_lineage")
     store.use()
     if personas:

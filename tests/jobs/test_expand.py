@@ -185,7 +185,13 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
         assert context.spark.table("persona_lineage").collect() == clerk
         query_tables.use(context.spark, context.store)
         assert context.spark.table("persona_lineage").count() > 1
+        context.spark.conf.set("spark.sql.autoBroadcastJoinThreshold", -1)  # as if the tables were large
+        one = context.spark.sql(f"SELECT * FROM persona_lineage WHERE persona_id = '{ids[CLERK]}'")
+        assert one.collect() == clerk
+        assert "might_contain" in one._jdf.queryExecution().toString()
     finally:
+        for name in ("spark.sql.autoBroadcastJoinThreshold", *query_tables.RUNTIME_FILTERS):
+            context.spark.conf.unset(name)
         context.spark.catalog.dropTempView("persona_lineage")
         context.spark.sql("USE default")
     told = trace_persona.told(context.store, [ids[BAKER], ids[CLERK]])
