@@ -1,9 +1,9 @@
 """Lineage at scale: the time to write down the ways of a new hop, to look sources up, and to withdraw one.
 
 Makes personas and origins of --edges edges over six hops (every persona found by two parents, so a persona has two
-origins). Measures the maintenance of each hop; the lineage of one persona, by the view persona_lineage as
-jobs/query_tables.py asks it and by jobs/trace_persona.py, with files as they were written and then in the order of
-their keys; the view over everybody; and the withdrawal of a source that a thousandth of the texts have.
+origins). Measures the maintenance of each hop; the lineage of one persona, by the view persona_lineage, by the view as
+jobs/query_tables.py asks it (filtered) and by jobs/trace_persona.py, with files as they were written and then in the
+order of their keys; the view over everybody; and the withdrawal of a source that a thousandth of the texts have.
 
     python benchmarks/lineage.py --edges 10000000 --root /tmp/lineage
 """
@@ -55,9 +55,17 @@ def main() -> None:
     last = context.store.read(PERSONAS).where(F.col("hop") == HOPS).limit(LOOKUPS).collect()
     ids = [row["persona_id"] for row in last]
     told: dict[str, list[str]] = {}
-    lookups = {"view": by_view(context, ids, told), "trace": by_trace(context, ids, told)}
+    lookups = {
+        "view": by_view(context, ids, told),
+        "view_filtered": by_filtered_view(context, ids, told),
+        "trace": by_trace(context, ids, told),
+    }
     ordered_s = took(lambda: order_files(context))
-    lookups |= {"view_ordered": by_view(context, ids, told), "trace_ordered": by_trace(context, ids, told)}
+    lookups |= {
+        "view_ordered": by_view(context, ids, told),
+        "view_filtered_ordered": by_filtered_view(context, ids, told),
+        "trace_ordered": by_trace(context, ids, told),
+    }
     everybody_s = took(lambda: context.store.view("persona_lineage").write.format("noop").mode("overwrite").save())
     folder = Path(context.store.state_root).parent
     size = {table.name: round(sum(f.stat().st_size for f in (folder / table.name).rglob("*.parquet")) / 1e6)
@@ -69,8 +77,6 @@ def main() -> None:
         "lookup_s": {way: {"first": round(taken[0], 2), "median": round(statistics.median(taken[1:]), 2)}
                      for way, taken in lookups.items()},
     }, indent=1), flush=True)  # fmt: skip
-    for filtering in query_tables.RUNTIME_FILTERS:  # of questions, not of the step that follows
-        context.spark.conf.unset(filtering)
     rule = withdraw.Rule("source", "withdrawn", "benchmark", "to be measured")
     results = []
     withdraw_s = took(lambda: results.append(session.run_step(context, "withdraw", lambda c: withdraw.run(c, rule))))
@@ -152,9 +158,19 @@ def maintain(context: Context, hop: int) -> None:
 
 
 def by_view(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
-    query_tables.use(context.spark, context.store)
-    asked = "SELECT * FROM persona_lineage WHERE persona_id = '{}'"
-    return [took(lambda one=one: check(context.spark.sql(asked.format(one)), told, one)) for one in ids]
+    view = context.store.view("persona_lineage")
+    return [took(lambda one=one: check(view.where(F.col("persona_id") == one), told, one)) for one in ids]
+
+
+def by_filtered_view(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
+    """As jobs/query_tables.py asks it."""
+    for setting, value in query_tables.RUNTIME_FILTERS.items():
+        context.spark.conf.set(setting, value)
+    try:
+        return by_view(context, ids, told)
+    finally:
+        for setting in query_tables.RUNTIME_FILTERS:
+            context.spark.conf.unset(setting)
 
 
 def by_trace(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
@@ -169,7 +185,7 @@ def check(found: DataFrame, told: dict[str, list[str]], persona_id: str) -> None
 
 
 def order_files(context: Context) -> None:
-    """What docs/scale.md tells the owners of large stores to do now and then."""
+    """What docs/scale.md says of tables in the order of their keys."""
     folder = Path(context.store.state_root).parent
     for table, key in KEYS.items():
         context.spark.sql(f"OPTIMIZE delta.`{folder / table.name}` ZORDER BY ({key})")

@@ -11,15 +11,18 @@ from personahub_spark import releases
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.lineage import trace
 from personahub_spark.session import cause, exit_code, open_context, parser
-from personahub_spark.settings import load
+from personahub_spark.settings import Settings, load
 from personahub_spark.tables import Store
 
-# Most questions are about few rows, found by a join: what the joined tables have of other keys is left out before it is
-# shuffled. By default Spark does that for tables of more than 10 GB alone.
 RUNTIME_FILTERS = {
     "spark.sql.optimizer.runtime.bloomFilter.creationSideThreshold": "1TB",
     "spark.sql.optimizer.runtime.bloomFilter.applicationSideScanSizeThreshold": "0",
 }
+"""Most questions are about few rows, so what joined tables have of other keys is left out before it is shuffled.
+
+By default Spark does that only where the side that says which keys is 10 MB at most, and takes that side to be as large
+as its whole table whatever the question leaves of it; and only where the other side is more than 10 GB.
+"""
 
 
 def main() -> None:
@@ -36,8 +39,7 @@ def main() -> None:
     made.add_argument("--rows", type=int, default=100, help="rows to show (default: %(default)s)")
     arguments = made.parse_args()
     with exit_code():
-        settings = load(arguments.conf, arguments.set)
-        context = open_context(settings)
+        context = open_context(filtering(load(arguments.conf, arguments.set)))
         store = releases.at(context.store, arguments.release) if arguments.release else context.store
         use(context.spark, store, personas=arguments.persona or ())
         try:
@@ -47,13 +49,14 @@ def main() -> None:
             raise PersonaHubError(f"the query failed: {cause(error)}") from error
 
 
-def use(spark: SparkSession, store: Store, *, personas: Collection[str] = ()) -> None:
-    """Let SQL name the tables and views; with ``personas`` the view ``persona_lineage`` has only these.
+def filtering(settings: Settings) -> Settings:
+    """``settings`` with RUNTIME_FILTERS, where ``spark.conf`` does not say otherwise."""
+    spark = settings.spark.model_copy(update={"conf": {**RUNTIME_FILTERS, **settings.spark.conf}})
+    return settings.model_copy(update={"spark": spark})
 
-    From then on the session filters what it joins, as suits questions about few rows.
-    """
-    for name, value in RUNTIME_FILTERS.items():
-        spark.conf.set(name, value)
+
+def use(spark: SparkSession, store: Store, *, personas: Collection[str] = ()) -> None:
+    """Let SQL name the tables and views; with ``personas`` the view ``persona_lineage`` has only these."""
     spark.catalog.dropTempView("persona_lineage")
     store.use()
     if personas:

@@ -171,7 +171,8 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     }  # fmt: skip
 
     # SQL reaches the document from every persona, along a path of its hops
-    for row in context.store.view("persona_lineage").collect():
+    lineages = context.store.view("persona_lineage").collect()
+    for row in lineages:
         assert (row["licence"], len(row["path"])) == ("CC0-1.0", row["hop"]), row
         assert row["hop"] == 0 or (row["path"][0], row["path"][-1]) == (row["root_id"], row["parent_id"])
         assert row["hop"] == 0 or row["cost_microusd"] > 0
@@ -185,10 +186,12 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
         assert context.spark.table("persona_lineage").collect() == clerk
         query_tables.use(context.spark, context.store)
         assert context.spark.table("persona_lineage").count() > 1
-        context.spark.conf.set("spark.sql.autoBroadcastJoinThreshold", -1)  # as if the tables were large
-        one = context.spark.sql(f"SELECT * FROM persona_lineage WHERE persona_id = '{ids[CLERK]}'")
-        assert one.collect() == clerk
-        assert "might_contain" in one._jdf.queryExecution().toString()
+        # As if the tables were large: what joins is filtered, and the answer is the same.
+        for name, value in {"spark.sql.autoBroadcastJoinThreshold": "-1", **query_tables.RUNTIME_FILTERS}.items():
+            context.spark.conf.set(name, value)
+        second = context.spark.sql("SELECT * FROM persona_lineage WHERE hop = 2")
+        assert sorted(map(repr, second.collect())) == sorted(repr(row) for row in lineages if row["hop"] == 2)
+        assert "might_contain" in second._jdf.queryExecution().toString()
     finally:
         for name in ("spark.sql.autoBroadcastJoinThreshold", *query_tables.RUNTIME_FILTERS):
             context.spark.conf.unset(name)
@@ -233,6 +236,15 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     one, other = contents(whole, stamps=False), contents(context, stamps=False)
     for name in one:
         assert one[name] == other[name], name
+
+
+def test_questions_are_filtered_but_as_the_settings_say(make_settings: Callable[..., settings.Settings]) -> None:
+    mine, other = query_tables.RUNTIME_FILTERS
+    chosen = make_settings(spark={"conf": {mine: "5MB", "spark.ui.enabled": "false"}})
+    asked = query_tables.filtering(chosen)
+    assert asked.spark.conf == {mine: "5MB", other: "0", "spark.ui.enabled": "false"}
+    assert query_tables.filtering(make_settings()).spark.conf == {mine: "1TB", other: "0"}
+    assert chosen.spark.conf == {mine: "5MB", "spark.ui.enabled": "false"}
 
 
 def test_the_first_of_many_are_chosen_as_by_sorting_all(spark: SparkSession) -> None:
