@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=["rensa", "datasketch", "datatrove", "text-dedup"])
     parser.add_argument("--modes", nargs="+", default=["same", "usual"], choices=["same", "usual"], help="of peers")
     parser.add_argument("--repeats", type=int, default=1, help="peers: so many runs of each")
+    parser.add_argument("--candidates", action=argparse.BooleanOptionalAction, default=True,
+                        help="speed, copies: count them, off the clock; it may take longer than the rest")  # fmt: skip
     parser.add_argument("--memory", default="3g", help="of the JVM (default: %(default)s)")
     parser.add_argument("--partitions", default="8", help="of a shuffle (default: %(default)s)")
     chosen = parser.parse_args()
@@ -102,10 +104,11 @@ def main() -> None:
                 {f"{n:,}": _mixed(chosen.data, n) for n in chosen.rows},
                 settings,
                 chosen.paths or ["auto"],
+                chosen.candidates,
             )
         else:
             hot = {f"copies {n:,}": _copies(n) for n in chosen.rows} | {f"hot {n:,}": _hot(n) for n in chosen.rows}
-            _speed(spark, folder, hot, settings, chosen.paths or ["auto"])
+            _speed(spark, folder, hot, settings, chosen.paths or ["auto"], chosen.candidates)
         spark.stop()
 
 
@@ -235,7 +238,12 @@ def _equal_pairs(personas: DataFrame) -> int:
 
 
 def _speed(
-    spark: SparkSession, folder: Path, inputs: dict[str, list[str]], chosen: list[SurfaceSettings], paths: list[str]
+    spark: SparkSession,
+    folder: Path,
+    inputs: dict[str, list[str]],
+    chosen: list[SurfaceSettings],
+    paths: list[str],
+    with_candidates: bool,
 ) -> None:
     """Candidates are those of the joins, whose prefixes are a little longer than in one task."""
     _warm_up(spark, folder, next(iter(inputs.values())), chosen)
@@ -255,14 +263,17 @@ def _speed(
                 seconds = time.monotonic() - started
             moved = shuffled(spark) - moved
             removed = spark.read.parquet(out).count()
-            sets = _sets(personas, settings).where("persona_id = best.persona_id")
-            candidates = surface.candidates(surface.with_keys(sets, None, settings), settings).count()
+            candidates = "-"
+            if with_candidates:
+                sets = _sets(personas, settings).where("persona_id = best.persona_id")
+                found_by_joins = surface.candidates(surface.with_keys(sets, None, settings), settings).count()
+                candidates = f"{found_by_joins / len(texts):.3f}"
             print(
                 f"{name:>17}{settings.threshold:>6}{settings.engine:>9}{path:>10}{seconds:>9.1f}"
                 f"{len(texts) / seconds:>9,.0f}"
                 f"{used.cpu_s / len(texts) * 1e6:>12.1f}{used.peak_mb:>9,.0f}{used.worker_mb:>11,.0f}"
                 f"{moved / len(texts):>15,.0f}"
-                f"{candidates / len(texts):>16.3f}{removed:>10,}",
+                f"{candidates:>16}{removed:>10,}",
                 flush=True,
             )
 

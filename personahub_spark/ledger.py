@@ -368,6 +368,7 @@ class _Plan:
     def _ask_in_tasks(self, wave: int, price: Price | None, used: Counter[str]) -> _Manifest:
         """The call stage of a wave: how many requests ended in which status, and why; ``used`` counts what was sent."""
         futile, kept = 0, -1
+        failed: list[int | None] = []
         parts = self._parts(wave)
         if not parts:
             return _Manifest()
@@ -375,10 +376,12 @@ class _Plan:
             gate = self._gate(price)
             try:
                 with gate:
-                    rows = self._calls_of(parts, wave, price, gate.place).collect()
+                    rows = self._calls_of(parts, wave, price, gate.place, failed).collect()
             except PersonaHubError:
                 raise
             except Exception as error:  # a lost worker or executor; what its tasks had is in the log
+                task = re.search(r"\bTask (\d+) in stage", str(error))  # all others were ended because of this one
+                failed.append(None if task is None else int(task[1]))
                 before, kept = kept, sum(shard.rows for shard in wal.shards(self._shards(wave)))
                 futile = 0 if kept > before else futile + 1
                 if futile == MAX_FUTILE_TRIES:
@@ -411,9 +414,12 @@ class _Plan:
             keys=_handed_keys(self._run.spark, self._endpoint),
         )
 
-    def _calls_of(self, parts: Sequence[str], wave: int, price: Price | None, place: GatePlace) -> DataFrame:
+    def _calls_of(
+        self, parts: Sequence[str], wave: int, price: Price | None, place: GatePlace, failed: Sequence[int | None]
+    ) -> DataFrame:
         """One task for each of ``parts``, without a shuffle: who loses an executor loses that one's tasks only."""
-        caller = _Caller(self._endpoint, price, self._shards(wave), self._step, self._run.run_id, place, wal.FLUSH_S)
+        shards, run_id = self._shards(wave), self._run.run_id
+        caller = _Caller(self._endpoint, price, shards, self._step, run_id, place, wal.FLUSH_S, tuple(failed))
         asked = [self._run.spark.read.schema(_ASKED).parquet(part).coalesce(1) for part in parts]
         return functools.reduce(DataFrame.union, asked).mapInArrow(caller, _MANIFEST)
 
@@ -626,12 +632,21 @@ class _Caller:
     run_id: str
     gate: GatePlace | None
     flush_s: float
+    failed: tuple[int | None, ...]
+    """Of each earlier try of the stage, the partition whose task failed; the others' were ended with it."""
 
     def __call__(self, parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         assert context is not None, "runs in a Spark task"
+        partition = context.partitionId()
         writer = wal.Writer(
-            self.folder, context.partitionId(), _arrow(_CALLS), run_id=self.run_id, flush_s=self.flush_s
+            self.folder,
+            partition,
+            _arrow(_CALLS),
+            run_id=self.run_id,
+            nth_try=len(self.failed),
+            died_in=[nth for nth, failed in enumerate(self.failed) if failed == partition],
+            flush_s=self.flush_s,
         )
         manifest = _Manifest()
         apart: list[StoredRequest] = []  # one of these may have killed an earlier attempt: each is asked alone

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -70,30 +70,40 @@ class Writer:
     ``schema``: of the rows, with a string ``request_key`` and a decimal ``cost_microusd``. On opening, what an earlier
     attempt on this machine left in its spool becomes a shard. ``known`` then holds the keys that need not be asked.
     ``suspects`` were in flight when an attempt of the same ``run_id`` died, and may have killed it; ``killers`` were
-    then asked alone and died again.
+    then asked alone and it died again. An attempt of this try (``nth_try``) has died where it left a spool; those of
+    an earlier try may have been ended because another task of the stage failed, unless the try is in ``died_in``.
     """
 
     def __init__(
-        self, folder: str, partition: int, schema: pa.Schema, *, run_id: str, flush_s: float = FLUSH_S
+        self,
+        folder: str,
+        partition: int,
+        schema: pa.Schema,
+        *,
+        run_id: str,
+        nth_try: int = 0,
+        died_in: Collection[int] = (),
+        flush_s: float = FLUSH_S,
     ) -> None:
         self._folder = folder
         self._partition = partition
         self._schema = schema
         self._flush_s = flush_s
         self._rows: list[dict[str, Any]] = []
-        self._spool = _Spool(folder, partition, schema, run_id)
+        self._spool = _Spool(folder, partition, schema, run_id, nth_try)
         self.known = self._stored_keys()
-        left, started = self._spool.left()
-        self.suspects = {key for key, alone in started.items() if not alone} - left.keys() - self.known
-        self.killers = {key for key, alone in started.items() if alone} - left.keys() - self.known
+        left, started = self._spool.left(died_in)
+        open_ = {key: how for key, how in started.items() if key not in left and key not in self.known}
+        self.suspects = {key for key, how in open_.items() if how == "suspect"}
+        self.killers = {key for key, how in open_.items() if how == "alone"}
         self._rows = [row for key, row in left.items() if key not in self.known]
         self.known |= left.keys()
         self.flush()  # before the spool is begun anew
-        self._spool.begin(dict.fromkeys(self.killers, True))
+        self._spool.begin(open_)
 
     def starting(self, key: str, *, alone: bool = False) -> None:
         """A request is about to be sent."""
-        self._spool.start(key, alone=alone)
+        self._spool.start(key, "alone" if alone else "together")
 
     def add(self, row: dict[str, Any]) -> None:
         """An outcome that will be a row of the ledger."""
@@ -144,18 +154,19 @@ class _Spool:
     It is a help, not a promise: where the disk refuses, the shards alone keep their word.
     """
 
-    def __init__(self, folder: str, partition: int, schema: pa.Schema, run_id: str) -> None:
+    def __init__(self, folder: str, partition: int, schema: pa.Schema, run_id: str, nth_try: int) -> None:
         self._path = _private_folder() / f"{_spool_name(folder)}-p{partition:05d}.jsonl"
         self._binary = [field.name for field in schema if pa.types.is_binary(field.type)]
-        self._run_id = run_id
-        self._started: dict[str, bool] = {}
+        self._by: dict[str, Any] = {"run": run_id, "try": nth_try}
+        self._started: dict[str, str] = {}
         self._file: io.FileIO | None = None
 
-    def left(self) -> tuple[dict[str, dict[str, Any]], dict[str, bool]]:
-        """Rows by key, and requests that were in flight (True: alone) when a process of the same run died."""
+    def left(self, died_in: Collection[int]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Rows by key, and of requests without a row what is to be thought of them: ``suspect``, or ``alone`` (in
+        flight as the only one) when a process of the same run died."""
         rows: dict[str, dict[str, Any]] = {}
-        started: dict[str, bool] = {}
-        run_id = ""
+        started: dict[str, str] = {}
+        by: dict[str, Any] = {}
         try:
             lines = self._path.read_bytes().splitlines()
         except OSError:
@@ -166,21 +177,24 @@ class _Spool:
             except ValueError:
                 continue  # the line that its writer died at
             if "run" in entry:
-                run_id = entry["run"]
+                by = entry
             elif "start" in entry:
-                if run_id == self._run_id:  # whoever ended another run ended all its workers: that is no call's fault
-                    started[entry["start"]] = entry["alone"]
+                started[entry["start"]] = entry["how"]
             elif "end" in entry:
                 started.pop(entry["end"], None)
                 if entry["row"] is not None:
                     rows[entry["end"]] = self._revived(entry["row"])
-        return rows, started
+        if by.get("run") != self._by["run"]:  # whoever ended another run ended all its workers: that is no call's fault
+            return rows, {}
+        if by["try"] == self._by["try"] or by["try"] in died_in:
+            return rows, {key: "alone" if how == "alone" else "suspect" for key, how in started.items()}
+        return rows, {key: "suspect" for key, how in started.items() if how != "together"}
 
-    def begin(self, started: dict[str, bool] | None = None) -> None:
-        """Start anew with only what is in flight."""
+    def begin(self, started: dict[str, str] | None = None) -> None:
+        """Start anew with only what is in flight or under suspicion."""
         self._started = self._started if started is None else started
-        lines: list[dict[str, Any]] = [{"run": self._run_id}]
-        lines += [{"start": key, "alone": alone} for key, alone in self._started.items()]
+        lines: list[dict[str, Any]] = [self._by]
+        lines += [{"start": key, "how": how} for key, how in self._started.items()]
         with contextlib.suppress(OSError):
             fresh = self._path.with_suffix(f".{os.getpid()}")
             fresh.write_bytes(b"".join(_line(entry) for entry in lines))
@@ -189,9 +203,9 @@ class _Spool:
                 self._file.close()
             self._file = io.FileIO(self._path, "a")
 
-    def start(self, key: str, *, alone: bool) -> None:
-        self._started[key] = alone
-        self._write({"start": key, "alone": alone})
+    def start(self, key: str, how: str) -> None:
+        self._started[key] = how
+        self._write({"start": key, "how": how})
 
     def finish(self, key: str, row: Mapping[str, Any] | None) -> None:
         self._started.pop(key, None)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+
+
+def open_files(pid: int) -> list[Path]:
+    """What the process has open; nothing where it is gone."""
+    found = []
+    with suppress(OSError):
+        for held in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.append(held.readlink())
+    return found
 
 
 def descendants(pid: int, command: str) -> dict[int, int]:

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import logging
 import random
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import expand_personas
@@ -36,6 +38,7 @@ from personahub_spark.tables import (
 )
 from personahub_spark.text import content_id
 
+CONF = Path(__file__).parent.parent.parent / "conf" / "local.yaml"
 NURSE = "A night nurse on a ward for children who checks every dose twice"
 BAKER = "A village baker who delivers bread to a hospital before dawn"
 BOY = (
@@ -245,6 +248,20 @@ def test_questions_are_filtered_but_as_the_settings_say(make_settings: Callable[
     assert asked.spark.conf == {mine: "5MB", other: "0", "spark.ui.enabled": "false"}
     assert query_tables.filtering(make_settings()).spark.conf == {mine: "1TB", other: "0"}
     assert chosen.spark.conf == {mine: "5MB", "spark.ui.enabled": "false"}
+
+
+def test_the_job_asks_with_the_filters_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def stop_at(chosen: settings.Settings) -> None:
+        opened.append(chosen.spark.conf)
+        raise PersonaHubError("seen enough")
+
+    monkeypatch.setattr(query_tables, "open_context", stop_at)
+    monkeypatch.setattr(sys, "argv", ["query_tables.py", "--conf", str(CONF), "select 1"])
+    with pytest.raises(SystemExit):
+        query_tables.main()
+    assert query_tables.RUNTIME_FILTERS.items() <= opened[0].items()
 
 
 def test_the_first_of_many_are_chosen_as_by_sorting_all(spark: SparkSession) -> None:

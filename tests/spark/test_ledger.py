@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from processes import descendants
+from processes import descendants, open_files
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from personahub_spark import files, python_daemon
 from personahub_spark.errors import PersonaHubError
@@ -52,13 +54,38 @@ def model_settings(endpoint: FakeEndpoint, **more: Any) -> dict[str, Any]:
     return {"model": "test-model", "base_url": endpoint.url, "workers": 2, "timeout_s": 90, "deadline_s": 200, **more}
 
 
-def kill_python_workers(context: Context) -> int:
-    """SIGKILL the Python workers of this session, not the daemon that forks them; how many."""
+def python_workers() -> list[int]:
+    """Those of this session, without the daemon that forks them."""
     daemon = descendants(os.getpid(), f"-m {python_daemon.__name__}")
-    workers = [pid for pid, parent in daemon.items() if parent in daemon]
+    return [pid for pid, parent in daemon.items() if parent in daemon]
+
+
+def kill_all(workers: list[int]) -> int:
+    """SIGKILL them, and wait until they are gone; how many."""
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
+    while any(open_files(pid) for pid in workers):
+        time.sleep(0.01)
     return len(workers)
+
+
+def in_flight(worker: int) -> set[str]:
+    """The keys of the requests that a worker is asking, as its spool says."""
+    found: set[str] = set()
+    for spool in (path for path in open_files(worker) if path.suffix == ".jsonl"):
+        with contextlib.suppress(OSError):
+            for line in spool.read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                if "start" in entry and entry["how"] != "suspect":
+                    found.add(entry["start"])
+                found.discard(entry.get("end", ""))
+    return found
+
+
+def task_of(context: Context, asked: Request) -> int:
+    """Which of two tasks asks it."""
+    key = context.spark.createDataFrame([(asked.key,)], "request_key string")
+    return int(key.select(F.expr("pmod(xxhash64(request_key), 2)")).collect()[0][0])
 
 
 def forget_dead_workers(context: Context) -> None:
@@ -130,7 +157,7 @@ def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
     def kill() -> None:
         while endpoint.counts()["billed"] < 20:
             time.sleep(0.02)
-        kills.append(kill_python_workers(context))
+        kills.append(kill_all(python_workers()))
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -148,20 +175,22 @@ def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
 def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succeed(
     make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
 ) -> None:
+    """Also one that another task was asking at both times, and that was ended with the stage."""
     context = make_context(make_settings(models={"default": model_settings(endpoint, in_flight=2)}))
-    endpoint.set_script([{"match": "poison", "delay_s": 60}])
-    questions = [question(f"number {n}") for n in range(20)] + [question("poison")]
+    endpoint.set_script([{"match": "poison", "delay_s": 60}, {"match": "slow", "delay_s": 10}])
+    poison = question("poison")
+    slow = next(q for n in range(99) if task_of(context, q := question(f"slow {n}")) != task_of(context, poison))
+    questions = [question(f"number {n}") for n in range(20)] + [poison, slow]
     over = threading.Event()
     kills = []
 
-    def kill() -> None:
-        while not over.wait(0.3):  # whatever is still open then is the one that hangs
-            before = endpoint.counts()
-            time.sleep(0.7)
-            if endpoint.counts() == before and before["open"] == 1:
-                kills.append(kill_python_workers(context))
+    def kill_whoever_asks_the_poison() -> None:
+        while len(kills) < 2 and not over.wait(0.05):
+            flying = {worker: in_flight(worker) for worker in python_workers()}
+            if {poison.key, slow.key} <= set[str]().union(*flying.values()):
+                kills.append(kill_all([worker for worker, keys in flying.items() if poison.key in keys]))
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill_whoever_asks_the_poison)
     killer.start()
     try:
         ask(context, questions)
@@ -170,12 +199,12 @@ def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succee
         killer.join()
         forget_dead_workers(context)
     rows = ledger_rows(context)
-    poison = rows.pop(question("poison").key)
-    assert (poison["status"], poison["error_class"]) == ("failed", "worker_died")
-    assert len(kills) >= 2  # one may have hit a worker that was idle
-    assert {row["status"] for row in rows.values()} == {"answered"} and len(rows) == 20
-    assert endpoint.counts()["requests"] - 21 <= 3
+    failed = rows.pop(poison.key)
+    assert (failed["status"], failed["error_class"]) == ("failed", "worker_died")
+    assert kills == [1, 1]
+    assert {row["status"] for row in rows.values()} == {"answered"} and len(rows) == 21
     asked = endpoint.counts()["requests"]
+    assert asked - 22 <= 4  # the poison once more, the slow one twice, and what was in flight beside the poison
     assert ask(context, questions).requests == 0
     assert endpoint.counts()["requests"] == asked
 

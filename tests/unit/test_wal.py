@@ -41,8 +41,8 @@ def row(key: str, **more: Any) -> dict[str, Any]:
     return {"request_key": key, "text": f"answer {key}", "vector": None, "cost_microusd": Decimal("1.500000"), **more}
 
 
-def writer(folder: Path, *, run_id: str = "run", flush_s: float = 60.0) -> wal.Writer:
-    return wal.Writer(str(folder), 3, SCHEMA, run_id=run_id, flush_s=flush_s)
+def writer(folder: Path, *, run_id: str = "run", flush_s: float = 60.0, **tried: Any) -> wal.Writer:
+    return wal.Writer(str(folder), 3, SCHEMA, run_id=run_id, flush_s=flush_s, **tried)
 
 
 def stored(folder: Path) -> list[dict[str, Any]]:
@@ -105,6 +105,25 @@ def test_calls_of_another_run_are_asked_again_without_suspicion_but_its_answers_
     assert (second.known, second.suspects, second.killers) == ({"a"}, set(), set())
 
 
+def test_calls_that_were_ended_with_another_task_are_under_no_suspicion_that_they_were_not_under_before(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "w0"
+    writer(folder).starting("a")
+    second = writer(folder, nth_try=1)  # another task had failed
+    assert (second.suspects, second.killers) == (set(), set())
+    second.starting("a")
+    second.starting("b")
+    third = writer(folder, nth_try=2, died_in=[1])
+    assert (third.suspects, third.killers) == ({"a", "b"}, set())
+    third.starting("a", alone=True)
+    fourth = writer(folder, nth_try=3, died_in=[1])  # in the third try it was another task again
+    assert (fourth.suspects, fourth.killers) == ({"a", "b"}, set())
+    fourth.starting("a", alone=True)
+    fifth = writer(folder, nth_try=4, died_in=[1, 3])
+    assert (fifth.suspects, fifth.killers) == ({"b"}, {"a"})
+
+
 def test_a_line_that_was_cut_off_is_no_row(tmp_path: Path) -> None:
     first = writer(tmp_path / "w0")
     first.add(row("a"))
@@ -132,7 +151,11 @@ def test_without_a_local_disk_the_shards_keep_their_word(tmp_path: Path, monkeyp
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["start", "alone", "add", "drop", "flush", "die"])))
+    st.lists(
+        st.tuples(
+            st.sampled_from("abcdef"), st.sampled_from(["start", "alone", "add", "drop", "flush", "die", "is ended"])
+        )
+    )
 )
 def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_forgotten(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, str]]
@@ -141,23 +164,28 @@ def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_f
     folder = tmp_path_factory.mktemp("property") / "w0"
     log = writer(folder)
     answered: set[str] = set()
-    flying: dict[str, bool] = {}
+    flying: dict[str, str] = {}
+    tries = 0
     for key, act in acts:
-        if act in ("start", "alone") and key not in answered and key not in flying:
+        if act in ("start", "alone") and key not in answered and flying.get(key, "suspect") == "suspect":
             log.starting(key, alone=act == "alone")
-            flying[key] = act == "alone"
+            flying[key] = act
         elif act in ("add", "drop") and key in flying:
             del flying[key]
             log.add(row(key)) if act == "add" else log.drop(key)
             answered |= {key} if act == "add" else set()
         elif act == "flush":
             log.flush()
-        elif act == "die":
-            log = writer(folder)
+        elif act in ("die", "is ended"):
+            tries += act == "is ended"
+            log = writer(folder, nth_try=tries)
             assert log.known == answered
-            assert log.suspects == {key for key, alone in flying.items() if not alone}
-            assert log.killers == {key for key, alone in flying.items() if alone}
-            flying = dict.fromkeys(log.killers, True)
+            if act == "die":
+                flying = {key: "alone" if how == "alone" else "suspect" for key, how in flying.items()}
+            else:
+                flying = {key: "suspect" for key, how in flying.items() if how != "start"}
+            assert log.suspects == {key for key, how in flying.items() if how == "suspect"}
+            assert log.killers == {key for key, how in flying.items() if how == "alone"}
     log.close()
     assert sorted(r["request_key"] for r in stored(folder)) == sorted(answered)
 
