@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_FUTILE_TRIES = 4
-"""A call stage that fails this often in a row without one more answer is given up."""
+"""A call stage in which the same task fails this often without one more answer is given up."""
 TASKS_END_S = 3.0
 """Spark gives tasks of a failed stage two seconds to end; a new try waits for them."""
 COMMIT_WAIT_S = 600.0
@@ -367,8 +367,7 @@ class _Plan:
 
     def _ask_in_tasks(self, wave: int, price: Price | None, used: Counter[str]) -> _Manifest:
         """The call stage of a wave: how many requests ended in which status, and why; ``used`` counts what was sent."""
-        futile, kept = 0, -1
-        failed: list[int | None] = []
+        stage, tries = uuid.uuid4().hex, _Tries()
         parts = self._parts(wave)
         if not parts:
             return _Manifest()
@@ -376,18 +375,15 @@ class _Plan:
             gate = self._gate(price)
             try:
                 with gate:
-                    rows = self._calls_of(parts, wave, price, gate.place, failed).collect()
+                    rows = self._calls_of(parts, wave, price, gate.place, stage, tries.failed).collect()
             except PersonaHubError:
                 raise
             except Exception as error:  # a lost worker or executor; what its tasks had is in the log
-                task = re.search(r"\bTask (\d+) in stage", str(error))  # all others were ended because of this one
-                failed.append(None if task is None else int(task[1]))
-                before, kept = kept, sum(shard.rows for shard in wal.shards(self._shards(wave)))
-                futile = 0 if kept > before else futile + 1
-                if futile == MAX_FUTILE_TRIES:
+                tries.add(error, kept=sum(shard.rows for shard in wal.shards(self._shards(wave))))
+                if tries.are_futile:
                     raise PersonaHubError(
-                        f"{self._step}: asking failed {futile} times in a row without one more answer; answers so far "
-                        f"are kept. The last failure: {_cause(error)}"
+                        f"{self._step}: the same task failed {MAX_FUTILE_TRIES} times without one more answer; answers "
+                        f"so far are kept. The last failure: {_cause(error)}"
                     ) from error
                 log.warning("%s: a task died (%s); what it had not answered is asked again", self._step, _cause(error))
                 time.sleep(TASKS_END_S)
@@ -415,11 +411,17 @@ class _Plan:
         )
 
     def _calls_of(
-        self, parts: Sequence[str], wave: int, price: Price | None, place: GatePlace, failed: Sequence[int | None]
+        self,
+        parts: Sequence[str],
+        wave: int,
+        price: Price | None,
+        place: GatePlace,
+        stage: str,
+        failed: Sequence[int | None],
     ) -> DataFrame:
         """One task for each of ``parts``, without a shuffle: who loses an executor loses that one's tasks only."""
-        shards, run_id = self._shards(wave), self._run.run_id
-        caller = _Caller(self._endpoint, price, shards, self._step, run_id, place, wal.FLUSH_S, tuple(failed))
+        shards = self._shards(wave)
+        caller = _Caller(self._endpoint, price, shards, self._step, place, wal.FLUSH_S, stage, tuple(failed))
         asked = [self._run.spark.read.schema(_ASKED).parquet(part).coalesce(1) for part in parts]
         return functools.reduce(DataFrame.union, asked).mapInArrow(caller, _MANIFEST)
 
@@ -449,7 +451,7 @@ class _Plan:
         except NotAdmitted as refusal:
             raise RunStoppedError(f"{self._step}: {refusal.failure.message}") from None
         missing = self._missing(wave)
-        writer = wal.Writer(self._shards(wave), 0, _arrow(_CALLS), run_id=run.run_id)
+        writer = wal.Writer(self._shards(wave), 0, _arrow(_CALLS))
         budget = Budget(cap_microusd(run.calls.max_cost_usd, endpoint, price), self._spent_so_far())
         found = run_batches(
             (StoredRequest(row["request_key"], row["request"]) for row in missing.toLocalIterator()),
@@ -621,6 +623,32 @@ class _Manifest(dict[tuple[str, str], Spend]):
         self[status, why] = self.get((status, why), Spend()) + spent
 
 
+class _Tries:
+    """Tries of one call stage that failed. ``failed``: of each, the partition whose task made it fail, with which Spark
+    ended those of the others; None where Spark does not say, and any may have."""
+
+    def __init__(self) -> None:
+        self.failed: list[int | None] = []
+        self._kept = -1
+        self._futile = Counter[int | None]()
+
+    def add(self, error: Exception, *, kept: int) -> None:
+        """One more, with ``kept`` answers in the log after it."""
+        said = f"{error}\n{getattr(error, 'stackTrace', '')}"  # str has only the worker's words where it raised
+        task = re.search(r"\bTask (\d+) in stage", said)
+        self.failed.append(None if task is None else int(task[1]))
+        if kept > self._kept:
+            self._kept = kept
+            self._futile.clear()
+        else:
+            self._futile[self.failed[-1]] += 1
+
+    @property
+    def are_futile(self) -> bool:
+        """Whether the same task failed MAX_FUTILE_TRIES times since an answer was added last."""
+        return max(self._futile.values(), default=0) >= MAX_FUTILE_TRIES
+
+
 @dataclass(frozen=True)
 class _Caller:
     """The call stage of one Spark task: asks what the log does not hold yet; its only sink is the log."""
@@ -629,11 +657,11 @@ class _Caller:
     price: Price | None
     folder: str
     step: str
-    run_id: str
     gate: GatePlace | None
     flush_s: float
+    stage: str
     failed: tuple[int | None, ...]
-    """Of each earlier try of the stage, the partition whose task failed; the others' were ended with it."""
+    """See ``_Tries``."""
 
     def __call__(self, parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
@@ -643,9 +671,9 @@ class _Caller:
             self.folder,
             partition,
             _arrow(_CALLS),
-            run_id=self.run_id,
+            stage=self.stage,
             nth_try=len(self.failed),
-            died_in=[nth for nth, failed in enumerate(self.failed) if failed == partition],
+            died_in=[nth for nth, failed in enumerate(self.failed) if failed in (None, partition)],
             flush_s=self.flush_s,
         )
         manifest = _Manifest()
@@ -658,6 +686,9 @@ class _Caller:
             for request in apart:
                 writer.starting(request.key, alone=True)
                 self._ask([request], writer, manifest)
+        except OSError:  # the store's folder cannot be written, or its disk is full
+            writer.abandon()
+            raise
         finally:
             writer.flush()
         writer.close()
@@ -672,8 +703,8 @@ class _Caller:
             _keep(outcome, writer, self.endpoint, self.step, manifest)
 
     def _killer(self, key: str) -> dict[str, Any]:
-        """The row of a request that two workers died of."""
-        said = "the Python worker died twice while this was asked, the second time while it was asked alone"
+        """The row of a request that two attempts of the task died of."""
+        said = "the task that asked this died twice meanwhile, the second time while it asked nothing else"
         return {
             "request_key": key, "step": self.step, "model": self.endpoint.model, "prompt_version": "",
             "status": "failed", "attempts": 2, "latency_ms": 0, "endpoint": "", "terms": self.endpoint.terms,
@@ -701,7 +732,8 @@ def _keep(outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step:
         writer.add(_row(outcome, endpoint, step))
         manifest.add(outcome.status, outcome.error_class or "", Spend(1))
     else:
-        writer.drop(outcome.request_key)
+        if outcome.error_class != "gate_lost":  # a stage that is ended: what is suspected stays so
+            writer.drop(outcome.request_key)
         usage, why = outcome.usage, outcome.error_class or "unknown"
         spent = Spend(1)  # of what it took to no end, as far as the endpoint said
         if usage is not None:

@@ -61,7 +61,7 @@ def shards(folder: str) -> list[Shard]:
 def salvage(folder: str, schema: pa.Schema) -> None:
     """Make shards of what tasks of a run that died left in their spools on this machine."""
     for spool in _private_folder().glob(f"{_spool_name(folder)}-p*.jsonl"):
-        Writer(folder, int(spool.stem.rpartition("-p")[2]), schema, run_id="").close()
+        Writer(folder, int(spool.stem.rpartition("-p")[2]), schema).close()
 
 
 class Writer:
@@ -69,9 +69,10 @@ class Writer:
 
     ``schema``: of the rows, with a string ``request_key`` and a decimal ``cost_microusd``. On opening, what an earlier
     attempt on this machine left in its spool becomes a shard. ``known`` then holds the keys that need not be asked.
-    ``suspects`` were in flight when an attempt of the same ``run_id`` died, and may have killed it; ``killers`` were
-    then asked alone and it died again. An attempt of this try (``nth_try``) has died where it left a spool; those of
-    an earlier try may have been ended because another task of the stage failed, unless the try is in ``died_in``.
+    ``suspects`` were in flight when an attempt of the same ``stage`` died, and may have killed it; ``killers`` were
+    then asked alone and it died again. An attempt of this try of the stage (``nth_try``) that left a spool has died, be
+    it because its whole executor was lost; those of an earlier try may have been ended because another task failed,
+    unless the try is in ``died_in``. Without a ``stage`` nothing is suspected.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Writer:
         partition: int,
         schema: pa.Schema,
         *,
-        run_id: str,
+        stage: str = "",
         nth_try: int = 0,
         died_in: Collection[int] = (),
         flush_s: float = FLUSH_S,
@@ -90,16 +91,17 @@ class Writer:
         self._schema = schema
         self._flush_s = flush_s
         self._rows: list[dict[str, Any]] = []
-        self._spool = _Spool(folder, partition, schema, run_id, nth_try)
+        self._spool = _Spool(folder, partition, schema, stage, nth_try)
         self.known = self._stored_keys()
         left, started = self._spool.left(died_in)
-        open_ = {key: how for key, how in started.items() if key not in left and key not in self.known}
-        self.suspects = {key for key, how in open_.items() if how == "suspect"}
-        self.killers = {key for key, how in open_.items() if how == "alone"}
+        unfinished = {key: how for key, how in started.items() if key not in left and key not in self.known}
+        self.suspects = {key for key, how in unfinished.items() if how == "suspect"}
+        self.killers = {key for key, how in unfinished.items() if how == "alone"}
+        self._spool.started = unfinished
         self._rows = [row for key, row in left.items() if key not in self.known]
         self.known |= left.keys()
         self.flush()  # before the spool is begun anew
-        self._spool.begin(open_)
+        self._spool.begin()
 
     def starting(self, key: str, *, alone: bool = False) -> None:
         """A request is about to be sent."""
@@ -112,8 +114,13 @@ class Writer:
         self.flush_if_due()
 
     def drop(self, key: str) -> None:
-        """A request that ended without a row."""
+        """A request that ended without a row, not because its stage was ended."""
         self._spool.finish(key, None)
+
+    def abandon(self) -> None:
+        """Whatever ends the attempt now, it is not what is in flight."""
+        self._spool.started = {key: "suspect" for key, how in self._spool.started.items() if how != "together"}
+        self._spool.begin()
 
     def flush_if_due(self) -> None:
         """Write a shard when enough rows or seconds have passed."""
@@ -134,9 +141,10 @@ class Writer:
         self._spool.begin()
 
     def close(self) -> None:
-        """Everything to a shard; the spool is of no use any more."""
+        """Everything to a shard; the spool is of no use any more, unless requests are unfinished."""
         self.flush()
-        self._spool.delete()
+        if not self._spool.started:
+            self._spool.delete()
 
     def _stored_keys(self) -> set[str]:
         system, path = files.filesystem(self._folder)
@@ -149,21 +157,21 @@ class Writer:
 
 
 class _Spool:
-    """JSON lines on the local disk: a run, requests that started, outcomes. Whole lines survive the process.
+    """JSON lines on the local disk: a try, requests that started, outcomes. Whole lines survive the process.
 
     It is a help, not a promise: where the disk refuses, the shards alone keep their word.
     """
 
-    def __init__(self, folder: str, partition: int, schema: pa.Schema, run_id: str, nth_try: int) -> None:
+    def __init__(self, folder: str, partition: int, schema: pa.Schema, stage: str, nth_try: int) -> None:
         self._path = _private_folder() / f"{_spool_name(folder)}-p{partition:05d}.jsonl"
         self._binary = [field.name for field in schema if pa.types.is_binary(field.type)]
-        self._by: dict[str, Any] = {"run": run_id, "try": nth_try}
-        self._started: dict[str, str] = {}
+        self._by: dict[str, Any] = {"stage": stage, "try": nth_try}
+        self.started: dict[str, str] = {}
         self._file: io.FileIO | None = None
 
     def left(self, died_in: Collection[int]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Rows by key, and of requests without a row what is to be thought of them: ``suspect``, or ``alone`` (in
-        flight as the only one) when a process of the same run died."""
+        flight as the only one) when a process of the same stage died."""
         rows: dict[str, dict[str, Any]] = {}
         started: dict[str, str] = {}
         by: dict[str, Any] = {}
@@ -176,7 +184,7 @@ class _Spool:
                 entry = json.loads(line)
             except ValueError:
                 continue  # the line that its writer died at
-            if "run" in entry:
+            if "stage" in entry:
                 by = entry
             elif "start" in entry:
                 started[entry["start"]] = entry["how"]
@@ -184,17 +192,16 @@ class _Spool:
                 started.pop(entry["end"], None)
                 if entry["row"] is not None:
                     rows[entry["end"]] = self._revived(entry["row"])
-        if by.get("run") != self._by["run"]:  # whoever ended another run ended all its workers: that is no call's fault
+        if by.get("stage") != self._by["stage"]:  # whoever ended it ended all its workers: that is no call's fault
             return rows, {}
         if by["try"] == self._by["try"] or by["try"] in died_in:
             return rows, {key: "alone" if how == "alone" else "suspect" for key, how in started.items()}
         return rows, {key: "suspect" for key, how in started.items() if how != "together"}
 
-    def begin(self, started: dict[str, str] | None = None) -> None:
+    def begin(self) -> None:
         """Start anew with only what is in flight or under suspicion."""
-        self._started = self._started if started is None else started
         lines: list[dict[str, Any]] = [self._by]
-        lines += [{"start": key, "how": how} for key, how in self._started.items()]
+        lines += [{"start": key, "how": how} for key, how in self.started.items()]
         with contextlib.suppress(OSError):
             fresh = self._path.with_suffix(f".{os.getpid()}")
             fresh.write_bytes(b"".join(_line(entry) for entry in lines))
@@ -204,11 +211,11 @@ class _Spool:
             self._file = io.FileIO(self._path, "a")
 
     def start(self, key: str, how: str) -> None:
-        self._started[key] = how
+        self.started[key] = how
         self._write({"start": key, "how": how})
 
     def finish(self, key: str, row: Mapping[str, Any] | None) -> None:
-        self._started.pop(key, None)
+        self.started.pop(key, None)
         self._write({"end": key, "row": row})
 
     def delete(self) -> None:

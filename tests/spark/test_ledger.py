@@ -19,12 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from processes import descendants, open_files
-from pyspark.sql import DataFrame
+from pyspark.errors import PythonException
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from personahub_spark import files, python_daemon
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.ledger import RunStoppedError, complete_all
+from personahub_spark.ledger import RunStoppedError, _Tries, complete_all
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
@@ -64,7 +65,8 @@ def kill_all(workers: list[int]) -> int:
     """SIGKILL them, and wait until they are gone; how many."""
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
-    while any(open_files(pid) for pid in workers):
+    deadline = time.monotonic() + 30
+    while any(open_files(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.01)
     return len(workers)
 
@@ -73,7 +75,7 @@ def in_flight(worker: int) -> set[str]:
     """The keys of the requests that a worker is asking, as its spool says."""
     found: set[str] = set()
     for spool in (path for path in open_files(worker) if path.suffix == ".jsonl"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # the last line may be half written
             for line in spool.read_text(encoding="utf-8").splitlines():
                 entry = json.loads(line)
                 if "start" in entry and entry["how"] != "suspect":
@@ -207,6 +209,38 @@ def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succee
     assert asked - 22 <= 4  # the poison once more, the slow one twice, and what was in flight beside the poison
     assert ask(context, questions).requests == 0
     assert endpoint.counts()["requests"] == asked
+
+
+def test_tries_are_futile_when_the_same_task_fails_again_and_again_not_when_others_do() -> None:
+    lost = "Task {} in stage 7.0 failed 1 times, most recent failure: Lost task 0.0 in stage 7.0 (TID 5) (executor 1)"
+    tries = _Tries()
+    for nth in range(3):
+        for task in range(16):
+            tries.add(Exception(f"Job aborted due to stage failure: {lost.format(task)}"), kept=nth // 2)
+            assert not tries.are_futile
+    assert tries.failed == 3 * [*range(16)]
+    tries.add(Exception(lost.format(3)), kept=2)
+    for _ in range(4):
+        assert not tries.are_futile
+        tries.add(Exception(lost.format(3)), kept=2)
+    assert tries.are_futile
+    tries.add(Exception(lost.format(3)), kept=3)
+    assert not tries.are_futile
+
+
+def test_the_task_that_failed_is_known_also_where_the_worker_raised(spark: SparkSession) -> None:
+    def raises(parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for part in parts:
+            if part.column("id")[0].as_py() == 1:
+                raise ValueError("a word about Task 9 of it")
+            yield part
+
+    tries = _Tries()
+    with pytest.raises(PythonException) as raised:
+        spark.range(2, numPartitions=2).mapInArrow(raises, "id long").collect()
+    tries.add(raised.value, kept=0)
+    tries.add(Exception("Job aborted because the SparkContext was shut down"), kept=0)
+    assert tries.failed == [1, None]
 
 
 @pytest.mark.parametrize("workers", [1, 2])  # one leaves a core, so that waves are asked and committed at once

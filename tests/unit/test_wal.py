@@ -41,8 +41,8 @@ def row(key: str, **more: Any) -> dict[str, Any]:
     return {"request_key": key, "text": f"answer {key}", "vector": None, "cost_microusd": Decimal("1.500000"), **more}
 
 
-def writer(folder: Path, *, run_id: str = "run", flush_s: float = 60.0, **tried: Any) -> wal.Writer:
-    return wal.Writer(str(folder), 3, SCHEMA, run_id=run_id, flush_s=flush_s, **tried)
+def writer(folder: Path, *, stage: str = "stage", flush_s: float = 60.0, **tried: Any) -> wal.Writer:
+    return wal.Writer(str(folder), 3, SCHEMA, stage=stage, flush_s=flush_s, **tried)
 
 
 def stored(folder: Path) -> list[dict[str, Any]]:
@@ -95,13 +95,13 @@ def test_an_attempt_that_died_leaves_its_answers_and_the_calls_it_died_of(tmp_pa
     assert len(stored(folder)) == 1
 
 
-def test_calls_of_another_run_are_asked_again_without_suspicion_but_its_answers_count(tmp_path: Path) -> None:
-    first = writer(tmp_path / "w0", run_id="monday")
+def test_calls_of_another_stage_are_asked_again_without_suspicion_but_its_answers_count(tmp_path: Path) -> None:
+    first = writer(tmp_path / "w0", stage="monday")
     first.starting("a")
     first.starting("b")
     first.add(row("a"))
     del first
-    second = writer(tmp_path / "w0", run_id="tuesday")
+    second = writer(tmp_path / "w0", stage="tuesday")
     assert (second.known, second.suspects, second.killers) == ({"a"}, set(), set())
 
 
@@ -133,6 +133,18 @@ def test_a_line_that_was_cut_off_is_no_row(tmp_path: Path) -> None:
     assert writer(tmp_path / "w0").known == {"a"}
 
 
+def test_suspicion_outlives_a_task_that_ended_whole_with_requests_unfinished(tmp_path: Path) -> None:
+    writer(tmp_path / "w0").starting("a")
+    second = writer(tmp_path / "w0")
+    second.starting("a", alone=True)
+    second.close()
+    third = writer(tmp_path / "w0", nth_try=1)
+    assert third.suspects == {"a"}
+    third.drop("a")
+    third.close()
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
 def test_the_spool_is_for_its_owner_only_and_gone_after_a_close(tmp_path: Path) -> None:
     log = writer(tmp_path / "w0")
     log.add(row("a"))
@@ -150,22 +162,19 @@ def test_without_a_local_disk_the_shards_keep_their_word(tmp_path: Path, monkeyp
     assert len(stored(tmp_path / "w0")) == 1
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from("abcdef"), st.sampled_from(["start", "alone", "add", "drop", "flush", "die", "is ended"])
-        )
-    )
-)
+ACTS = ["start", "alone", "add", "drop", "flush", "abandon", "die", "fail", "end"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(ACTS))))
 def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_forgotten(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, str]]
 ) -> None:
-    """Against a model of plain sets; the acts are what a task does between deaths."""
+    """Against a model of plain sets; the acts are what a task does, and how it ends."""
     folder = tmp_path_factory.mktemp("property") / "w0"
     log = writer(folder)
     answered: set[str] = set()
     flying: dict[str, str] = {}
-    tries = 0
+    tries, died = 0, set[int]()
     for key, act in acts:
         if act in ("start", "alone") and key not in answered and flying.get(key, "suspect") == "suspect":
             log.starting(key, alone=act == "alone")
@@ -176,14 +185,18 @@ def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_f
             answered |= {key} if act == "add" else set()
         elif act == "flush":
             log.flush()
-        elif act in ("die", "is ended"):
-            tries += act == "is ended"
-            log = writer(folder, nth_try=tries)
+        elif act == "abandon":
+            log.abandon()
+            flying = {key: "suspect" for key, how in flying.items() if how != "start"}
+        elif act in ("die", "fail", "end"):  # tried again alone, with its stage, or with its stage because of another
+            tries += act != "die"
+            died.update({tries - 1} if act == "fail" else ())
+            log = writer(folder, nth_try=tries, died_in=died)
             assert log.known == answered
-            if act == "die":
-                flying = {key: "alone" if how == "alone" else "suspect" for key, how in flying.items()}
-            else:
+            if act == "end":
                 flying = {key: "suspect" for key, how in flying.items() if how != "start"}
+            else:
+                flying = {key: "alone" if how == "alone" else "suspect" for key, how in flying.items()}
             assert log.suspects == {key for key, how in flying.items() if how == "suspect"}
             assert log.killers == {key for key, how in flying.items() if how == "alone"}
     log.close()
