@@ -62,38 +62,62 @@ _NUMBERS = [
 _OWNED = r"(?!\s+(?:[\w-]+\s+)?(?!(?:who|that|he|she|it|what|here|there)['’])\w+(?:['’]s|s['’])\s)"
 _AGE = re.compile(rf"\A\W*an?\s+(?:\w+\s+)?(\d{{1,3}}|{'|'.join(_NUMBERS)})[- ]years?[- ]old\b{_OWNED}", re.IGNORECASE)
 
-_COPIED_RUN = 6  # words in a row
+_COPIED_RUN = 4  # words in a row; none of 20 profiles that were written without the examples has such a run
 _REPEATED_RUN = 4
 _REPEATED_SHARE = 0.1
 
-# Of the person that the template names as its example: all of it fits that one alone.
-_EXAMPLE: dict[str, Any] = {
-    "background": "He grew up in a harbour town where his father scraped ships, left school at sixteen and learned to "
-    "climb from a steeplejack who drank. He rents a room near the depot and sees his daughter on Sundays. On most days "
-    "he hangs below a girder from six until the wind rises, tapping and listening. Since a contractor began to send "
-    "drones, two years ago, he gets only the bridges that no drone can fly under, and those are far from home.",
-    "history": [
-        {"age": 16, "event": "leaves school to scrape paint off ships"},
-        {"age": 24, "event": "misses a cracked rivet, and a lane is closed for a month"},
-        {"age": 38, "event": "his marriage ends while he is away on a bridge"},
-    ],
-    "preferences": [
-        "likes cold mornings, when steel rings clearer",
-        "dislikes bridges that were painted over their rust",
-        "eats his bread on the girder, legs hanging",
-    ],
-    "skills": [
-        "hears a loose rivet from the next girder",
-        "ties nine climbing knots with gloves on",
-        "reads bridge drawings of 1930 by torchlight",
-    ],
+# By the person. With one example a small model ends its own entries as that one does; without any it says nothing that
+# could be seen.
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "A climbing bridge inspector who taps rivets by ear and is often away from home for weeks.": {
+        "background": "His mother ran the canteen of a harbour, and a steeplejack who ate there taught him to climb. "
+        "He rents a room near the depot and sees his daughter on Sundays. From six until the wind rises he hangs below "
+        "a girder, tapping and listening. Two years ago a contractor began to send drones, so he gets only the bridges "
+        "that none can fly under, and those are far away.",
+        "history": [
+            {"age": 16, "event": "scrapes paint off ships instead of finishing school"},
+            {"age": 24, "event": "overlooks a cracked rivet, and a lane is closed for a month"},
+            {"age": 38, "event": "his marriage ends while he is on a bridge abroad"},
+        ],
+        "preferences": [
+            "likes frost, because steel rings clearer in it",
+            "dislikes any bridge whose rust was painted over",
+            "drinks his tea hanging in the harness",
+        ],
+        "skills": [
+            "tells a loose rivet from a tight one by ear",
+            "ties nine knots without taking his gloves off",
+            "finds his way in bridge drawings a century old",
+        ],
+    },
+    "A seventy-year-old widow who sells umbrellas at a tram stop and quarrels with the weather forecast.": {
+        "background": "She was the fourth of seven on a tenant farm, where whoever read the clouds wrong lost the hay. "
+        "An aunt in the city taught her to mend umbrellas, and she married the man who brought the spokes. Now she "
+        "shares two rooms with her sister-in-law and a parrot. She sets up the stall at noon and packs up after the "
+        "theatre. Since the forecast moved into every pocket last winter, nobody buys before it pours.",
+        "history": [
+            {"age": 19, "event": "comes to the city with a borrowed coat"},
+            {"age": 43, "event": "orders three hundred parasols before the wettest summer on record"},
+            {"age": 61, "event": "buries her husband and keeps his half of the stall empty"},
+        ],
+        "preferences": [
+            "quarrels with the radio about tomorrow's rain",
+            "cannot bear folding umbrellas that snap in a gust",
+            "saves the crusts for the sparrows under the bench",
+            "hates owing anyone small change",
+        ],
+        "skills": [
+            "replaces a bent spoke while the tram waits",
+            "smells snow half a day before it falls",
+            "counts out coins in the dark",
+        ],
+    },
 }
 
 _EXAMPLE_TEXTS = [
-    _EXAMPLE["background"],
-    *(told["event"] for told in _EXAMPLE["history"]),
-    *_EXAMPLE["preferences"],
-    *_EXAMPLE["skills"],
+    text
+    for told in _EXAMPLES.values()
+    for text in (told["background"], *(e["event"] for e in told["history"]), *told["preferences"], *told["skills"])
 ]
 
 
@@ -158,14 +182,14 @@ class PersonaProfile(Asking):
 
     @cached_property
     def _system(self) -> str:
-        reply, example = "one JSON object of this form", json.dumps(_EXAMPLE, ensure_ascii=False)
-        if self._response_format is None:
-            reply = "such a text under the same English headings"
-            told = {part: _entries(_EXAMPLE[part]) for part in _LISTS}
-            lists = ["\n- ".join((f"{part.title()}:", *entries)) for part, entries in told.items()]
-            example = "\n".join((f"Background: {_EXAMPLE['background']}", *lists))
-        language = in_language(self.settings.language, "given sentence")
-        return fill("profile", language=language, example=example, reply=reply)
+        is_json = self._response_format is not None
+        written = (f"Person: {person}\n{_written(told, is_json=is_json)}" for person, told in _EXAMPLES.items())
+        return fill(
+            "profile",
+            language=in_language(self.settings.language, "given sentence"),
+            examples="\n\n".join(written),
+            reply="one JSON object of this form" if is_json else "such a text under the same English headings",
+        )
 
     def _user(self, persona: str) -> str:
         return f"<persona>\n{as_data(persona, 'persona')}\n</persona>"
@@ -191,7 +215,7 @@ def failed_checks(profile: Profile, persona: str) -> tuple[str, ...]:
     missing_field (a part is not there, or empty), too_short (a background of fewer than MIN_BACKGROUND_WORDS words, or
     a list of fewer than MIN_ENTRIES entries), impossible_ages (the ages of the history go back, or beyond the one that
     an English persona begins with), copies_persona (half or more of the background's distinct words are the persona's),
-    copies_example (six words in a row are those of the prompt's example), persona_unused (it shares too few telling
+    copies_example (four words in a row are those of the prompt's examples), persona_unused (it shares too few telling
     words with the persona: see ``math_checks``), repeats_itself (an entry stands there twice, or more than a tenth of
     all runs of four words were said before).
     """
@@ -210,6 +234,14 @@ def failed_checks(profile: Profile, persona: str) -> tuple[str, ...]:
         "repeats_itself": _repeats_itself(texts, profile.entries),
     }
     return tuple(name for name, bad in found.items() if bad)
+
+
+def _written(told: dict[str, Any], *, is_json: bool) -> str:
+    """A profile as an answer should look."""
+    if is_json:
+        return json.dumps(told, ensure_ascii=False)
+    lists = ("\n- ".join((f"{part.title()}:", *_entries(told[part]))) for part in _LISTS)
+    return "\n".join((f"Background: {told['background']}", *lists))
 
 
 def _impossible_ages(history: Sequence[str], persona: str) -> bool:

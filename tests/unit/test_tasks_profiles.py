@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -85,17 +86,21 @@ def test_a_schema_is_sent_where_the_endpoint_takes_one_and_its_fields_come_in_th
 
 
 @pytest.mark.parametrize("endpoint", [PLAIN, JSON])
-def test_the_example_in_the_prompt_is_read_as_it_is_meant_and_is_known_when_it_is_copied(endpoint: Endpoint) -> None:
+def test_the_examples_in_the_prompt_are_read_as_they_are_meant_and_are_known_when_they_are_copied(
+    endpoint: Endpoint,
+) -> None:
     task = PersonaProfile(ProfileSettings(), endpoint)
-    system = str(task.request(BAKER).messages[0]["content"])
-    person, _, rest = system.partition("\nPerson: ")[2].partition("\n")
-    example = rest.partition("\n\n")[0]
-    profile = task.read(example, "stop", person).profile
-    assert profile is not None and failed_checks(profile, person) == ("copies_example",)
-    assert profile.history[0] == "16: leaves school to scrape paint off ships"
-    assert [len(part) for part in (profile.history, profile.preferences, profile.skills)] == [3, 3, 3]
     check = check_for(task.request(BAKER).response_format)
-    assert check is None or check.fault(example) is None
+    told = str(task.request(BAKER).messages[0]["content"]).split("\nPerson: ")[1:]
+    lengths = []
+    for person, _, rest in (part.partition("\n") for part in told):
+        example = rest.partition("\n\n")[0]
+        profile = task.read(example, "stop", person).profile
+        assert profile is not None and failed_checks(profile, person) == ("copies_example",)
+        assert re.match(r"\d\d: [a-z]", profile.history[0])
+        lengths.append([len(part) for part in (profile.history, profile.preferences, profile.skills)])
+        assert check is None or check.fault(example) is None
+    assert lengths == [[3, 3, 3], [3, 4, 3]]
 
 
 def test_a_task_survives_pickling_with_its_requests() -> None:
@@ -243,13 +248,13 @@ WORDS = " ".join(f"word{n}" for n in range(MIN_BACKGROUND_WORDS))
         ("copies_persona", changed(background=f"{BAKER} She bakes rye bread."), changed(background=f"{BAKER} {WORDS}")),
         (
             "copies_example",
-            changed(history=("30: leaves school to scrape paint off ships.",)),
-            changed(history=("30: leaves school to scrape paint",)),
+            changed(skills=("counts out coins every evening", "smells smoke half a day before the fire")),
+            changed(skills=("counts out coins every evening", "smells smoke half a day later")),
         ),
         (
             "copies_example",
             changed(background=f"{BACKGROUND} She rents a room near the depot and sleeps."),
-            changed(background=f"{BACKGROUND} She rents a room near the oven and sleeps."),
+            changed(background=f"{BACKGROUND} She rents a room by the oven and sleeps."),
         ),
         (
             "persona_unused",
