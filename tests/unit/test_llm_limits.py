@@ -352,7 +352,6 @@ def mixed(least: int, most: int) -> Callable[[Random], int]:
         {"size": even(208), "whole_calls": True},
         {"size": even(277), "whole_calls": True, "retry_after_s": 1.0},
     ],
-    ids=str,
 )
 def test_eight_tasks_use_95_percent_of_a_limit_with_less_than_1_percent_of_refusals(
     case: dict[str, Any], seed: int
@@ -373,7 +372,6 @@ def test_eight_tasks_use_95_percent_of_a_limit_with_less_than_1_percent_of_refus
         (mixed(100, 300), 0.93),
         (mixed(50, 500), 0.92),
     ],
-    ids=str,
 )
 def test_large_calls_that_count_whole_leave_seconds_partly_empty_and_are_hardly_refused(
     size: Callable[[Random], int], use: float, seed: int
