@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 from pyspark import TaskContext
+from pyspark.errors import PythonException
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DecimalType, LongType, StringType, StructField, StructType
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_FUTILE_TRIES = 4
-"""A call stage in which the same task fails this often without one more answer is given up."""
+"""A call stage whose tasks raise this often, or of which the same task dies, without one more answer is given up."""
 TASKS_END_S = 3.0
 """Spark gives tasks of a failed stage two seconds to end; a new try waits for them."""
 COMMIT_WAIT_S = 600.0
@@ -382,8 +383,8 @@ class _Plan:
                 tries.add(error, kept=sum(shard.rows for shard in wal.shards(self._shards(wave))))
                 if tries.are_futile:
                     raise PersonaHubError(
-                        f"{self._step}: the same task failed {MAX_FUTILE_TRIES} times without one more answer; answers "
-                        f"so far are kept. The last failure: {_cause(error)}"
+                        f"{self._step}: asking failed {MAX_FUTILE_TRIES} times without one more answer; answers so far "
+                        f"are kept. The last failure: {_cause(error)}"
                     ) from error
                 log.warning("%s: a task died (%s); what it had not answered is asked again", self._step, _cause(error))
                 time.sleep(TASKS_END_S)
@@ -624,12 +625,12 @@ class _Manifest(dict[tuple[str, str], Spend]):
 
 
 class _Tries:
-    """Tries of one call stage that failed. ``failed``: of each, the partition whose task made it fail, with which Spark
-    ended those of the others; None where Spark does not say, and any may have."""
+    """Tries of one call stage that failed. ``failed``: of each, the partition whose task failed; Spark then ended the
+    others. None: Spark did not say, so any of them may have failed."""
 
     def __init__(self) -> None:
         self.failed: list[int | None] = []
-        self._kept = -1
+        self._kept = 0
         self._futile = Counter[int | None]()
 
     def add(self, error: Exception, *, kept: int) -> None:
@@ -640,12 +641,12 @@ class _Tries:
         if kept > self._kept:
             self._kept = kept
             self._futile.clear()
-        else:
-            self._futile[self.failed[-1]] += 1
+        else:  # a request may kill a worker; what makes one raise is common to all, like a store that is full
+            self._futile[None if isinstance(error, PythonException) else self.failed[-1]] += 1
 
     @property
     def are_futile(self) -> bool:
-        """Whether the same task failed MAX_FUTILE_TRIES times since an answer was added last."""
+        """Whether the same task died, or any raised, MAX_FUTILE_TRIES times since an answer was added last."""
         return max(self._futile.values(), default=0) >= MAX_FUTILE_TRIES
 
 
@@ -686,7 +687,7 @@ class _Caller:
             for request in apart:
                 writer.starting(request.key, alone=True)
                 self._ask([request], writer, manifest)
-        except OSError:  # the store's folder cannot be written, or its disk is full
+        except OSError:  # the store cannot be written, or who gives the requests is gone
             writer.abandon()
             raise
         finally:
@@ -732,7 +733,9 @@ def _keep(outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step:
         writer.add(_row(outcome, endpoint, step))
         manifest.add(outcome.status, outcome.error_class or "", Spend(1))
     else:
-        if outcome.error_class != "gate_lost":  # a stage that is ended: what is suspected stays so
+        if outcome.error_class == "gate_lost":
+            writer.take_back(outcome.request_key)
+        else:
             writer.drop(outcome.request_key)
         usage, why = outcome.usage, outcome.error_class or "unknown"
         spent = Spend(1)  # of what it took to no end, as far as the endpoint said

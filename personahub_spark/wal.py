@@ -70,9 +70,9 @@ class Writer:
     ``schema``: of the rows, with a string ``request_key`` and a decimal ``cost_microusd``. On opening, what an earlier
     attempt on this machine left in its spool becomes a shard. ``known`` then holds the keys that need not be asked.
     ``suspects`` were in flight when an attempt of the same ``stage`` died, and may have killed it; ``killers`` were
-    then asked alone and it died again. An attempt of this try of the stage (``nth_try``) that left a spool has died, be
-    it because its whole executor was lost; those of an earlier try may have been ended because another task failed,
-    unless the try is in ``died_in``. Without a ``stage`` nothing is suspected.
+    then asked alone and it died again. An attempt of this try of the stage (``nth_try``) that left requests in flight
+    has died, be it because its whole executor was lost; those of an earlier try may have been ended because another
+    task failed, unless the try is in ``died_in``. Without a ``stage`` nothing is suspected.
     """
 
     def __init__(
@@ -114,13 +114,20 @@ class Writer:
         self.flush_if_due()
 
     def drop(self, key: str) -> None:
-        """A request that ended without a row, not because its stage was ended."""
+        """A request that ended without a row, and not because its stage was ended."""
         self._spool.finish(key, None)
+
+    def take_back(self, key: str) -> None:
+        """A request that was not asked to its end: it is under no suspicion that it was not under before."""
+        if self._spool.started.get(key, "together") == "together":
+            self._spool.finish(key, None)
+        else:
+            self._spool.start(key, "suspect")
 
     def abandon(self) -> None:
         """Whatever ends the attempt now, it is not what is in flight."""
-        self._spool.started = {key: "suspect" for key, how in self._spool.started.items() if how != "together"}
-        self._spool.begin()
+        for key in [*self._spool.started]:
+            self.take_back(key)
 
     def flush_if_due(self) -> None:
         """Write a shard when enough rows or seconds have passed."""
@@ -141,7 +148,7 @@ class Writer:
         self._spool.begin()
 
     def close(self) -> None:
-        """Everything to a shard; the spool is of no use any more, unless requests are unfinished."""
+        """Everything to a shard; the spool is of no use any more, unless requests are under suspicion."""
         self.flush()
         if not self._spool.started:
             self._spool.delete()

@@ -66,14 +66,14 @@ _COPIED_RUN = 4  # words in a row; none of 20 profiles that were written without
 _REPEATED_RUN = 4
 _REPEATED_SHARE = 0.1
 
-# By the person. With one example a small model ends its own entries as that one does; without any it says nothing that
-# could be seen.
+# By the person. With one example a small model ends its own entries as that one does; without any, its skills are
+# nothing that one could watch. No four words in a row are what others would say too.
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "A climbing bridge inspector who taps rivets by ear and is often away from home for weeks.": {
         "background": "His mother ran the canteen of a harbour, and a steeplejack who ate there taught him to climb. "
-        "He rents a room near the depot and sees his daughter on Sundays. From six until the wind rises he hangs below "
-        "a girder, tapping and listening. Two years ago a contractor began to send drones, so he gets only the bridges "
-        "that none can fly under, and those are far away.",
+        "He lodges above the depot, and his daughter visits on Sundays. From six until the wind rises he hangs below a "
+        "girder, tapping and listening. Contractors have sent drones since the spring before last, so he gets only "
+        "bridges that none can fly under, and those are far away.",
         "history": [
             {"age": 16, "event": "scrapes paint off ships instead of finishing school"},
             {"age": 24, "event": "overlooks a cracked rivet, and a lane is closed for a month"},
@@ -91,12 +91,12 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
         ],
     },
     "A seventy-year-old widow who sells umbrellas at a tram stop and quarrels with the weather forecast.": {
-        "background": "She was the fourth of seven on a tenant farm, where whoever read the clouds wrong lost the hay. "
-        "An aunt in the city taught her to mend umbrellas, and she married the man who brought the spokes. Now she "
-        "shares two rooms with her sister-in-law and a parrot. She sets up the stall at noon and packs up after the "
+        "background": "Tenants of a hill farm raised her and six others, and whoever read the clouds wrong lost the "
+        "hay. An aunt in the city taught her to mend umbrellas, and she married the man who brought the spokes. Now a "
+        "parrot and her husband's sister share her two rooms. She sets up the stall at noon and packs up after the "
         "theatre. Since the forecast moved into every pocket last winter, nobody buys before it pours.",
         "history": [
-            {"age": 19, "event": "comes to the city with a borrowed coat"},
+            {"age": 19, "event": "arrives at the station with a borrowed coat"},
             {"age": 43, "event": "orders three hundred parasols before the wettest summer on record"},
             {"age": 61, "event": "buries her husband and keeps his half of the stall empty"},
         ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import json
 import os
 import signal
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -23,12 +26,12 @@ from pyspark.errors import PythonException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark import files, python_daemon
+from personahub_spark import files, ledger, python_daemon, wal
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger import RunStoppedError, _Tries, complete_all
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.llm.wire import Request
+from personahub_spark.llm.wire import Outcome, Request, StoredRequest
 from personahub_spark.session import Context
 from personahub_spark.tables import DOCUMENTS, LLM_CALLS
 
@@ -179,7 +182,7 @@ def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succee
 ) -> None:
     """Also one that another task was asking at both times, and that was ended with the stage."""
     context = make_context(make_settings(models={"default": model_settings(endpoint, in_flight=2)}))
-    endpoint.set_script([{"match": "poison", "delay_s": 60}, {"match": "slow", "delay_s": 10}])
+    endpoint.set_script([{"match": "poison", "delay_s": 60}, {"match": "slow", "delay_s": 20}])
     poison = question("poison")
     slow = next(q for n in range(99) if task_of(context, q := question(f"slow {n}")) != task_of(context, poison))
     questions = [question(f"number {n}") for n in range(20)] + [poison, slow]
@@ -211,24 +214,76 @@ def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succee
     assert endpoint.counts()["requests"] == asked
 
 
+def ended(request: Request, **told: Any) -> Outcome:
+    return Outcome(**{**dict.fromkeys(f.name for f in dataclasses.fields(Outcome)), "request_key": request.key, **told})
+
+
+def test_requests_in_flight_when_the_store_is_full_are_asked_again_together_and_answers_are_kept(
+    tmp_path: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = [question(f"number {n}") for n in range(3)]
+    asked: list[list[str]] = []
+
+    def all_at_once(requests: Iterable[StoredRequest], *_: object, **__: object) -> Iterator[Outcome]:
+        pulled = [request.read() for request in requests]
+        asked.append([request.key for request in pulled])
+        for request in pulled:
+            yield ended(request, status="answered", text="yes", attempts=1, latency_ms=1, endpoint="here")
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(ledger, "outcomes", all_at_once)
+    monkeypatch.setattr(ledger.TaskContext, "get", lambda: SimpleNamespace(partitionId=lambda: 0))
+    endpoint, folder = make_settings().endpoint("default"), str(tmp_path / "shards")
+    caller = ledger._Caller(endpoint, None, folder, "ask", None, flush_s=0.0, stage="stage", failed=())
+    part = pa.RecordBatch.from_pylist([{"request_key": q.key, "request": q.to_json()} for q in questions])
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(files, "write_whole", refuses)
+        next(caller([part]))
+    (told,) = [batch for batch in caller([part]) if batch.num_rows]
+    assert [len(keys) for keys in asked] == [3, 2]
+    assert told.to_pylist()[0]["status"] == "answered"
+    assert sum(shard.rows for shard in wal.shards(folder)) == 3
+
+
+def test_who_is_turned_away_with_the_gate_is_as_suspicious_as_before(
+    tmp_path: Path, make_settings: MakeSettings
+) -> None:
+    endpoint, keys = make_settings().endpoint("default"), [question(f"number {n}") for n in range(2)]
+    first = wal.Writer(str(tmp_path), 0, ledger._arrow(ledger._CALLS), stage="stage")
+    first.starting(keys[0].key)
+    second = wal.Writer(str(tmp_path), 0, ledger._arrow(ledger._CALLS), stage="stage")
+    second.starting(keys[0].key, alone=True)
+    second.starting(keys[1].key)
+    for key in keys:
+        manifest = ledger._Manifest()
+        ledger._keep(ended(key, status="deferred", error_class="gate_lost"), second, endpoint, "ask", manifest)
+        assert manifest == {("deferred", "gate_lost"): Spend(1)}
+    second.close()
+    third = wal.Writer(str(tmp_path), 0, ledger._arrow(ledger._CALLS), stage="stage")
+    assert (third.suspects, third.killers) == ({keys[0].key}, set())
+    third.drop(keys[0].key)
+    third.close()
+
+
 def test_tries_are_futile_when_the_same_task_fails_again_and_again_not_when_others_do() -> None:
     lost = "Task {} in stage 7.0 failed 1 times, most recent failure: Lost task 0.0 in stage 7.0 (TID 5) (executor 1)"
     tries = _Tries()
-    for nth in range(3):
+    for _ in range(3):
         for task in range(16):
-            tries.add(Exception(f"Job aborted due to stage failure: {lost.format(task)}"), kept=nth // 2)
+            tries.add(Exception(f"Job aborted due to stage failure: {lost.format(task)}"), kept=0)
             assert not tries.are_futile
     assert tries.failed == 3 * [*range(16)]
-    tries.add(Exception(lost.format(3)), kept=2)
-    for _ in range(4):
-        assert not tries.are_futile
-        tries.add(Exception(lost.format(3)), kept=2)
+    tries.add(Exception(lost.format(3)), kept=0)
     assert tries.are_futile
-    tries.add(Exception(lost.format(3)), kept=3)
+    tries.add(Exception(lost.format(3)), kept=1)
     assert not tries.are_futile
 
 
-def test_the_task_that_failed_is_known_also_where_the_worker_raised(spark: SparkSession) -> None:
+def test_the_task_that_failed_is_known_also_where_the_worker_raised_which_is_futile_whichever_it_was(
+    spark: SparkSession,
+) -> None:
     def raises(parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for part in parts:
             if part.column("id")[0].as_py() == 1:
@@ -238,9 +293,12 @@ def test_the_task_that_failed_is_known_also_where_the_worker_raised(spark: Spark
     tries = _Tries()
     with pytest.raises(PythonException) as raised:
         spark.range(2, numPartitions=2).mapInArrow(raises, "id long").collect()
-    tries.add(raised.value, kept=0)
+    for _ in range(3):
+        assert not tries.are_futile
+        tries.add(raised.value, kept=0)
     tries.add(Exception("Job aborted because the SparkContext was shut down"), kept=0)
-    assert tries.failed == [1, None]
+    assert tries.failed == [1, 1, 1, None]
+    assert tries.are_futile
 
 
 @pytest.mark.parametrize("workers", [1, 2])  # one leaves a core, so that waves are asked and committed at once

@@ -253,8 +253,8 @@ WORDS = " ".join(f"word{n}" for n in range(MIN_BACKGROUND_WORDS))
         ),
         (
             "copies_example",
-            changed(background=f"{BACKGROUND} She rents a room near the depot and sleeps."),
-            changed(background=f"{BACKGROUND} She rents a room by the oven and sleeps."),
+            changed(background=f"{BACKGROUND} She bakes until the wind rises."),
+            changed(background=f"{BACKGROUND} She bakes until the wind drops."),
         ),
         (
             "persona_unused",

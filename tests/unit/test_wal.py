@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from personahub_spark import files, wal
@@ -145,6 +146,24 @@ def test_suspicion_outlives_a_task_that_ended_whole_with_requests_unfinished(tmp
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+def test_a_full_store_accuses_no_request_and_loses_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = writer(tmp_path / "w0", flush_s=0.0)
+    log.starting("a")
+    log.starting("b")
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_whole", refuses)
+        with pytest.raises(OSError, match="full"):
+            log.add(row("a"))
+        log.abandon()
+    second = writer(tmp_path / "w0")
+    assert (second.known, second.suspects, second.killers) == ({"a"}, set(), set())
+    assert stored(tmp_path / "w0") == [row("a")]
+
+
 def test_the_spool_is_for_its_owner_only_and_gone_after_a_close(tmp_path: Path) -> None:
     log = writer(tmp_path / "w0")
     log.add(row("a"))
@@ -165,6 +184,7 @@ def test_without_a_local_disk_the_shards_keep_their_word(tmp_path: Path, monkeyp
 ACTS = ["start", "alone", "add", "drop", "flush", "abandon", "die", "fail", "end"]
 
 
+@example([("a", "start"), ("a", "add"), ("a", "abandon"), ("a", "die")])
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(ACTS))))
 def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_forgotten(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, str]]
