@@ -18,8 +18,8 @@ help:  ## list the targets
 demo: $(VENV)/ready  ## web text to personas to math problems on a local model; DOCS=path MODEL=name PORT=number
 	@$(RUN) demo/run.py $${DOCS:+--documents "$$DOCS"} $${MODEL:+--model "$$MODEL"} $${PORT:+--port "$$PORT"}
 
-test: $(VENV)/ready  ## all tests; K=expression selects some
-	@$(RUN) -m pytest $${K:+-k "$$K"}
+test: $(VENV)/ready  ## all tests, in two processes; K=expression selects some
+	@if [ -n "$$K" ]; then $(RUN) -m pytest -k "$$K"; else $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25; fi
 
 check: $(VENV)/ready  ## ruff, mypy and the import law
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(RUN) -m pytest -q tests/unit/test_import_law.py
