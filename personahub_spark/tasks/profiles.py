@@ -62,12 +62,12 @@ _NUMBERS = [
 _OWNED = r"(?!\s+(?:[\w-]+\s+)?(?!(?:who|that|he|she|it|what|here|there)['’])\w+(?:['’]s|s['’])\s)"
 _AGE = re.compile(rf"\A\W*an?\s+(?:\w+\s+)?(\d{{1,3}}|{'|'.join(_NUMBERS)})[- ]years?[- ]old\b{_OWNED}", re.IGNORECASE)
 
-_COPIED_RUN = 4  # words in a row; none of 20 profiles that were written without the examples has such a run
+_COPIED_RUN = 4  # words in a row
 _REPEATED_RUN = 4
 _REPEATED_SHARE = 0.1
 
 # By the person. With one example a small model ends its own entries as that one does; without any, its skills are
-# nothing that one could watch. No four words in a row are what others would say too.
+# nothing that one could watch. Worded so that others hardly say four words of them in a row.
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "A climbing bridge inspector who taps rivets by ear and is often away from home for weeks.": {
         "background": "His mother ran the canteen of a harbour, and a steeplejack who ate there taught him to climb. "
