@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from pyspark.sql import SparkSession
 
@@ -19,6 +20,13 @@ from personahub_spark.tables import Store
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "jobs"), str(ROOT / "tests")]
+
+# A slow machine fails no property: no deadline for an example, and no complaint that making examples takes long.
+# Examples are new ones in every run; a failure prints the blob that makes it again.
+hypothesis.settings.register_profile(
+    "any_machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("any_machine")
 
 # Tests are over before code that is compiled well has paid for its compiling. Java's compiler of the first tier keeps
 # little room for what it compiled, and in a long run would stop compiling.

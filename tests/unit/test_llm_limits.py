@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from personahub_spark.llm.failures import Failure
@@ -83,7 +83,6 @@ def times_of(pacer: Pacer, sizes: list[int], gaps: list[float] | None = None) ->
     return made
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([30, 60, 90, 600, 1000, 6000]), st.lists(st.sampled_from([0.0, 0.0, 0.01, 0.3, 3.0]), max_size=150)
 )
@@ -94,7 +93,6 @@ def test_no_second_holds_more_requests_than_its_share(per_minute: int, gaps: lis
         assert within <= math.ceil(per_minute / 60)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 1666), st.sampled_from([0.0, 0.0, 0.01, 0.3, 3.0])), max_size=100))
 def test_an_endpoint_that_counts_whole_calls_gets_no_second_with_more_tokens_than_its_share(
     calls: list[tuple[int, float]],
@@ -107,7 +105,6 @@ def test_an_endpoint_that_counts_whole_calls_gets_no_second_with_more_tokens_tha
         assert within <= 100_000 / 60
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 1666), st.sampled_from([0.0, 0.0, 0.01, 0.3, 3.0])), max_size=100))
 def test_else_a_second_has_tokens_left_when_its_last_call_is_made(calls: list[tuple[int, float]]) -> None:
     made = times_of(Pacer(None, 100_000), [size for size, _ in calls], [gap for _, gap in calls])

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from personahub_spark.llm.schema import check_for
@@ -335,7 +335,6 @@ def test_the_longest_answers_are_read_to_their_end() -> None:
             assert (reading.profile is None) != (reading.failure is None), unit
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([*UNITS, HEADED]) | st.text(max_size=5), max_size=40).map("".join), st.text(max_size=60)
 )
@@ -347,7 +346,6 @@ def test_any_answer_gives_a_profile_or_a_failure_and_never_both(answer: str, per
         "".join((reading.profile.background, *reading.profile.entries)).encode()
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -30,7 +30,7 @@ AWKWARD = st.text(
 
 
 @given(ANY_TEXT | AWKWARD)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_normal_form_is_its_own_normal_form(text: str) -> None:
     once = normalise(text)
     assert normalise(once) == once
@@ -38,7 +38,7 @@ def test_normal_form_is_its_own_normal_form(text: str) -> None:
 
 
 @given(ANY_TEXT | AWKWARD)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_tokens_depend_on_the_normal_form_only_and_hold_no_blanks(text: str) -> None:
     found = tokens(text)
     assert found == tokens(normalise(text))
@@ -138,7 +138,7 @@ SENTENCES = st.lists(
 
 
 @given(SENTENCES | ANY_TEXT, st.integers(0, 60))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_a_cut_is_a_prefix_within_the_budget_and_whole_when_it_fits(text: str, budget: int) -> None:
     cut = cut_at_sentence(text, budget)
     assert text.startswith(cut)
@@ -176,7 +176,7 @@ def test_megabytes_are_no_burden() -> None:
 
 
 @given(ANY_TEXT | AWKWARD)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_clean_text_can_be_stored_and_cleaning_again_changes_nothing(text: str) -> None:
     cleaned = clean(text)
     assert cleaned.encode("utf-8").decode() == cleaned
