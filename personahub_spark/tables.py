@@ -318,7 +318,8 @@ LLM_CALLS = Table(
         _column(
             "answer_class",
             _text,
-            "ok, cut_off, filtered, refusal, empty, invalid_json, schema_mismatch or tool_call; null: no answer",
+            "ok, cut_off (also where the reason it ended for is not known), filtered, refusal, empty, invalid_json, "
+            "schema_mismatch or tool_call; null: no answer",
         ),
         _column("text", _text, "the answer as it came; null where there was none"),
         _column("vector", BinaryType(), "of an embedding: float32, little-endian, of length one"),

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.finish import ending
 
 Api = Literal["chat.completions", "embeddings"]
 Status = Literal["answered", "failed", "deferred", "stopped"]
@@ -23,7 +24,6 @@ AnswerClass = Literal["ok", "cut_off", "filtered", "refusal", "empty", "invalid_
 
 # What the request itself sets, and what would make a reply that is not one answer.
 _NOT_SAMPLING = frozenset({"model", "messages", "response_format", "stream", "n", "input", "encoding_format"})
-_CUT_OFF = frozenset({"length", "max_tokens", "model_length"})
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # A placeholder such as "none" or "EMPTY" is no secret, and taking it out would maim ordinary text.
 _SHORTEST_SECRET = 8
@@ -269,7 +269,7 @@ def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
     if not isinstance(message, dict):
         raise BadReplyError("the reply's first choice holds no message", billed=True, usage=usage)
     content, finish_reason = message.get("content"), choice.get("finish_reason")
-    refused = bool(message.get("refusal")) or finish_reason == "refusal"
+    refused = bool(message.get("refusal")) or ending(finish_reason) == "refusal"
     if message.get("refusal"):
         content, finish_reason = message["refusal"], "refusal"
     try:
@@ -291,9 +291,10 @@ def answer_class(reply: Reply, request: Request) -> AnswerClass:
     """What kind of answer ``reply`` is to ``request``, as far as that shows without reading its text."""
     if reply.refused:
         return "refusal"
-    if reply.finish_reason == "content_filter":
+    ended = ending(reply.finish_reason)
+    if ended == "filtered":
         return "filtered"
-    if reply.finish_reason in _CUT_OFF:
+    if ended in ("cut_off", "fault"):
         return "cut_off"
     asked_for_tools = bool(request.sampling.get("tools") or request.sampling.get("functions"))
     if reply.tool_call:

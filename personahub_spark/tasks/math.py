@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from personahub_spark.llm.finish import may_be_cut
 from personahub_spark.settings import Endpoint, SynthesisSettings
 from personahub_spark.tasks.math_checks import (
     PREFIX,
@@ -50,18 +51,18 @@ class MathProblem(Asking):
             return text
         told = _told(text)
         if told is None:
-            return failed("cut_off" if finish_reason == "length" else "not_json")
+            return failed("cut_off" if may_be_cut(finish_reason) else "not_json")
         text = told
         problem = PREFIX.sub("", text)
         if not any(map(str.isalpha, problem)):
-            return failed("cut_off" if finish_reason == "length" else "no_text")
+            return failed("cut_off" if may_be_cut(finish_reason) else "no_text")
         found = {
             "missing_prefix": missing_prefix(text),
             "contains_solution": contains_solution(problem),
             "too_many_subproblems": too_many_subproblems(problem),
             "no_question": asks_nothing(problem),
             "persona_unused": persona_unused(problem, persona),
-            "cut_off": finish_reason == "length",
+            "cut_off": may_be_cut(finish_reason),
         }
         return Reading(text=problem, failure=None, checks=tuple(name for name, bad in found.items() if bad))
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from personahub_spark.llm.finish import may_be_cut
 from personahub_spark.settings import Relation
 from personahub_spark.tasks.reading import (
     Reading,
@@ -105,7 +106,7 @@ def read_one(answer: str | None, finish_reason: str | None, *, examples: Collect
     text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
     if isinstance(text, Reading):
         return text
-    if finish_reason == "length":
+    if may_be_cut(finish_reason):
         return failed("cut_off")
     return _judged(text, examples, nested=3)
 
@@ -132,7 +133,7 @@ def read_several(
     if isinstance(text, Reading):
         return (text,)
     items, fault = _items(text, nested=3)
-    if finish_reason == "length":  # the last line is half a persona; of broken JSON only whole objects were read
+    if may_be_cut(finish_reason):  # the last line is half a persona; of broken JSON only whole objects were read
         items, fault = (items if fault else items[:-1]), "cut_off"
     found: list[Reading] = []
     failures: list[Reading] = []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from personahub_spark.llm.finish import may_be_cut
 from personahub_spark.settings import Endpoint, ProfileSettings
 from personahub_spark.tasks.math_checks import persona_unused
 from personahub_spark.tasks.reading import Reading, copies_example, json_value, opening, unfenced, visible, word_runs
@@ -164,7 +165,7 @@ class PersonaProfile(Asking):
         text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
         if isinstance(text, Reading):
             return ProfileReading(None, text.failure)
-        parts, failure = _parts(text, is_whole=finish_reason != "length")
+        parts, failure = _parts(text, is_whole=not may_be_cut(finish_reason))
         if failure is not None:
             return ProfileReading(None, failure)
         profile = Profile(

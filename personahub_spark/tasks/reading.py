@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from personahub_spark.llm.finish import ending, may_be_cut
 from personahub_spark.text import clean, tokens
 
 # Bidirectional controls, zero-width spaces, tags; joiners only where no Persian, Indic or emoji character needs them.
@@ -81,20 +82,19 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
     ``longest`` bounds the work in characters: what is longer is ``too_long`` unread. Failures: filtered, refusal,
     tool_call, cut_off (nothing came before the token limit), empty, no_text, too_long.
     """
-    if finish_reason == "content_filter":
-        return failed("filtered")
-    if finish_reason == "refusal":
-        return failed("refusal")
+    ended = ending(finish_reason)
+    if ended in ("filtered", "refusal"):
+        return failed(ended)
     text = (answer or "").strip()
     if len(text) > longest:
         return failed("too_long")
     text = visible(text)
     thought = _THOUGHT.match(text)
     text = text[thought.end() :].strip() if thought else text
-    if _TOOL_CALL.match(text) or (not text and finish_reason in ("tool_calls", "function_call")):
+    if _TOOL_CALL.match(text) or (not text and ended == "tool_call"):
         return failed("tool_call")
     if not text or text.startswith("<think>"):
-        return failed("cut_off" if finish_reason == "length" else "empty")
+        return failed("cut_off" if may_be_cut(finish_reason) else "empty")
     if not any(map(str.isalpha, text)):
         return failed("no_text")
     if _REFUSAL.match(text):

@@ -21,6 +21,7 @@ LAYERS = (
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LLM = {
+    "finish": -1,
     "wire": 0,
     "costs": 1,
     "schema": 1,

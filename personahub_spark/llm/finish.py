@@ -1,0 +1,73 @@
+"""What a finish reason means: servers use many names for few things, and only known names mean that a text is whole."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Literal
+
+Ending = Literal["complete", "tool_call", "cut_off", "filtered", "refusal", "fault"]
+
+# All that says that the model came to an end by itself. Some servers send no reason at all.
+_COMPLETE = {
+    *("stop", "stopped", "stop_sequence", "stop_sequence_reached", "stop_string", "stop_string_found", "stop_token"),
+    *("stop_word", "stop_criteria_met", "end", "ended", "end_turn", "end_of_text", "end_of_sequence", "end_of_turn"),
+    *("endoftext", "eos", "eos_found", "eos_token", "eos_token_found", "complete", "completed", "finish", "finished"),
+    *("done", "normal"),
+}
+_TOOL_CALL = {"tool", "tools", "function"}
+_REFUSAL = {"refusal", "refused", "refuse"}
+_FILTERED = {
+    *(
+        "filter",
+        "filtered",
+        "safety",
+        "recitation",
+        "blocklist",
+        "blocked",
+        "prohibited",
+        "spii",
+        "sensitive",
+        "policy",
+    ),
+    *("guardrail", "guardrails", "moderation", "moderated", "toxic", "violation", "armor"),
+}
+_FAULT = {
+    *("error", "errors", "failed", "failure", "abort", "aborted", "cancel", "canceled", "cancelled", "cancellation"),
+    *("insufficient", "timeout", "unavailable", "overloaded", "exhausted", "disconnect", "disconnected", "interrupted"),
+    *("preempted", "preemption", "crash", "crashed", "shutdown", "unloaded", "network", "rate"),
+}
+# A limit that is told as an error, and a tool call that could not be written: asked again, they would end so again.
+_LIMIT = {"limit", "length", "tokens", "malformed"}
+_WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_PREFIX = re.compile(r"\A(?:finish|stop)_?reason_")
+
+
+@lru_cache(maxsize=1024)
+def ending(finish_reason: str | None) -> Ending:
+    """How an answer ended, by the name its server gave to that, in any case and spelling.
+
+    ``complete``, also where no name was given: the text is whole. ``fault``: something of the server's broke off. A
+    name that is not known is ``cut_off``, since nobody says that the text is whole.
+    """
+    if finish_reason is None or not finish_reason.strip():
+        return "complete"
+    words = re.findall(r"[^\W_]+", _WORD_STARTS.sub("_", finish_reason[:100]).lower())
+    name = _PREFIX.sub("", "_".join(words))
+    words = name.split("_")
+    if name in _COMPLETE:
+        return "complete"
+    if _REFUSAL.intersection(words):
+        return "refusal"
+    if _FILTERED.intersection(words):
+        return "filtered"
+    if _TOOL_CALL.intersection(words) and {"call", "calls", "use"}.intersection(words) and len(words) == 2:
+        return "tool_call"
+    if _FAULT.intersection(words) and (not _LIMIT.intersection(words) or "rate" in words):
+        return "fault"
+    return "cut_off"
+
+
+def may_be_cut(finish_reason: str | None) -> bool:
+    """Whether the text may be only the beginning of an answer."""
+    return ending(finish_reason) in ("cut_off", "fault")
