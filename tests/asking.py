@@ -16,7 +16,7 @@ TRANSPORTS = ["openai", "aiohttp"]
 
 
 def endpoint(fake: FakeEndpoint, **changes: Any) -> Endpoint:
-    return Endpoint(**{"model": "m", "base_url": fake.url, "in_flight": 8, "timeout_s": 5.0, **changes})
+    return Endpoint(**{"model": "m", "base_url": fake.url, "in_flight": 8, **changes})
 
 
 def ask(content: str, **changes: Any) -> Request:

@@ -85,8 +85,6 @@ def make_settings(tmp_path: Path, endpoint: FakeEndpoint) -> Callable[..., Setti
                     "structured_output": "json_schema",
                     "in_flight": 4,
                     "workers": 2,
-                    "timeout_s": 20,
-                    "deadline_s": 40,
                 }
             },
             "documents": {"paths": [str(tmp_path / "documents")]},

@@ -19,6 +19,7 @@ from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.local_models import fetch_embedder
 from personahub_spark.session import Context
 from personahub_spark.settings import SparkSettings
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = "smollm2-135m-instruct"
@@ -50,7 +51,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "demo" / "run.py"), *arguments]
     environment = os.environ | {"PERSONAHUB_CACHE": str(cache), "PIP_NO_INDEX": "1"}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from personahub_spark.session import Context
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -24,7 +25,9 @@ def make(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["make", *arguments, f"VENV={environment}"]
     # These tests may themselves run below a make.
     outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    return subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=outside, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
 
 
 def test_a_query_keeps_its_quotes_and_a_wrong_one_is_one_sentence(

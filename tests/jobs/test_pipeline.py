@@ -28,6 +28,7 @@ from personahub_spark.tables import PERSONA_ORIGINS, PERSONAS, QUARANTINE, RUNS,
 from personahub_spark.tasks import frames
 from personahub_spark.text import content_id
 from tests.processes import descendants
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = ("ingest_documents", "extract_personas", "dedup_surface", "synthesize")
@@ -403,7 +404,7 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
             **{"spark.eventLog.enabled": "true", "spark.eventLog.dir": (root / "out" / "events").as_uri()},
             **{"spark.sql.shuffle.partitions": "2", "spark.driver.memory": "1g"},
         }
-        model = {"model": "test-model", "base_url": fake.url, "api_key_env": "PERSONAHUB_TEST_KEY", "timeout_s": 20}
+        model = {"model": "test-model", "base_url": fake.url, "api_key_env": "PERSONAHUB_TEST_KEY"}
         raw = {
             "store": {"root": str(root / "out" / "store"), "database": "alone"},
             "spark": {"master": "local[2]", "conf": conf},
@@ -430,7 +431,7 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
                 watching = threading.Thread(target=watch)
                 watching.start()
                 try:
-                    seen.codes[step] = job.wait(timeout=300)
+                    seen.codes[step] = job.wait(timeout=PATIENCE_S)
                 finally:
                     job.kill()
                     ended.set()

@@ -18,6 +18,7 @@ from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.session import Context
 from personahub_spark.settings import Settings, SparkSettings
 from personahub_spark.tables import LLM_CALLS, PERSONAS, RUNS
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -57,7 +58,9 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     ]  # fmt: skip
     environment = {**os.environ, "SPARK_HOME": str(Path(pyspark.__file__).parent)}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     context = make_context(chosen)
     assert context.store.read(LLM_CALLS).count() == 6 == endpoint.counts()["billed"]

@@ -29,6 +29,7 @@ from personahub_spark.llm.wire import Request
 from personahub_spark.session import Context, StepResult
 from personahub_spark.settings import Settings, SparkSettings
 from personahub_spark.tables import LLM_CALLS, RUNS, TABLES
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,7 +159,7 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 def job(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A job as a program of its own, run in ``folder``."""
     command = [sys.executable, str(ROOT / "jobs" / name), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_calls_put_off_end_a_job_with_code_3_but_not_a_dry_run(
@@ -191,7 +192,7 @@ def test_speculation_is_refused_also_where_spark_submit_turned_it_on(tmp_path: P
             "--jars", ",".join(map(str, session.jars(SparkSettings()))), "--conf", "spark.speculation=true",
             str(ROOT / "jobs" / "create_tables.py"), "--conf", str(conf),
         ],
-        capture_output=True, text=True, check=False, timeout=240,
+        capture_output=True, text=True, check=False, timeout=PATIENCE_S,
         env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2
