@@ -40,7 +40,8 @@ from personahub_spark.llm.client import key_of, outcomes
 from personahub_spark.llm.costs import Purse, Spend, cost_microusd
 from personahub_spark.llm.gate import Gate, GatePlace, NotAdmitted
 from personahub_spark.llm.limits import Budget, cap_microusd
-from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
+from personahub_spark.llm.usage import Usage
+from personahub_spark.llm.wire import Outcome, Request, StoredRequest
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Endpoint, Price
 from personahub_spark.tables import COST, LLM_CALLS, Store, Table, spend_of
@@ -739,7 +740,9 @@ def _keep(outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step:
             writer.drop(outcome.request_key)
         usage, why = outcome.usage, outcome.error_class or "unknown"
         spent = Spend(1)  # of what it took to no end, as far as the endpoint said
-        if usage is not None:
+        if why == "broken_off" and usage is None:
+            spent = Spend(1, cost_microusd=None)
+        elif usage is not None:
             spent = Spend(1, usage.input_tokens, usage.output_tokens, outcome.cost_microusd)
         manifest.add(outcome.status, outcome.error_message or why if outcome.status == "stopped" else why, spent)
 

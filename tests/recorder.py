@@ -31,7 +31,14 @@ class Sent:
 class Recorder:
     """Runs while the context lasts; ``sent`` is what it got. It refuses to be a tunnel (CONNECT) with 502."""
 
-    def __init__(self, reply: bytes = ANSWER, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        reply: bytes = ANSWER,
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.sent: list[Sent] = []
         sent = self.sent
 
@@ -41,8 +48,9 @@ class Recorder:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 sent.append(Sent("POST", self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-                self.send_response(200)
-                self.send_header("content-type", "application/json")
+                self.send_response(status)
+                for name, value in {"content-type": "application/json", **(headers or {})}.items():
+                    self.send_header(name, value)
                 self.send_header("content-length", str(len(reply)))
                 self.end_headers()
                 self.wfile.write(reply)

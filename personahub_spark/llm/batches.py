@@ -35,19 +35,21 @@ from personahub_spark.llm.failures import MAX_MESSAGE, Failure, StatusError, Unr
 from personahub_spark.llm.limits import UNBILLED, Budget, backoff_s, budget_reached, unbounded_call
 from personahub_spark.llm.schema import check_for
 from personahub_spark.llm.transport import proxy_for, trusted_certificates
+from personahub_spark.llm.usage import Usage
 from personahub_spark.llm.wire import (
     AnswerClass,
     Api,
     BadReplyError,
+    BrokenOffError,
     Outcome,
     Reply,
     Request,
     Status,
     StoredRequest,
-    Usage,
     Vectors,
     answer_class,
     clean,
+    loads,
     read_reply,
     read_vectors,
 )
@@ -246,7 +248,7 @@ class _Chunk:
     def told(self, outcome: Outcome) -> None:
         """Count what an outcome cost: nothing where nothing was written; of an answer without usage nobody knows."""
         cost = outcome.cost_microusd
-        unasked = outcome.status == "deferred" and outcome.error_class not in ("timeout", "bad_reply")
+        unasked = outcome.status == "deferred" and outcome.error_class not in ("timeout", "bad_reply", "broken_off")
         if cost is None and (unasked or outcome.error_class in UNBILLED):
             cost = Decimal(0)
         self.cost = None if self.cost is None or cost is None else self.cost + cost
@@ -427,10 +429,10 @@ class _Reader:
     def outcome(self, chunk: _Chunk, line: bytes, latency_ms: int) -> Outcome | None:
         """What a line of an output or error file says; None when it says nothing new about the chunk."""
         try:
-            told = json.loads(line)
+            told = loads(line)
             key, response, error = told["custom_id"], told.get("response"), told.get("error")
             status = None if response is None else int(response["status_code"])
-            raw = b"" if response is None else json.dumps(response.get("body")).encode()
+            raw = b"" if response is None else _body(response.get("body"))
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
         shape = chunk.untold.pop(key, None) if isinstance(key, str) else None
@@ -448,7 +450,8 @@ class _Reader:
             return self._answered(key, shape, raw, latency_ms)
         except Exception as problem:  # whatever one line brings is that row's failure, a value
             failure = classify(problem, self._endpoint, secret=self._secret)
-            paid = isinstance(problem, BadReplyError) and problem.billed
+            # What the server broke off may succeed another time.
+            paid = isinstance(problem, BadReplyError) and problem.billed and not isinstance(problem, BrokenOffError)
             usage = problem.usage if isinstance(problem, BadReplyError) else None
         # What was paid for and cannot be read would be paid for again by each run that asks again.
         became: Status = "failed" if paid or failure.kind == "row" else "deferred"
@@ -854,6 +857,11 @@ def _expect(kind: type[_Result], reply: object) -> _Result:
     if not isinstance(reply, kind) or not isinstance(getattr(reply, "id", None), str):
         raise BadReplyError(f"the reply holds no {kind.__name__}")
     return reply
+
+
+def _body(told: object) -> bytes:
+    """The body of a reply as it came; one that streams stands in its line as a text."""
+    return (told if isinstance(told, str) else json.dumps(told)).encode(errors="replace")
 
 
 def _shape(request: Request) -> Request:

@@ -21,20 +21,21 @@ from urllib.parse import urlsplit
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import cost_microusd, dearest_microusd, shared_cost
-from personahub_spark.llm.failures import Failure, classify, missing_key
+from personahub_spark.llm.failures import Failure, classify, is_about_base64, missing_key
 from personahub_spark.llm.gate import GateClient, GatePlace, NotAdmitted, Permit
 from personahub_spark.llm.limits import OUTAGE, Breaker, Concurrency, asked_s, backoff_s
 from personahub_spark.llm.schema import check_for
 from personahub_spark.llm.transport import CA_VARIABLES, Transport, connect, proxy_for
+from personahub_spark.llm.usage import Usage
 from personahub_spark.llm.wire import (
     AnswerClass,
     BadReplyError,
+    BrokenOffError,
     Outcome,
     Reply,
     Request,
     Status,
     StoredRequest,
-    Usage,
     Vectors,
     answer_class,
     canonical,
@@ -136,6 +137,8 @@ class _Runtime:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._transports: dict[tuple[str | None, ...], Transport] = {}
+        # How addresses give vectors, by their URL and model: whether in floats, since they refuse base64.
+        self.gives_floats: dict[tuple[str, str], bool] = {}
         threading.Thread(target=self.loop.run_forever, name="personahub-llm", daemon=True).start()
         atexit.register(self._close, os.getpid())
 
@@ -183,6 +186,7 @@ class _Run:
         self.stopping = asyncio.Event()
         self.stopped_by: Failure | None = None
         self._loop = runtime.loop
+        self._gives_floats = runtime.gives_floats
         self._endpoint = endpoint
         self._price = price
         self._targets: list[_Target] = []
@@ -291,7 +295,8 @@ class _Run:
         try:
             for position, address in enumerate(self._endpoint.addresses):
                 key = key_of(address, handed.get(position))
-                self._targets.append(_Target(address, key, runtime.transport(self._endpoint, address)))
+                transport = runtime.transport(self._endpoint, address)
+                self._targets.append(_Target(address, self._endpoint.model, key, transport))
         except NotAdmitted as refusal:
             self._refused(refusal.failure)
         except PersonaHubError as error:
@@ -369,16 +374,24 @@ class _Run:
         assert answer is not None
         self._finish(row, *answer)
 
-    async def _embed(self, rows: list[_Row], *, patience: int = 2) -> None:
-        """Ask for the vectors of several inputs at once; one that spoils it for all is found by halving."""
+    async def _embed(self, rows: list[_Row], *, patience: int = 2, as_floats: bool = False) -> None:
+        """Ask for the vectors of several inputs at once; one that spoils it for all is found by halving.
+
+        ``as_floats``: not in base64, which an address that has not given any vector yet may refuse without a word.
+        """
         requests = [row.request for row in rows]
-        call = self._call(rows, "/embeddings", partial(embeddings_body, requests), 0, patience)
+        floats = partial(embeddings_body, requests, encoding="float")
+        call = self._call(rows, "/embeddings", partial(embeddings_body, requests), 0, patience, floats)
+        call.as_floats = as_floats
         dimensions = requests[0].sampling.get("dimensions")
         try:
             reply = await self._reply(call, partial(read_vectors, count=len(rows), dimensions=dimensions))
         except _UnansweredError as end:
+            may_want_floats = not as_floats and self._may_want_floats(rows[0], end.failure)
             if end.is_divisible and len(rows) > 1:
-                await self._embed_halves(rows)
+                await self._embed_halves(rows, as_floats=as_floats or may_want_floats)
+            elif end.is_divisible and may_want_floats:
+                await self._embed(rows, patience=1, as_floats=True)
             else:
                 self._end(rows, end)
             return
@@ -395,16 +408,27 @@ class _Run:
         elif without:
             await self._embed(without, patience=1)
 
-    async def _embed_halves(self, rows: list[_Row]) -> None:
+    async def _embed_halves(self, rows: list[_Row], *, as_floats: bool = False) -> None:
         middle = len(rows) // 2
-        await self._embed(rows[:middle], patience=1)
-        await self._embed(rows[middle:], patience=1)
+        await self._embed(rows[:middle], patience=1, as_floats=as_floats)
+        await self._embed(rows[middle:], patience=1, as_floats=as_floats)
+
+    def _may_want_floats(self, row: _Row, failure: Failure) -> bool:
+        """Whether the address that ``row`` was asked at last may have failed because of base64."""
+        of_request = failure.error_class in ("bad_request", "server_error")
+        return of_request and row.target is not None and row.target.way not in self._gives_floats
 
     def _call(
-        self, rows: list[_Row], path: str, body: _Body, max_output_tokens: int | None, patience: int = 0
+        self,
+        rows: list[_Row],
+        path: str,
+        body: _Body,
+        max_output_tokens: int | None,
+        patience: int = 0,
+        floats: _Body | None = None,
     ) -> _Call:
         deadline = time.monotonic() + self._endpoint.deadline_s
-        return _Call(rows, path, body, max_output_tokens, self._price, deadline, self._successes, patience)
+        return _Call(rows, path, body, max_output_tokens, self._price, deadline, self._successes, patience, floats)
 
     async def _reply(self, call: _Call, read: _Reader[_R]) -> _R:
         """What the endpoint replies to ``call``, in as many attempts as it takes; _UnansweredError when it does not."""
@@ -412,27 +436,37 @@ class _Run:
             permit = await self._admitted(call)
             target = self._targets[permit.address]
             usage: Usage | None = None
+            was_answered = refuses_base64 = False
             failure: Failure | None = _STOPPED  # which it is when it gets cancelled
             call.begin_attempt(target)
+            as_floats = call.as_floats or self._gives_floats.get(target.way, False)
             try:
                 async with asyncio.timeout(min(self._endpoint.timeout_s, call.left_s())):
-                    raw = await target.transport.post(call.path, call.body(target.address.service_tier), target.key)
+                    body = call.body(target.address.service_tier, as_floats=as_floats)
+                    raw = await target.transport.post(call.path, body, target.key)
                 reply = read(raw, secret=target.secret)
-                usage, failure = reply.usage, None
+                usage, failure, was_answered = reply.usage, None, True
             except Exception as error:  # whatever one attempt raises is a value
                 failure = classify(error, self._endpoint, target.address, secret=target.secret)
+                refuses_base64 = is_about_base64(error)
                 if isinstance(error, BadReplyError):
                     usage = error.usage
                     call.is_billed = call.is_billed or error.billed
+                    was_answered = isinstance(error, BrokenOffError)
             finally:
                 cost = cost_microusd(usage, self._price)
-                call.end_attempt(usage, cost)
+                call.end_attempt(usage, cost, was_answered=was_answered)
                 tokens = None if usage is None else usage.input_tokens + usage.output_tokens
                 self._gate.settle(permit, tokens=tokens, cost_microusd=cost, failure=failure)
                 self._slots.leave(permit, failure)
             if failure is None:
                 self._successes += 1
+                if call.is_for_vectors:
+                    self._gives_floats.setdefault(target.way, as_floats)
                 return reply
+            if call.is_for_vectors and not as_floats and refuses_base64:
+                self._gives_floats[target.way] = True  # from now on it is asked for floats at once
+                continue
             await self._next_attempt(call, permit, failure)
 
     async def _admitted(self, call: _Call) -> Permit:
@@ -533,6 +567,7 @@ class _Row:
         self.target: _Target | None = None
         self.usage: Usage | None = None
         self.cost: Decimal | None = None
+        self.is_known = True
         self.is_done = False
         self._asked = asked
 
@@ -546,17 +581,22 @@ class _Row:
             canonical(self.request.text)  # what cannot be sent must not take others with it
 
     def charge(self, usage: Usage | None, cost: Decimal | None) -> None:
-        if usage is not None:
+        if usage is not None and self.is_known:
             self.usage = usage if self.usage is None else self.usage + usage
-        if cost is not None:
+        if cost is not None and self.is_known:
             self.cost = cost if self.cost is None else self.cost + cost
+
+    def lose_count(self) -> None:
+        """What an answer took is not known, and so what the row did."""
+        self.is_known, self.usage, self.cost = False, None, None
 
 
 class _Call:
     """One question to the endpoint, for one row or several, and how its attempts went.
 
     ``patience`` is for inputs of embeddings (0: this is no such call): attempts until one of several is suspected of
-    taking the endpoint down.
+    taking the endpoint down. So is ``floats``, the body that asks for vectors as lists of numbers; ``as_floats``: it is
+    sent to every address, not only to those that are known to refuse base64.
     """
 
     def __init__(
@@ -569,8 +609,12 @@ class _Call:
         deadline: float,
         successes: int,
         patience: int,
+        floats: _Body | None,
     ) -> None:
         self.path = path
+        self.as_floats = False
+        self.is_for_vectors = floats is not None
+        self._floats = floats
         self.deadline = deadline
         self.refusals = 0
         self.probes = 0
@@ -589,15 +633,17 @@ class _Call:
         self._bad_replies = self._timeouts = 0
         self._paused_s = 0.0
         self._make = body
-        self._bodies: dict[str | None, bytes] = {}
+        self._bodies: dict[tuple[str | None, bool], bytes] = {}
         plain = self.body(None)
         self.tokens = estimate_tokens(plain.decode()) + (self._max_output_tokens or 0)
         self.dearest_microusd = dearest_microusd(len(plain), self._max_output_tokens, self._price)
 
-    def body(self, service_tier: str | None) -> bytes:
-        if service_tier not in self._bodies:
-            self._bodies[service_tier] = self._make(service_tier=service_tier)
-        return self._bodies[service_tier]
+    def body(self, service_tier: str | None, *, as_floats: bool = False) -> bytes:
+        how = service_tier, as_floats and self._floats is not None
+        if how not in self._bodies:
+            make = self._floats if self._floats is not None and as_floats else self._make
+            self._bodies[how] = make(service_tier=service_tier)
+        return self._bodies[how]
 
     def left_s(self) -> float:
         return self.deadline - time.monotonic()
@@ -608,12 +654,14 @@ class _Call:
         for row in self._rows:
             row.target = target
 
-    def end_attempt(self, usage: Usage | None, cost: Decimal | None) -> None:
+    def end_attempt(self, usage: Usage | None, cost: Decimal | None, *, was_answered: bool) -> None:
         """The attempt is over; what it is known to have taken is shared among the rows."""
         latency_ms = round((time.monotonic() - self._began) * 1000)
         for row in self._rows:
             row.attempts += 1
             row.latency_ms = latency_ms
+            if was_answered and usage is None:
+                row.lose_count()
         if len(self._rows) == 1:
             self._rows[0].charge(usage, cost)
         elif usage is not None:
@@ -729,9 +777,10 @@ class _Slots:
 class _Target:
     """An address, its key, and the connections to it."""
 
-    def __init__(self, address: Address, key: str | None, transport: Transport) -> None:
+    def __init__(self, address: Address, model: str, key: str | None, transport: Transport) -> None:
         self.address = address
         self.place = _place(address)
+        self.way = (address.base_url, model)
         self.key = "none" if key is None else key
         self.secret = key
         self.transport = transport

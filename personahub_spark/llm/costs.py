@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 
-from personahub_spark.llm.wire import Usage
+from personahub_spark.llm.usage import Usage
 from personahub_spark.settings import Price
 
 
@@ -33,7 +33,8 @@ def dearest_microusd(input_bytes: int, max_output_tokens: int | None, price: Pri
     """
     if price is None or max_output_tokens is None:
         return None
-    return cost_microusd(Usage(input_bytes, 0, max_output_tokens, 0), price)
+    costs = [cost_microusd(Usage(input_bytes, cached, max_output_tokens, 0), price) for cached in (0, input_bytes)]
+    return max(cost for cost in costs if cost is not None)
 
 
 def shared_cost(cost: Decimal, weights: Sequence[int]) -> list[Decimal]:

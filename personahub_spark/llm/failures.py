@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.wire import BadReplyError, clean
+from personahub_spark.llm.usage import whole_number
+from personahub_spark.llm.wire import BadReplyError, BrokenOffError, clean
 from personahub_spark.settings import Address, Endpoint
 
 MAX_MESSAGE = 300
@@ -22,6 +23,8 @@ _MODEL_CODES = {"model_not_found", "model_not_available", "unknown_model", "inva
 _FILTER_CODES = {"content_filter", "content_policy_violation", "responsibleaipolicyviolation"}
 _LENGTH_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _FILTER = re.compile(r"content[ _](filter|policy|management policy)|requires moderation|flagged by moderation")
+_BASE64 = re.compile(rb"base_?64|encoding[_ -]?format", re.IGNORECASE)
+_LONGEST_SAID = 10_000
 _LENGTH = re.compile(r"context (length|size|window)|maximum .{0,20}tokens|(prompt|input) is too long")
 
 
@@ -71,16 +74,18 @@ def classify(
     if isinstance(error, StatusError):
         failure = of_status(error.status, _error_object(error.body), endpoint, where)
         retry_after = error.retry_after
-    elif (
-        isinstance(error, BadReplyError)
-        and isinstance(error.error, dict)
-        and error.error.get("code") in range(400, 600)
-    ):
-        # Some routers answer 200 and put the status of whom they asked into the body.
-        failure = of_status(error.error["code"], error.error, endpoint, where)
+    elif isinstance(error, BadReplyError) and (status := _status_within(error)) is not None:
+        failure = of_status(status, error.error, endpoint, where)
     else:
         failure = _of_exception(error)
     return Failure(failure.kind, failure.error_class, _one_line(failure.message, secret), retry_after)
+
+
+def is_about_base64(error: Exception) -> bool:
+    """Whether ``error``, of a call that asked for vectors in base64, says that the endpoint does not give such."""
+    if not isinstance(error, StatusError) or not (error.status in (400, 404, 405, 415, 422) or error.status >= 500):
+        return False
+    return _BASE64.search(error.body[:_LONGEST_SAID]) is not None
 
 
 def missing_key(address: Address) -> Failure:
@@ -96,6 +101,14 @@ def missing_key(address: Address) -> Failure:
     return Failure("run", "missing_key", f"{said}the driver and every executor")
 
 
+def _status_within(error: BadReplyError) -> int | None:
+    """Some routers answer 200 and put the status of whom they asked into the body; not where an answer had begun."""
+    if isinstance(error, BrokenOffError) or not isinstance(error.error, dict):
+        return None
+    status = whole_number(error.error.get("code"))
+    return status if status in range(400, 600) else None
+
+
 def _of_exception(error: Exception) -> Failure:
     if isinstance(error, TimeoutError):
         return Failure("retry", "timeout", "no complete reply within the limit of one attempt")
@@ -107,7 +120,8 @@ def _of_exception(error: Exception) -> Failure:
             return Failure("run", "untrusted_certificate", f"{advice} ({said})")
         return Failure("retry", "connection", said)
     if isinstance(error, BadReplyError):
-        return Failure("retry", "bad_reply", f"{error}: {_said(error.error)}" if error.error else str(error))
+        kind = "broken_off" if isinstance(error, BrokenOffError) else "bad_reply"
+        return Failure("retry", kind, f"{error}: {_said(error.error)}" if error.error else str(error))
     if isinstance(error, ReplyTooLargeError):
         return Failure("row", "reply_too_large", str(error))
     if isinstance(error, BadVectorError):

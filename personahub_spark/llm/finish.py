@@ -18,19 +18,8 @@ _COMPLETE = {
 _TOOL_CALL = {"tool", "tools", "function"}
 _REFUSAL = {"refusal", "refused", "refuse"}
 _FILTERED = {
-    *(
-        "filter",
-        "filtered",
-        "safety",
-        "recitation",
-        "blocklist",
-        "blocked",
-        "prohibited",
-        "spii",
-        "sensitive",
-        "policy",
-    ),
-    *("guardrail", "guardrails", "moderation", "moderated", "toxic", "violation", "armor"),
+    *("filter", "filtered", "safety", "recitation", "blocklist", "blocked", "prohibited", "spii", "sensitive"),
+    *("policy", "guardrail", "guardrails", "moderation", "moderated", "toxic", "violation", "armor"),
 }
 _FAULT = {
     *("error", "errors", "failed", "failure", "abort", "aborted", "cancel", "canceled", "cancelled", "cancellation"),

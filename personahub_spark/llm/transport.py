@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
 import ssl
+import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ import openai
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.failures import ReplyTooLargeError, StatusError, UnreachableError
+from personahub_spark.llm.wire import BadReplyError
 
 # 2,048 vectors of 4,096 numbers, written out in decimals, take about 180 MB.
 MAX_REPLY_BYTES = 64 * 2**20
@@ -23,6 +26,8 @@ MAX_VECTORS_BYTES = 256 * 2**20
 _MAX_ERROR_BYTES = 2**20
 
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+_ENCODINGS = "personahub_content_encodings"
 
 # It writes a line a call at INFO, with the whole address, which may hold credentials.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
@@ -34,8 +39,8 @@ class Transport(Protocol):
     async def post(self, path: str, body: bytes, key: str) -> bytes:
         """The body of the 200 that answers ``body``.
 
-        Raises StatusError for any other status, UnreachableError when there is no complete reply, and
-        ReplyTooLargeError. Redirects are not followed.
+        Raises StatusError for any other status, UnreachableError when there is no complete reply, ReplyTooLargeError,
+        and BadReplyError where its content encoding cannot be undone: none is asked for. Redirects are not followed.
         """
 
     async def close(self) -> None:
@@ -114,13 +119,11 @@ class _OpenAI:
                 path, cast_to=httpx2.Response, content=body, options={"headers": {"Authorization": f"Bearer {key}"}}
             )
         except openai.APIStatusError as error:
-            reply = error.response
-            raise StatusError(reply.status_code, reply.content, _retry_after(reply.headers)) from None
+            response = error.response
         except openai.APIConnectionError as error:
             raise UnreachableError from error.__cause__ or error
-        if response.status_code != 200:
-            raise StatusError(response.status_code, response.content, _retry_after(response.headers))
-        return response.content
+        encodings = response.extensions[_ENCODINGS]
+        return _whole(response.status_code, response.content, encodings, response.headers, path)
 
     async def close(self) -> None:
         await self._client.close()
@@ -163,6 +166,8 @@ class _Connections(httpx2.AsyncBaseTransport):
             self._idle.append(pool)
             raise
         assert isinstance(response.stream, httpx2.AsyncByteStream)
+        # Undone by us, within bounds: without the header the client hands the body on as it came.
+        response.extensions[_ENCODINGS] = response.headers.pop("content-encoding", "")
         pieces = _bounded(response.stream, response.status_code, request.url.path)
         response.stream = _Body(pieces, response.stream, lambda: self._idle.append(pool))
         return response
@@ -208,6 +213,7 @@ class _AioHttp:
             },
             proxy=proxy,
             trust_env=False,
+            auto_decompress=False,
         )
 
     async def post(self, path: str, body: bytes, key: str) -> bytes:
@@ -219,9 +225,8 @@ class _AioHttp:
                 content = b"".join([piece async for piece in _bounded(reply.content.iter_any(), reply.status, path)])
         except (aiohttp.ClientError, OSError) as error:
             raise UnreachableError from error
-        if reply.status != 200:
-            raise StatusError(reply.status, content, _retry_after(reply.headers))
-        return content
+        encodings = ",".join(reply.headers.getall("content-encoding", []))
+        return _whole(reply.status, content, encodings, reply.headers, path)
 
     async def close(self) -> None:
         await self._session.close()
@@ -229,15 +234,61 @@ class _AioHttp:
 
 async def _bounded(pieces: AsyncIterable[bytes], status: int, path: str) -> AsyncIterator[bytes]:
     """A reply's body; ReplyTooLargeError when an answer is too large. Of other replies the beginning says enough."""
-    most = MAX_VECTORS_BYTES if path.endswith("/embeddings") else MAX_REPLY_BYTES
-    seen = 0
+    most, seen = _most_bytes(path), 0
     async for piece in pieces:
         seen += len(piece)
         if seen > most and status == 200:
-            raise ReplyTooLargeError(f"the reply is larger than {most // 2**20} MiB")
+            raise _too_large(most)
         yield piece
         if seen > _MAX_ERROR_BYTES and status != 200:
             return
+
+
+def _whole(status: int, content: bytes, encodings: str, headers: Mapping[str, str], path: str) -> bytes:
+    """The body of a 200, its encodings undone; StatusError for any other status, with its body as far as it is read."""
+    if status != 200:
+        with contextlib.suppress(BadReplyError, ReplyTooLargeError):
+            content = _decoded(content, encodings, _MAX_ERROR_BYTES)
+        raise StatusError(status, content, _retry_after(headers))
+    return _decoded(content, encodings, _most_bytes(path))
+
+
+def _decoded(content: bytes, encodings: str, most: int) -> bytes:
+    """``content`` without its ``encodings``, a Content-Encoding header, and no larger than ``most`` bytes."""
+    for encoding in reversed([name.strip().lower() for name in encodings.split(",")]):
+        if encoding in ("", "identity"):
+            continue
+        if encoding not in ("gzip", "x-gzip", "deflate"):
+            raise BadReplyError(f"the reply is encoded as {encoding[:20]!r}, though no encoding was asked for")
+        try:
+            content = _inflated(content, encoding, most)
+        except zlib.error as error:
+            raise BadReplyError(f"the reply says that it is encoded as {encoding}, and is not ({error})") from None
+    return content
+
+
+def _inflated(content: bytes, encoding: str, most: int) -> bytes:
+    pieces, size = [], 0
+    while content:
+        # "deflate" comes with the header of zlib, and without.
+        is_bare = encoding == "deflate" and (content[0] & 0x0F != 8 or int.from_bytes(content[:2], "big") % 31 != 0)
+        inflating = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | 32)
+        pieces.append(inflating.decompress(content, most + 1 - size))
+        size += len(pieces[-1])
+        if size > most:
+            raise _too_large(most)
+        if not inflating.eof:
+            raise zlib.error("its end is missing")
+        content = inflating.unused_data.lstrip(b"\0")  # more of it may follow
+    return b"".join(pieces)
+
+
+def _most_bytes(path: str) -> int:
+    return MAX_VECTORS_BYTES if path.endswith("/embeddings") else MAX_REPLY_BYTES
+
+
+def _too_large(most: int) -> ReplyTooLargeError:
+    return ReplyTooLargeError(f"the reply is larger than {most // 2**20} MiB")
 
 
 def _retry_after(headers: Mapping[str, str]) -> str | None:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ import numpy as np
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.finish import ending
+from personahub_spark.llm.stream import Assembly, events, is_stream
+from personahub_spark.llm.usage import Usage, read_usage, whole_number
 
 Api = Literal["chat.completions", "embeddings"]
 Status = Literal["answered", "failed", "deferred", "stopped"]
+VectorEncoding = Literal["base64", "float"]
 AnswerClass = Literal["ok", "cut_off", "filtered", "refusal", "empty", "invalid_json", "schema_mismatch", "tool_call"]
 
 # What the request itself sets, and what would make a reply that is not one answer.
@@ -27,7 +31,10 @@ _NOT_SAMPLING = frozenset({"model", "messages", "response_format", "stream", "n"
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # A placeholder such as "none" or "EMPTY" is no secret, and taking it out would maim ordinary text.
 _SHORTEST_SECRET = 8
-_MAX_TOKENS = 2**31 - 1
+# Longer numbers than this are no counts, and Python refuses to read very long ones.
+_LONGEST_NUMBER = 300
+_LONGEST_REASON = 100
+_TEXT_PARTS = ("text", "output_text", None)
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,9 @@ class Request:
         """How long the answer may get, reasoning included; None where the request does not say."""
         if self.api == "embeddings":
             return 0
-        most = self.sampling.get("max_completion_tokens", self.sampling.get("max_tokens"))
-        return most if isinstance(most, int) else None
+        # Where both are said, servers differ in which they heed.
+        limits = [self.sampling.get(name) for name in ("max_completion_tokens", "max_tokens")]
+        return max((limit for limit in limits if isinstance(limit, int)), default=None)
 
     def body(self, *, more: Sequence[Mapping[str, Any]] = (), service_tier: str | None = None) -> bytes:
         """What is sent: canonical like the key, so that equal keys send equal bytes.
@@ -119,7 +127,8 @@ class Request:
         """
         if self.api == "embeddings":
             return embeddings_body([self], service_tier=service_tier)
-        body = {**self.sampling, "model": self.model, "messages": [*self.messages, *more] if more else self.messages}
+        messages = [*self.messages, *more] if more else self.messages
+        body = {**self.sampling, "model": self.model, "messages": messages, "stream": False}
         if self.response_format is not None:
             body["response_format"] = self.response_format
         if service_tier is not None:
@@ -139,46 +148,19 @@ class StoredRequest:
         return Request.from_json(self.text, key=self.key)
 
 
-def embeddings_body(requests: Sequence[Request], *, service_tier: str | None = None) -> bytes:
+def embeddings_body(
+    requests: Sequence[Request], *, service_tier: str | None = None, encoding: VectorEncoding = "base64"
+) -> bytes:
     """What is sent for the vectors of several texts at once; they have one model and one ``sampling``."""
     body = {
         **requests[0].sampling,
         "model": requests[0].model,
         "input": [request.text for request in requests],
-        "encoding_format": "base64",
+        "encoding_format": encoding,
     }
     if service_tier is not None:
         body["service_tier"] = service_tier
     return canonical(body).encode()
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one answer: ``cached_tokens`` are part of the input, ``reasoning_tokens`` part of the output."""
-
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.input_tokens + other.input_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.output_tokens + other.output_tokens,
-            self.reasoning_tokens + other.reasoning_tokens,
-        )
-
-    def shared(self, weights: Sequence[int]) -> list[Usage]:
-        """Parts in proportion to ``weights`` (not all 0), whole tokens that add up to this exactly."""
-        parts = zip(
-            _shares(self.input_tokens, weights),
-            _shares(self.cached_tokens, weights),
-            _shares(self.output_tokens, weights),
-            _shares(self.reasoning_tokens, weights),
-            strict=True,
-        )
-        return [Usage(*part) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -243,7 +225,7 @@ class BadReplyError(Exception):
     """A reply with status 200 that holds no answer.
 
     ``error`` is the error object in its body, where there is one. ``billed``: a model wrote something, so that the
-    reply was most likely paid for; ``usage`` is what it says it took.
+    reply was most likely paid for; ``usage`` is what it says it took, None where that is not known.
     """
 
     def __init__(self, message: str, error: object = None, *, billed: bool = False, usage: Usage | None = None) -> None:
@@ -253,37 +235,50 @@ class BadReplyError(Exception):
         self.usage = usage
 
 
+class BrokenOffError(BadReplyError):
+    """A reply that the server gave up before the answer was whole; asked again, it may succeed."""
+
+    def __init__(self, message: str, error: object = None, *, usage: Usage | None = None) -> None:
+        super().__init__(message, error, billed=True, usage=usage)
+
+
 def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
     """The answer in the body of a chat completion, every text cleaned; BadReplyError where there is none.
 
-    A refusal comes back as the text, with finish_reason ``refusal``. An empty ``choices`` is an empty answer: it was
-    paid for, and asking again would not change it. The content type is not looked at.
+    A body that streams is read as well. A refusal comes back as the text, with finish_reason ``refusal``. An empty
+    ``choices`` is an empty answer: it was paid for, and asking again would not change it. What a model thought is no
+    part of the text. The content type is not looked at. Raises BrokenOffError where the server says, by an error or
+    by the finish reason, that it did not come to the end.
     """
     body = _read(raw)
-    usage = _usage(body.get("usage"))
-    choices = body.get("choices")
-    if not isinstance(choices, list):
-        raise BadReplyError("the reply holds no choices", body.get("error"), billed=usage is not None, usage=usage)
+    choices, error = body.get("choices"), body.get("error") if _says_something(body.get("error")) else None
+    if not isinstance(choices, list) or (error and not choices):
+        usage = read_usage(body.get("usage"), wrote=False)
+        raise BadReplyError("the reply holds no choices", error, billed=bool(body.get("usage")), usage=usage)
     choice = choices[0] if choices else {"message": {}}
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
+        usage = read_usage(body.get("usage"), wrote=False)
         raise BadReplyError("the reply's first choice holds no message", billed=True, usage=usage)
-    content, finish_reason = message.get("content"), choice.get("finish_reason")
-    refused = bool(message.get("refusal")) or ending(finish_reason) == "refusal"
-    if message.get("refusal"):
-        content, finish_reason = message["refusal"], "refusal"
-    try:
-        text = _content(content)
-    except TypeError as error:
-        raise BadReplyError(str(error), billed=True, usage=usage) from None
+    said = _said(message)
+    usage = read_usage(body.get("usage"), wrote=said.wrote)
+    finish_reason = _reason(choice.get("finish_reason"))
+    ended = ending(finish_reason)
+    if _says_something(choice.get("error")):
+        error = choice["error"]
+    if ended == "fault" or (error and ended not in ("filtered", "refusal")):
+        why = "an error" if error else f"finish_reason {finish_reason!r}"
+        raise BrokenOffError(f"the server broke the answer off with {why}", error, usage=usage)
+    if said.fault is not None:
+        raise BadReplyError(said.fault, billed=True, usage=usage)
     return Reply(
-        text=clean(text, secret),
-        finish_reason=_name(finish_reason, secret),
+        text=clean(said.text, secret),
+        finish_reason="refusal" if said.refused else clean(finish_reason, secret),
         usage=usage,
         model=_name(body.get("model"), secret),
         response_id=_name(body.get("id"), secret),
-        refused=refused,
-        tool_call=bool(message.get("tool_calls") or message.get("function_call")),
+        refused=said.refused or ended == "refusal",
+        tool_call=said.tool_call,
     )
 
 
@@ -308,18 +303,26 @@ def read_vectors(raw: bytes, count: int, *, dimensions: int | None = None, secre
     Base64 of little-endian float32, and lists of numbers, are read. ``dimensions`` is how many each should have.
     """
     body = _read(raw)
-    usage = _usage(body.get("usage"))
     data = body.get("data")
+    usage = read_usage(body.get("usage"), wrote=False, of_vectors=True)
     if not isinstance(data, list):
-        raise BadReplyError("the reply holds no data", body.get("error"), billed=usage is not None, usage=usage)
+        billed = bool(body.get("usage"))
+        raise BadReplyError("the reply holds no data", body.get("error"), billed=billed, usage=usage)
     entries = [entry if isinstance(entry, dict) else {} for entry in data]
-    places = [entry.get("index", place) for place, entry in enumerate(entries)]
-    if len(places) != count or {place for place in places if type(place) is int} != set(range(count)):
+    if len(entries) != count:
         raise BadReplyError(f"the reply holds {len(data)} vectors for {count} inputs", billed=True, usage=usage)
+    places = _places([entry.get("index") for entry in entries])
+    if places is None:
+        raise BadReplyError("the reply's vectors contradict each other in what they are of", billed=True, usage=usage)
     vectors: list[bytes | None] = [None] * count
     for place, entry in zip(places, entries, strict=True):
         vectors[place] = _unit_vector(entry.get("embedding"), dimensions)
     return Vectors(vectors, usage, _name(body.get("model"), secret), _name(body.get("id"), secret))
+
+
+def loads(text: str | bytes) -> Any:
+    """The JSON that ``text`` is, also where it holds a number that Python would refuse as too long."""
+    return json.loads(text, parse_int=_int)
 
 
 def clean(text: str | None, secret: str | None = None) -> str | None:
@@ -344,8 +347,10 @@ def canonical(value: object) -> str:
 def _read(raw: bytes) -> dict[str, Any]:
     text = raw.decode("utf-8-sig", errors="replace")
     try:
-        body = json.loads(text)
+        body = loads(text)
     except (ValueError, RecursionError):
+        if is_stream(text):
+            return _assembled(text)
         # What begins like an answer and does not end like one was written by a model; a web page was not.
         billed = text.lstrip().startswith("{")
         raise BadReplyError(f"the reply's body of {len(raw)} bytes is not JSON", billed=billed) from None
@@ -354,14 +359,91 @@ def _read(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _content(content: object) -> str | None:
-    """The text of a message; some models send a list of parts instead of a string. TypeError when it is neither."""
-    if content is None or isinstance(content, str):
-        return content
+def _assembled(text: str) -> dict[str, Any]:
+    """The body that a streamed completion would have had in one piece."""
+    assembly = Assembly()
+    for data in events(text):
+        if data.strip() == "[DONE]":
+            assembly.end()
+            break
+        try:
+            chunk = loads(data)
+        except (ValueError, RecursionError):
+            break  # half an event
+        if isinstance(chunk, dict):
+            assembly.add(chunk)
+    if assembly.has_choice and not assembly.is_whole and not assembly.error:
+        raise BrokenOffError("the reply streams, and its stream ends before the answer does")
+    return assembly.body
+
+
+def _int(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _LONGEST_NUMBER else math.inf
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a message says. ``wrote``: a model wrote something of it. ``fault``: it is no message."""
+
+    text: str | None
+    refused: bool
+    tool_call: bool
+    wrote: bool
+    fault: str | None = None
+
+
+def _said(message: Mapping[str, Any]) -> _Said:
+    """What is said in ``message``; some models send a list of parts instead of a string."""
+    content = message.get("content")
+    refusal = message.get("refusal")
+    is_call = bool(message.get("tool_calls") or message.get("function_call"))
+    thought = bool(message.get("reasoning_content") or message.get("reasoning"))
+    fault = None
     if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, dict))
-        return "".join(part for part in parts if isinstance(part, str))
-    raise TypeError(f"the reply's content is a JSON {type(content).__name__}, not text")
+        parts = [part if isinstance(part, dict) else {"text": part} for part in content]
+        refusal = refusal or next((part.get("refusal") for part in parts if part.get("type") == "refusal"), None)
+        is_call = is_call or any(part.get("type") == "tool_use" for part in parts)
+        thought = thought or bool(parts)
+        # A part of another type, or that is marked so, is what the model thought, or no text.
+        texts = [part.get("text") for part in parts if part.get("type") in _TEXT_PARTS and not part.get("thought")]
+        content = "".join(text for text in texts if isinstance(text, str))
+    elif content is not None and not isinstance(content, str):
+        fault = f"the reply's content is a JSON {type(content).__name__}, not text"
+        content = None
+    if refusal:
+        content = refusal if isinstance(refusal, str) else json.dumps(refusal)
+    wrote = bool(content and content.strip()) or is_call or thought
+    return _Said(content, bool(refusal), is_call, wrote, fault)
+
+
+def _reason(finish_reason: object) -> str | None:
+    """A finish reason as text; some servers put its name into an object."""
+    if isinstance(finish_reason, dict):
+        finish_reason = finish_reason.get("type", finish_reason)
+    if finish_reason is None or isinstance(finish_reason, str):
+        return finish_reason
+    return json.dumps(finish_reason)[:_LONGEST_REASON]
+
+
+def _says_something(error: object) -> bool:
+    """Whether ``error`` is one: some servers always send an error object, without anything in it."""
+    return any(error.values()) if isinstance(error, dict) else bool(error)
+
+
+def _places(told: Sequence[object]) -> Sequence[int] | None:
+    """The input that each vector is of, by what each says as its index; None where they contradict each other.
+
+    Where indices say nothing (they are the same for all, or words) the order does.
+    """
+    in_order = range(len(told))
+    if len({type(index) for index in told}) == 1:
+        numbers = [whole_number(index) for index in told]
+        known = [number for number in numbers if number is not None]
+        if sorted(known) == list(in_order):
+            return known
+        if len(set(map(repr, told))) == 1 or not (known or isinstance(told[0], int | float)):
+            return in_order
+    return None
 
 
 def _unit_vector(embedding: object, dimensions: int | None) -> bytes | None:
@@ -383,27 +465,3 @@ def _unit_vector(embedding: object, dimensions: int | None) -> bytes | None:
 
 def _name(value: object, secret: str | None) -> str | None:
     return clean(value, secret) if isinstance(value, str) else None
-
-
-def _usage(usage: object) -> Usage | None:
-    if not isinstance(usage, dict):
-        return None
-    tokens_in, tokens_out = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
-    cached = _tokens(usage.get("prompt_tokens_details"), "cached_tokens")
-    reasoning = _tokens(usage.get("completion_tokens_details"), "reasoning_tokens")
-    return Usage(tokens_in, min(cached, tokens_in), tokens_out, min(reasoning, tokens_out))
-
-
-def _tokens(holder: object, name: str) -> int:
-    count = holder.get(name) if isinstance(holder, dict) else None
-    return count if isinstance(count, int) and 0 <= count <= _MAX_TOKENS else 0
-
-
-def _shares(total: int, weights: Sequence[int]) -> list[int]:
-    whole, before, given, shares = sum(weights), 0, 0, []
-    for weight in weights:
-        before += weight
-        upto = total * before // whole
-        shares.append(upto - given)
-        given = upto
-    return shares

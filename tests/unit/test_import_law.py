@@ -21,18 +21,20 @@ LAYERS = (
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LLM = {
-    "finish": -1,
-    "wire": 0,
-    "costs": 1,
-    "schema": 1,
-    "failures": 2,
-    "limits": 3,
-    "transport": 3,
-    "gate": 4,
-    "client": 5,
-    "batches": 5,
+    "finish": 0,
+    "stream": 0,
+    "usage": 0,
+    "wire": 1,
+    "costs": 2,
+    "schema": 2,
+    "failures": 3,
+    "limits": 4,
+    "transport": 4,
+    "gate": 5,
+    "client": 6,
+    "batches": 6,
 }
-LLM |= {"fake": 1, "local_models": 0}
+LLM |= {"fake": 2, "local_models": 0}
 PLAIN = ("errors", "text", "settings", "progress", "files", "wal", "llm", "tasks")
 SPARK_SIDE_OF_TASKS = "tasks/frames.py"
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from personahub_spark.llm.client import _runtime
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.settings import Price
@@ -166,3 +167,83 @@ def test_usage_is_shared_even_when_inputs_have_no_tokens_of_ours(fake: FakeEndpo
     )
     told = answers([embed(" "), embed("."), embed("a")], endpoint(fake))
     assert sum((outcome.usage for outcome in told if outcome.usage), Usage(0, 0, 0, 0)) == Usage(7, 0, 0, 0)
+
+
+# --- servers that do not give vectors in base64
+
+NAMED = [
+    (400, "Unsupported encoding_format: only float is supported"),
+    (400, '{"error": {"message": "m does not support parameters: {\'encoding_format\': \'base64\'}"}}'),
+    (422, '{"detail": [{"loc": ["body", "encoding_format"], "msg": "Input should be \'float\'", "input": "base64"}]}'),
+    (500, '{"error": "base64 is not implemented"}'),
+    (501, "Encoding format not implemented"),
+]
+
+
+@pytest.fixture
+def gives_floats(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], bool]:
+    """What this process knows of how addresses give vectors, from now on."""
+    known: dict[tuple[str, str], bool] = {}
+    monkeypatch.setattr(_runtime(), "gives_floats", known)
+    return known
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(("status", "said"), NAMED)
+def test_who_refuses_base64_is_asked_for_floats_and_not_for_base64_again(
+    fake: FakeEndpoint, gives_floats: dict[Any, bool], transport: str, status: int, said: str
+) -> None:
+    right = by_key(answers(embeds(9), endpoint(fake)))
+    gives_floats.clear()
+    fake.reset()
+    fake.set_script([{"encoding_format": "base64", "status": status, "body": said}])
+    where = endpoint(fake, transport=transport, inputs_per_request=3, in_flight=1)
+    told = by_key(answers(embeds(9), where))
+    assert {key: outcome.vector for key, outcome in told.items()} == {key: o.vector for key, o in right.items()}
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert fake.counts(CALLS)["requests"] == 1 + 3
+    answers(embeds(9), where)
+    assert fake.counts(CALLS)["requests"] == 1 + 3 + 3
+    assert list(gives_floats.values()) == [True]
+
+
+@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("status", [400, 422])
+def test_who_refuses_base64_without_a_word_fails_no_row(
+    fake: FakeEndpoint, gives_floats: dict[Any, bool], status: int, count: int
+) -> None:
+    fake.set_script([{"encoding_format": "base64", "status": status, "body": "bad request"}])
+    assert {outcome.status for outcome in answers(embeds(count), endpoint(fake))} == {"answered"}
+    assert fake.counts(CALLS)["requests"] <= 3
+    fake.reset()
+    assert {outcome.status for outcome in answers(embeds(count), endpoint(fake))} == {"answered"}
+    assert fake.counts(CALLS)["requests"] == 1
+    assert list(gives_floats.values()) == [True]
+
+
+def test_a_server_that_breaks_at_base64_is_asked_for_floats(fake: FakeEndpoint, gives_floats: dict[Any, bool]) -> None:
+    fake.set_script([{"encoding_format": "base64", "status": 500}])
+    assert {outcome.status for outcome in answers(embeds(9), endpoint(fake))} == {"answered"}
+    assert list(gives_floats.values()) == [True]
+
+
+def test_who_gives_base64_goes_on_to_do_so_whatever_an_input_is_refused_for(
+    fake: FakeEndpoint, gives_floats: dict[Any, bool]
+) -> None:
+    answers(embeds(1), endpoint(fake))
+    fake.set_script(
+        [{"match": "poison", "status": 400, "body": "an input is no good"}, {"encoding_format": "float", "status": 400}]
+    )
+    told = by_key(answers([*embeds(5), embed("poison")], endpoint(fake)))
+    assert told.pop(embed("poison").key).status == "failed"
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert list(gives_floats.values()) == [False]
+
+
+def test_vectors_without_an_index_are_asked_for_once(fake: FakeEndpoint) -> None:
+    data = [{"index": 0, "embedding": [1.0, i]} for i in range(3)]
+    fake.set_script([{"body": json.dumps({"data": data, "usage": {"total_tokens": 7}})}])
+    told = by_key(answers(embeds(3), endpoint(fake)))
+    assert [np.frombuffer(told[r.key].vector or b"", "<f4")[1] > 0 for r in embeds(3)] == [False, True, True]
+    assert sum((o.usage for o in told.values() if o.usage), Usage(0, 0, 0, 0)) == Usage(7, 0, 0, 0)
+    assert fake.counts(CALLS)["requests"] == 1

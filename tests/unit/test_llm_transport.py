@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import shutil
 import ssl
 import subprocess
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ import pytest
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import transport as transports
-from personahub_spark.llm.failures import ReplyTooLargeError, StatusError, UnreachableError
+from personahub_spark.llm.failures import ReplyTooLargeError, StatusError, UnreachableError, classify
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.transport import connect, proxy_for, trusted_certificates
+from personahub_spark.llm.wire import BadReplyError
+from personahub_spark.settings import Endpoint
 from tests.recorder import ANSWER, Recorder
 
 CHAT = "/chat/completions"
@@ -119,6 +123,85 @@ def test_vectors_may_take_more_room_than_text(kind: Any, fake: FakeEndpoint, mon
     monkeypatch.setattr(transports, "MAX_REPLY_BYTES", 1000)
     body = json.dumps({"model": "m", "input": ["x"]}).encode()
     assert len(post(kind, fake.url, path="/embeddings", body=body)) > 1000
+
+
+# --- content encodings
+
+
+def deflated(raw: bytes) -> bytes:
+    bare = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return bare.compress(raw) + bare.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("identity", ANSWER),
+        ("", ANSWER),
+        ("gzip", gzip.compress(ANSWER)),
+        ("GZIP", gzip.compress(ANSWER)),
+        ("x-gzip", gzip.compress(ANSWER)),
+        ("gzip", gzip.compress(ANSWER[:9]) + gzip.compress(ANSWER[9:])),
+        ("deflate", zlib.compress(ANSWER)),
+        ("deflate", deflated(ANSWER)),
+        ("gzip, identity", gzip.compress(ANSWER)),
+        ("deflate, gzip", gzip.compress(zlib.compress(ANSWER))),
+    ],
+)
+def test_an_encoding_that_nobody_asked_for_is_undone(kind: Any, encoding: str, body: bytes) -> None:
+    with Recorder(body, headers={"content-encoding": encoding}) as server:
+        assert post(kind, f"{server.url}/v1") == ANSWER
+    assert server.sent[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("br", b"\x0b\x02\x80hello\x03"),
+        ("zstd", ANSWER),
+        ("unheard-of", ANSWER),
+        ("gzip, br", ANSWER),
+        ("gzip", ANSWER),
+        ("gzip", gzip.compress(ANSWER)[:-9]),
+        ("gzip", gzip.compress(ANSWER)[:20] + b"?" + gzip.compress(ANSWER)[21:]),
+        ("gzip", gzip.compress(ANSWER) + b"more"),
+        ("deflate", ANSWER),
+        ("deflate, gzip", gzip.compress(ANSWER)),
+    ],
+)
+def test_an_encoding_that_cannot_be_undone_is_a_bad_reply_and_no_outage(kind: Any, encoding: str, body: bytes) -> None:
+    with (
+        Recorder(body, headers={"content-encoding": encoding}) as server,
+        pytest.raises(BadReplyError, match="encoded") as caught,
+    ):
+        post(kind, f"{server.url}/v1")
+    where = Endpoint(model="m", base_url=f"{server.url}/v1")
+    assert classify(caught.value, where).error_class == "bad_reply"
+
+
+def test_a_small_body_that_swells_is_bounded_like_a_large_one(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "MAX_REPLY_BYTES", 100_000)
+    twice = gzip.compress(gzip.compress(b"x" * 50_000_000))
+    for encoding, body in (
+        ("gzip", gzip.compress(b"x" * 100_001)),
+        ("gzip", gzip.compress(b"x" * 60_000) * 2),
+        ("gzip, gzip", twice),
+    ):
+        with Recorder(body, headers={"content-encoding": encoding}) as server, pytest.raises(ReplyTooLargeError):
+            post(kind, f"{server.url}/v1")
+    with Recorder(gzip.compress(b"x" * 100_000), headers={"content-encoding": "gzip"}) as server:
+        assert len(post(kind, f"{server.url}/v1")) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "read"),
+    [("gzip", gzip.compress(b"slow down"), b"slow down"), ("br", b"?", b"?"), ("gzip", b"no gzip", b"no gzip")],
+)
+def test_the_status_of_a_reply_counts_whatever_its_encoding(kind: Any, encoding: str, body: bytes, read: bytes) -> None:
+    headers = {"content-encoding": encoding, "retry-after": "17"}
+    with Recorder(body, status=429, headers=headers) as server, pytest.raises(StatusError) as caught:
+        post(kind, f"{server.url}/v1")
+    assert (caught.value.status, caught.value.body, caught.value.retry_after) == (429, read, "17")
 
 
 # --- proxies

@@ -108,6 +108,7 @@ def test_sample_index_and_prompt_version_are_not_sent() -> None:
         "temperature": 0.7,
         "max_tokens": 160,
         "response_format": {"type": "json_object"},
+        "stream": False,
     }
 
 
@@ -268,9 +269,10 @@ def test_a_body_without_an_answer_is_a_bad_reply(raw: bytes) -> None:
         (b'{"error": {"message": "overloaded"}}', False, None),
         (b'{"choices"', True, None),
         (b'{"choices": [{}]}', True, None),
-        (b'{"choices": [1], "usage": {"prompt_tokens": 3}}', True, Usage(3, 0, 0, 0)),
-        (b'{"choices": null, "usage": {"prompt_tokens": 3}}', True, Usage(3, 0, 0, 0)),
-        (b'{"choices": [{"message": {"content": 5}}], "usage": {"completion_tokens": 2}}', True, Usage(0, 0, 2, 0)),
+        (b'{"choices": [1], "usage": {"prompt_tokens": 3, "completion_tokens": 0}}', True, Usage(3, 0, 0, 0)),
+        (b'{"choices": null, "usage": {"prompt_tokens": 3, "completion_tokens": 2}}', True, Usage(3, 0, 2, 0)),
+        (b'{"choices": null, "usage": {"prompt_tokens": 3}}', True, None),
+        (b'{"choices": [{"message": {"content": 5}}], "usage": {"completion_tokens": 2}}', True, None),
     ],
 )
 def test_a_bad_reply_tells_whether_it_was_paid_for(raw: bytes, billed: bool, usage: Usage | None) -> None:
@@ -342,6 +344,25 @@ def test_vectors_are_in_the_order_of_their_inputs() -> None:
 
 
 @pytest.mark.parametrize(
+    "index", [0, 7, None, "", "embedding", -1, 1.5, True, {}, pytest.param("missing", id="missing")]
+)
+def test_vectors_whose_index_says_nothing_are_taken_by_order(index: Any) -> None:
+    data = [{"index": index, "embedding": [1, 0]}, {"index": index, "embedding": [0, 1]}]
+    if index == "missing":
+        data = [{"embedding": entry["embedding"]} for entry in data]
+    read = read_vectors(vectors(data=data), 2)
+    assert [np.frombuffer(vector or b"", "<f4").tolist() for vector in read.vectors] == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("indices", [["1", "0"], [1.0, 0.0], ["1.0", "0.0"]])
+def test_an_index_is_a_whole_number_in_any_form(indices: list[Any]) -> None:
+    data = [{"index": index, "embedding": [index == indices[1], index == indices[0]]} for index in indices]
+    data = [{**entry, "embedding": [float(number) for number in entry["embedding"]]} for entry in data]
+    read = read_vectors(vectors(data=data), 2)
+    assert [np.frombuffer(vector or b"", "<f4").tolist() for vector in read.vectors] == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
     "embedding",
     [
         *[[0, 0], [float("nan"), 1], [float("inf"), 1], [1e308, 1e308], ["a", 1], [[1, 0]], [], None, 5],
@@ -357,7 +378,7 @@ def test_a_vector_of_other_dimensions_than_asked_for_cannot_be_used() -> None:
     assert [vector is None for vector in read_vectors(vectors([1, 0], [1, 0, 0]), 2, dimensions=2).vectors] == [0, 1]
 
 
-@pytest.mark.parametrize("places", [[0], [0, 1, 2], [0, 0], [1, 2], [0, "1"], [0, True], [0, None]])
+@pytest.mark.parametrize("places", [[0], [0, 1, 2], [1, 2], [0, "1"], [0, True], [0, None], [-1, -2]])
 def test_other_vectors_than_one_for_each_input_are_a_bad_reply_that_was_paid_for(places: list[Any]) -> None:
     data = [{"index": place, "embedding": [1, 0]} for place in places]
     with pytest.raises(BadReplyError) as caught:
@@ -382,29 +403,9 @@ def test_shares_of_usage_and_cost_add_up_exactly(usage: Usage, weights: list[int
     assert all(part >= 0 and part == part.quantize(Decimal("0.000001")) for part in parts)
 
 
-@pytest.mark.parametrize(
-    ("usage", "read"),
-    [
-        (None, None),
-        ("many", None),
-        ({}, Usage(0, 0, 0, 0)),
-        ({"prompt_tokens": 10, "completion_tokens": 4}, Usage(10, 0, 4, 0)),
-        (
-            {
-                "prompt_tokens": 10,
-                "completion_tokens": 4,
-                "prompt_tokens_details": {"cached_tokens": 8},
-                "completion_tokens_details": {"reasoning_tokens": 3},
-            },
-            Usage(10, 8, 4, 3),
-        ),
-        ({"prompt_tokens": 10, "prompt_tokens_details": None, "completion_tokens": "4"}, Usage(10, 0, 0, 0)),
-        ({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 80}}, Usage(10, 10, 0, 0)),
-        ({"prompt_tokens": -1, "completion_tokens": 10**30}, Usage(0, 0, 0, 0)),
-    ],
-)
-def test_usage_is_read_as_far_as_it_makes_sense(usage: Any, read: Usage | None) -> None:
-    assert read_reply(reply(usage=usage)).usage == read
+@pytest.mark.parametrize("usage", [None, "many", [], {}, {"prompt_tokens": 10}, {"prompt_tokens": 0}])
+def test_usage_that_a_reply_does_not_tell_is_unknown_and_never_zero(usage: Any) -> None:
+    assert read_reply(reply(usage=usage)).usage is None
 
 
 def test_the_key_is_taken_out_of_every_text_of_a_reply() -> None:

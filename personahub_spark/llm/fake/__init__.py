@@ -12,17 +12,20 @@ A script is a list of rules; the first that matches decides, and without one the
   rule with a ``status`` of 400 that matches one input of an embedding request refuses the whole request.
 - ``path``: regular expression, searched in ``POST /v1/files`` and the like; default: completions and embeddings, also
   as lines of a batch. A ``status`` that is not 200 then has no effect (nothing is created), a ``fault`` comes after it.
+- ``encoding_format``: the rule holds for embeddings in this form only (``base64``, ``float``)
 - ``times``: the rule holds for the first n hits of each distinct request body; ``times_total``: for the first n at all
 - ``reply``: template of the text, with ``{digest}`` (sha256 of the messages, hex), ``{line}`` (last line of the last
   message that is not empty) and ``{number}`` (from the digest); other braces stay
 - ``finish_reason`` (``stop``), ``refusal`` (its text), ``tool_calls`` (a list), ``choices`` (how many)
 - ``cached_tokens``: a number, or ``prefix``: as many as begin an earlier prompt too, in blocks of 8;
-  ``reasoning_tokens``: a number, part of the output. ``dimensions`` of vectors where the request names none (384)
+  ``reasoning_tokens``: a number, part of the output. ``usage``: the form in which completions tell what they took (see
+  ``usage_forms``; ``plain``). ``dimensions`` of vectors where the request names none (384)
 - ``status`` (200), ``headers``, ``body`` (the reply's raw body)
 - ``delay_s``, and ``latency``: ``{"mean_ms": 200, "sigma": 1.0, "seed": 0}``, lognormal with that mean
 - ``fault``: ``hang`` (no reply), ``reset`` (connection reset), ``garbage`` (no HTTP), ``drip`` (a byte now and then),
   ``truncated`` (half of the body, then the end), ``reset_body`` (half, then a reset), ``wrong_content_type`` (the
-  right body, called text/html); of embeddings ``wrong_count`` (one is missing), ``wrong_order``, ``nan``
+  right body, called text/html), ``stream`` (a completion in chunks, though nobody asked for that); of
+  embeddings ``wrong_count`` (one is missing), ``wrong_order``, ``nan``
 
 Three entries are for the whole server, each the only key of its entry:
 

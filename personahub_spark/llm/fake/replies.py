@@ -6,26 +6,18 @@ import base64
 import hashlib
 import json
 import re
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from personahub_spark.llm.fake.script import Rule
+from personahub_spark.llm.fake.usage_forms import Tokens, usage_json
 
 MAX_INPUTS = 2048
 MAX_INPUT_TOKENS = 300_000
 CACHE_BLOCK = 8
 
 _FILLED = re.compile(r"\{(digest|number|line)\}")
-
-
-class Tokens(NamedTuple):
-    """Tokens of a reply: ``cached`` are part of the input, ``reasoning`` part of the output."""
-
-    input: int = 0
-    cached: int = 0
-    output: int = 0
-    reasoning: int = 0
 
 
 class BadCallError(Exception):
@@ -37,6 +29,7 @@ class Call(Protocol):
 
     text: str
     model: str
+    encoding_format: str | None
 
     def __init__(self, body: bytes) -> None: ...
     def reply(self, rule: Rule, cache: Cache) -> tuple[bytes, Tokens]: ...
@@ -61,6 +54,8 @@ class Cache:
 
 class Chat:
     """A chat completion."""
+
+    encoding_format: str | None = None
 
     def __init__(self, body: bytes) -> None:
         try:
@@ -93,15 +88,11 @@ class Chat:
             "choices": [
                 {"index": n, "message": message, "finish_reason": rule.finish_reason} for n in range(rule.choices)
             ],
-            "usage": {
-                "prompt_tokens": tokens.input,
-                "completion_tokens": tokens.output,
-                "total_tokens": tokens.input + tokens.output,
-                "prompt_tokens_details": {"cached_tokens": tokens.cached},
-                "completion_tokens_details": {"reasoning_tokens": tokens.reasoning},
-            },
         }
-        return json.dumps(answer).encode(), tokens
+        usage = usage_json(rule.usage, tokens)
+        if rule.fault == "stream":
+            return _streamed(answer, usage), tokens
+        return f'{json.dumps(answer)[:-1]}, "usage": {usage}}}'.encode(), tokens
 
     def _text(self, rule: Rule, digest: str) -> str:
         if rule.reply is not None:
@@ -133,6 +124,7 @@ class Embedding:
         self._dimensions = self._request.get("dimensions")
         if self._dimensions is not None and not (isinstance(self._dimensions, int) and self._dimensions > 0):
             raise BadCallError("dimensions is a number above 0")
+        self.encoding_format: str | None = self._request.get("encoding_format")
         self.text = "\n".join(self._inputs)
 
     def reply(self, rule: Rule, cache: Cache) -> tuple[bytes, Tokens]:
@@ -166,6 +158,28 @@ CALLS: dict[str, type[Call]] = {"/v1/chat/completions": Chat, "/v1/embeddings": 
 
 def error_body(message: str, code: str | None = None, kind: str = "fake_error") -> bytes:
     return json.dumps({"error": {"message": message, "type": kind, "code": code}}).encode()
+
+
+def _streamed(answer: dict[str, Any], usage: str) -> bytes:
+    """A completion in chunks: first the role, then the text in two halves, the reason for its end, and the usage."""
+    common = {**answer, "object": "chat.completion.chunk"}
+    deltas: list[tuple[dict[str, Any], str | None]] = []
+    for choice in answer["choices"][:1]:
+        message = dict(choice["message"])
+        text = message.pop("content") or ""
+        middle = len(text) // 2
+        deltas = [
+            ({"role": message.pop("role"), "content": ""}, None),
+            ({"content": text[:middle]}, None),
+            ({**message, "content": text[middle:]}, None),
+            ({}, choice["finish_reason"]),
+        ]
+    chunks = [
+        {**common, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], "usage": None}
+        for delta, reason in deltas
+    ]
+    events = [*map(json.dumps, chunks), f'{json.dumps({**common, "choices": []})[:-1]}, "usage": {usage}}}', "[DONE]"]
+    return b": stream\r\n\r\n" + b"".join(f"data: {event}\r\n\r\n".encode() for event in events)
 
 
 def _vector(text: str, dimensions: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -12,11 +12,12 @@ from random import Random
 from typing import Any, final
 
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.fake.usage_forms import FORMS
 
 MODEL_CALLS = r"^POST /v1/(chat/completions|embeddings)$"
 
 _TRANSPORT_FAULTS = {"hang", "reset", "garbage", "drip", "truncated", "reset_body", "wrong_content_type"}
-_FAULTS = _TRANSPORT_FAULTS | {"wrong_count", "wrong_order", "nan"}
+_FAULTS = _TRANSPORT_FAULTS | {"wrong_count", "wrong_order", "nan", "stream"}
 _TELLS = {"retry-after", "retry-after-ms", "x-ratelimit"}
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list, "bool": bool}
 
@@ -45,6 +46,7 @@ class Rule:
 
     match: str = ""
     path: str = MODEL_CALLS
+    encoding_format: str | None = None
     times: int = sys.maxsize
     times_total: int = sys.maxsize
     reply: str | None = None
@@ -54,6 +56,7 @@ class Rule:
     choices: int = 1
     cached_tokens: int | str = 0
     reasoning_tokens: int = 0
+    usage: str = "plain"
     dimensions: int = 384
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -64,6 +67,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         _wants(self.fault is None or self.fault in _FAULTS, f"there is no fault {self.fault!r}")
+        _wants(self.usage in FORMS, f"there is no form of usage {self.usage!r}; known are {', '.join(FORMS)}")
         cached = self.cached_tokens
         _wants(cached == "prefix" or isinstance(cached, int), 'cached_tokens is a number or "prefix"')
         self.wanted = _pattern("match", self.match)
@@ -72,9 +76,11 @@ class Rule:
         self._counted = min(self.times, self.times_total) < sys.maxsize
         self._hits: Counter[int | None] = Counter()
 
-    def takes(self, call: str, text: str, body: int) -> bool:
+    def takes(self, call: str, text: str, body: int, encoding_format: str | None = None) -> bool:
         """Whether this rule is for the request, which then counts as one of its ``times``."""
         if not self.place.search(call) or (self.match and not self.wanted.search(text)):
+            return False
+        if self.encoding_format not in (None, encoding_format):
             return False
         if self._counted:
             if self._hits[body] >= self.times or self._hits[None] >= self.times_total:
@@ -199,10 +205,10 @@ class Script:
                 self.rules.append(_build(Rule, entry))
         self._default = Rule()
 
-    def rule(self, call: str, text: str, body: int) -> Rule:
+    def rule(self, call: str, text: str, body: int, encoding_format: str | None = None) -> Rule:
         """The first rule for ``call`` (``POST /v1/…``) whose pattern is in ``text``; ``body`` tells bodies apart."""
         for rule in self.rules:
-            if rule.takes(call, text, body):
+            if rule.takes(call, text, body, encoding_format):
                 return rule
         return self._default
 

@@ -14,8 +14,9 @@ from typing import Any, cast
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.fake.batch_api import BatchApi
-from personahub_spark.llm.fake.replies import CALLS, BadCallError, Cache, Tokens, error_body
+from personahub_spark.llm.fake.replies import CALLS, BadCallError, Cache, error_body
 from personahub_spark.llm.fake.script import Latency, Rule, Script
+from personahub_spark.llm.fake.usage_forms import Tokens
 
 DRIP_S = 0.2
 
@@ -127,7 +128,7 @@ class Server:
             asked = CALLS[path](body)
         except BadCallError as error:
             return 400, error_body(str(error))
-        rule = self.script.rule(f"POST {path}", asked.text, hash(body))
+        rule = self.script.rule(f"POST {path}", asked.text, hash(body), asked.encoding_format)
         if rule.status != 200:
             return rule.status, _scripted(rule)
         reply, tokens = (_scripted(rule), _scripted_tokens(rule)) if rule.body else asked.reply(rule, self.cache)
@@ -240,7 +241,7 @@ class Connection(asyncio.Protocol):
         except BadCallError as error:
             server.open -= 1
             return self._write(400, error_body(str(error)))
-        rule = server.script.rule(call, asked.text, key)
+        rule = server.script.rule(call, asked.text, key, asked.encoding_format)
         if rule.body is not None or rule.status != 200:
             pending = _Pending(tally, key, rule, rule.status, _scripted(rule), _scripted_tokens(rule))
         else:
@@ -308,6 +309,8 @@ class Connection(asyncio.Protocol):
             return self._drop()
         if fault == "wrong_content_type":
             headers = {**headers, "content-type": "text/html"}
+        if fault == "stream":
+            headers = {**headers, "content-type": "text/event-stream"}
         return self._write(status, reply, headers)
 
     def _drop(self) -> None:
