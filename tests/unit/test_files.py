@@ -11,6 +11,7 @@ import pytest
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.files import Scratch, absolute, cache_root, delete, filesystem, names, write_whole
+from tests.waiting import eventually
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
@@ -130,12 +131,8 @@ def test_a_process_that_holds_something_shows_that_it_lives_until_it_drops_it(tm
     scratch = Scratch(str(tmp_path), beat_s=0.01)
     own = Path(scratch.folder()).parent
     os.utime(own / "alive", (0, 0))
-    for _ in range(1000):
-        if names(str(own)) and (own / "alive").stat().st_mtime:
-            break
-        time.sleep(0.01)
+    assert eventually(lambda: names(str(own)) and (own / "alive").stat().st_mtime)
     Scratch(str(tmp_path)).folder()
     assert own.exists()
     scratch.drop()
-    time.sleep(0.05)
     assert not own.exists()

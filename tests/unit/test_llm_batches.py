@@ -9,7 +9,7 @@ import signal
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.limits import Budget
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
 from personahub_spark.settings import Endpoint, Price
+from tests.waiting import PATIENCE_S, eventually
 
 PRICE = Price(input=Decimal(1), output=Decimal(2))
 KEY = "k3y-of-the-realm"
@@ -51,7 +52,7 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def endpoint(fake: FakeEndpoint, **changes: Any) -> Endpoint:
-    return Endpoint(**{"model": "m", "base_url": fake.url, "timeout_s": 10.0, **changes})
+    return Endpoint(**{"model": "m", "base_url": fake.url, **changes})
 
 
 def ask(content: str, **more: Any) -> Request:
@@ -83,15 +84,6 @@ def statuses(found: dict[str, Outcome]) -> dict[str, int]:
 def files_left(fake: FakeEndpoint) -> list[str]:
     with openai.OpenAI(api_key="none", base_url=fake.url) as client:
         return [file.filename for file in client.files.list()]
-
-
-def eventually(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
-    end = time.monotonic() + within_s
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def once(fake: FakeEndpoint, lines: int) -> bool:
@@ -176,7 +168,7 @@ def test_a_chunk_has_at_most_so_many_bytes_and_a_longer_request_fails_alone(
 def test_requests_are_pulled_for_the_chunks_that_may_be_open_and_no_further(
     fake: FakeEndpoint, journal: Journal
 ) -> None:
-    fake.set_script([{"batch": {"delay_s": 0.3}}])
+    fake.set_script([{"batch": {"looks": 3}}])
     pulled = 0
 
     def source() -> Iterator[Request]:
@@ -194,7 +186,7 @@ def test_requests_are_pulled_for_the_chunks_that_may_be_open_and_no_further(
 
 
 def test_it_ticks_while_it_waits_and_tells_how_far_it_is(fake: FakeEndpoint, journal: Journal) -> None:
-    fake.set_script([{"batch": {"delay_s": 0.5}}])
+    fake.set_script([{"batch": {"looks": 10}}])
     progress: list[tuple[int, int]] = []
     said: list[str] = []
     seen = list(
@@ -318,7 +310,7 @@ def test_lines_that_did_not_come_back_are_put_off_and_count_as_paid_against_a_ca
 
 
 def test_a_cancelled_batch_keeps_what_was_answered_and_puts_off_the_rest(fake: FakeEndpoint, journal: Journal) -> None:
-    fake.set_script([{"batch": {"delay_s": 1.0}}])
+    fake.set_script([{"batch": {"looks": 200}}])
     run_away = run(fake, journal, asks(50))
     assert eventually(lambda: next(run_away) is None and fake.batch_counts()["billed"] > 0)
     run_away.close()
@@ -358,7 +350,7 @@ def test_a_taken_up_batch_counts_against_the_cap_and_a_call_without_a_limit_stop
     def bounded(content: str) -> Request:
         return Request("m", [{"role": "user", "content": content}], {"max_tokens": 50})
 
-    fake.set_script([{"batch": {"delay_s": 0.5}}])
+    fake.set_script([{"batch": {"looks": 4}}])
     under_way = run(fake, journal, iter([bounded(f"earlier {n}") for n in range(3)]))  # without a cap
     assert next(under_way) is None
     under_way.close()
@@ -400,7 +392,7 @@ def test_a_full_queue_puts_off_what_found_no_room_unless_nothing_else_is_in_it(
     fake: FakeEndpoint, journal: Journal
 ) -> None:
     full = [{"batch": {"fail": {"code": "token_limit_exceeded", "message": "enqueued token limit"}}}]
-    fake.set_script([{"batch": {"delay_s": 0.3}}])
+    fake.set_script([{"batch": {"looks": 10}}])
 
     def source() -> Iterator[Request]:
         first, second, third = asks(3)
@@ -449,7 +441,7 @@ def test_the_key_is_nowhere_even_when_the_endpoint_echoes_it(tmp_path: Path, cap
         guarded.set_script([{"batch": {"fail": {"code": "odd", "message": f"who is {KEY}"}}}])
         with pytest.raises(PersonaHubError) as caught:
             told(guarded, journal, asks(1), key=KEY)
-        guarded.set_script([{"batch": {"delay_s": 60}}])
+        guarded.set_script([{"batch": {"looks": 1000}}])
         left = run(guarded, journal, [ask("row sesame")], key=KEY)
         next(left)
         left.close()
@@ -484,7 +476,7 @@ def test_a_retry_after_of_days_is_not_slept(fake: FakeEndpoint, journal: Journal
     fake.set_script([{"path": "POST /v1/files", "status": 429, "headers": {"retry-after": "410400"}}])
     began = time.monotonic()
     assert statuses(told(fake, journal, asks(5))) == {"deferred": 5}
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -573,7 +565,7 @@ CRASHES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "while the upload's reply is on its way": ([{"path": "POST /v1/files$", "fault": "hang"}], "/v1/files"),
     "after the upload": ([{"path": "POST /v1/batches$", "status": 503}], "/v1/batches"),
     "while the creation's reply is on its way": ([{"path": "POST /v1/batches$", "fault": "hang"}], "/v1/batches"),
-    "after the creation": ([{"batch": {"delay_s": 1.5}}], "/v1/batches/{id}"),
+    "after the creation": ([{"batch": {"looks": 5}}], "/v1/batches/{id}"),
     "while it downloads": ([{"path": "/content$", "fault": "reset_body"}], "/v1/files/{id}/content"),
 }
 
@@ -588,17 +580,17 @@ def test_killed_at_any_moment_one_batch_is_billed_and_the_next_run_has_all(
 
     def killed_before_it_is_kept() -> None:
         downloaded.touch()
-        time.sleep(60)
+        time.sleep(2 * PATIENCE_S)
 
     child = os.fork()
     if child == 0:
-        signal.alarm(60)
+        signal.alarm(int(2 * PATIENCE_S))
         try:
             list(run(fake, journal, asks(30), flush=killed_before_it_is_kept, tick_s=1.0))
         finally:
             os._exit(0)
     try:
-        assert eventually(lambda: fake.counts(path)["requests"] > 0 if path else downloaded.exists(), within_s=30)
+        assert eventually(lambda: fake.counts(path)["requests"] > 0 if path else downloaded.exists())
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -10,6 +10,7 @@ from decimal import Decimal
 import pytest
 
 from personahub_spark.progress import Progress, Status, line
+from tests.waiting import PATIENCE_S
 
 
 class Terminal(io.StringIO):
@@ -53,7 +54,7 @@ def test_without_a_terminal_it_logs_lines_and_writes_nothing(caplog: pytest.LogC
 
     progress = Progress(stream, log_every_s=0.01)
     with progress.watch("step", poll):
-        assert seen.wait(10)
+        assert seen.wait(PATIENCE_S)
     progress.say("done")
     told = [record.getMessage() for record in caplog.records]
     assert told[0].startswith("step [##########          ] 1/2 rows")  # None, polled first, is not shown
@@ -63,7 +64,7 @@ def test_without_a_terminal_it_logs_lines_and_writes_nothing(caplog: pytest.LogC
 
 def test_it_logs_no_more_often_than_asked(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with Progress(io.StringIO(), log_every_s=60).watch("step", lambda: Status(1, 2)):
+    with Progress(io.StringIO(), log_every_s=PATIENCE_S).watch("step", lambda: Status(1, 2)):
         assert not threading.Event().wait(0.7)
     assert caplog.records == []
 
@@ -79,7 +80,7 @@ def test_on_a_terminal_one_line_is_rewritten_and_gone_at_the_end(caplog: pytest.
 
     progress = Progress(stream)
     with progress.watch("step", poll):
-        assert seen.wait(10)
+        assert seen.wait(PATIENCE_S)
     shown = stream.getvalue()
     assert "\r\x1b[Kstep [##########          ] 1/2 rows" in shown
     assert "\n" not in shown
@@ -91,6 +92,6 @@ def test_on_a_terminal_one_line_is_rewritten_and_gone_at_the_end(caplog: pytest.
 
 def test_watching_ends_with_the_block_also_when_it_fails() -> None:
     before = threading.active_count()
-    with pytest.raises(ZeroDivisionError), Progress(io.StringIO(), log_every_s=60).watch("step", lambda: None):
+    with pytest.raises(ZeroDivisionError), Progress(io.StringIO(), log_every_s=PATIENCE_S).watch("step", lambda: None):
         raise ZeroDivisionError
     assert threading.active_count() == before

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from personahub_spark.python_daemon import read_again_when_changed
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_it_tells_spark_its_port_and_ends_when_spark_does() -> None:
             (port,) = struct.unpack("!i", running.stdout.read(4))
             assert 0 < port < 1 << 16
             running.stdin.close()
-            running.wait(timeout=30)  # PySpark's own ends with 1 then
+            running.wait(timeout=PATIENCE_S)  # PySpark's own ends with 1 then
         finally:
             running.kill()
 

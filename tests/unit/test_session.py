@@ -23,6 +23,7 @@ from personahub_spark.progress import Progress
 from personahub_spark.session import Context, StepResult
 from personahub_spark.settings import SparkSettings, StoreSettings
 from personahub_spark.tables import Store
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 JAR = "io.delta_delta-spark_2.12-3.3.3.jar"
@@ -303,7 +304,7 @@ def test_a_full_disk_is_one_sentence_and_a_broken_connection_is_not_dressed_up_a
     with pytest.raises(ConnectionRefusedError), session.exit_code(), socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
         server.close()
-        socket.create_connection(address, timeout=5)
+        socket.create_connection(address, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(("error", "code"), [(PersonaHubError("mend this"), 2), (KeyboardInterrupt(), 130)])

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 
 from personahub_spark import files, wal
 from personahub_spark.errors import PersonaHubError
+from tests.waiting import PATIENCE_S, eventually
 
 SCHEMA = pa.schema(
     [
@@ -239,34 +242,59 @@ def test_transactions_come_in_order_and_an_unfinished_one_is_told_as_it_was(tmp_
 
 
 HOLDER = """
-import sys, time
+import sys
 from personahub_spark import wal
-with wal.lease(sys.argv[1], "extract", beat_s=0.2):
+with wal.lease(sys.argv[1], "extract", beat_s=0.05):
     print("inside", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.read()
 """
 
 
-def holder(folder: Path, seconds: float = 60) -> subprocess.Popen[str]:
+# A beat of who looks at a lease: who holds it is taken for dead after three of them without a sign of life.
+SLOW_BEAT_S = PATIENCE_S / 3
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """Who looks at a lease looks often, however long its beat is, and does what is in here before it looks again."""
+    acts: list[Callable[[], None]] = []
+    sleep = time.sleep
+
+    def nap(seconds: float) -> None:
+        while acts:
+            acts.pop()()
+        sleep(min(seconds, 0.05))
+
+    monkeypatch.setattr(wal.time, "sleep", nap)
+    return acts
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """A process that holds the lease until its input is closed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "inside\n"
     return process
 
 
-def test_a_second_run_of_a_step_gives_way_while_the_first_lives_and_goes_on_when_it_is_dead(tmp_path: Path) -> None:
+def test_a_second_run_of_a_step_gives_way_while_the_first_lives_and_goes_on_when_it_is_dead(
+    tmp_path: Path, naps: list[Callable[[], None]]
+) -> None:
     with holder(tmp_path) as process:
         with (
             pytest.raises(PersonaHubError, match=f"extract is being run on this store by process {process.pid}"),
-            wal.lease(str(tmp_path), "extract", beat_s=0.2),
+            wal.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S),
         ):
             pass
-        with wal.lease(str(tmp_path), "another step", beat_s=0.2):
+        with wal.lease(str(tmp_path), "another step", beat_s=SLOW_BEAT_S):
             pass
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        with wal.lease(str(tmp_path), "extract", beat_s=0.2):
+        with wal.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S):
             pass
         assert files.names(str(tmp_path)) == []
 
@@ -279,15 +307,18 @@ def test_a_lease_of_another_machine_is_taken_over_only_when_it_has_no_pulse(tmp_
         assert time.monotonic() - started >= 0.3
 
 
-def test_who_has_time_waits_until_the_one_inside_is_done(tmp_path: Path) -> None:
-    with holder(tmp_path, seconds=1.5) as process:
+def test_who_has_time_waits_until_the_one_inside_is_done(tmp_path: Path, naps: list[Callable[[], None]]) -> None:
+    with holder(tmp_path) as process:
         with (
             pytest.raises(PersonaHubError, match="is being run on this store"),
-            wal.lease(str(tmp_path), "extract", beat_s=0.2, wait_s=0.1),
+            wal.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S, wait_s=0.1),
         ):
             pass
-        with wal.lease(str(tmp_path), "extract", beat_s=0.2, wait_s=30):
-            assert process.wait(timeout=10) == 0
+        assert process.stdin is not None
+        naps.append(process.stdin.close)  # the one inside ends once the other one waits
+        with wal.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S, wait_s=PATIENCE_S):
+            assert process.wait(timeout=PATIENCE_S) == 0
+        assert not naps
 
 
 def test_whoever_loses_a_lease_says_so_in_the_end_and_leaves_the_others_alone(tmp_path: Path) -> None:
@@ -297,5 +328,5 @@ def test_whoever_loses_a_lease_says_so_in_the_end_and_leaves_the_others_alone(tm
         wal.lease(str(tmp_path), "extract", beat_s=0.05),
     ):
         files.write_whole(str(tmp_path), "extract", f"{other}\n1".encode())
-        time.sleep(0.3)
+        assert eventually(lambda: "lease-extract" not in {thread.name for thread in threading.enumerate()})
     assert files.read_whole(str(tmp_path), "extract") == f"{other}\n1".encode()

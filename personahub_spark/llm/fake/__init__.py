@@ -34,9 +34,10 @@ Three entries are for the whole server, each the only key of its entry:
   ``tell`` names headers to send: ``retry-after``, ``retry-after-ms``, ``x-ratelimit``
 - ``outage``: ``{"after_s": 1, "for_s": 5, "status": 503}``, ``refuse`` instead of 503 for resets; counted from the
   first request after the script was set
-- ``batch``: ``{"validating_s": 0, "delay_s": 0, "finalizing_s": 0, "expire_after_share": 0.5, "fail": {"code": …,
-  "message": …}, "lose_lines": 0}``: of batches created from then on. Their lines are answered by the rules above, over
-  ``delay_s``; those with another status than 200 go to the error file
+- ``batch``: ``{"validating_s": 0, "delay_s": 0, "looks": 0, "finalizing_s": 0, "expire_after_share": 0.5, "fail":
+  {"code": …, "message": …}, "lose_lines": 0}``: of batches created from then on. Their lines are answered by the rules
+  above, over ``delay_s``, or over so many ``looks`` at the batch; those with another status than 200 go to the error
+  file
 """
 
 from __future__ import annotations

@@ -88,7 +88,9 @@ class BatchApi:
         batch = self._batches[name]
         if (method, more) == ("POST", "cancel"):
             batch.cancel()
-        elif (method, more) != ("GET", ""):
+        elif (method, more) == ("GET", ""):
+            batch.look()
+        else:
             raise _RefusedError(405, f"{method} is not served here")
         return 200, _json(batch.shown())
 
@@ -168,7 +170,7 @@ class _Batch:
         self._results: list[bytes] = []
         self._faults: list[bytes] = []
         self._times: dict[str, float] = {"created_at": time.time()}
-        self._total = 0
+        self._total = self._looks = 0
         self._entry: dict[str, Any] = {
             "id": name,
             "object": "batch",
@@ -186,6 +188,11 @@ class _Batch:
         counts = {"total": self._total, "completed": len(self._results), "failed": len(self._faults)}
         return {**self._entry, **{name: int(at) for name, at in self._times.items()}, "request_counts": counts}
 
+    def look(self) -> None:
+        """Somebody asks how far it is."""
+        self._looks += 1
+        self.advance(time.time())
+
     def advance(self, now: float) -> None:
         script, status = self._script, self._entry["status"]
         began = self._times["created_at"] + script.validating_s
@@ -195,7 +202,11 @@ class _Batch:
             self._finish("cancelled", now)
         if status in ("validating", "failed", "cancelled", "completed", "expired", "cancelling"):
             return
-        share = 1.0 if script.delay_s == 0 else min(1.0, (now - began) / script.delay_s)
+        share = min(
+            1.0 if script.delay_s == 0 else (now - began) / script.delay_s,
+            1.0 if script.looks == 0 else self._looks / script.looks,
+            1.0,
+        )
         until = 1.0 if script.expire_after_share is None else script.expire_after_share
         wanted = math.floor(self._total * min(share, until))
         while self._total - len(self._todo) < wanted:

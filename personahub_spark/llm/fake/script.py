@@ -175,6 +175,7 @@ class BatchScript:
 
     validating_s: float = 0
     delay_s: float = 0
+    looks: int = 0
     finalizing_s: float = 0
     expire_after_share: float | None = None
     fail: dict[str, Any] | None = None
