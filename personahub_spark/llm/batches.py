@@ -847,7 +847,10 @@ def _sdk_errors() -> Iterator[None]:
     except (openai.APITimeoutError, httpx2.TimeoutException):
         raise TimeoutError from None
     except (openai.APIConnectionError, httpx2.HTTPError) as error:
-        raise UnreachableError from error.__cause__ or error
+        cause = error.__cause__ or error
+        if isinstance(cause, httpx2.DecodingError):
+            raise BadReplyError("the reply's content encoding cannot be undone") from None
+        raise UnreachableError from cause
     except (openai.APIResponseValidationError, json.JSONDecodeError):
         raise BadReplyError("the reply is not what the batch API says") from None
 

@@ -256,11 +256,9 @@ def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
         usage = read_usage(body.get("usage"), wrote=False)
         raise BadReplyError("the reply holds no choices", error, billed=bool(body.get("usage")), usage=usage)
     choice = choices[0] if choices else {"message": {}}
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
-        usage = read_usage(body.get("usage"), wrote=False)
-        raise BadReplyError("the reply's first choice holds no message", billed=True, usage=usage)
-    said = _said(message)
+    choice = choice if isinstance(choice, dict) else {}
+    message = choice.get("message")
+    said = _said(message) if isinstance(message, dict) else _NOTHING
     usage = read_usage(body.get("usage"), wrote=said.wrote)
     finish_reason = _reason(choice.get("finish_reason"))
     ended = ending(finish_reason)
@@ -305,7 +303,7 @@ def read_vectors(raw: bytes, count: int, *, dimensions: int | None = None, secre
     body = _read(raw)
     data = body.get("data")
     usage = read_usage(body.get("usage"), wrote=False, of_vectors=True)
-    if not isinstance(data, list):
+    if not isinstance(data, list) or (not data and _says_something(body.get("error"))):
         billed = bool(body.get("usage"))
         raise BadReplyError("the reply holds no data", body.get("error"), billed=billed, usage=usage)
     entries = [entry if isinstance(entry, dict) else {} for entry in data]
@@ -390,6 +388,9 @@ class _Said:
     tool_call: bool
     wrote: bool
     fault: str | None = None
+
+
+_NOTHING = _Said(None, False, False, False, "the reply's first choice holds no message")
 
 
 def _said(message: Mapping[str, Any]) -> _Said:

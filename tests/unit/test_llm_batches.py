@@ -14,16 +14,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import openai
 import pytest
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.batches import Journal, _line, cancel, run_batches
+from personahub_spark.llm.batches import Journal, _line, _sdk_errors, cancel, run_batches
 from personahub_spark.llm.client import outcomes
+from personahub_spark.llm.failures import UnreachableError
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.limits import Budget
-from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
+from personahub_spark.llm.wire import BadReplyError, Outcome, Request, StoredRequest, Usage
 from personahub_spark.settings import Endpoint, Price
 from tests.waiting import PATIENCE_S, eventually
 
@@ -613,3 +615,14 @@ def test_large_files_pass_through_in_pieces(fake: FakeEndpoint, journal: Journal
         tracemalloc.stop()
     assert characters == 15_000_000
     assert peak < 7_500_000  # half of what the file has
+
+
+def test_a_file_whose_content_encoding_cannot_be_undone_is_a_bad_reply_and_no_outage() -> None:
+    asked = httpx2.Request("GET", "http://127.0.0.1:9/v1/files/1/content")
+    undecoded = httpx2.DecodingError("no gzip", request=asked)
+    with pytest.raises(BadReplyError), _sdk_errors():
+        raise undecoded
+    with pytest.raises(BadReplyError), _sdk_errors():
+        raise openai.APIConnectionError(request=asked) from undecoded
+    with pytest.raises(UnreachableError), _sdk_errors():
+        raise openai.APIConnectionError(request=asked) from httpx2.ReadError("reset", request=asked)

@@ -44,6 +44,8 @@ BROKEN_OFF: list[dict[str, Any]] = [
     {"choice": {"error": "Provider disconnected"}},
     {"error": {"message": "Provider disconnected", "code": "server_error"}},
     {"finish_reason": None, "error": "Provider disconnected"},
+    {"finish_reason": "error", "choice": {"message": None}},
+    {"choice": {"message": None, "error": {"code": 502, "message": "Upstream"}}},
 ]
 
 
