@@ -61,6 +61,11 @@ TASKS_END_S = 3.0
 COMMIT_WAIT_S = 600.0
 ALL_PUT_OFF = {"outage", "retry_after_too_long", "gate_lost", "budget_reached"}
 """Reasons to put a call off that hold for all calls of a run."""
+_PUT_OFF_ADVICE = {
+    "timeout": "no reply in time: a later run asks again; if it is the same ones each time, raise timeout_s of the "
+    "model, or let answers be shorter by max_tokens",
+}
+"""What to say of calls that were put off where the name of the reason does not say what to do."""
 SAMPLE_ROWS = 200
 """Requests that an estimate looks at."""
 
@@ -258,6 +263,9 @@ class _Plan:
         self.folder = f"{run.store.state_root}/plans/{name}"
         self._commits = wal.Commits(f"{self.folder}/commits")
         self._committed = Spend()
+        self._failed = 0  # of those committed
+        self._gate: Gate | None = None  # while tasks ask
+        self._trouble = Counter[str]()  # what passed gates before this one
 
     def exists(self) -> bool:
         """Whether it is written down whole."""
@@ -341,7 +349,8 @@ class _Plan:
             if commit is not None:
                 commit.result()
         for error_class, count in put_off.most_common():
-            log.warning("%s: %d calls put off to a later run (%s)", self._step, count, error_class)
+            why = _PUT_OFF_ADVICE.get(error_class, error_class)
+            log.warning("%s: %d calls put off to a later run (%s)", self._step, count, why)
         return self._committed + Spend(limit_share=self._limit_share(used, asking_s))
 
     def _may_commit_while_asking(self) -> bool:
@@ -360,7 +369,9 @@ class _Plan:
     def _finish_wave(self, wave: int, *, is_whole: bool) -> None:
         """Make rows of what was answered of ``wave``; it is done with, if that is all of it."""
         try:
+            failed = sum(shard.failed for shard in wal.shards(self._shards(wave)))
             self._committed += self._commit_wave(wave)
+            self._failed += failed
         except Exception:  # whoever waits for it hears of it, which may be later, or busy with a failure of its own
             log.error("%s: answers of wave %d could not be made rows; they are kept in the log", self._step, wave)
             raise
@@ -374,7 +385,7 @@ class _Plan:
         if not parts:
             return _Manifest()
         while True:
-            gate = self._gate(price)
+            gate = self._gate = self._open_gate(price)
             try:
                 with gate:
                     rows = self._calls_of(parts, wave, price, gate.place, stage, tries.failed).collect()
@@ -391,7 +402,8 @@ class _Plan:
                 time.sleep(TASKS_END_S)
                 continue
             finally:
-                state = gate.state()
+                state, self._gate = gate.state(), None
+                self._trouble.update(timeouts=gate.timeouts, retries=gate.retries)
                 self._run.purse.spent = max(self._run.purse.spent, state.spent_microusd)
             used.update(requests=state.admitted, tokens=state.tokens)
             manifest = _Manifest()
@@ -399,7 +411,7 @@ class _Plan:
                 manifest.add(status, why, Spend(*spent))
             return manifest
 
-    def _gate(self, price: Price | None) -> Gate:
+    def _open_gate(self, price: Price | None) -> Gate:
         """A gate for one try of a call stage: tasks of an earlier try, if they are still there, are shut out by it."""
         calls = self._run.calls
         return Gate(
@@ -615,7 +627,16 @@ class _Plan:
         spend, found, cost = self._committed, self._in_log(), None
         if price is not None and spend.cost_microusd is not None:
             cost = spend.cost_microusd + sum(shard.microusd for shard in found)
-        return Status(spend.requests + sum(shard.rows for shard in found), total, unit="answers", cost_microusd=cost)
+        failed, gate = self._failed + sum(shard.failed for shard in found), self._gate
+        return Status(
+            spend.requests + sum(shard.rows for shard in found) - failed,
+            total,
+            unit="answers",
+            cost_microusd=cost,
+            failed=failed,
+            timeouts=self._trouble["timeouts"] + (gate.timeouts if gate else 0),
+            retries=self._trouble["retries"] + (gate.retries if gate else 0),
+        )
 
 
 class _Manifest(dict[tuple[str, str], Spend]):

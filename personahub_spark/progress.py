@@ -15,26 +15,50 @@ from typing import TextIO
 log = logging.getLogger(__name__)
 
 
+# So long without one more, and so many times the mean between two, and nobody can tell how long it still takes.
+_QUIET_S, _QUIET_TIMES = 60.0, 3
+
+
 @dataclass(frozen=True)
 class Status:
-    """How far a piece of work has come: ``done`` of ``total`` units, and what it has cost so far."""
+    """How far a piece of work has come: ``done`` of ``total`` units, and what it has cost so far.
+
+    Beside them, ``failed`` units are over without being done; attempts that had no reply in time (``timeouts``) and
+    further attempts of the same unit (``retries``) are no units.
+    """
 
     done: int
     total: int
     unit: str = "rows"
     cost_microusd: Decimal | None = None
+    failed: int = 0
+    timeouts: int = 0
+    retries: int = 0
+
+    @property
+    def over(self) -> int:
+        """Units that nothing is left to do for."""
+        return self.done + self.failed
 
 
-def line(label: str, status: Status, elapsed_s: float) -> str:
-    """``label`` and ``status`` as one line: share, rate, cost, time left."""
+def line(label: str, status: Status, elapsed_s: float, quiet_s: float = 0.0) -> str:
+    """``label`` and ``status`` as one line: share, what went wrong, rate, time left, cost.
+
+    ``quiet_s``: how long no unit was over. When that is long, it stands there instead of a guess at the time left.
+    """
     parts = [f"{status.done:,}/{status.total:,} {status.unit}"]
-    if status.done and elapsed_s > 0:
-        rate = status.done / elapsed_s
-        left_s = max(status.total - status.done, 0) / rate
+    asides = (("failed", status.failed), ("timeouts", status.timeouts), ("retries", status.retries))
+    parts += [f"{count:,} {what}" for what, count in asides if count]
+    mean_s = (elapsed_s - quiet_s) / status.over if status.over else 0.0
+    if quiet_s >= _QUIET_S and quiet_s > _QUIET_TIMES * mean_s:
+        parts.append(f"no more for {_duration(quiet_s)}")
+    elif status.over and elapsed_s > 0:
+        rate = status.over / elapsed_s
+        left_s = max(status.total - status.over, 0) / rate
         parts += [f"{rate:,.1f}/s", f"about {_duration(left_s)} left"]
     if status.cost_microusd is not None:
         parts.append(f"${status.cost_microusd / 1_000_000:,.4f}")
-    share = min(status.done / status.total, 1.0) if status.total else 1.0
+    share = min(status.over / status.total, 1.0) if status.total else 1.0
     return f"{label} [{'#' * round(share * 20):<20}] " + " · ".join(parts)
 
 
@@ -79,12 +103,16 @@ class Progress:
             log.info(text)
 
     def _show(self, label: str, poll: Callable[[], Status | None], stop: threading.Event) -> None:
-        started = time.monotonic()
+        started = changed_at = time.monotonic()
+        over = 0
         while not stop.wait(0.5 if self._live else self._log_every_s):
             status = poll() if self._watched[-1:] == [stop] else None
             if status is None:
                 continue
-            text = line(label, status, time.monotonic() - started)
+            now = time.monotonic()
+            if status.over != over:
+                over, changed_at = status.over, now
+            text = line(label, status, now - started, now - changed_at)
             if self._live:
                 self._stream.write(f"\r\x1b[K{text}")
                 self._stream.flush()

@@ -39,23 +39,29 @@ FLUSH_ROWS = 200
 FLUSH_S = 5.0
 
 _FORGOTTEN_S = 7 * 86_400  # a spool of a run that nobody took up
-_SHARD = re.compile(r"p(?P<partition>\d+)-[0-9a-f]{32}-n(?P<rows>\d+)-c(?P<microusd>\d+)\.parquet")
+_SHARD = re.compile(r"p(?P<partition>\d+)-[0-9a-f]{32}-n(?P<rows>\d+)-f(?P<failed>\d+)-c(?P<microusd>\d+)\.parquet")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A whole file of answers; its name says whose it is, how many rows it has and what they cost (micro-dollars)."""
+    """A whole file of outcomes; its name says whose it is, how many rows it has, how many of them ``failed``, and what
+    they cost (micro-dollars)."""
 
     name: str
     partition: int
     rows: int
+    failed: int
     microusd: int
 
 
 def shards(folder: str) -> list[Shard]:
     """The shards in ``folder``, in order of name; none where it does not exist."""
     found = (_SHARD.fullmatch(name) for name in files.names(folder))
-    return [Shard(f[0], int(f["partition"]), int(f["rows"]), int(f["microusd"])) for f in found if f is not None]
+    return [
+        Shard(f[0], *(int(f[part]) for part in ("partition", "rows", "failed", "microusd")))
+        for f in found
+        if f is not None
+    ]
 
 
 def salvage(folder: str, schema: pa.Schema) -> None:
@@ -140,7 +146,9 @@ class Writer:
         if not self._rows:
             return
         microusd = int(sum(row["cost_microusd"] or 0 for row in self._rows))
-        name = f"p{self._partition:05d}-{uuid.uuid4().hex}-n{len(self._rows)}-c{microusd}.parquet"
+        failed = sum(row.get("status") == "failed" for row in self._rows)
+        counts = f"n{len(self._rows)}-f{failed}-c{microusd}"
+        name = f"p{self._partition:05d}-{uuid.uuid4().hex}-{counts}.parquet"
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(self._rows, schema=self._schema), buffer, compression="zstd")
         files.write_whole(self._folder, name, buffer.getvalue())

@@ -54,8 +54,8 @@ RESERVE = 0.25
 MAX_INPUT_TOKENS = 300_000
 # A slow source must not keep the first inputs of a call waiting for the last ones.
 PACK_WAIT_S = 0.5
-# After so many of its own a request is given up: replies that were paid for and cannot be read, replies that cannot be
-# read at all, attempts without a reply in time while other requests have theirs, and such while there are no others.
+# After so many of its own this run gives a request up: replies that were paid for and cannot be read, replies that
+# cannot be read at all, attempts without a reply in time while other requests have theirs, and such without others.
 PAID_BAD_REPLIES, BAD_REPLIES, TIMEOUTS, TIMEOUTS_ALONE = 2, 3, 3, 4
 
 _WATCH_S = 0.25
@@ -509,6 +509,7 @@ class _Run:
         end = call.end_after(failure, successes=self._successes, paused_s=self._gate.paused_s, is_last=is_last)
         if end is not None:
             raise end
+        self._gate.retry()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self.stopping.wait()
@@ -689,12 +690,10 @@ class _Call:
             if paused_s > self._paused_s:
                 self._timeouts, self._paused_s = 0, paused_s
             self._timeouts += 1
+            # Put off, not failed: with more time, or a quicker server, the same request may well be answered.
             others_are_answered = successes >= self._successes + TIMEOUTS
             if self._timeouts >= TIMEOUTS_ALONE or (self._timeouts >= TIMEOUTS and others_are_answered):
-                return _UnansweredError("failed", failure, is_divisible=True)
-            # Of a single timeout the endpoint may be the cause: an outage shows when several requests have one.
-            if is_last and self._timeouts == self.tries and (self._timeouts > 1 or others_are_answered):
-                return _UnansweredError("failed", failure, is_divisible=True)
+                return _UnansweredError("deferred", failure, is_divisible=True)
         if several and failure.error_class in ("timeout", "server_error") and self.tries >= self._patience:
             return _UnansweredError("deferred", failure, is_divisible=True)
         return _UnansweredError("deferred", failure) if is_last else None

@@ -13,6 +13,7 @@ task to gate
 ``done``              [[number, tokens, cost, seconds since it began, failure], …]: calls that were made
 ``free``              {calls, tokens, cost, succeeded: [[address, calls, seconds], …], failed: [[address, seconds,
                       failure], …]}: calls that were made without asking, while the gate allows it
+``retries``           how many requests go on to another attempt
 ====================  ====================================================================================
 
 ``go`` [[number, address, probe], …], ``no`` [[number, failure], …] and ``outlook`` come back; a failure is null or
@@ -185,6 +186,16 @@ class Gate:
         """How things stand; also after the context has ended."""
         return self._on_loop(self._hub.state)
 
+    @property
+    def timeouts(self) -> int:
+        """Attempts that had no reply in time, so far."""
+        return self._admission.timeouts
+
+    @property
+    def retries(self) -> int:
+        """Times that a request went on to another attempt, so far."""
+        return self._admission.retries
+
     def stop(self, reason: str) -> None:
         """End the run from outside: every task stops within a second, with ``reason``."""
         self._on_loop(lambda: self._hub.stop(Failure("run", "run_stopped", reason)))
@@ -308,6 +319,11 @@ class GateClient:
             self._flush_in_this_round()
         elif self._report_later is None:
             self._report_later = self._loop.call_later(REPORT_S, self._flush)
+
+    def retry(self) -> None:
+        """Say that a request goes on to another attempt."""
+        self._outbox["retries"] = self._outbox.get("retries", 0) + 1
+        self._flush_in_this_round()
 
     def close(self) -> None:
         """Leave; calls that were not settled count as billed."""
@@ -455,6 +471,7 @@ class _Hub:
                 began=now - float(age_s),
                 now=now,
             )
+        self._admission.retries += int(message.get("retries", 0))
         if "free" in message:
             self._hear(message["free"], now)
         self._act()

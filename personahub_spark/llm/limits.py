@@ -456,7 +456,7 @@ class Admission:
         self.budget = Budget(cap_microusd, spent_microusd)
         self.wake_at = math.inf
         self.final: Failure | None = None
-        self.admitted = self.tokens = self.refusals = 0
+        self.admitted = self.tokens = self.refusals = self.timeouts = self.retries = 0
         self._places = [_Place(address) for address in addresses]
         self._turns = Turns([address.weight for address in addresses])
         self._limited = any(a.requests_per_minute or a.tokens_per_minute for a in addresses)
@@ -693,6 +693,7 @@ class Admission:
         if failure is None:
             return
         self.refusals += failure.error_class == "rate_limited"
+        self.timeouts += failure.error_class == "timeout"
         if failure.kind == "run":
             place.gone = place.gone or failure
         elif failure.kind == "retry":

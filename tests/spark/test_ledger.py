@@ -32,6 +32,7 @@ from personahub_spark.ledger import RunStoppedError, _Tries, complete_all
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest
+from personahub_spark.progress import Progress, Status
 from personahub_spark.session import Context
 from personahub_spark.tables import DOCUMENTS, LLM_CALLS
 
@@ -384,32 +385,47 @@ def test_a_changed_input_makes_a_new_plan_and_what_the_old_one_paid_for_is_kept(
     assert len(files.names(f"{context.store.state_root}/plans", folders=True)) == 1
 
 
+class Watched(Progress):
+    """Keeps what the last watch would have shown at its end."""
+
+    @contextlib.contextmanager
+    def watch(self, label: str, poll: Callable[[], Status | None]) -> Iterator[None]:
+        yield
+        self.last = poll()
+
+
 def test_failures_of_a_row_are_kept_and_not_asked_again_and_passing_ones_are_put_off(
-    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
+    make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = make_settings()
     quick = chosen.models["default"].model_copy(update={"max_attempts": 2})
     context = make_context(chosen.model_copy(update={"models": {"default": quick}}))
+    context = dataclasses.replace(context, progress=Watched())
     endpoint.set_script(
         [
+            {"match": "slow", "status": 408},
             {"match": "bad", "status": 400, "body": '{"error": {"message": "no such thing", "code": "bad"}}'},
             {"match": "busy", "status": 503},
             {"match": "cut", "reply": "half an ans", "finish_reason": "length"},
         ]
     )
-    questions = [question(text) for text in ("good", "bad", "busy", "cut")]
+    texts = ("good", "bad", "busy", "cut", "slow")
+    questions = [question(text) for text in texts]
     spend = ask(context, questions)
     rows = ledger_rows(context)
-    by_text = {text: rows.get(question(text).key) for text in ("good", "bad", "busy", "cut")}
+    by_text = {text: rows.get(question(text).key) for text in texts}
     assert by_text["good"]["status"] == "answered"
     assert (by_text["bad"]["status"], by_text["bad"]["error_class"]) == ("failed", "bad_request")
-    assert by_text["busy"] is None
+    assert by_text["busy"] is None and by_text["slow"] is None
+    assert "1 calls put off to a later run (no reply in time: a later run asks again;" in caplog.text
+    shown = context.progress.last
+    assert shown == Status(2, 5, "answers", spend.cost_microusd, failed=1, timeouts=2, retries=2)
     assert (by_text["cut"]["text"], by_text["cut"]["finish_reason"]) == ("half an ans", "length")
     assert spend.requests == 3
     asked = endpoint.counts()["requests"]
     endpoint.set_script([])
-    assert ask(context, questions).requests == 1  # the one put off, now that the endpoint is well
-    assert endpoint.counts()["requests"] == asked + 1
+    assert ask(context, questions).requests == 2  # those put off, now that the endpoint is well
+    assert endpoint.counts()["requests"] == asked + 2
 
 
 def test_a_refused_key_stops_the_run_within_the_calls_in_flight_and_keeps_what_was_answered(

@@ -39,6 +39,31 @@ def test_a_line_says_share_rate_time_left_and_cost(status: Status, elapsed_s: fl
     assert line("x", status, elapsed_s) == said
 
 
+@pytest.mark.parametrize(
+    ("status", "elapsed_s", "quiet_s", "said"),
+    [
+        # What timed out is no answer, and is not asked away either; what failed is over.
+        (
+            Status(4, 24, "answers", failed=2, timeouts=5, retries=7),
+            60.0,
+            0.0,
+            "x [#####               ] 4/24 answers · 2 failed · 5 timeouts · 7 retries · 0.1/s · about 3 min 00 s left",
+        ),
+        # Four answers, then none for ten minutes: nobody knows how long it takes; while as rare as before, one does.
+        (Status(4, 24, "answers", timeouts=8), 640.0, 600.0, "x [###                 ] 4/24 answers · 8 timeouts · "
+         "no more for 10 min 00 s"),
+        (Status(4, 24), 3000.0, 600.0, "x [###                 ] 4/24 rows · 0.0/s · about 4 h 10 min left"),
+        (Status(4, 24), 70.0, 59.0, "x [###                 ] 4/24 rows · 0.1/s · about 5 min 50 s left"),
+        (Status(0, 24, "answers", timeouts=1), 61.0, 61.0, "x [                    ] 0/24 answers · 1 timeouts · "
+         "no more for 1 min 01 s"),
+    ],
+)  # fmt: skip
+def test_a_line_keeps_answers_from_what_went_wrong_and_guesses_no_time_while_nothing_comes(
+    status: Status, elapsed_s: float, quiet_s: float, said: str
+) -> None:
+    assert line("x", status, elapsed_s, quiet_s) == said
+
+
 def polled_until(times: int) -> tuple[threading.Event, list[Status | None]]:
     return threading.Event(), [None, *[Status(n, times) for n in range(1, times + 1)]]
 

@@ -62,7 +62,12 @@ def test_a_shard_holds_the_rows_and_its_name_says_how_many_and_what_they_cost(tm
     assert wal.shards(str(folder)) == []
     log.close()
     assert stored(folder) == rows
-    assert [(s.partition, s.rows, s.microusd) for s in wal.shards(str(folder))] == [(3, 3, 3)]
+    assert [(s.partition, s.rows, s.failed, s.microusd) for s in wal.shards(str(folder))] == [(3, 3, 0, 3)]
+    other = writer(tmp_path / "w1")
+    for each in (row("d", status="failed"), row("e", status="answered"), row("f", status="failed")):
+        other.add(each)
+    other.close()
+    assert [(s.rows, s.failed) for s in wal.shards(str(tmp_path / "w1"))] == [(3, 2)]
 
 
 def test_rows_are_flushed_by_number_and_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
