@@ -5,28 +5,35 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 # No call takes so many. A count beyond is a fault of the server, and would use up any budget.
 MOST_TOKENS = 100_000_000
 
-# Names in snake case. Several of one kind say the same, or all but one are a zero that nobody filled in.
-_INPUT = ("prompt_tokens", "prompt_token_count", "input_token_count")
-_OUTPUT = (
-    *("completion_tokens", "output_tokens", "candidates_token_count", "output_token_count", "generated_token_count"),
-    "generated_tokens",
-)
-_TOTAL = ("total_tokens", "total_token_count")
-_CACHED = (
-    *("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens", "cached_content_token_count"),
-    *("cached_input_tokens", "cached_prompt_tokens", "num_cached_tokens"),
-)
-_REASONING = ("reasoning_tokens", "thinking_tokens", "thoughts_token_count")
-# Tokens in that ``input_tokens`` does not hold where these are told.
-_BESIDE_INPUT = ("cache_read_input_tokens", "cache_creation_input_tokens", "cache_write_input_tokens")
-_INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "prompt_token_details", "input_token_details")
-_OUTPUT_DETAILS = (
-    *("completion_tokens_details", "output_tokens_details", "completion_token_details", "output_token_details"),
-)
+# What names mean, in snake case. Several of one kind say the same, or all but one are a zero that nobody filled in.
+_CACHED = dict.fromkeys(("cached_tokens", "cached_input_tokens", "cached_prompt_tokens"), "cached")
+_IN_DETAILS = {**_CACHED, "cache_read_input_tokens": "cached"}
+_OUT_DETAILS = dict.fromkeys(("reasoning_tokens", "thinking_tokens", "thoughts_token_count"), "reasoning")
+_NAMES: dict[str, str | dict[str, str]] = {
+    **_CACHED,
+    **_OUT_DETAILS,
+    **dict.fromkeys(("prompt_tokens", "prompt_token_count", "input_token_count"), "input"),
+    **dict.fromkeys(("completion_tokens", "output_tokens", "generated_tokens"), "output"),
+    **dict.fromkeys(("candidates_token_count", "output_token_count", "generated_token_count"), "output"),
+    **dict.fromkeys(("total_tokens", "total_token_count"), "total"),
+    **dict.fromkeys(("num_cached_tokens", "cached_content_token_count"), "cached"),
+    "prompt_cache_hit_tokens": "hit",
+    "prompt_cache_miss_tokens": "missed",
+    # These hold nothing of what the next ones tell, where they are told.
+    "input_tokens": "bare_input",
+    "cache_read_input_tokens": "cache_read",
+    **dict.fromkeys(("cache_creation_input_tokens", "cache_write_input_tokens"), "cache_written"),
+    **dict.fromkeys(("prompt_tokens_details", "input_tokens_details"), _IN_DETAILS),
+    **dict.fromkeys(("prompt_token_details", "input_token_details"), _IN_DETAILS),
+    **dict.fromkeys(("completion_tokens_details", "output_tokens_details"), _OUT_DETAILS),
+    **dict.fromkeys(("completion_token_details", "output_token_details"), _OUT_DETAILS),
+}
 
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _WHOLE = re.compile(r"\s*\+?([0-9]{1,15})(?:\.0*)?\s*", re.ASCII)
@@ -71,10 +78,12 @@ def read_usage(told: object, *, wrote: bool, of_vectors: bool = False) -> Usage 
     ``wrote``: the reply holds something that a model wrote; then no output is no count. Without a count of the input,
     or of the output, the total must tell it. Of ``of_vectors`` there is no output, and the total is the input.
     """
+    counts: dict[str, int] = {}
     try:
-        return _read(_named(told), wrote=wrote, of_vectors=of_vectors)
+        _gather(told, _NAMES, counts)
     except ValueError:
         return None
+    return _usage(counts, wrote=wrote, of_vectors=of_vectors)
 
 
 def whole_number(value: object) -> int | None:
@@ -91,10 +100,28 @@ def whole_number(value: object) -> int | None:
     return None
 
 
-def _read(counts: Mapping[str, object], *, wrote: bool, of_vectors: bool) -> Usage | None:
-    total, tokens_out = _largest(_TOTAL, counts), _largest(_OUTPUT, counts)
-    cached = _largest(_CACHED, counts, *_details(counts, _INPUT_DETAILS)) or 0
-    reasoning = _largest(_REASONING, counts, *_details(counts, _OUTPUT_DETAILS)) or 0
+def _gather(told: object, names: Mapping[str, Any], counts: dict[str, int]) -> None:
+    """Put the largest count of each kind that is told into ``counts``; ValueError where something is no count."""
+    if not isinstance(told, dict):
+        raise ValueError("no usage")
+    for name, value in told.items():
+        kind = names.get(name) or names.get(_snake_case(name))
+        if kind is None or value is None:
+            continue
+        if isinstance(kind, dict):
+            if value:
+                _gather(value, kind, counts)
+            continue
+        count = whole_number(value)
+        if count is None:
+            raise ValueError("no count")
+        counts[kind] = max(count, counts.get(kind, 0))
+
+
+def _usage(counts: Mapping[str, int], *, wrote: bool, of_vectors: bool) -> Usage | None:
+    total, tokens_out = counts.get("total"), counts.get("output")
+    cached = max(counts.get(kind, 0) for kind in ("cached", "cache_read", "hit"))
+    reasoning = counts.get("reasoning", 0)
     tokens_in = _input(counts, cached)
     if of_vectors:
         tokens_out = tokens_out or 0
@@ -115,36 +142,20 @@ def _read(counts: Mapping[str, object], *, wrote: bool, of_vectors: bool) -> Usa
     return Usage(tokens_in, cached, tokens_out, reasoning)
 
 
-def _input(counts: Mapping[str, object], cached: int) -> int | None:
+def _input(counts: Mapping[str, int], cached: int) -> int | None:
     """Tokens in, those from and for a cache included."""
-    beside = sum(_largest((name,), counts) or 0 for name in _BESIDE_INPUT)
-    found, bare = _largest(_INPUT, counts), _largest(("input_tokens",), counts)
-    if found is not None:
-        tokens_in = max(found, bare or 0)
+    beside = counts.get("cache_read", 0) + counts.get("cache_written", 0)
+    if "input" in counts:
+        tokens_in = max(counts["input"], counts.get("bare_input", 0))
         return tokens_in + beside if cached > tokens_in else tokens_in
-    if bare is not None:
-        return bare + beside
-    hits, misses = (_largest((f"prompt_cache_{kind}_tokens",), counts) for kind in ("hit", "miss"))
-    return None if hits is None or misses is None else hits + misses
+    if "bare_input" in counts:
+        return counts["bare_input"] + beside
+    return counts["hit"] + counts["missed"] if {"hit", "missed"} <= counts.keys() else None
 
 
-def _largest(names: Sequence[str], *holders: Mapping[str, object]) -> int | None:
-    """The largest count that has one of ``names``; ValueError where one of these is no count."""
-    told = [holder[name] for holder in holders for name in names if holder.get(name) is not None]
-    counts = [count for count in map(whole_number, told) if count is not None]
-    if len(counts) < len(told):
-        raise ValueError("no count")
-    return max(counts, default=None)
-
-
-def _details(counts: Mapping[str, object], names: Sequence[str]) -> list[dict[str, object]]:
-    return [_named(counts[name]) for name in names if counts.get(name)]
-
-
-def _named(told: object) -> dict[str, object]:
-    if not isinstance(told, dict):
-        raise ValueError("no usage")
-    return {_WORD_STARTS.sub("_", name).lower(): value for name, value in told.items()}
+@lru_cache(maxsize=1024)
+def _snake_case(name: str) -> str:
+    return _WORD_STARTS.sub("_", name[:100]).lower()
 
 
 def _shares(total: int, weights: Sequence[int]) -> list[int]:

@@ -320,7 +320,9 @@ def read_vectors(raw: bytes, count: int, *, dimensions: int | None = None, secre
 
 def loads(text: str | bytes) -> Any:
     """The JSON that ``text`` is, also where it holds a number that Python would refuse as too long."""
-    return json.loads(text, parse_int=_int)
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    return _DECODER.decode(text)
 
 
 def clean(text: str | None, secret: str | None = None) -> str | None:
@@ -377,6 +379,9 @@ def _assembled(text: str) -> dict[str, Any]:
 
 def _int(digits: str) -> int | float:
     return int(digits) if len(digits) <= _LONGEST_NUMBER else math.inf
+
+
+_DECODER = json.JSONDecoder(parse_int=_int)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyspark.serializers import CloudPickleSerializer
+from pyspark.sql import functions as F
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger import complete_all, embed_all, vectors
@@ -53,6 +54,18 @@ def test_a_cap_is_not_exceeded_and_what_did_not_fit_is_put_off(
     # the same run has nothing left to spend; another run goes on
     assert ask(context, [f"number {n}" for n in range(60)]).requests == 0
     assert ask(make_context(context.settings), [f"number {n}" for n in range(60)]).requests > 0
+    # nor is it exceeded where the endpoint does not say what a call took: rows do not know it, the cap holds the most
+    endpoint.set_script([{"usage": "empty"}])
+    endpoint.reset()
+    blind = make_context(context.settings)
+    spend = ask(blind, [f"other {n}" for n in range(60)])
+    counts = endpoint.counts()
+    assert (spend.requests, spend.cost_microusd) == (counts["billed"], None)
+    assert 0 < counts["input_tokens"] + 2 * counts["output_tokens"] <= cap * 1_000_000
+    assert ask(blind, [f"other {n}" for n in range(60)]).requests == 0
+    rows = blind.store.read(LLM_CALLS).where(F.col("run_id") == blind.run_id).collect()
+    assert len(rows) == spend.requests
+    assert {(row["input_tokens"], row["output_tokens"], row["cost_microusd"]) for row in rows} == {(None, None, None)}
 
 
 def test_an_outage_leaves_no_failure_and_the_run_goes_on_by_itself(

@@ -100,6 +100,17 @@ def test_where_nobody_knows_what_a_broken_off_answer_cost_the_cost_of_the_row_is
     assert (outcome.status, outcome.attempts, outcome.usage, outcome.cost_microusd) == ("answered", 2, None, None)
 
 
+def test_where_one_of_two_answers_does_not_tell_what_it_took_the_cost_of_the_row_is_unknown(fake: FakeEndpoint) -> None:
+    asked = ask("x", response_format={"type": "json_object"})
+    for rules in (
+        [{"match": "not what was asked", "reply": "{}"}, {"reply": "no", "usage": "nulls"}],
+        [{"match": "not what was asked", "reply": "{}", "usage": "nulls"}, {"reply": "no"}],
+    ):
+        fake.set_script(rules)
+        outcome = only(answers([asked], endpoint(fake, reasks=1)))
+        assert (outcome.text, outcome.attempts, outcome.usage, outcome.cost_microusd) == ("{}", 2, None, None)
+
+
 def test_what_is_always_broken_off_is_put_off_and_stops_nobody_else(fake: FakeEndpoint) -> None:
     fake.set_script([{"match": "poison", "body": completion(finish_reason="error").decode()}])
     told = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(8)], endpoint(fake))}
