@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from personahub_spark.llm.fake import FakeEndpoint
+from tests.waiting import Clock
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,11 @@ def fake(_fake: FakeEndpoint) -> FakeEndpoint:
     _fake.set_script([])
     _fake.reset()
     return _fake
+
+
+@pytest.fixture(scope="session")
+def clock() -> Clock:
+    """This process's clock from the first test that sets it forward on: put back, it would go backwards."""
+    clock = Clock()
+    time.monotonic = clock
+    return clock
