@@ -17,11 +17,12 @@ from personahub_spark.tasks.math_checks import (
     persona_unused,
     too_many_subproblems,
 )
-from personahub_spark.tasks.reading import Reading, failed, json_value, opening, unfenced, visible
+from personahub_spark.tasks.reading import Reading, content, failed, opening, visible
+from personahub_spark.tasks.tex import garbled
 from personahub_spark.tasks.wording import Asking, as_data, fill, json_format, template
 
 _MAX_PROBLEM_CHARS = 20_000
-_JSON = re.compile(r"""\A(?:```\w*\s*)?[\[{]\s*["\[{}]""")
+_BROKEN_JSON = re.compile(r"""\A[\[{]\s*["\[{}]|"problem"\s*:""", re.IGNORECASE)
 
 _LEVEL = {
     "plain": "The problem is challenging but can be solved with pen and paper.",
@@ -44,7 +45,7 @@ class MathProblem(Asking):
 
         An answer is JSON with a problem, or plain text. Failures: those of ``reading.opening``, not_json (JSON that is
         broken or holds no problem). Checks: missing_prefix, contains_solution, too_many_subproblems, no_question,
-        persona_unused, cut_off.
+        persona_unused, garbled_latex (see ``tex.garbled``), cut_off.
         """
         text = opening(answer, finish_reason, longest=_MAX_PROBLEM_CHARS)
         if isinstance(text, Reading):
@@ -62,6 +63,7 @@ class MathProblem(Asking):
             "too_many_subproblems": too_many_subproblems(problem),
             "no_question": asks_nothing(problem),
             "persona_unused": persona_unused(problem, persona),
+            "garbled_latex": garbled(problem),
             "cut_off": may_be_cut(finish_reason),
         }
         return Reading(text=problem, failure=None, checks=tuple(name for name, bad in found.items() if bad))
@@ -90,9 +92,17 @@ class MathProblem(Asking):
 
 def _told(text: str) -> str | None:
     """The problem that ``text`` is, or holds where it is meant as JSON; None where that is broken or holds none."""
-    if not _JSON.match(text):
-        return text
-    value = json_value(unfenced(text))
-    if isinstance(value, dict):
-        value = next((value[key] for key in value if key.strip().lower() == "problem"), None)
-    return visible(value) if isinstance(value, str) and not _JSON.match(value) else None
+    value = content(text, lambda value: _problem(value) is not None)
+    if not isinstance(value, str):
+        problem = _problem(value)
+        if not isinstance(problem, str):
+            return None
+        value = content(visible(problem), lambda _: False, is_answer=False)
+    return value if isinstance(value, str) and not _BROKEN_JSON.search(value) else None
+
+
+def _problem(value: object) -> object:
+    """What a JSON ``value`` has for a problem; None where it has none."""
+    if not isinstance(value, dict):
+        return None
+    return next((value[key] for key in value if key.strip().lower() == "problem"), None)

@@ -10,16 +10,17 @@ from typing import Any, get_args
 from personahub_spark.llm.finish import may_be_cut
 from personahub_spark.settings import Relation
 from personahub_spark.tasks.reading import (
+    LEAD_IN,
     Reading,
+    content,
     copies_example,
     failed,
     is_refusal,
     json_objects,
-    json_value,
     opening,
-    unfenced,
     visible,
 )
+from personahub_spark.tasks.tex import garbled
 from personahub_spark.text import content_id
 
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
@@ -56,15 +57,14 @@ _SAID: dict[Relation, str] = {
 _LABELS: dict[str, Relation] = {word: label for label, words in _SAID.items() for word in (label, *words.split())}
 
 _BROKEN_JSON = re.compile(r"""\A[\[{]|["'“]persona["'”]\s*:""", re.IGNORECASE)
-_INTRODUCTION = re.compile(r"\A[^\n]{0,200}[:\uff1a][^\S\n]*\n+(?=[^\n]*\w)")
 _ITEM = re.compile(r"^[^\S\n]*(?:[-*•·–]|\d{1,2}[.)、])[^\S\n]+\S", re.MULTILINE)
 _ORNAMENT = re.compile(
-    r"\A(?:[#>\s]+|[-*•·–]\s+|\d{1,2}[.)、]\s*"
+    r"\A(?:#{1,6}\s+|>\s*|[-*•·–]\s+|\d{1,2}(?:[.)]\s+|[.)](?=[^\W\d_a-z])|、\s*)"
     r"|[*`]*(?:the\s+)?(?:persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[:\uff1a][*`]*\s*)",
     re.IGNORECASE,
 )
-_EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*|`)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
-_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
+_EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
+_QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
 
 _NUMBERED = re.compile(r"[^\S\n]{0,8}(?:[*#_]{1,4}[^\S\n]?)?\(?\d{1,2}[.)、:][^\S\n]*(?=\S)")
 _BULLET = re.compile(r"[^\S\n]{0,8}[-*•·–+][^\S\n]+(?=\S)")
@@ -101,14 +101,15 @@ def read_one(answer: str | None, finish_reason: str | None, *, examples: Collect
 
     Failures: those of ``reading.opening``, and cut_off (any answer at its token limit), not_json (meant as JSON,
     broken), wrong_type (JSON without a text for a persona), several (a list of personas), too_long (more than
-    MAX_PERSONA_CHARS characters), example (eight words in a row are those of one of ``examples``).
+    MAX_PERSONA_CHARS characters), garbled_latex (see ``tex.garbled``), example (eight words in a row are those of
+    one of ``examples``).
     """
     text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
     if isinstance(text, Reading):
         return text
     if may_be_cut(finish_reason):
         return failed("cut_off")
-    return _judged(text, examples, nested=3)
+    return _judged(text, examples, nested=3, is_answer=True)
 
 
 def read_several(
@@ -132,7 +133,7 @@ def read_several(
     text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
     if isinstance(text, Reading):
         return (text,)
-    items, fault = _items(text, nested=3)
+    items, fault = _items(text)
     if may_be_cut(finish_reason):  # the last line is half a persona; of broken JSON only whole objects were read
         items, fault = (items if fault else items[:-1]), "cut_off"
     found: list[Reading] = []
@@ -176,19 +177,16 @@ def relation_of(words: str) -> Relation | None:
     return None
 
 
-def _items(text: str, *, nested: int) -> tuple[list[_Item], str | None]:
+def _items(text: str) -> tuple[list[_Item], str | None]:
     """The persons of which ``text`` speaks, and the name of what is wrong with the answer as a whole."""
-    text = unfenced(text)
-    value = json_value(text, lists=True)
-    if isinstance(value, str) and value != text:
-        return _items(visible(value), nested=nested - 1) if nested else ([], "not_json")
+    value = content(text, lambda value: bool(_of_json(value)), lists=True)
     if not isinstance(value, str):
         items = _of_json(value)
         return (items, None) if items is not None else ([], "wrong_type")
-    whole = [item for found in json_objects(text, most=_MAX_ITEMS) for item in _of_json(found) or ()]
-    if whole or _BROKEN_JSON.search(text):
+    whole = [item for found in json_objects(value, most=_MAX_ITEMS) for item in _of_json(found) or ()]
+    if whole or _BROKEN_JSON.search(value):
         return whole, "not_json"
-    return _of_lines(text), None
+    return _of_lines(value), None
 
 
 def _of_json(value: object) -> list[_Item] | None:
@@ -351,9 +349,9 @@ def _labelled(text: str) -> tuple[str, str | None]:
     return text, None
 
 
-def _judged(text: str, examples: Collection[str], *, nested: int) -> Reading:
+def _judged(text: str, examples: Collection[str], *, nested: int, is_answer: bool = False) -> Reading:
     """The persona that ``text`` is or holds, or why it is none."""
-    persona = _persona(text, nested=nested)
+    persona = _persona(text, nested=nested, is_answer=is_answer)
     if isinstance(persona, Reading):
         return persona
     if not persona:
@@ -367,24 +365,31 @@ def _judged(text: str, examples: Collection[str], *, nested: int) -> Reading:
     return Reading(text=persona, failure=None)
 
 
-def _persona(text: str, *, nested: int) -> str | Reading:
+def _persona(text: str, *, nested: int, is_answer: bool) -> str | Reading:
     """The persona in ``text``; ``nested`` bounds how often a text may hold JSON that holds a text."""
-    text = unfenced(text)
-    value = json_value(text)
-    if isinstance(value, dict):
-        value = next((value[key] for key in value if key.strip().lower() == "persona"), None)
-    if isinstance(value, str) and value != text:
-        return _persona(visible(value), nested=nested - 1) if nested else failed("not_json")
+    value = content(text, lambda value: _told(value) is not None, is_answer=is_answer)
     if not isinstance(value, str):
-        return failed("wrong_type")
-    if _BROKEN_JSON.search(text):
+        told = _told(value)
+        if not isinstance(told, str):
+            return failed("wrong_type")
+        return _persona(visible(told), nested=nested - 1, is_answer=False) if nested else failed("not_json")
+    if _BROKEN_JSON.search(value) if is_answer else value.startswith(("{", "[")):
         return failed("not_json")
-    if len(text) > MAX_PERSONA_CHARS:
+    if len(value) > MAX_PERSONA_CHARS:
         return failed("too_long")
-    text = _INTRODUCTION.sub("", text)
-    if len(_ITEM.findall(text)) > 1:
+    value = LEAD_IN.sub("", LEAD_IN.sub("", value))
+    if len(_ITEM.findall(value)) > 1:
         return failed("several")
-    return _undressed(text)
+    if garbled(value):
+        return failed("garbled_latex")
+    return _undressed(value)
+
+
+def _told(value: object) -> object:
+    """What a JSON ``value`` says of a persona; None where it says nothing."""
+    if not isinstance(value, dict):
+        return None
+    return next((value[key] for key in value if key.strip().lower() == "persona"), None)
 
 
 def _bare(row: str) -> str:

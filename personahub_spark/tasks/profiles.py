@@ -15,7 +15,8 @@ from typing import Any
 from personahub_spark.llm.finish import may_be_cut
 from personahub_spark.settings import Endpoint, ProfileSettings
 from personahub_spark.tasks.math_checks import persona_unused
-from personahub_spark.tasks.reading import Reading, copies_example, json_value, opening, unfenced, visible, word_runs
+from personahub_spark.tasks.reading import Reading, content, copies_example, opening, visible, word_runs
+from personahub_spark.tasks.tex import garbled
 from personahub_spark.tasks.wording import Asking, as_data, fill, in_language, json_format, json_object
 from personahub_spark.text import normalise, token_set, tokens
 
@@ -50,7 +51,7 @@ _HEADING = re.compile(
     r"\A(?P<mark>\s*[-•·–+]\s+)?[\s#>*_]*(?:\d[.)]\s*)?[*_]*"
     r"(?P<name>[^\W\d_]+(?:[ &/]+[^\W\d_]+){0,3})[*_\s]*(?:[:\uff1a](?P<rest>.*))?\Z"
 )
-_EMPHASIS = re.compile(r"\*\*|__|`")
+_EMPHASIS = re.compile(r"(?<!\w)(\*\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
 _SHORT_WORDS = 5  # words between two commas that may be an entry
 _WHEN = ("age", "year")
 
@@ -218,7 +219,7 @@ def failed_checks(profile: Profile, persona: str) -> tuple[str, ...]:
     an English persona begins with), copies_persona (half or more of the background's distinct words are the persona's),
     copies_example (four words in a row are those of the prompt's examples), persona_unused (it shares too few telling
     words with the persona: see ``math_checks``), repeats_itself (an entry stands there twice, or more than a tenth of
-    all runs of four words were said before).
+    all runs of four words were said before), garbled_latex (see ``tex.garbled``).
     """
     lists = (profile.history, profile.preferences, profile.skills)
     texts = (profile.background, *profile.entries)
@@ -233,6 +234,7 @@ def failed_checks(profile: Profile, persona: str) -> tuple[str, ...]:
         "copies_example": copies_example(texts, _EXAMPLE_TEXTS, run=_COPIED_RUN),
         "persona_unused": persona_unused("\n".join(texts), persona),
         "repeats_itself": _repeats_itself(texts, profile.entries),
+        "garbled_latex": any(map(garbled, texts)),
     }
     return tuple(name for name, bad in found.items() if bad)
 
@@ -262,22 +264,16 @@ def _repeats_itself(texts: Sequence[str], entries: Sequence[str]) -> bool:
 
 def _parts(text: str, *, is_whole: bool) -> tuple[dict[str, object], str | None]:
     """The parts of a profile that ``text`` holds, by field, or the name of the failure."""
-    inner = unfenced(text)
-    value: object = inner
-    for _ in range(_MAX_DEPTH):  # JSON that holds a text that is JSON
-        value = json_value(inner)
-        if not isinstance(value, str) or value == inner:
-            break
-        inner = visible(value)
+    value = content(text, lambda value: bool(_of_json(value, depth=_MAX_DEPTH)))
     if not isinstance(value, str):
         parts = _of_json(value, depth=_MAX_DEPTH)
         if parts:
             return parts, None
         failure = "wrong_type"
-    elif _BROKEN_JSON.search(inner):
+    elif _BROKEN_JSON.search(value):
         failure = "not_json"
     else:
-        parts = _of_headings(inner)
+        parts = _of_headings(value)
         if parts and is_whole:
             return parts, None
         failure = "no_profile"
@@ -356,7 +352,7 @@ def _prose(value: object, *, depth: int = _MAX_DEPTH) -> Iterator[str]:
 
 def _entries(value: object) -> tuple[str, ...]:
     """The entries of the list that ``value`` is, or tells in one text; what says nothing is left out."""
-    told = [_EMPHASIS.sub("", entry).strip() for entry in _listed(value)]
+    told = [_EMPHASIS.sub(r"\2", entry).strip() for entry in _listed(value)]
     # "16. left school" is an age, "1. …", "2. …" and so on are numbers.
     numbers = [re.match(rf"\(?{n}[.)、:]\s+", entry) for n, entry in enumerate(told, 1)]
     if all(numbers):

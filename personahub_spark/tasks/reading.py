@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from personahub_spark.llm.finish import ending, may_be_cut
+from personahub_spark.tasks.tex import Decoder, mended
 from personahub_spark.text import clean, tokens
 
 # Bidirectional controls, zero-width spaces, tags; joiners only where no Persian, Indic or emoji character needs them.
@@ -16,7 +16,44 @@ _UNSEEN = re.compile(
     "[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0fff]"
     r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 )
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+# What models write around what they think before they answer, by the chat templates that are about.
+_THINKING = (
+    r"(?:\w+:)?(?:think(?:ing)?|thoughts?|thought[ _-]?process|reason(?:ing)?(?:[ _-](?:content|process|steps?))?"
+    r"|reflect(?:ion)?|analysis|scratch[ _-]?pad|cot|chain[ _-]of[ _-]thoughts?|(?:inner|internal)[ _-]?\w+|monologue"
+    r"|ant[ _-]?thinking|deliberation|planning|plan)"
+)
+_OPENS = (
+    rf"(?:<|&lt;)\s*{_THINKING}(?:\s[^<>]{{0,200}})?(?:>|&gt;)|\[(?:THINK|THINKING|THOUGHT|REASONING)\]|◁\s*think\s*▷"
+    r"|<\|(?:begin_of_thought|start_thinking|think(?:ing)?(?:_start)?|inner_prefix|cot_start)\|>|<\|channel>(?!\|)"
+)
+_CLOSES = (
+    rf"(?:<|&lt;)\s*/\s*{_THINKING}\s*(?:>|&gt;)|\[/(?:THINK|THINKING|THOUGHT|REASONING)\]|◁\s*/\s*think\s*▷"
+    r"|<\|(?:end_of_thought|end_thinking|/think(?:ing)?|think(?:ing)?_end|inner_suffix|cot_end)\|>|<channel\|>"
+)
+_OPENED, _CLOSED = re.compile(_OPENS, re.IGNORECASE), re.compile(_CLOSES, re.IGNORECASE)
+# Spoken of, and not meant: `</think>`, or a pair with next to nothing in it amid a line.
+_SPOKEN_OF = re.compile(
+    rf"`(?:{_OPENS}|{_CLOSES})[^`\n]{{0,40}}`|(?<=[^\W\d_] )[(`\"']?(?:{_OPENS})[^\n<\[◁]{{0,8}}(?:{_CLOSES})",
+    re.IGNORECASE,
+)
+_THOUGHT_PROCESS = re.compile(
+    r"\A\W*here(?:'s| is) my (?:thought|thinking) process:.*?\bhere(?:'s| is) my response:", re.DOTALL | re.IGNORECASE
+)
+# Channels of gpt-oss, also where a server leaves the special tokens out.
+_CHANNEL = re.compile(r"<\|channel\|>\s*[a-z]+(?P<to>[^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_FINAL = re.compile(r"<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_BARE_CHANNEL = re.compile(r"\A(?:analysis|commentary)(?=[A-Z\"'“])")
+_BARE_FINAL = "assistantfinal"
+
+_TURN = (
+    r"(?:<[|｜](?![^<>|｜]*(?:thought|think|tool|python))[^<>|｜\s]{1,40}[|｜]>"
+    r"|</?s>|<(?:end_of_turn|start_of_turn|end_of_utterance|eos|bos|eot|eod)>|<\|?turn\|?>|<(?:seed:)?[be]os(?:_token)?>"
+    r"|\[/?INST\]|\[(?:EOS|BOS)\]|\[\|\w{1,20}\|\]|</?assistant>)"
+)
+_TURN_BEGINS = re.compile(rf"\A(?:\s*{_TURN}(?:\s*(?:assistant|model)(?=\s*(?:\n|<[|｜])))?)+\s*", re.IGNORECASE)
+_TURN_ENDS = re.compile(rf"(?<![^\W\d_] )(?<!`){_TURN}|{_TURN}(?![^\S\n]*[^\s<\[])", re.IGNORECASE)
+_TURN_BROKEN_OFF = re.compile(r"<[|｜][\w▁]{0,20}[|｜]?\Z")
+
 _TOOL_CALL = re.compile(r"\A\W*(?:<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>)", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"""\A\W*(?:
@@ -34,10 +71,36 @@ _REFUSAL = re.compile(
 )
 
 
-_OBJECT = re.compile(r'\{\s*["}]')
-_OBJECT_OR_LIST = re.compile(r'\{\s*["}]|\[\s*[{"]')
+_OBJECT = re.compile(r'\{\s*"')
+_OBJECT_OR_LIST = re.compile(r'\{\s*"|\[\s*[{"]')
+_PLACE_OF_AN_OBJECT = re.compile(r'(?:\A|(?<=[\n\[,:}：]))[^\S\n]*(?=\{\s*["}])')
 _FALSE_STARTS = 200
-_DECODER = json.JSONDecoder(strict=False)
+_STARTS = 20
+_DEEPEST = 3
+_DECODER = Decoder()
+
+_FENCE = re.compile(r"^[^\S\n]{0,3}(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)$", re.MULTILINE)
+_FENCE_IN_LINE = re.compile(r"`{3,}|~{3,}")
+_LANGUAGE = re.compile(
+    r"\A[^\S\n]*(?:[\w+#.{}-]{0,20}(?=[^\S\n]*\n)|(?:json[5cl]?|te?xt|plain(?:text)?|markdown|md|latex|tex|math|html|xml|ya?ml"
+    r"|python|javascript|js)(?=\s|[\[{\"]))",
+    re.IGNORECASE,
+)
+_TAG = re.compile(
+    r"^[^\S\n]*<(?P<tag>answer|output|response|result|final(?:[_ -]?(?:answer|output|response))?|persona|problem"
+    r"|profile|json|text)>",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TAG_ENDS = re.compile(
+    r"</(?:answer|output|response|result|final(?:[_ -]?\w+)?|persona|problem|profile)>\Z", re.IGNORECASE
+)
+_QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "「": "」", "『": "』"}
+LEAD_IN = re.compile(
+    r"\A(?!\W*an?\s(?!(?:\w+\s){0,3}(?:persona|description|sentence|problem|profile|answer)\b))[^\n]{0,200}[:：][^\S\n]*\n+"
+    r"|\A\W{0,3}(?:sure|of course|certainly|okay|here)\b[^\n]{0,200}\n+",
+    re.IGNORECASE,
+)
+"""A first line that only announces what follows."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +124,11 @@ def failed(name: str) -> Reading:
 
 
 def visible(text: str) -> str:
-    """``text`` without what a reader does not see: controls, bidirectional overrides, zero-width characters."""
-    return _UNSEEN.sub("", clean(text)).strip()
+    """``text`` without what a reader does not see: controls, bidirectional overrides, zero-width characters.
+
+    TeX whose beginning became a control character is ``tex.mended``; of others newlines and tabs stay.
+    """
+    return _UNSEEN.sub("", clean(mended(text)).replace("\r\n", "\n").replace("\r", "\n")).strip()
 
 
 def word_runs(texts: Iterable[str], length: int) -> Counter[tuple[str, ...]]:
@@ -79,21 +145,23 @@ def copies_example(texts: Iterable[str], examples: Iterable[str], *, run: int) -
 def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> str | Reading:
     """The visible answer, or a failed Reading that names why there is none to read.
 
-    ``longest`` bounds the work in characters: what is longer is ``too_long`` unread. Failures: filtered, refusal,
-    tool_call, cut_off (nothing came before the token limit), empty, no_text, too_long.
+    What a model thought before it answered is no answer, nor is what it said after its turn; in JSON both are text like
+    any other. ``longest`` bounds the work in characters: what is longer is ``too_long`` unread, thoughts of up to three
+    times as many not counted. Failures: filtered, refusal, tool_call, cut_off (nothing came before the token limit),
+    empty, no_text, too_long.
     """
     ended = ending(finish_reason)
     if ended in ("filtered", "refusal"):
         return failed(ended)
     text = (answer or "").strip()
+    if len(text) > 4 * longest:
+        return failed("too_long")
+    text = _said(visible(text))
     if len(text) > longest:
         return failed("too_long")
-    text = visible(text)
-    thought = _THOUGHT.match(text)
-    text = text[thought.end() :].strip() if thought else text
     if _TOOL_CALL.match(text) or (not text and ended == "tool_call"):
         return failed("tool_call")
-    if not text or text.startswith("<think>"):
+    if not text:
         return failed("cut_off" if may_be_cut(finish_reason) else "empty")
     if not any(map(str.isalpha, text)):
         return failed("no_text")
@@ -102,51 +170,190 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
     return text
 
 
+def _said(text: str) -> str:
+    """``text`` without thoughts and without the marks of a chat template; nothing where thoughts have no end."""
+    if not _is_json(text):
+        text = _without_thoughts(text)
+    begins = _TURN_BEGINS.match(text)
+    text = text[begins.end() :] if begins else text
+    ends = _outside(text, _TURN_ENDS) or _TURN_BROKEN_OFF.search(text)
+    return text[: ends.start()].strip() if ends else text
+
+
+def _without_thoughts(text: str) -> str:
+    channel = _outside(text, _FINAL, last=True)
+    if channel is not None:
+        return text[channel.end() :].strip()
+    channel = _outside(text, _CHANNEL, last=True)
+    if channel is not None:
+        return "<tool_call>" if "to=" in channel["to"] else ""
+    if _BARE_CHANNEL.match(text):
+        return text.rpartition(_BARE_FINAL)[2].strip() if _BARE_FINAL in text else ""
+    process = _THOUGHT_PROCESS.match(text)
+    if process is not None:
+        return text[process.end() :].strip()
+    closed = _outside(text, _CLOSED, last=True)
+    text = text[closed.end() :].strip() if closed else text
+    opened = _outside(text, _OPENED)
+    # What stands before thoughts that go on to the end was said, unless they are only spoken of: "reads <think> tags".
+    if opened is None or (text[: opened.start()][-1:] == " " and text[opened.end() :][:1] == " "):
+        return text
+    return text[: opened.start()].strip()
+
+
+def _outside(text: str, mark: re.Pattern[str], *, last: bool = False) -> re.Match[str] | None:
+    """The first ``mark`` in ``text``, or the last, that stands inside no JSON and is not only spoken of."""
+    found = list(mark.finditer(text))
+    if not found:
+        return None
+    inside = [(said.start(), said.end()) for said in _SPOKEN_OF.finditer(text)]
+    position, tries = 0, 0
+    while (start := _OBJECT.search(text, position)) and tries < _FALSE_STARTS:
+        try:
+            _, position = _DECODER.raw_decode(text, start.start())
+            inside.append((start.start(), position))
+        except (ValueError, RecursionError):
+            position, tries = start.start() + 1, tries + 1
+    for match in reversed(found) if last else found:
+        if not any(begin <= match.start() < end for begin, end in inside):
+            return match
+    return None
+
+
 def is_refusal(text: str) -> bool:
     """Whether ``text`` opens as a model does that will not answer."""
     return _REFUSAL.match(text) is not None
 
 
-def json_value(text: str, *, lists: bool = False) -> object:
-    """The JSON that ``text`` is, else the first object inside it; ``text`` itself where it holds neither.
+def content(
+    text: str, wanted: Callable[[object], bool], *, lists: bool = False, is_answer: bool = True, nested: int = _DEEPEST
+) -> object:
+    """What ``text`` says: the JSON that it is or holds, or the plain text (a ``str``) without what is around it.
 
-    With ``lists``: else the object or list that begins first inside it.
+    The whole is tried as JSON first, then what stands in a fence, a tag or quotes around the whole. An answer (not:
+    a string inside JSON) may also have other text around its fence, and around its JSON: the first object that is
+    ``wanted`` and stands at the beginning of a line, behind a colon, or in less text than it has itself. With ``lists``
+    lists count as objects. JSON that is a text is read again, ``nested`` times at most.
     """
     try:
-        return _DECODER.decode(text)
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError):
         pass
-    starts, tries = (_OBJECT_OR_LIST, 1) if lists else (_OBJECT, 3)
-    for _, start in zip(range(tries), starts.finditer(text), strict=False):
+    else:
+        if not isinstance(value, str):
+            return value
+        return content(visible(value), wanted, lists=lists, is_answer=False, nested=nested - 1) if nested else None
+    inner = _unwrapped(text, is_answer=is_answer)
+    if inner != text and nested:
+        return content(inner, wanted, lists=lists, is_answer=is_answer, nested=nested - 1)
+    return _held(text, wanted, lists=lists) if is_answer else text
+
+
+def _held(text: str, wanted: Callable[[object], bool], *, lists: bool) -> object:
+    """The JSON inside ``text`` that is the answer, or ``text``."""
+    other: object = text
+    position = 0
+    for _ in range(_STARTS):
+        start = (_OBJECT_OR_LIST if lists else _OBJECT).search(text, position)
+        if start is None:
+            break
         try:
-            return _DECODER.raw_decode(text, start.start())[0]
+            value, end = _DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
+            if lists or start.start() == 0:
+                break  # it is broken, and what is whole inside it is not the answer
+            position = start.start() + 1
             continue
-    return text
+        before = text[max(0, start.start() - 100) : start.start()].rstrip(" \t*_`")
+        is_most = 2 * (end - start.start()) >= len(text)
+        if wanted(value) and (is_most or before[-1:] in ("", "\n", ":", "：", "=")):
+            return value
+        other = value if is_most else other
+        position = end
+    return other
 
 
 def json_objects(text: str, *, most: int) -> Iterator[dict[str, object]]:
-    """The first whole JSON objects inside a ``text`` that is no JSON itself, at most ``most``."""
+    """The first whole JSON objects inside a ``text`` that is broken JSON itself, at most ``most``."""
     position, false_starts = 0, 0
     while most and false_starts < _FALSE_STARTS:
-        start = _OBJECT.search(text, position)
-        if start is None:
+        place = _PLACE_OF_AN_OBJECT.search(text, position)
+        if place is None:
             return
         try:
-            value, position = _DECODER.raw_decode(text, start.start())
+            value, position = _DECODER.raw_decode(text, place.end())
         except (ValueError, RecursionError):
             false_starts += 1
-            position = start.start() + 1
+            position = place.end() + 1
             continue
         most -= 1
         yield value
 
 
-def unfenced(text: str) -> str:
-    """What stands in the first code block of ``text``, when it has one."""
-    _, fence, block = text.partition("```")
-    if not fence:
-        return text
-    first_line, newline, rest = block.partition("\n")
-    inside = rest if newline and first_line.strip().isalnum() else block
-    return inside.partition("```")[0].strip()
+def _is_json(text: str) -> bool:
+    if text[:1] not in ('"', "{", "["):
+        return False
+    try:
+        _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _unwrapped(text: str, *, is_answer: bool) -> str:
+    """``text`` without one fence, tag or pair of quotes around the whole, and without what an answer says around it."""
+    for found in (_fenced(text, is_answer=is_answer), _tagged(text, is_answer=is_answer)):
+        if found is not None:
+            return found.strip()
+    inner = text[1:-1]
+    if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in inner and text[-1] not in inner:
+        return inner.strip()
+    return text
+
+
+def _is_introduced(text: str, position: int) -> bool:
+    """Whether what stands before ``position`` only announces what comes."""
+    before = text[:position].strip()
+    return not before or (before.count("\n") <= 2 and LEAD_IN.fullmatch(f"{before.splitlines()[-1]}\n") is not None)
+
+
+def _fenced(text: str, *, is_answer: bool) -> str | None:
+    opens = _FENCE_IN_LINE.search(text)
+    if opens is not None and "\n" not in text:
+        before, inside = text[: opens.start()].strip(), text[opens.end() :].removesuffix(opens[0])
+        if (before and not (is_answer and LEAD_IN.match(f"{before}\n"))) or opens[0][:3] in inside:
+            return None
+        if not text.endswith(opens[0]):
+            return None if before else inside
+        language = _LANGUAGE.match(inside)
+        return inside[language.end() if language else 0 :]
+    opens = _FENCE.search(text)
+    if opens is None or not (_is_introduced(text, opens.start()) if is_answer else not text[: opens.start()].strip()):
+        return None
+    block = text[opens.end("fence") :]
+    language = _LANGUAGE.match(block) or re.match("", block)
+    block = block[language.end() if language else 0 :]
+    depth = 1
+    for line in _FENCE.finditer(block):
+        if line["fence"][0] != opens["fence"][0] or len(line["fence"]) < len(opens["fence"]):
+            continue
+        depth += 1 if line["info"].strip() else -1
+        if depth == 0:
+            after = block[line.end() :].strip()
+            return block[: line.start()] if is_answer or not after else None
+    return block.rstrip().removesuffix(opens["fence"])
+
+
+def _tagged(text: str, *, is_answer: bool) -> str | None:
+    opens = _TAG.search(text)
+    if opens is None:
+        ends = _TAG_ENDS.search(text)
+        return text[: ends.start()] if ends else None
+    if not (_is_introduced(text, opens.start()) if is_answer else not text[: opens.start()].strip()):
+        return None
+    inside = text[opens.end() :].rstrip()
+    closes = re.compile(rf"</{re.escape(opens['tag'])}>", re.IGNORECASE)
+    ends = closes.search(inside)
+    if ends is None:
+        return inside
+    return None if inside[ends.end() :].strip() else inside[: ends.start()]

@@ -6,6 +6,7 @@ SELECT
   NOT array_contains(s.checks, 'too_many_subproblems') AS at_most_two_subproblems,
   NOT array_contains(s.checks, 'no_question') AS question_present,
   NOT array_contains(s.checks, 'persona_unused') AS persona_used,
+  NOT array_contains(s.checks, 'garbled_latex') AS latex_whole,
   NOT array_contains(s.checks, 'cut_off') AS not_cut_off,
   size(s.checks) = 0 AS passed,
   s.prompt_version, c.model, c.model_returned, c.terms AS model_terms, c.cost_microusd, s.call_key, s.run_id

@@ -353,6 +353,7 @@ CHECKS = {
     "contains_solution": "no_solution_inside",
     "too_many_subproblems": "at_most_two_subproblems",
     "persona_unused": "persona_used",
+    "garbled_latex": "latex_whole",
     "cut_off": "not_cut_off",
 }
 

@@ -1,0 +1,365 @@
+"""What every task makes of an answer first: thoughts, marks of chat templates and wrappers off, TeX put right."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personahub_spark.settings import Endpoint, ExpansionSettings, ProfileSettings, SynthesisSettings
+from personahub_spark.tasks.math import MathProblem
+from personahub_spark.tasks.persona_answers import read_one, read_several
+from personahub_spark.tasks.personas import PersonaToPersona
+from personahub_spark.tasks.profiles import PersonaProfile
+from personahub_spark.tasks.tex import Decoder, garbled, mended
+
+ENDPOINT = Endpoint(model="m", base_url="http://127.0.0.1/v1")
+PERSONA = "A retired nurse who teaches first aid"
+GIVEN = "A baker of rye bread"
+PROBLEM = "A baker sells 8 loaves of rye bread for 3 coins each. How many coins is that?"
+PROFILE = {
+    "background": "She was born above a bakery of rye bread and left it at sixteen for the ferry across the bay, where "
+    "an old mate taught her to read the tide. Since her brother fell ill she bakes again, alone and at night.",
+    "history": ["16: leaves for the ferry", "41: comes back to the ovens"],
+    "preferences": ["likes the smell of wet flour", "hates the new slicer"],
+    "skills": ["judges dough by its sound", "ties a bowline behind her back"],
+}
+
+
+def one(answer: str | None, finish_reason: str = "stop") -> str | None:
+    reading = read_one(answer, finish_reason)
+    return reading.text if reading.failure is None else f"!{reading.failure}"
+
+
+def several(answer: str) -> list[str | None]:
+    return [reading.text or f"!{reading.failure}" for reading in read_several(answer, "stop", most=3)]
+
+
+def problem(answer: str) -> tuple[str | None, tuple[str, ...]]:
+    reading = MathProblem(SynthesisSettings(), ENDPOINT).read(answer, "stop", GIVEN)
+    return (reading.text if reading.failure is None else f"!{reading.failure}"), reading.checks
+
+
+def profile(answer: str) -> dict[str, Any] | str | None:
+    reading = PersonaProfile(ProfileSettings(), ENDPOINT).read(answer, "stop", GIVEN)
+    return reading.failure if reading.profile is None else vars(reading.profile)
+
+
+# --- thoughts and the marks of chat templates
+
+THOUGHTS = [
+    "Maybe an angler.\n</think>\n\n{}",
+    "Maybe an angler.</think>{}",
+    "<think>Maybe an angler.</think>{}",
+    "<think>\n\n</think>\n\n{}",
+    "<THINK>Maybe an angler.</THINK>\n{}",
+    '<think time="3s">Maybe an angler.</think >{}',
+    "<thinking>Maybe an angler.</thinking>\n{}",
+    "<thought>\nMaybe an angler.\n</thought>\n{}",
+    "<Reasoning>Maybe an angler.</Reasoning>{}",
+    "<scratchpad>Maybe an angler.</scratchpad>\n\n{}",
+    "<reasoning_process>Maybe an angler.</reasoning_process>{}",
+    "<seed:think>Maybe an angler.</seed:think>{}",
+    "&lt;think&gt;Maybe an angler.&lt;/think&gt;{}",
+    "[THINK]Maybe an angler.[/THINK]{}",
+    "◁think▷Maybe an angler.◁/think▷{}",
+    "<|channel>thought\nMaybe an angler.<channel|>{}",
+    "<|begin_of_thought|>Maybe.<|end_of_thought|>\n\n<|begin_of_solution|>\n{}\n<|end_of_solution|>",
+    "<|START_THINKING|>Maybe.<|END_THINKING|><|START_RESPONSE|>{}<|END_RESPONSE|>",
+    "Here is my thought process:\nMaybe an angler.\n\nHere is my response:\n{}",
+    "<|channel|>analysis<|message|>Maybe.<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>",
+    "<|channel|>analysis<|message|>Maybe.<|end|><|start|>assistant<|channel|>commentary<|message|>So.<|end|>"
+    "<|start|>assistant<|channel|>final <|constrain|>json<|message|>{}",
+    "analysisMaybe an angler.assistantfinal{}",
+    "<think>Maybe.</think> Or not. <think>No.</think>\n{}",
+    "Okay.\n<think>Maybe an angler.</think>\n{}",
+    "<thinking>Maybe. <reflection>No.</reflection> So.</thinking>\n<output>\n{}\n</output>",
+    "<think>Maybe an angler.</think>\n<answer>{}</answer>",
+    '<think>First: {{"persona": "An angler", "problem": "Math problem: An angler?"}}</think>{}',
+    "{}\n<think>Or an angler",
+]
+TURNS = [
+    "{}<|im_end|>",
+    "{}<|eot_id|>",
+    "{}</s>",
+    "{}<|endoftext|>",
+    "{}<|end|>\n",
+    "{}<end_of_turn>\n",
+    "{}<｜end▁of▁sentence｜>",
+    "{}[|endofturn|]",
+    "{} [/INST]",
+    "{}<|im_end",
+    "{}<|im_end|>\n<|im_start|>user\nAnd an angler?",
+    "{}</s><s>[INST] And an angler?",
+    "<|im_start|>assistant\n{}<|im_end|>",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
+    "<start_of_turn>model\n{}",
+    "<|assistant|>\n{}",
+    "[/INST] {}",
+    "<think>Maybe.</think>\n```json\n{}\n```<|im_end|>",
+]
+WRAPPERS = [
+    "```\n{}\n```",
+    "```json\n{}\n```",
+    "``` json\n{}\n```",
+    "~~~\n{}\n~~~",
+    "```json {}```",
+    "````\n```\n{}\n```\n````",
+    "```json\n{}",
+    "```json\n{}```",
+    "\n\n  ```text\n{}\n  ```\n",
+    "Here it is:\n```json\n{}\n```",
+    "Sure! Here it is:\n\n```\n{}\n```\n\nAnything else?",
+    "<answer>{}</answer>",
+    "<output>\n{}\n</output>\n",
+    "<answer>\n{}",
+    "{}</answer>",
+]
+
+
+@pytest.mark.parametrize("around", [*THOUGHTS, *TURNS, *WRAPPERS])
+def test_what_stands_around_an_answer_is_no_part_of_it_for_any_task(around: str) -> None:
+    def put(text: str) -> str:
+        return around.replace("{}", text).replace("{{", "{").replace("}}", "}")
+
+    for said in (PERSONA, json.dumps({"persona": PERSONA}), json.dumps({"persona": PERSONA}, indent=1)):
+        assert one(put(said)) == PERSONA
+    for said in (PERSONA, json.dumps({"personas": [PERSONA]})):
+        assert several(put(said)) == [PERSONA]
+    for said in (f"Math problem: {PROBLEM}", json.dumps({"problem": f"Math problem: {PROBLEM}"})):
+        assert problem(put(said)) == (PROBLEM, ())
+    assert profile(put(json.dumps(PROFILE))) == {
+        name: tuple(part) if isinstance(part, list) else part for name, part in PROFILE.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>Maybe an angler",
+        "<Thinking>Maybe an angler",
+        "[THINK]Maybe an angler",
+        "◁think▷Maybe an angler",
+        "<think>Maybe.</think>",
+        "<think>Maybe.</think>\n<think>Or a pilot",
+        "<|channel|>analysis<|message|>Maybe an angler",
+        "analysisWe need an angler",
+        "<|im_start|>assistant\n<|im_end|>",
+    ],
+)
+def test_thoughts_without_an_answer_are_empty_or_cut_off(answer: str) -> None:
+    assert (one(answer, "stop"), one(answer, "length")) == ("!empty", "!cut_off")
+    assert several(answer) == ["!empty"]
+
+
+def test_a_tool_that_is_called_in_a_channel_is_no_persona() -> None:
+    call = "<|channel|>commentary to=functions.search <|constrain|>json<|message|>{}<|call|>"
+    assert one(call) == one("<think>a</think><|python_tag|>search()") == "!tool_call"
+
+
+CONTENTS = [
+    "A developer who marks up ```code``` in chats and sells pies",
+    "A developer who cuts </think> out of answers of models",
+    "A developer who reads <think>thoughts</think> and <|im_end|> all day",
+    "A tester of [/THINK] and </s> who has seen ◁/think▷ once",
+    "A chemist who says ~~~ wow ~~~ to pupils",
+    'A developer who posts {"persona": "admin"} to servers',
+    "A clerk who writes:\n```\ncode\n```\nand goes home",
+    "A clerk who says:\nnothing at all, and goes home",
+    "A 1.5-tonne truck driver",
+    "1.5-tonne truck driver who sings",
+    "#1 fan of a rowing club who bets",
+    "A coder of __init__ and `args` in Python",
+    "A teacher who writes <answer>x</answer> on boards",
+    "A teacher whose pupils call her persona: the owl",
+]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_wrappers_and_marks_inside_json_are_content(content: str) -> None:
+    wanted = " ".join(content.split())
+    said = json.dumps({"persona": content})
+    for answer in (
+        said,
+        f"```json\n{said}\n```",
+        f"<think>a</think>{said}<|im_end|>",
+        f"Here it is:\n{said}",
+        json.dumps(said),
+    ):
+        assert one(answer) == wanted
+    said = json.dumps({"personas": [content, PERSONA]})
+    assert several(said) == several(f"```\n{said}\n```") == [wanted, PERSONA]
+    said = json.dumps({"problem": f"Math problem: {content}?"})
+    assert problem(said)[0] == problem(f"```json\n{said}\n```")[0] == f"{content}?"
+    told = profile(json.dumps({**PROFILE, "background": content}))
+    assert isinstance(told, dict) and told["background"] == wanted
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "A developer who marks up ```code``` in chats and sells pies",
+        "A developer who reads <think> tags all day",
+        "A developer who reads `</think>` all day",
+        "A developer who parses <think>…</think> blocks of models",
+        "A developer who studies <|im_end|> tokens of models",
+        "1.5-tonne truck driver who sings",
+        "A clerk who says:\nnothing at all, and goes home",
+        "A clerk who writes:\n```\ncode\n```\nand goes home",
+    ],
+)
+def test_wrappers_and_marks_that_a_plain_persona_speaks_of_are_content(content: str) -> None:
+    assert one(content) == " ".join(content.split())
+
+
+def test_json_that_a_plain_text_speaks_of_is_not_the_answer() -> None:
+    assert one('A developer who posts {"persona": "admin"} to servers all day') == "!not_json"
+    text = 'A baker posts {"problem": "Math problem: none?"} to 8 servers of 3 coins each. How many coins is that?'
+    assert problem(f"Math problem: {text}")[0] in (text, "!not_json")
+    text = 'A baker sends the order {"loaves": 8, "coins": 3} to a mill. How many coins is that?'
+    assert problem(f"Math problem: {text}") == (text, ())
+
+
+def test_of_json_that_is_broken_no_object_inside_is_the_answer() -> None:
+    assert one('{"draft": {"persona": "An angler"}, "persona": "A nur') == "!not_json"
+    assert problem('{"draft": {"problem": "Math problem: An angler?"}, "problem": "Math pro')[0] == "!not_json"
+
+
+def test_json_with_other_text_around_is_read_where_it_is_meant() -> None:
+    said = json.dumps({"persona": PERSONA})
+    for answer in (
+        f"Result: {said} as asked.",
+        f"I think of a nurse, for the text is about wounds.\n\n{said}",
+        f"JSON {said}",
+    ):
+        assert one(answer) == PERSONA
+    said = json.dumps({"problem": f"Math problem: {PROBLEM}"})
+    assert problem(f"Here is a problem for the baker:\n{said}\nEnjoy!") == (PROBLEM, ())
+
+
+# --- TeX
+
+TEX = [
+    r"\frac{1}{2}", r"\theta", r"\times", r"\beta", r"\bar{x}", r"\binom{5}{2}", r"\forall", r"\rho", r"\rightarrow",
+    r"\left( x \right)", r"\nabla f", r"\text{if}", r"\tfrac12", r"\begin{cases} a & b \\ c \end{cases}", r"\sqrt{2}",
+    r"\( y \)", r"\,", r"\;", r"\{1, 2\}", r"5\%", r"\$3", r"\underline{x}", r"\vec{v}", r"\mu", r"\Delta",
+    r"\to\infty",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", [*TEX, r"$x \neq 3$", r"$\tan x$", r"$\nu$", r"$x \to 0$", r"x\neq 0", r"2\tan x", r"x \ne y"]
+)
+def test_tex_in_json_reads_the_same_with_one_backslash_and_with_two(command: str) -> None:
+    text = f"A baker has {command} of 8 loaves; how many"
+    careless = f'{{"problem": "Math problem: {text}?"}}'
+    careful = json.dumps({"problem": f"Math problem: {text}?"})
+    assert problem(careless)[0] == problem(careful)[0] == f"{text}?"
+    assert one(f'{{"persona": "{text}"}}') in (text, "!garbled_latex")
+    told = profile(json.dumps(PROFILE)[:-2] + f', "{text}"]}}')
+    assert isinstance(told, dict) and told["skills"][-1] == text
+
+
+def test_one_answer_may_have_one_backslash_and_two() -> None:
+    assert problem(r'{"problem": "Math problem: A baker has \\frac{1}{2} + \sqrt{2} \times 5 loaves; how many?"}') == (
+        r"A baker has \frac{1}{2} + \sqrt{2} \times 5 loaves; how many?",
+        (),
+    )
+    assert (
+        problem(r'{"problem": "Math problem: The baker\'s 8 loaves \u00d7 3; how many?"}')[0]
+        == "The baker's 8 loaves × 3; how many?"
+    )
+
+
+PLAIN_WORDS = [
+    "an apple",
+    "Now",
+    "to go",
+    "exists",
+    "mid",
+    "u",
+    "e",
+    "i",
+    "eq",
+    "text",
+    "less",
+    "o",
+    "tag",
+    "not",
+    "Times",
+]
+
+
+@given(
+    st.lists(st.sampled_from(["\n", "\t", " ", ". ", "\n\t", "\n\n", *PLAIN_WORDS]), max_size=20).map("".join),
+    st.sampled_from(["", r"$\frac{1}{2}$ ", r"\theta "]),
+)
+def test_line_breaks_and_tabs_before_words_come_back_as_they_are(text: str, start: str) -> None:
+    assert Decoder().decode(json.dumps(f"{start}. {text}")) == f"{start}. {text}"
+
+
+PIECES = st.sampled_from(
+    [*TEX, "a", "12", " x ", "=", "(", ")", " ", r"\alpha", r"\cdot", r"\pi", r"\le", "rye bread", "é"]
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(PIECES, min_size=1, max_size=20).map(" ".join))
+def test_any_tex_that_a_careless_model_writes_into_json_comes_back_equal(text: str) -> None:
+    assert Decoder().decode(f'"{text}"') == text
+    assert Decoder().decode(json.dumps(text)) == text
+
+
+@given(st.text() | st.lists(PIECES | st.sampled_from(["\n", '"', "\\", "\t"])).map("".join))
+def test_json_that_json_can_read_is_never_refused(text: str) -> None:
+    Decoder().decode(json.dumps({"a": [text]}))
+    assert mended(mended(text)) == mended(text)
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ("rac{3}{4} of 8", r"\frac{3}{4} of 8"),
+        ("3 imes 4", "3 times 4"),
+        ("frac{3}{4} of 8", "a fraction {3}"),
+        (r"\frac{1}{2", r"\frac{1}{2}"),
+        (r"\{1, 2 and \frac{1}{2}}", r"\{1, 2 and \frac{1}{2}"),
+        (r"\begin{cases} x", r"\begin{cases} x \end{cases}"),
+        (r"\left( x )", r"\left( x \right)"),
+        ("$\\theta$ and x\nu = 3", "$\\theta$ and x.\nu = 3"),
+        ("a set {1, 2 of \\alpha", "a set {1, 2 of alpha"),
+    ],
+)
+def test_tex_that_lost_something_is_garbled(bad: str, good: str) -> None:
+    assert garbled(bad) and not garbled(good)
+    assert "garbled_latex" in problem(f"Math problem: A baker has {bad}; how many?")[1]
+    assert "garbled_latex" not in problem(f"Math problem: A baker has {good}; how many?")[1]
+    assert one(f"A baker who has {bad} of 8") == "!garbled_latex"
+
+
+def test_no_control_character_comes_out_of_any_reader() -> None:
+    said = r"A baker \foo \b \f \r\n of \bar 8 \r loaves"
+    for text in (problem(f'{{"problem": "Math problem: {said}?"}}')[0], one(f'{{"persona": "{said}"}}')):
+        assert text is not None and not set(text) & set(map(chr, [*range(9), 11, 12, 13, *range(14, 32)]))
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["<think>", "</think>", "<|im_end|>", "<", "```\n", "~~~", '{"a":1}', "\\", "\\\\", "\\ne ", "\n\\", "$\ne",
+     "<answer>", "`</think>", "&lt;", '{"persona": "', "<|channel|>final<|message|>", "</s> x", "a:\n", "\\begin{",
+     "\x0crac{", "\tan x ", "[/INST]", "x_{"],
+)  # fmt: skip
+def test_the_longest_answers_are_read_without_hanging(unit: str) -> None:
+    task = PersonaToPersona(ExpansionSettings(), ENDPOINT)
+
+    answer = unit * (45_000 // len(unit))
+    start = time.process_time()
+    for text in (answer, f"x{answer}", json.dumps({"persona": answer})):
+        one(text)
+        task.read(text, "stop", GIVEN)
+        problem(text)
+    assert time.process_time() - start < 120  # a few seconds; hours where a pattern backtracks
