@@ -75,14 +75,17 @@ def run(model: str, documents: Path, store: str, *, port: int, endpoint: str | N
         "models.default.terms": local_models.MODELS[model].licence if model in local_models.MODELS else None,
         "models.default.base_url": endpoint or f"http://127.0.0.1:{port}/v1",
         "store.root": store,
+        "calls.check_endpoints": endpoint is not None,  # one of ours starts when the first question is due
     }
     as_yaml = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
     chosen = settings.load(CONF, as_yaml)
-    context = session.open_context(chosen)
+    context = session.open_context(chosen, chosen.pipeline.steps)
+    look_again = context.before_asking
     with contextlib.ExitStack() as served:
 
         def serve() -> None:
             nonlocal endpoint
+            look_again()
             if endpoint is None:
                 endpoint = served.enter_context(local_models.serve(model, port, say=context.progress.say))
 

@@ -1,6 +1,6 @@
-"""Make the tables and views that are missing. Safe to repeat: what is there stays as it is."""
+"""Make the tables and views that are missing, as any other step does. Safe to repeat: what is there stays as it is."""
 
-from personahub_spark.session import Context, StepResult, main
+from personahub_spark.session import Context, StepResult, main, make_tables
 from personahub_spark.tables import TABLES
 
 STEP = "create_tables"
@@ -10,7 +10,7 @@ def run(context: Context) -> StepResult:
     if context.store.dry_run:
         missing = len(TABLES) - len(context.store.existing())
         return StepResult(len(TABLES), {"missing": missing, "there_already": len(TABLES) - missing})
-    made = len(context.store.create())
+    made = len(make_tables(context))
     return StepResult(len(TABLES), {"made": made, "there_already": len(TABLES) - made})
 
 

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from personahub_spark import imports, inputs
-from personahub_spark.errors import PersonaHubError
+from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.filters import quality_flags
 from personahub_spark.inputs import File
 from personahub_spark.session import Context, StepResult, main
@@ -43,6 +43,8 @@ def run(context: Context) -> StepResult:
             result = _sum(result, _import(context, batch, settings))
             done |= {imports.import_id(file, settings): 0 for file in batch}  # two imports may name one file
             context.store.drop_staged()
+    if context.settings.imports and result.rows_in == 0:
+        raise SettingsError("imports: no file in their paths holds a row; name files with personas")
     return result
 
 

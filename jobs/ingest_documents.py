@@ -3,6 +3,7 @@
 from pyspark.sql import functions as F
 
 from personahub_spark import documents, inputs
+from personahub_spark.errors import SettingsError
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.tables import DOCUMENT_SOURCES, DOCUMENTS, QUARANTINE
 
@@ -12,6 +13,9 @@ STEP = "ingest_documents"
 def run(context: Context) -> StepResult:
     store = context.store
     found = documents.read(context.spark, context.settings.documents, stage=store.stage)
+    if found.count == 0:
+        paths = ", ".join(context.settings.documents.paths)
+        raise SettingsError(f"documents.paths: no file in {paths} holds a row; name files with texts")
     placed = documents.places(found.rows, store.read(DOCUMENTS))
     counts = placed.agg(
         F.coalesce(F.sum("rejected"), F.lit(0)).alias("quarantined"),

@@ -232,7 +232,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("py4j").setLevel(logging.WARNING)
     with exit_code():
-        context = open_context(load(arguments.conf, arguments.set), dry_run=arguments.dry_run)
+        context = open_context(load(arguments.conf, arguments.set), (STEP,), dry_run=arguments.dry_run)
         run_and_settle(context, rule)
 
 

@@ -33,7 +33,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DecimalType, LongType, StringType, StructField, StructType
 
-from personahub_spark import files, wal
+from personahub_spark import endings, files, wal
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.batches import Journal, run_batches
 from personahub_spark.llm.client import key_of, outcomes
@@ -390,6 +390,10 @@ class _Plan:
                 with gate:
                     rows = self._calls_of(parts, wave, price, gate.place, stage, tries.failed).collect()
             except PersonaHubError:
+                raise
+            except KeyboardInterrupt:
+                # What tasks could not write down any more is in spools on this machine, among its temporary files.
+                endings.when_stopped(lambda: wal.salvage(self._shards(wave), _arrow(_CALLS)))
                 raise
             except Exception as error:  # a lost worker or executor; what its tasks had is in the log
                 tries.add(error, kept=sum(shard.rows for shard in wal.shards(self._shards(wave))))
@@ -759,6 +763,8 @@ def _keep(outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step:
             writer.take_back(outcome.request_key)
         else:
             writer.drop(outcome.request_key)
+        if outcome.status == "stopped":
+            writer.flush()  # whoever stopped the run may not wait for calls that are still in flight
         usage, why = outcome.usage, outcome.error_class or "unknown"
         spent = Spend(1)  # of what it took to no end, as far as the endpoint said
         if why == "broken_off" and usage is None:

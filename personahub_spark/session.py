@@ -22,7 +22,7 @@ import tempfile
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,13 +32,13 @@ from pathlib import Path
 
 import pyspark
 from py4j.protocol import Py4JError
-from pyspark import SparkConf
+from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import personahub_spark
-from personahub_spark import files
+from personahub_spark import endings, files, preflight, wal
 from personahub_spark import settings as settings_module
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import Purse, Spend
@@ -62,6 +62,9 @@ EXCLUDED = (
 )  # fmt: skip
 OLDEST_JAVA = 17
 JAVA_OPTIONS = "spark.driver.extraJavaOptions"
+NO_TRACE = "-XX:-UsePerfData"  # else Java leaves a folder hsperfdata_… where temporary files go
+JVM_ENDS_S = 20.0
+TABLES_WAIT_S = 600.0
 
 # Hadoop's own zstd codec needs native libraries; this one is in Spark's jars and is plain Java.
 CODECS = (
@@ -94,10 +97,10 @@ LAPTOP = {
 }
 
 
-def build(spark_settings: SparkSettings) -> SparkSession:
+def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> SparkSession:
     """The session of these settings; the one that ``spark-submit`` prepared, where it did.
 
-    A submitted session keeps the master and jars it was submitted with; ``spark.conf`` of the settings goes over its
+    ``keeps_tables``: its catalog is to keep tables of ours, for good. A submitted session keeps the master and jars it was submitted with; ``spark.conf`` of the settings goes over its
     other options, but for Java's, which are added to ours. Raises PersonaHubError when Java is missing or too old, jars
     cannot be had, or the session could not keep the promise to pay once.
     """
@@ -105,14 +108,20 @@ def build(spark_settings: SparkSettings) -> SparkSession:
     options = dict(ALWAYS)
     if spark_settings.spark_nlp:
         options |= KRYO
-    if not submitted:
+    if submitted:
+        SparkContext._ensure_initialized()
+        if settings_module.is_one_process(SparkConf().get("spark.master") or ""):  # else workers' python3 is theirs
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    else:
         java()
         options["spark.master"] = spark_settings.master
         options["spark.app.name"] = spark_settings.app_name
+        options[JAVA_OPTIONS] = f'"-Djava.io.tmpdir={endings.run_folder()}" {NO_TRACE}'
+        os.environ.setdefault("SPARK_LAUNCHER_OPTS", NO_TRACE)
         if spark_settings.master.startswith("local"):
             options |= LAPTOP
             log_settings = Path(__file__).with_name("log4j2.properties")
-            options[JAVA_OPTIONS] = f"-Dlog4j2.configurationFile={log_settings.as_uri()}"
+            options[JAVA_OPTIONS] += f" -Dlog4j2.configurationFile={log_settings.as_uri()}"
         if spark_settings.jars == "cache":
             options["spark.jars"] = ",".join(map(str, jars(spark_settings)))
         elif spark_settings.jars == "packages":
@@ -123,21 +132,29 @@ def build(spark_settings: SparkSettings) -> SparkSession:
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     ours = options.get(JAVA_OPTIONS, "")
     options |= spark_settings.conf
-    if not submitted and _is_one_process(options["spark.master"]):  # executors elsewhere may have no package yet
+    if not submitted and spark_settings.is_one_process:
+        # Executors elsewhere may have no package yet, and their folders are the cluster's.
         options.setdefault("spark.python.daemon.module", "personahub_spark.python_daemon")
+        _own_local_folders(options)
+        if not keeps_tables and options.get("spark.sql.catalogImplementation") != "hive":
+            # Spark makes this folder, for the databases of a catalog that it forgets.
+            options.setdefault("spark.sql.warehouse.dir", str(endings.run_folder() / "warehouse"))
     if ours and JAVA_OPTIONS in spark_settings.conf:
         options[JAVA_OPTIONS] = f"{ours} {spark_settings.conf[JAVA_OPTIONS]}"
     conf = SparkConf()
     for key, value in options.items():
         conf.set(key, value)
     _refuse_speculation(conf)
+    if not submitted:
+        atexit.register(_end_java)
     try:
         spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
         raise PersonaHubError(f"Spark did not start: {cause(error)}") from error
+    endings.listen_again(cluster=not settings_module.is_one_process(str(spark.sparkContext.master)))
     _refuse_speculation(spark.sparkContext.getConf())  # spark-submit or spark-defaults.conf may have turned it on
     spark.sparkContext.setLogLevel("ERROR")
-    if not _is_one_process(str(spark.sparkContext.master)):
+    if not settings_module.is_one_process(str(spark.sparkContext.master)):
         spark.sparkContext.addPyFile(str(_shipped()))
     return spark
 
@@ -153,7 +170,7 @@ def java() -> str:
     )
     if program is None:
         raise PersonaHubError(f"Java was not found {f'in JAVA_HOME={home}' if home else 'on PATH'}; {advice}")
-    said = subprocess.run([program, "-version"], capture_output=True, text=True, check=False).stderr
+    said = subprocess.run([program, NO_TRACE, "-version"], capture_output=True, text=True, check=False).stderr
     version = re.search(r'version "(?:1\.)?(\d+)', said)
     if version is None or int(version[1]) < OLDEST_JAVA:
         raise PersonaHubError(
@@ -244,13 +261,17 @@ class Context:
         return self.store.add_new(table, rows, run_id=self.run_id, created_at=self.started_at, expected=expected)
 
 
-def open_context(settings: Settings, *, dry_run: bool = False, progress: Progress | None = None) -> Context:
-    """A context with a session and a store.
+def open_context(
+    settings: Settings, steps: Collection[str] = (), *, dry_run: bool = False, progress: Progress | None = None
+) -> Context:
+    """A context with a session and a store, to run ``steps`` in.
 
-    Raises PersonaHubError as ``build`` does, and where managed tables are wanted of a catalog that does not last.
+    Raises PersonaHubError before Spark starts where the steps lack something (see ``preflight``), as ``build`` does,
+    and where managed tables are wanted of a catalog that does not last.
     """
-    prices = settings_module.load_prices(settings.prices) if settings.prices is not None else {}
-    spark = build(settings.spark)
+    prices = settings_module.load_prices(settings.prices)
+    before_asking = preflight.check(settings, steps, dry_run=dry_run)
+    spark = build(settings.spark, keeps_tables=settings.store.root is None)
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session is not ours to end
         atexit.register(_end, spark)  # or a cluster takes the program for one that died
     if settings.store.root is None:
@@ -264,11 +285,20 @@ def open_context(settings: Settings, *, dry_run: bool = False, progress: Progres
         prices=prices,
         progress=progress or Progress(),
         started_at=started_at,
+        before_asking=before_asking,
     )
+
+
+def make_tables(context: Context) -> list[str]:
+    """Make the tables and views that are missing; names of the tables made. Who comes at the same time waits."""
+    with wal.lease(f"{context.store.state_root}/locks", "create_tables", wait_s=TABLES_WAIT_S):
+        return context.store.create()
 
 
 def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) -> StepResult:
     """Run one step, show how it goes, check that its counts add up, and record it if it changed anything.
+
+    Where tables are missing they are made first.
 
     Of a step that fails with a PersonaHubError the answers that it paid for are kept, and so is a record of what they
     cost, with no rows.
@@ -279,6 +309,8 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
         context = _as_recorded(context, step, context.calls.replay)
     try:
         with context.progress.watch(step, lambda: _spark_tasks(context.spark)):
+            if not context.store.dry_run and step != "create_tables" and not context.store.is_complete():
+                make_tables(context)
             result = run(context)
         accounted = sum(result.outcomes.values())
         if accounted != result.rows_in:
@@ -321,9 +353,7 @@ def main_steps(
     with exit_code():
         settings = settings_module.load(arguments.conf, arguments.set)
         chosen = steps(settings)
-        for step in chosen:
-            settings.endpoints_of(step)  # a model that is not set shows before the first step spends anything
-        context = open_context(settings, dry_run=arguments.dry_run)
+        context = open_context(settings, chosen, dry_run=arguments.dry_run)
         if arguments.dry_run:
             context.progress.say("dry run: nothing is asked, nothing is written")
         results = run_steps(context, chosen)
@@ -360,9 +390,10 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def exit_code() -> Iterator[None]:
-    """Turn what a user can mend into one sentence and exit code 2."""
+    """Turn what a user can mend into one sentence and exit code 2; see ``endings`` for signals."""
     try:
-        yield
+        with endings.by_signals():
+            yield
     except PersonaHubError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -377,7 +408,7 @@ def exit_code() -> Iterator[None]:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; what was answered so far is kept, run again to go on", file=sys.stderr)
+        print(endings.SENTENCE, file=sys.stderr)
         sys.exit(130)
 
 
@@ -405,11 +436,6 @@ def now() -> datetime:
 
 def _added_up(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}
-
-
-def _is_one_process(master: str) -> bool:
-    """Not so is ``local-cluster``."""
-    return re.match(r"local(\[|$)", master) is not None
 
 
 def _refuse_speculation(conf: SparkConf) -> None:
@@ -452,8 +478,40 @@ def _as_recorded(context: Context, step: str, replay: str) -> Context:
 
 
 def _end(spark: SparkSession) -> None:
-    with suppress(Exception):  # of a JVM that is gone
+    with endings.by_signals(), suppress(Exception):  # of a JVM that is gone
         spark.stop()
+
+
+def _end_java() -> None:
+    """End the JVM that this process started, before the folder with its temporary files goes."""
+    process = getattr(SparkContext._gateway, "proc", None)
+    if process is None or process.poll() is not None:
+        return
+    with endings.by_signals():
+        process.stdin.close()
+        try:
+            process.wait(JVM_ENDS_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _own_local_folders(options: dict[str, str]) -> None:
+    """Let Spark's local files lie in folders that go with this process, also where the user says on which disks."""
+    # Where nobody says, they are Java's temporary files.
+    if disks := os.environ.get("SPARK_LOCAL_DIRS"):
+        os.environ["SPARK_LOCAL_DIRS"] = _run_folders(disks)
+    if disks := options.get("spark.local.dir"):
+        options["spark.local.dir"] = _run_folders(disks)
+
+
+def _run_folders(disks: str) -> str:
+    """A run's folder on each of ``disks``, which are made where they are missing."""
+    found = []
+    for disk in disks.split(","):
+        os.makedirs(disk, exist_ok=True)
+        found.append(str(endings.run_folder(disk)))
+    return ",".join(found)
 
 
 def _lost(context: Context) -> Spend:
@@ -521,7 +579,7 @@ def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
         )
         ivy = next(Path(pyspark.__file__).parent.glob("jars/ivy-*.jar"))
         command = [
-            java(), "-jar", str(ivy), "-settings", ivy_settings or str(root / "settings.xml"),
+            java(), NO_TRACE, "-jar", str(ivy), "-settings", ivy_settings or str(root / "settings.xml"),
             "-cache", str(root / "cache"),
             "-ivy", str(root / "ivy.xml"), "-retrieve",
             f"{root}/jars/[organisation]_[artifact]-[revision](-[classifier]).[ext]", "-types", "jar", "bundle",
@@ -547,10 +605,8 @@ def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
 
 @functools.cache
 def _shipped() -> Path:
-    """The package's zip, in a folder of this process that goes with it: nobody else can put another one there."""
-    folder = Path(tempfile.mkdtemp(prefix="personahub-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return package_zip(folder / f"personahub_spark-{code_version()}.zip")
+    """The package's zip, in a folder of this process: nobody else can put another one there."""
+    return package_zip(endings.run_folder() / f"personahub_spark-{code_version()}.zip")
 
 
 def _package_files() -> Iterator[tuple[str, bytes]]:
@@ -560,7 +616,7 @@ def _package_files() -> Iterator[tuple[str, bytes]]:
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
             if entry.is_dir():
                 yield from walk(entry, f"{inside}{entry.name}/")
-            elif entry.name.endswith((".py", ".sql", ".txt")):
+            elif entry.name.endswith((".py", ".sql", ".txt", ".yaml")):
                 yield inside + entry.name, entry.read_bytes()
 
     return walk(resources.files("personahub_spark"), "")

@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from decimal import Decimal
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -80,6 +81,11 @@ class SparkSettings(_Group):
     spark_nlp: bool = Field(default=False, description="load the Spark NLP jars too")
     ivy_settings: str | None = Field(default=None, description="an Ivy settings file, for a mirror of your own")
     conf: dict[str, str] = Field(default_factory=dict, description="more Spark settings, as they are")
+
+    @property
+    def is_one_process(self) -> bool:
+        """Whether Spark is one process of this machine."""
+        return is_one_process(self.conf.get("spark.master", self.master))
 
 
 class Address(_Group):
@@ -152,6 +158,9 @@ class CallSettings(_Group):
     wave_rows: int = Field(default=200_000, ge=1, description="requests between two commits to the ledger")
     outage_limit_s: float = Field(
         default=3600.0, gt=0, description="an outage of all addresses that is longer puts its requests off"
+    )
+    check_endpoints: bool = Field(
+        default=True, description="look at each address's list of models before Spark starts: one request, no cost"
     )
     replay: str | None = Field(
         default=None, description="folder of a recorded ledger to answer from; nothing is sent, a miss is an error"
@@ -481,7 +490,7 @@ class Settings(_Group):
     profiles: ProfileSettings = ProfileSettings()
     synthesis: list[SynthesisSettings] = Field(default_factory=list)
     pipeline: PipelineSettings = PipelineSettings()
-    prices: str | None = Field(default=None, description="price file; null: prices.yaml beside the settings file")
+    prices: str | None = Field(default=None, description="price file of your own; null: the package's prices.yaml")
 
     def endpoint(self, name: str) -> Endpoint:
         """The endpoint called ``name`` under ``models``; SettingsError when there is none."""
@@ -490,8 +499,8 @@ class Settings(_Group):
             raise SettingsError(f"models.{name} is not set (models here: {known}); add it to the settings file")
         return self.models[name]
 
-    def endpoints_of(self, step: str) -> list[Endpoint]:
-        """The endpoints that ``step`` asks; SettingsError when one of them is not set."""
+    def models_of(self, step: str) -> list[str]:
+        """Names under ``models`` of the endpoints that ``step`` asks."""
         asked = {
             "extract_personas": [self.personas.model],
             "expand_personas": [self.expansion.model],
@@ -500,12 +509,17 @@ class Settings(_Group):
         }
         if self.embedding.by == "endpoint":
             asked["embed_personas"] = [self.embedding.model]
-        return [self.endpoint(name) for name in asked.get(step, [])]
+        return asked.get(step, [])
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when any setting does."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def is_one_process(master: str) -> bool:
+    """Whether executors of this Spark master live in the process of its driver; not so those of ``local-cluster``."""
+    return re.match(r"local(\[|$)", master) is not None
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Settings:
@@ -525,8 +539,6 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Settings:
         raise SettingsError(f"settings file {file} must hold keys and values, found {type(raw).__name__}")
     for override in overrides or []:
         _put(raw, override)
-    if raw.get("prices") is None:
-        raw["prices"] = str(file.parent / "prices.yaml")
     return validate(raw)
 
 
@@ -538,9 +550,10 @@ def validate(raw: dict[str, Any]) -> Settings:
         raise SettingsError(_explain(error)) from None
 
 
-def load_prices(path: str | Path) -> dict[str, Price]:
-    """Prices by model name; an absent file is an error, an absent model is not (its cost is unknown)."""
-    file = Path(path)
+def load_prices(path: str | Path | None) -> dict[str, Price]:
+    """Prices by model name, of the package where ``path`` is None; an absent file is an error, an absent model is not
+    (its cost is unknown)."""
+    file = resources.files("personahub_spark") / "prices.yaml" if path is None else Path(path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         return {str(name): Price.model_validate(price) for name, price in dict(raw).items()}

@@ -545,6 +545,16 @@ class Store:
         """Names of the tables that are there."""
         return [table.name for table in TABLES if self._exists(table)]
 
+    def is_complete(self) -> bool:
+        """Whether no table is missing; where they lie in folders of their own, that is seen without Spark."""
+        if self._root is None:
+            return len(self.existing()) == len(TABLES)
+        logs = (f"{self._root}/{table.name}/_delta_log" for table in TABLES)
+        try:
+            return all(files.names(log) for log in logs)
+        except PersonaHubError:  # a file system that Python does not know
+            return len(self.existing()) == len(TABLES)
+
     def create(self) -> list[str]:
         """Make the tables that are missing; names of those that were made.
 
@@ -759,7 +769,8 @@ class Store:
             if error.getErrorClass() not in _ABSENT:
                 raise
             raise MissingTableError(
-                f"table {table.name} does not exist in {place}; run jobs/create_tables.py with the same settings first"
+                f"table {table.name} does not exist in {place}; run a step with these settings, which makes the tables "
+                "(jobs/run_pipeline.py runs all), or set store.root to where they are"
             ) from None
         missing = [column.name for column in table.schema if column.name not in rows.columns]
         if missing:

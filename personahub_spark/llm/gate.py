@@ -52,6 +52,8 @@ MAX_LINE = 1 << 20
 # Free calls are told of together; the breaker waits longer than this for successes.
 REPORT_S = 0.1
 HANDSHAKE_S = 10.0
+# Tasks of a program that is told to end have so long to write down what they have, and calls under way to come back.
+ENDED_S = 1.5
 # The rates of GateState are over so many whole seconds.
 RATE_S = 10
 
@@ -174,6 +176,12 @@ class Gate:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.stop("somebody ended the program")
+            give_up = time.monotonic() + ENDED_S
+            while self._on_loop(lambda: len(self._connections)) and time.monotonic() < give_up:
+                time.sleep(0.05)
+
         async def close() -> None:
             self._server.close()
             for connection in list(self._connections):

@@ -160,7 +160,10 @@ def serve(
     environment = os.environ | {"PERSONAHUB_CACHE": str(cache)}
     with log_path.open("wb") as log:
         # The pipe is never written to: it ends when this process does, however it dies, and the server with it.
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
+        # Ctrl-C in a terminal is for this process, which may have calls to end before the server goes.
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
     try:
         _wait_until_up(server, port, log_path)
         yield f"http://127.0.0.1:{port}/v1"

@@ -155,7 +155,6 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     # the notebook tells the same
     conf = tmp_path / "conf.yaml"
     conf.write_text(yaml.safe_dump(pipeline.settings.model_dump(mode="json")), encoding="utf-8")
-    (tmp_path / "prices.yaml").write_text("")
     monkeypatch.setenv("PERSONAHUB_CONF", str(conf))
     told: dict[str, Any] = {}
     for cell in json.loads((ROOT / "notebooks" / "first_look.ipynb").read_text(encoding="utf-8"))["cells"]:
@@ -412,7 +411,6 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
             "documents": {"paths": [str(root / "in" / "documents")]},
             "personas": {"language": None},
             "synthesis": [{}],
-            "prices": str(ROOT / "conf" / "prices.yaml"),
         }
         (root / "conf.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
         seen = Alone(Store(spark, settings.validate(raw).store))

@@ -39,7 +39,6 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     chosen = make_settings(prices=None)
     raw: dict[str, Any] = chosen.model_dump(mode="json")
     raw["pipeline"]["steps"] = ["create_tables", "ingest_documents", "extract_personas", "dedup_surface"]
-    raw["prices"] = str(ROOT / "conf" / "prices.yaml")
     conf = tmp_path / "conf.yaml"
     conf.write_text(yaml.safe_dump(raw), encoding="utf-8")
     # A Python that does not know this checkout, as on another machine: the editable install's hook is left out.

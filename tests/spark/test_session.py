@@ -134,7 +134,6 @@ def test_managed_tables_of_a_hive_catalog_are_there_in_the_next_session(tmp_path
     conf["spark.sql.shuffle.partitions"] = "2"
     raw = {"store": {"root": None, "state": str(tmp_path / "state")}, "spark": {"master": "local[2]", "conf": conf}}
     (tmp_path / "conf.yaml").write_text(yaml.safe_dump(raw))
-    (tmp_path / "prices.yaml").write_text("")
     said = [job(tmp_path, "create_tables.py", "--conf", "conf.yaml") for _ in range(2)]
     assert [done.returncode for done in said] == [0, 0], said[0].stderr
     tables = len(TABLES)
@@ -149,7 +148,6 @@ def test_java_options_of_the_settings_are_added_to_ours(spark: SparkSession) -> 
 
 def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "conf.yaml").write_text(yaml.safe_dump({"spark": {"master": "local[2]"}}))
-    (tmp_path / "prices.yaml").write_text("")
     done = job(tmp_path, "create_tables.py", "--conf", "conf.yaml", "--set", "store.root=/proc/store")
     assert done.returncode == 2
     assert done.stderr.startswith("error: a disk is full or cannot be written (") and "/proc/store" in done.stderr
@@ -168,7 +166,6 @@ def test_calls_put_off_end_a_job_with_code_3_but_not_a_dry_run(
     conf = tmp_path / "conf.yaml"
     kept = {"spark.sql.shuffle.partitions": spark.conf.get("spark.sql.shuffle.partitions")}
     conf.write_text(yaml.safe_dump({"store": {"root": str(tmp_path)}, "spark": {"master": "local[2]", "conf": kept}}))
-    (tmp_path / "prices.yaml").write_text("")
 
     def run(context: Context) -> StepResult:
         assert context.spark is not None
@@ -185,7 +182,6 @@ def test_calls_put_off_end_a_job_with_code_3_but_not_a_dry_run(
 def test_speculation_is_refused_also_where_spark_submit_turned_it_on(tmp_path: Path) -> None:
     conf = tmp_path / "conf.yaml"
     conf.write_text(yaml.safe_dump({"store": {"root": str(tmp_path / "store")}}))
-    (tmp_path / "prices.yaml").write_text("")
     done = subprocess.run(
         [
             str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local[1]",

@@ -12,11 +12,14 @@ ROOT = Path(__file__).parent.parent.parent
 
 # Lowest first; a module or package may import what is in a lower row, and a package itself.
 LAYERS = (
-    ("errors", "python_daemon"),
+    ("errors", "python_daemon", "endings"),
     ("text", "settings", "progress", "files"),
     ("llm",),
     ("tables", "wal", "inputs"),
-    ("tasks", "filters", "embeddings", "dedup", "documents", "imports", "lineage", "withdrawals", "releases"),
+    (
+        *("tasks", "filters", "embeddings", "dedup", "documents", "imports", "lineage", "withdrawals", "releases"),
+        "preflight",
+    ),
     ("session", "ledger", "reports"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -30,12 +33,13 @@ LLM = {
     "failures": 3,
     "limits": 4,
     "transport": 4,
+    "probe": 5,
     "gate": 5,
     "client": 6,
     "batches": 6,
 }
 LLM |= {"fake": 2, "local_models": 0}
-PLAIN = ("errors", "text", "settings", "progress", "files", "wal", "llm", "tasks")
+PLAIN = ("errors", "endings", "text", "settings", "progress", "files", "wal", "llm", "tasks")
 SPARK_SIDE_OF_TASKS = "tasks/frames.py"
 
 

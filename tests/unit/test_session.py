@@ -37,7 +37,7 @@ NEEDED = {
 
 # Stands for java: says its version; as Ivy it leaves a mark and the jars named, or fails while $OFFLINE exists.
 FAKE_JAVA = """#!/bin/bash
-if [ "$1" = -version ]; then echo '{said}' >&2; exit 0; fi
+if [[ " $* " = *" -version "* ]]; then echo '{said}' >&2; exit 0; fi
 echo call >> {folder}/calls
 [ -e {folder}/offline ] && {{ echo 'SERVER ERROR: no route to host' ; exit 1; }}
 while [ $# -gt 0 ]; do [ "$1" = -retrieve ] && pattern=$2; shift; done
@@ -234,7 +234,7 @@ def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
     archive = session.package_zip(tmp_path / "package.zip")
     shipped = {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("__init__.py")}
     package = ROOT / "personahub_spark"
-    wanted = [file for kind in ("py", "sql", "txt") for file in package.rglob(f"*.{kind}")]
+    wanted = [file for kind in ("py", "sql", "txt", "yaml") for file in package.rglob(f"*.{kind}")]
     assert shipped == {str(file.relative_to(ROOT)) for file in wanted if file.name != "__init__.py"}
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

@@ -194,11 +194,12 @@ def test_an_override_without_a_value_is_not_repeated_where_models_are(tmp_path: 
 def test_the_models_that_a_step_asks_are_looked_up_by_step() -> None:
     asked = {"personas": {"model": "a"}, "profiles": {"model": "a"}, "synthesis": [{"model": "a"}, {}]}
     settings = validate({"models": {"a": ENDPOINT}, **asked})
-    assert settings.endpoints_of("ingest_documents") == []
+    assert settings.models_of("ingest_documents") == []
     for step in ("extract_personas", "write_profiles"):
-        assert settings.endpoints_of(step) == [settings.models["a"]]
+        assert settings.models_of(step) == ["a"]
+    assert settings.models_of("synthesize") == ["a", "default"]
     with pytest.raises(SettingsError, match=re.escape("models.default is not set (models here: a)")):
-        settings.endpoints_of("synthesize")
+        settings.endpoint("default")
 
 
 def test_a_missing_endpoint_names_the_known_ones() -> None:
@@ -232,12 +233,15 @@ def test_the_addresses_of_a_model_are_its_own_and_the_others() -> None:
 # --- files and overrides
 
 
-def test_an_empty_file_is_all_defaults_with_prices_beside_it(tmp_path: Path) -> None:
+def test_an_empty_file_is_all_defaults_with_the_prices_of_the_package(tmp_path: Path) -> None:
     file = tmp_path / "empty.yaml"
     file.write_text("")
-    assert load(file).prices == str(tmp_path / "prices.yaml")
-    file.write_text("prices: elsewhere.yaml")
-    assert load(file).prices == "elsewhere.yaml"
+    assert load(file).prices is None
+    assert load_prices(None)["gpt-4o-mini"].output == Decimal("0.6")
+    own = tmp_path / "own.yaml"
+    own.write_text("mine: {input: 1, output: 2}")
+    file.write_text(f"prices: {own}")
+    assert load_prices(load(file).prices).keys() == {"mine"}
 
 
 @pytest.mark.parametrize(
@@ -326,7 +330,6 @@ def test_the_shipped_files_load_and_state_every_setting_there_is() -> None:
 def test_the_shipped_models_have_prices() -> None:
     for name in ("local.yaml", "cluster.yaml"):
         settings = load(CONF / name)
-        assert settings.prices is not None
         assert {endpoint.model for endpoint in settings.models.values()} <= load_prices(settings.prices).keys()
 
 

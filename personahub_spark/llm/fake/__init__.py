@@ -2,9 +2,9 @@
 
 ``python -m personahub_spark.llm.fake --port 0`` prints its base URL when it is ready; ``FakeEndpoint`` runs it as a
 process of its own, of which there may be several. It serves ``POST /v1/chat/completions``, ``POST /v1/embeddings``,
-``GET /v1/models``, files and batches (``/v1/files``, ``/v1/batches``), and for tests ``GET /_counts``,
-``POST /_script`` and ``POST /_reset``. The model of every reply is ``fake/…``, so its rows say what they are. A token
-is a word between spaces.
+``GET /v1/models`` (none is listed, for it takes any name), files and batches (``/v1/files``, ``/v1/batches``), and for
+tests ``GET /_counts``, ``POST /_script`` and ``POST /_reset``. The model of every reply is ``fake/…``, so its rows say
+what they are. A token is a word between spaces.
 
 A script is a list of rules; the first that matches decides, and without one the reply follows from the request alone.
 

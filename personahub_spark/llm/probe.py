@@ -1,0 +1,79 @@
+"""One request for an endpoint's list of models, which costs nothing: is it there, is the key right, the model known?"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from difflib import get_close_matches
+
+import httpx2
+
+from personahub_spark.llm.failures import Failure, StatusError, UnreachableError, classify
+from personahub_spark.llm.transport import proxy_for, trusted_certificates
+from personahub_spark.settings import Address, Endpoint
+
+ANSWERS_S = 10.0
+_LIST_BYTES = 8 * 2**20
+_RIGHTS = ("scope", "permission")
+
+
+def look(endpoint: Endpoint, address: Address, *, key: str | None) -> Failure | None:
+    """What is wrong at ``address``; None where nothing is, or the server does not say.
+
+    Many servers have no such list, or show it to other keys than those that may ask: of their replies only a 401 and a
+    list without the model tell something. Kinds as of a call: ``retry`` is a server that could not be reached, ``run``
+    what no waiting mends. Raises PersonaHubError where the environment names an unusable proxy or certificates.
+    """
+    url = f"{address.base_url.rstrip('/')}/models"
+    proxy = proxy_for(url)
+    secure = any(each is not None and each.startswith("https:") for each in (url, proxy))
+    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    give_up = time.monotonic() + ANSWERS_S
+    body = b""
+    try:
+        with (
+            httpx2.Client(
+                proxy=proxy, verify=trusted_certificates() if secure else False, trust_env=False, timeout=ANSWERS_S
+            ) as client,
+            client.stream("GET", url, headers=headers) as reply,
+        ):
+            for piece in reply.iter_bytes():
+                body += piece
+                if len(body) > _LIST_BYTES or time.monotonic() > give_up:
+                    return None
+    except (httpx2.HTTPError, OSError) as error:
+        unreachable = UnreachableError()
+        unreachable.__cause__ = error
+        return classify(unreachable, endpoint, address, secret=key)
+    if reply.status_code == 401 and address.api_key_credential is None:
+        if any(word in body.decode(errors="replace").lower() for word in _RIGHTS):
+            return None  # a key that may ask, but not see the list
+        return classify(StatusError(401, body), endpoint, address, secret=key)
+    listed = _listed(body) if reply.status_code == 200 else []
+    if listed and not _is_listed(endpoint.model, listed):
+        near = get_close_matches(endpoint.model, listed, n=3, cutoff=0.5) or sorted(listed)[:3]
+        said = f"the server lists no model {endpoint.model}; it has {', '.join(near)}"
+        return Failure("run", "unknown_model", f"{said}{', …' if len(listed) > len(near) else ''}")
+    return None
+
+
+def _listed(body: bytes) -> list[str]:
+    """Names in a list of models, as OpenAI's or a bare one; none where it is no such list."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return []
+    models = found.get("data") if isinstance(found, dict) else found
+    names = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+    return [name for name in names if isinstance(name, str)]
+
+
+def _is_listed(model: str, listed: Collection[str]) -> bool:
+    """Servers take more names than they list: without a tag, with a way to serve it, below a folder, by a pattern."""
+    for name in listed:
+        if model in (name, name.removesuffix(":latest"), name.rpartition("/")[2]) or model.partition(":")[0] == name:
+            return True
+        if name.endswith("*") and model.startswith(name[:-1]):
+            return True
+    return False

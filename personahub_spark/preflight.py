@@ -1,0 +1,174 @@
+"""What can be found wrong before Spark starts, which takes long, and before anything is spent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from personahub_spark.errors import PersonaHubError, SettingsError
+from personahub_spark.llm import probe
+from personahub_spark.llm.client import key_of
+from personahub_spark.llm.failures import Failure
+from personahub_spark.llm.gate import NotAdmitted
+from personahub_spark.settings import Endpoint, Settings
+from personahub_spark.tables import LLM_CALLS
+
+log = logging.getLogger(__name__)
+
+SWITCH = "calls.check_endpoints: false leaves this look at the list of models out"
+
+
+def check(settings: Settings, steps: Collection[str], *, dry_run: bool = False) -> Callable[[], None]:
+    """Look at what ``steps`` need: models, their keys and servers, inputs, a store that can be written.
+
+    PersonaHubError says what the first of them lacks. A server that cannot be reached is only warned of where answers
+    are stored already, for there may be nothing left to ask: call what comes back before the first question, and it
+    looks again. Of Spark on other machines, whose files and variables are not those of this one, less is known.
+    """
+    asked = {name: settings.endpoint(name) for step in steps for name in settings.models_of(step)}
+    here = _is_here(settings)
+    if here:
+        _check_inputs(settings, steps)
+        if steps and not dry_run:
+            for place in filter(None, (settings.store.root, settings.store.state_root)):
+                _check_writable(place)
+    if dry_run or settings.calls.replay is not None:
+        return lambda: None
+    keys = {name: _keys(name, endpoint, here=here) for name, endpoint in asked.items()}
+    if not settings.calls.check_endpoints:
+        return lambda: None
+    faults = [fault for name in asked if (fault := _unreachable(name, asked[name], keys[name]))]
+    if faults and here and not _may_have_answers(settings):
+        raise PersonaHubError(faults[0])
+    for fault in faults:
+        log.warning(fault)
+
+    def look_again() -> None:
+        still = [fault for name in asked if (fault := _unreachable(name, asked[name], keys[name]))]
+        if faults and still and here:
+            raise PersonaHubError(still[0])
+
+    return look_again if faults else lambda: None
+
+
+def _is_here(settings: Settings) -> bool:
+    """Whether Spark's tasks and files are this machine's."""
+    elsewhere = "PYSPARK_GATEWAY_PORT" in os.environ or "HADOOP_CONF_DIR" in os.environ
+    return not elsewhere and settings.spark.is_one_process and "spark.hadoop.fs.defaultFS" not in settings.spark.conf
+
+
+def _keys(name: str, endpoint: Endpoint, *, here: bool) -> list[str | None]:
+    """The key of each address, as far as it can be had without Spark."""
+    keys: list[str | None] = []
+    for address in endpoint.addresses:
+        try:
+            keys.append(None if address.api_key_credential is not None else key_of(address, None))
+        except NotAdmitted as refusal:
+            if here:
+                raise PersonaHubError(f"models.{name}: {refusal.failure.message}") from None
+            keys.append(None)
+    return keys
+
+
+def _unreachable(name: str, endpoint: Endpoint, keys: Sequence[str | None]) -> str | None:
+    """Why the model cannot be reached at any address; PersonaHubError where what an address says is final."""
+    faults: list[str] = []
+    for address, key in zip(endpoint.addresses, keys, strict=True):
+        wants_key = any((address.api_key_env, address.api_key_file, address.api_key_credential))
+        if wants_key and key is None:  # nobody here knows what the server would say to it
+            continue
+        fault: Failure | None = probe.look(endpoint, address, key=key)
+        if fault is None:
+            continue
+        said = f"models.{name} at {address.base_url}: {fault.message}"
+        if fault.kind == "run":
+            raise PersonaHubError(f"{said}; {SWITCH}")
+        faults.append(f"{said}; start the server or mend base_url ({SWITCH})")
+    return faults[0] if len(faults) == len(endpoint.addresses) else None
+
+
+def _may_have_answers(settings: Settings) -> bool:
+    if settings.store.root is None or urlsplit(settings.store.root).scheme:
+        return True
+    rows = Path(settings.store.root, LLM_CALLS.name).glob("*.parquet")
+    in_log = Path(settings.store.state_root, "plans").glob("*/shards/*/*.parquet")
+    return any(rows) or any(in_log)
+
+
+def _check_writable(place: str) -> None:
+    """PersonaHubError where no file can be written in the folder ``place``; leaves nothing there."""
+    path = _local(place)
+    if path is None:
+        return
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise PersonaHubError(
+            f"a disk is full or cannot be written ({path}: {error.strerror or error}); free some space, or name "
+            "another place: store.root and store.state in the settings"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):  # somebody uses it already
+            for folder in made:
+                folder.rmdir()
+
+
+def _check_inputs(settings: Settings, steps: Collection[str]) -> None:
+    if "ingest_documents" in steps:
+        _check_paths("documents", settings.documents.paths)
+    if "import_personas" in steps:
+        for number, entry in enumerate(settings.imports):
+            _check_paths(f"imports.{number}", entry.paths)
+
+
+def _check_paths(setting: str, paths: Sequence[str]) -> None:
+    """SettingsError where ``paths`` of this machine do not exist, or hold nothing at all."""
+    if not paths:
+        raise SettingsError(f"{setting}.paths is empty; name the files or folders to read")
+    sizes: list[int] = []
+    for path in map(_local, paths):
+        if path is None:
+            return
+        if not path.exists():
+            raise SettingsError(f"{setting}.paths: {path} does not exist; name files or folders that do")
+        try:
+            sizes += _sizes(path)
+        except OSError as error:
+            raise SettingsError(f"{setting}.paths: {error.filename} cannot be read ({error.strerror})") from None
+    named = ", ".join(paths)
+    if not sizes:
+        raise SettingsError(f"{setting}.paths: there is no file in {named}; put some there, or name another folder")
+    if not any(sizes):
+        raise SettingsError(f"{setting}.paths: every file in {named} is empty; there is nothing to read")
+
+
+def _sizes(path: Path) -> list[int]:
+    """Sizes in bytes of a file, or of all files below a folder that Spark would look at."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    if path.is_file():
+        with path.open("rb"):
+            return [path.stat().st_size]
+    sizes = []
+    for folder, inside, names in os.walk(path, onerror=refuse, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith((".", "_"))]
+        sizes += [os.stat(os.path.join(folder, name)).st_size for name in names if not name.startswith((".", "_"))]
+    return sizes
+
+
+def _local(place: str) -> Path | None:
+    """``place`` on this machine's file system; None where it is elsewhere."""
+    parts = urlsplit(place)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return None if parts.scheme else Path(os.path.abspath(place))

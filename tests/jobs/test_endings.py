@@ -1,0 +1,105 @@
+"""Ctrl-C and SIGTERM end a real pipeline: while it asks, while it commits, while it deduplicates."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from personahub_spark import endings
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.settings import Settings
+from tests.processes import descendants
+
+ROOT = Path(__file__).parent.parent.parent
+HANGING_S = 300.0
+"""No verdict hangs on how fast this machine is: so long means that nothing will come any more."""
+PERSONA = {"match": "<document>", "reply": '{"persona": "A hydrologist with {number} gauges in the hills"}'}
+
+
+class Run:
+    """The pipeline as a program in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, conf: Path, folder: Path) -> None:
+        self.folder = folder
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        self.said = folder / "said"
+        command = [sys.executable, str(ROOT / "jobs" / "run_pipeline.py"), "--conf", str(conf)]
+        with self.said.open("w") as said:
+            self.process = subprocess.Popen(
+                command, cwd=folder, stdout=said, stderr=said, start_new_session=True,
+                env={**os.environ, "TMPDIR": str(self.temporary)},
+            )  # fmt: skip
+
+    def wait_until(self, happened: Callable[[], object]) -> None:
+        give_up = time.monotonic() + HANGING_S
+        while not happened():
+            assert self.process.poll() is None and time.monotonic() < give_up, self.said.read_text()
+            time.sleep(0.01)
+
+    def end(self, number: signal.Signals, *, group: bool) -> None:
+        """Send the signal; what is left must be nothing but one sentence."""
+        below = descendants(self.process.pid, "")
+        assert below
+        before = self.said.read_text()
+        began = time.monotonic()
+        (os.killpg if group else os.kill)(self.process.pid, number)
+        code = self.process.wait(HANGING_S)
+        print(f"ended by {number.name} after {time.monotonic() - began:.2f} s")
+        assert code == 128 + number, self.said.read_text()
+        assert self.said.read_text() == f"{before}{endings.SENTENCE}\n"
+        assert not [pid for pid in below if _is_alive(pid)]
+        assert [path for path in self.temporary.rglob("*") if path.is_file()] == []
+        assert {path.name for path in self.temporary.iterdir()} <= {f"personahub-{os.getuid()}"}
+
+
+def test_signals_end_a_pipeline_at_once_and_the_next_run_asks_again_only_what_was_in_flight(
+    make_settings: Callable[..., Settings], endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "documents").mkdir()
+    texts = [json.dumps({"text": f"Notes number {n} on river gauges and floods."}) for n in range(100, 116)]
+    (tmp_path / "documents" / "a.jsonl").write_text("\n".join(texts))
+    personas = [json.dumps({"persona": f"A clerk who files report {n} of the harbour"}) for n in range(500)]
+    (tmp_path / "personas.jsonl").write_text("\n".join(personas))
+    raw = make_settings().model_dump(mode="json")
+    raw["models"]["default"].update(in_flight=16, workers=2, timeout_s=600, deadline_s=600)
+    raw["imports"] = [{"paths": [str(tmp_path / "personas.jsonl")], "source": "harbour"}]
+    raw["pipeline"]["steps"] = ["ingest_documents", "extract_personas", "import_personas", "dedup_surface"]
+    raw["store"]["root"] = str(tmp_path / "store")
+    conf = tmp_path / "my.yaml"
+    conf.write_text(yaml.safe_dump(raw))
+
+    endpoint.set_script([{"match": "number 10[0-3]", "fault": "hang"}, PERSONA])
+    asking = Run(conf, tmp_path)
+    asking.wait_until(lambda: (c := endpoint.counts())["billed"] == 12 and c["requests"] == 16)
+    asking.end(signal.SIGINT, group=True)
+    assert endpoint.counts()["requests"] == 16
+
+    endpoint.set_script([PERSONA])
+    committing = Run(conf, tmp_path)
+    begun = Path(tmp_path / "store" / "_state" / "plans")
+    committing.wait_until(lambda: endpoint.counts()["requests"] == 20)  # those in flight, and no other
+    committing.wait_until(lambda: len([*begun.glob("*/commits/*.begun")]) == 2)  # the first is of what was kept
+    committing.end(signal.SIGTERM, group=True)
+    assert endpoint.counts()["billed"] == endpoint.counts()["distinct"] == 16
+
+    deduplicating = Run(conf, tmp_path)
+    deduplicating.wait_until(lambda: "import_personas: 500 in" in deduplicating.said.read_text())
+    deduplicating.end(signal.SIGINT, group=False)
+    assert endpoint.counts()["requests"] == 20
+    assert "extract_personas: 16 in = 0 done before + 16 read" in deduplicating.said.read_text()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,153 @@
+"""How a program ends that a signal tells to end, and what it leaves in the temporary folder. No Spark in here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from personahub_spark import endings
+
+SENTENCE = "stopped; what was answered so far is kept, run again to go on\n"
+HANGING_S = 120.0
+"""No verdict hangs on how fast this machine is: so long means that nothing will come any more."""
+
+
+def program(folder: Path, inside: str, *, ignored: tuple[signal.Signals, ...] = ()) -> subprocess.Popen[str]:
+    """A program that runs ``inside`` as jobs run, with its temporary files in ``folder``; it has said that it is up."""
+    code = (
+        "import os, sys, time, subprocess, hashlib\n"
+        "from personahub_spark import endings\nfrom personahub_spark.session import exit_code\n"
+        "with exit_code():\n    endings.run_folder().joinpath('file').touch()\n"
+        + "".join(f"    {line}\n" for line in inside.splitlines())
+    )
+
+    def ignore() -> None:
+        for number in endings.SIGNALS:
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+    folder.mkdir(exist_ok=True)
+    started = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=ignore,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )  # fmt: skip
+    assert started.stdout is not None
+    assert started.stdout.readline() == "up\n", started.communicate()[1]
+    return started
+
+
+def ended(started: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, said = started.communicate(timeout=HANGING_S)
+    return started.returncode, out, said
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda one: str(one)
+)
+@pytest.mark.parametrize("whom", ["alone", "group"])
+def test_a_signal_ends_a_program_with_one_sentence_and_its_code(
+    number: signal.Signals, code: int, whom: str, tmp_path: Path
+) -> None:
+    waiting = (
+        "child = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+        "try:\n    print('up', flush=True)\n    time.sleep(1000)\n"
+        "finally:\n    print(f'left {child.pid}', flush=True)\n    print('noise', file=sys.stderr)\n    1 / 0"
+    )
+    started = program(tmp_path, waiting)
+    (os.kill if whom == "alone" else os.killpg)(started.pid, number)
+    found, out, said = ended(started)
+    assert (found, said) == (code, SENTENCE)
+    left, child = out.split()
+    assert left == "left" and not alive(int(child))  # the block was left as by an exception
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "busy",
+    [
+        "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)",  # outside Python, where no handler runs
+        "while True:\n    try:\n        time.sleep(1000)\n    except BaseException:\n        pass",
+        "import queue\ntry:\n    time.sleep(1000)\nfinally:\n    queue.Queue().get()",
+    ],
+    ids=["outside Python", "swallowed", "stuck on the way out"],
+)
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_program_that_cannot_leave_its_blocks_is_ended_where_it_is(busy: str, signals: int, tmp_path: Path) -> None:
+    started = program(tmp_path, f"print('up', flush=True)\n{busy}")
+    for _ in range(signals):
+        started.send_signal(signal.SIGINT)
+        time.sleep(endings.SAME_S + 0.1 if signals > 1 else 0)
+    found, _, said = ended(started)
+    assert (found, said) == (130, SENTENCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_that_a_program_was_started_to_ignore_are_ignored(tmp_path: Path) -> None:
+    started = program(
+        tmp_path,
+        "endings.listen_again()\nprint('up', flush=True)\ntime.sleep(2)",
+        ignored=(signal.SIGHUP, signal.SIGINT),
+    )
+    started.send_signal(signal.SIGHUP)
+    started.send_signal(signal.SIGINT)
+    assert ended(started) == (0, "", "")
+
+
+def test_whoever_takes_the_signal_from_us_gives_it_back(tmp_path: Path) -> None:
+    """PySpark takes SIGINT when Spark starts; what its handler raises is not what a user gets to see."""
+    taken = (
+        "import signal\n"
+        "def theirs(*_):\n    raise ValueError('broken call')\n"
+        "signal.signal(signal.SIGINT, theirs)\n"
+        "print('up', flush=True)\ntime.sleep(1000)"
+    )
+    started = program(tmp_path, taken)
+    started.send_signal(signal.SIGINT)
+    found, _, said = ended(started)
+    assert (found, said) == (130, SENTENCE)
+
+
+def test_handlers_are_as_they_were_after_a_block_that_nobody_ended() -> None:
+    before = [signal.getsignal(number) for number in endings.SIGNALS]
+    with endings.by_signals(), endings.by_signals():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert [signal.getsignal(number) for number in endings.SIGNALS] == before
+
+
+def test_folders_of_killed_programs_are_swept_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    folders = []
+    for _ in range(2):
+        started = program(tmp_path, "print('up', flush=True)\ntime.sleep(1000)")
+        folders.append((started, {*tmp_path.iterdir()} - {folder for _, folder in folders}))
+        folders[-1] = (started, next(iter(folders[-1][1])))  # type: ignore[assignment]
+    (killed, its), (living, other) = folders
+    killed.kill()
+    ended(killed)
+    assert its.is_dir()  # type: ignore[attr-defined]
+    started = program(tmp_path, "print('up', flush=True)")
+    assert ended(started)[0] == 0
+    assert list(tmp_path.iterdir()) == [other]
+    living.send_signal(signal.SIGTERM)
+    assert ended(living)[0] == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_has_one_folder_in_a_place_and_it_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one = endings.run_folder()
+    assert endings.run_folder() == one == endings.run_folder(str(tmp_path))
+    assert one.parent == tmp_path and one.stat().st_mode & 0o777 == 0o700
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,219 @@
+"""What is found wrong before Spark starts: models, keys, servers, inputs, the store. No Spark in here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from personahub_spark import preflight, settings
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.settings import Settings
+
+STEPS = ("ingest_documents", "extract_personas")
+KEY = "sk-test-9876543210-secret"
+
+
+@pytest.fixture
+def make(tmp_path: Path, fake: FakeEndpoint) -> Callable[..., Settings]:
+    """Settings that lack nothing; keyword arguments go over them, by group."""
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "a.txt").write_text("A text.")
+
+    def made(**groups: Any) -> Settings:
+        raw: dict[str, Any] = {
+            "store": {"root": str(tmp_path / "store")},
+            "models": {"default": {"model": "m", "base_url": fake.url}},
+            "documents": {"paths": [str(tmp_path / "documents")]},
+        }
+        for name, group in groups.items():
+            raw[name] = {**raw.get(name, {}), **group} if isinstance(group, dict) else group
+        return settings.validate(raw)
+
+    return made
+
+
+def model(**changes: Any) -> dict[str, Any]:
+    return {"default": {"model": "m", **changes}}
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+
+
+def fault(chosen: Settings, steps: tuple[str, ...] = STEPS, **how: Any) -> str:
+    with pytest.raises(PersonaHubError) as caught:
+        preflight.check(chosen, steps, **how)
+    said = str(caught.value)
+    assert "\n" not in said and KEY not in said
+    return said
+
+
+def looks(fake: FakeEndpoint) -> int:
+    return fake.counts("/v1/models")["requests"]
+
+
+def test_what_lacks_nothing_takes_one_request_and_leaves_nothing_behind(
+    make: Callable[..., Settings], fake: FakeEndpoint, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    preflight.check(make(), STEPS)()
+    assert looks(fake) == 1 and fake.counts()["requests"] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- keys and servers
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ({"api_key_env": "PERSONAHUB_NO_KEY"}, "models.default: the environment variable PERSONAHUB_NO_KEY holds no"),
+        ({"api_key_file": "/nowhere/key"}, "models.default: the file /nowhere/key holds no usable key"),
+    ],
+)
+def test_a_missing_key_is_said_before_anything_is_asked(
+    make: Callable[..., Settings], fake: FakeEndpoint, key: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSONAHUB_NO_KEY", " ")
+    chosen = make(models=model(base_url=fake.url, **key))
+    assert fault(chosen).startswith(said)
+    assert looks(fake) == 0
+    preflight.check(chosen, ("ingest_documents",))  # asks nobody
+    preflight.check(chosen, STEPS, dry_run=True)
+    elsewhere = chosen.model_copy(update={"spark": chosen.spark.model_copy(update={"master": "yarn"})})
+    preflight.check(elsewhere, STEPS)  # executors have it, perhaps
+    assert looks(fake) == 0
+
+
+def test_a_refused_key_and_a_wanted_one_are_told_apart(
+    make: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeEndpoint(key=KEY) as locked:
+        monkeypatch.setenv("PERSONAHUB_A_KEY", "sk-another-key-0123")
+        assert "(none: api_key_env is not set)" in fault(make(models=model(base_url=locked.url)))
+        refused = fault(make(models=model(base_url=locked.url, api_key_env="PERSONAHUB_A_KEY")))
+        assert "PERSONAHUB_A_KEY" in refused and "status 401" in refused and "calls.check_endpoints: false" in refused
+        assert "sk-another" not in refused
+        monkeypatch.setenv("PERSONAHUB_A_KEY", KEY)
+        preflight.check(make(models=model(base_url=locked.url, api_key_env="PERSONAHUB_A_KEY")), STEPS)
+        # Only Spark can look a credential up, so a server that wants one says nothing of it.
+        preflight.check(make(models=model(base_url=locked.url, api_key_credential="hadoop:alias")), STEPS)
+
+
+@pytest.mark.parametrize("url", ["closed port", "http://no-such-host.invalid/v1", "https://127.0.0.1:1/v1"])
+def test_a_server_that_cannot_be_reached_is_one_sentence(make: Callable[..., Settings], url: str) -> None:
+    url = closed_port() if url == "closed port" else url
+    chosen = make(models=model(base_url=url))
+    assert fault(chosen).startswith(f"models.default at {url}: ")
+    preflight.check(make(models=model(base_url=url), calls={"check_endpoints": False}), STEPS)
+    preflight.check(make(models=model(base_url=url), calls={"replay": "/a/record"}), STEPS)
+
+
+def test_where_answers_are_stored_a_server_that_is_away_counts_only_when_something_is_asked(
+    make: Callable[..., Settings], fake: FakeEndpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    ledger = tmp_path / "store" / "llm_calls"
+    ledger.mkdir(parents=True)
+    away = closed_port()
+    chosen = make(models=model(base_url=away))
+    fault(chosen)  # a ledger without a row
+    (ledger / "part-0.parquet").touch()
+    before_asking = preflight.check(chosen, STEPS)
+    assert [record.message.startswith(f"models.default at {away}: ") for record in caplog.records] == [True]
+    with pytest.raises(PersonaHubError, match=f"models.default at {away}: "):
+        before_asking()
+    with FakeEndpoint(key=KEY) as locked:  # what a server says is final, whatever is stored
+        fault(make(models=model(base_url=locked.url)))
+    (ledger / "part-0.parquet").unlink()
+    kept = tmp_path / "store" / "_state" / "plans" / "a" / "shards" / "w000000"
+    kept.mkdir(parents=True)
+    (kept / "p0.parquet").touch()  # of a run that was ended
+    preflight.check(chosen, STEPS)
+
+
+def test_one_address_of_a_model_that_works_is_enough(make: Callable[..., Settings], fake: FakeEndpoint) -> None:
+    away = closed_port()
+    preflight.check(make(models=model(base_url=away, others=[{"base_url": fake.url}])), STEPS)
+    fault(make(models=model(base_url=away, others=[{"base_url": away}])))
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, None), (405, None), (501, None), (403, None), (500, None),
+        (401, "You have insufficient permissions for this operation. Missing scopes: api.model.read"),
+        (200, "<html>"), (200, "{}"), (200, "[]"), (200, '{"data": null}'), (200, '{"data": [7, {"name": "x"}]}'),
+        (200, '{"data": [{"id": "other"}, {"id": "m"}]}'), (200, '[{"id": "m"}]'),
+        (200, '{"data": [{"id": "models/m"}]}'), (200, '{"data": [{"id": "m:latest"}]}'),
+        (200, '{"data": [{"id": "provider/*"}, {"id": "*"}]}'),
+    ],
+)  # fmt: skip
+def test_a_server_without_a_list_that_says_anything_passes(
+    make: Callable[..., Settings], fake: FakeEndpoint, status: int, body: str | None
+) -> None:
+    fake.set_script([{"path": "GET /v1/models", "status": status, **({"body": body} if body else {})}])
+    preflight.check(make(), STEPS)
+    assert looks(fake) == 1
+
+
+def test_a_model_that_is_not_listed_is_named_with_those_that_are(
+    make: Callable[..., Settings], fake: FakeEndpoint
+) -> None:
+    listed = json.dumps({"data": [{"id": name} for name in ("gpt-4o-mini", "gpt-4o", "whisper", "tts")]})
+    fake.set_script([{"path": "GET /v1/models", "body": listed}])
+    said = fault(make(models={"default": {"model": "gpt-4o-mimi", "base_url": fake.url}}))
+    assert said.startswith(f"models.default at {fake.url}: the server lists no model gpt-4o-mimi; it has gpt-4o-mini")
+    preflight.check(make(models={"default": {"model": "gpt-4o", "base_url": fake.url}}), STEPS)
+
+
+# --- inputs and the store
+
+
+def test_inputs_that_are_not_there_or_hold_nothing_are_named(make: Callable[..., Settings], tmp_path: Path) -> None:
+    empty, hidden, blank = (tmp_path / name for name in ("empty", "hidden", "blank"))
+    for folder in (empty / "within", hidden, blank):
+        folder.mkdir(parents=True)
+    (hidden / "_SUCCESS").write_text("x")
+    (hidden / ".crc").write_text("x")
+    (blank / "a.txt").touch()
+    for paths, said in (
+        ([], "documents.paths is empty; name the files"),
+        (["no/such"], f"documents.paths: {Path('no/such').absolute()} does not exist"),
+        ([str(empty)], f"documents.paths: there is no file in {empty}"),
+        ([str(hidden)], f"documents.paths: there is no file in {hidden}"),
+        ([str(blank)], f"documents.paths: every file in {blank} is empty"),
+        ([str(blank / "a.txt")], "documents.paths: every file in"),
+        ([f"file://{empty}"], "documents.paths: there is no file in"),
+    ):
+        chosen = make(documents={"paths": paths})
+        assert fault(chosen).startswith(said)
+        assert fault(chosen, dry_run=True).startswith(said)
+        preflight.check(chosen, ("extract_personas",))  # reads none of them
+    for paths in ([str(empty), str(tmp_path / "documents")], ["s3a://bucket/folder"]):
+        preflight.check(make(documents={"paths": paths}), STEPS)
+    imports = [{"paths": [str(tmp_path / "documents")], "source": "x"}, {"paths": [str(empty)], "source": "y"}]
+    assert fault(make(imports=imports), ("import_personas",)).startswith("imports.1.paths: there is no file in")
+
+
+def test_a_store_that_cannot_be_written_is_named_and_one_that_can_is_left_as_it_was(
+    make: Callable[..., Settings], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    below = {"root": str(tmp_path / "file" / "store")}
+    said = f"a disk is full or cannot be written ({tmp_path}/file/store: Not a directory)"
+    assert fault(make(store=below)).startswith(said)
+    assert "/proc/store" in fault(make(store={"root": "/proc/store"}))
+    assert "/file/state" in fault(make(store={"root": None, "state": str(tmp_path / "file" / "state")}))
+    preflight.check(make(store=below), STEPS, dry_run=True)
+    preflight.check(make(store=below), ())  # only reads
+    preflight.check(make(store={"root": str(tmp_path / "a" / "b" / "store")}), STEPS)
+    assert not (tmp_path / "a").exists()
