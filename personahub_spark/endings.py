@@ -62,6 +62,8 @@ def by_signals() -> Iterator[None]:
     wakeup = signal.set_wakeup_fd(program.wakeup.fileno(), warn_on_full_buffer=False)
     try:
         program.listen()
+        if "PYSPARK_GATEWAY_PORT" in os.environ:
+            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         try:
             yield
         finally:
@@ -89,6 +91,13 @@ def when_stopped(act: Callable[[], object]) -> None:
     """Let ``act`` be done once no process of a program that was told to end is left; it has TIDY_S."""
     if _program is not None:
         _program.last_acts.append(act)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Under ``spark-submit`` the parent is Spark: nothing is left to do without it."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)  # not raise_signal, which would not wake the main thread
 
 
 class _Program:

@@ -100,9 +100,10 @@ LAPTOP = {
 def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> SparkSession:
     """The session of these settings; the one that ``spark-submit`` prepared, where it did.
 
-    ``keeps_tables``: its catalog is to keep tables of ours, for good. A submitted session keeps the master and jars it was submitted with; ``spark.conf`` of the settings goes over its
-    other options, but for Java's, which are added to ours. Raises PersonaHubError when Java is missing or too old, jars
-    cannot be had, or the session could not keep the promise to pay once.
+    ``keeps_tables``: its catalog is to keep tables of ours, for good. A submitted session keeps the master and jars it
+    was submitted with; ``spark.conf`` of the settings goes over its other options, but for Java's, which are added to
+    ours. Raises PersonaHubError when Java is missing or too old, jars cannot be had, or the session could not keep the
+    promise to pay once.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     options = dict(ALWAYS)
@@ -273,6 +274,8 @@ def open_context(
     before_asking = preflight.check(settings, steps, dry_run=dry_run)
     spark = build(settings.spark, keeps_tables=settings.store.root is None)
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session is not ours to end
+        atexit.register(wal.tidy)
+        endings.when_stopped(wal.tidy)
         atexit.register(_end, spark)  # or a cluster takes the program for one that died
     if settings.store.root is None:
         _refuse_a_catalog_that_forgets(spark)

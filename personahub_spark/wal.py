@@ -68,6 +68,13 @@ def salvage(folder: str, schema: pa.Schema) -> None:
     """Make shards of what tasks of a run that died left in their spools on this machine."""
     for spool in _private_folder().glob(f"{_spool_name(folder)}-p*.jsonl"):
         Writer(folder, int(spool.stem.rpartition("-p")[2]), schema).close()
+    tidy()
+
+
+def tidy() -> None:
+    """Leave no folder for spools where none is left on this machine."""
+    with contextlib.suppress(OSError):
+        _private_folder().rmdir()
 
 
 class Writer:

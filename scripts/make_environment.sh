@@ -28,10 +28,8 @@ if ! "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -c 
     fail "packages could not be installed: $(grep -iE 'error' "$log" | tail -n 1 | cut -c1-200)"
 fi
 # Spark's own script looks for Spark by the python3 on PATH, which need not be this environment's.
-cat >"$folder/bin/find-spark-home" <<'SCRIPT'
-#!/usr/bin/env bash
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-export PYSPARK_DRIVER_PYTHON="${PYSPARK_DRIVER_PYTHON:-$here/python3}"
-export SPARK_HOME="${SPARK_HOME:-$("$here/python3" "$here/find_spark_home.py")}"
-SCRIPT
+printf '%s\n' '#!/usr/bin/env bash' \
+    'here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"' \
+    'export PYSPARK_DRIVER_PYTHON="${PYSPARK_DRIVER_PYTHON:-$here/python3}"' \
+    'export SPARK_HOME="${SPARK_HOME:-$("$here/python3" "$here/find_spark_home.py")}"' >"$folder/bin/find-spark-home"
 touch "$folder/ready"

@@ -111,9 +111,10 @@ def make_context(
 ) -> Callable[..., session.Context]:
     """A context on this test's store, the tables made, with a price for the test's model."""
 
-    def make(chosen: Settings | None = None, *, dry_run: bool = False) -> session.Context:
+    def make(chosen: Settings | None = None, *, dry_run: bool = False, tables: bool = True) -> session.Context:
         chosen = chosen or make_settings()
-        if not dry_run and chosen.store.root is not None and not Path(chosen.store.root).exists():
+        tables = tables and not dry_run
+        if tables and chosen.store.root is not None and not Path(chosen.store.root).exists():
             shutil.copytree(_empty_tables, chosen.store.root)
         now = session.now()
         context = session.Context(
@@ -125,7 +126,7 @@ def make_context(
             progress=Progress(),
             started_at=now,
         )
-        if not dry_run:
+        if tables:
             context.store.create()
         return context
 

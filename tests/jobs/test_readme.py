@@ -1,0 +1,56 @@
+"""What a reader of the README copies from it works as it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import run_pipeline
+
+from personahub_spark import session, settings
+from personahub_spark.llm.fake import FakeEndpoint
+from personahub_spark.session import Context
+from personahub_spark.settings import Settings
+from personahub_spark.tables import TABLES
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_settings_of_the_readme_are_complete(
+    make_context: Callable[..., Context], endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run from a folder where nothing is but texts; only the endpoint is another one."""
+    [block] = re.findall(r"```yaml\n# my\.yaml\n(.*?)```", README, re.DOTALL)
+    assert len(block.splitlines()) <= 10
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Notes on river gauges and floods. They go on.")
+    (tmp_path / "my.yaml").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    endpoint.set_script(
+        [
+            {"match": "<document>", "reply": '{"persona": "A hydrologist with gauges in the hills above a town"}'},
+            {
+                "match": "<persona>",
+                "reply": "Math problem: A gauge shows 3 m and rises by 2 m. What does it show then?",
+            },
+        ]
+    )
+    asked = [f"models.default.base_url={endpoint.url}", "models.default.api_key_env=null"]
+    chosen: Settings = settings.load("my.yaml", asked)
+    assert settings.load_prices(chosen.prices)[chosen.endpoint("default").model]
+    context = make_context(chosen, tables=False)
+    steps = [step for step in chosen.pipeline.steps if step != "create_tables"]  # any step makes what is missing
+    results = session.run_steps(context, {step: run_pipeline.STEPS[step] for step in steps})
+    assert results["synthesize"].outcomes["passed"] == 1
+    assert len(context.store.existing()) == len(TABLES)
+    assert context.store.view("problems").count() == 1
+
+
+def test_every_job_and_file_that_the_readme_names_is_there() -> None:
+    for path in set(re.findall(r"(?<![\w/.-])(?:jobs|conf|demo|docs|scripts|personahub_spark)/[\w/]+\.\w+", README)):
+        assert (ROOT / path).is_file(), path
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z]+)", README, re.MULTILINE)) <= targets
