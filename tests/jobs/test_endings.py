@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM end a real pipeline: while it asks, while it commits, while it deduplicates."""
+"""Ctrl-C and SIGTERM end a real pipeline: while Spark starts, while it asks, commits, deduplicates."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,11 +16,11 @@ import yaml
 
 from personahub_spark import endings
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.settings import Settings
+from personahub_spark.settings import Settings, load
 from tests.processes import descendants
 
 ROOT = Path(__file__).parent.parent.parent
-HANGING_S = 300.0
+HANGING_S = 1200.0
 """No verdict hangs on how fast this machine is: so long means that nothing will come any more."""
 PERSONA = {"match": "<document>", "reply": '{"persona": "A hydrologist with {number} gauges in the hills"}'}
 
@@ -35,9 +36,16 @@ class Run:
         command = [sys.executable, str(ROOT / "jobs" / "run_pipeline.py"), "--conf", str(conf)]
         with self.said.open("w") as said:
             self.process = subprocess.Popen(
-                command, cwd=folder, stdout=said, stderr=said, start_new_session=True,
+                command, cwd=folder, stdout=said, stderr=said, start_new_session=True, preexec_fn=_hear_all,
                 env={**os.environ, "TMPDIR": str(self.temporary)},
             )  # fmt: skip
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended, or a test of it has failed
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def wait_until(self, happened: Callable[[], object]) -> None:
         give_up = time.monotonic() + HANGING_S
@@ -73,29 +81,40 @@ def test_signals_end_a_pipeline_at_once_and_the_next_run_asks_again_only_what_wa
     raw["models"]["default"].update(in_flight=16, workers=2, timeout_s=600, deadline_s=600)
     raw["imports"] = [{"paths": [str(tmp_path / "personas.jsonl")], "source": "harbour"}]
     raw["pipeline"]["steps"] = ["ingest_documents", "extract_personas", "import_personas", "dedup_surface"]
-    raw["store"]["root"] = str(tmp_path / "store")
+    raw["spark"]["conf"] = load(ROOT / "conf" / "local.yaml").spark.conf
     conf = tmp_path / "my.yaml"
     conf.write_text(yaml.safe_dump(raw))
 
+    with Run(conf, tmp_path) as starting:
+        starting.wait_until(lambda: descendants(starting.process.pid, "org.apache.spark"))
+        starting.end(signal.SIGINT, group=True)
+    assert not (tmp_path / "store").exists()
+
     endpoint.set_script([{"match": "number 10[0-3]", "fault": "hang"}, PERSONA])
-    asking = Run(conf, tmp_path)
-    asking.wait_until(lambda: (c := endpoint.counts())["billed"] == 12 and c["requests"] == 16)
-    asking.end(signal.SIGINT, group=True)
+    with Run(conf, tmp_path) as asking:
+        asking.wait_until(lambda: (c := endpoint.counts())["billed"] == 12 and c["requests"] == 16)
+        asking.end(signal.SIGINT, group=True)
     assert endpoint.counts()["requests"] == 16
 
     endpoint.set_script([PERSONA])
-    committing = Run(conf, tmp_path)
-    begun = Path(tmp_path / "store" / "_state" / "plans")
-    committing.wait_until(lambda: endpoint.counts()["requests"] == 20)  # those in flight, and no other
-    committing.wait_until(lambda: len([*begun.glob("*/commits/*.begun")]) == 2)  # the first is of what was kept
-    committing.end(signal.SIGTERM, group=True)
+    plans = tmp_path / "store" / "_state" / "plans"
+    with Run(conf, tmp_path) as committing:
+        committing.wait_until(lambda: endpoint.counts()["requests"] == 20)  # those in flight, and no other
+        committing.wait_until(lambda: len([*plans.glob("*/commits/*.begun")]) == 2)  # the first is of what was kept
+        committing.end(signal.SIGTERM, group=True)
     assert endpoint.counts()["billed"] == endpoint.counts()["distinct"] == 16
 
-    deduplicating = Run(conf, tmp_path)
-    deduplicating.wait_until(lambda: "import_personas: 500 in" in deduplicating.said.read_text())
-    deduplicating.end(signal.SIGINT, group=False)
+    with Run(conf, tmp_path) as deduplicating:
+        deduplicating.wait_until(lambda: "import_personas: 500 in" in deduplicating.said.read_text())
+        deduplicating.end(signal.SIGINT, group=False)
+        assert "extract_personas: 16 in = 0 done before + 16 read" in deduplicating.said.read_text()
     assert endpoint.counts()["requests"] == 20
-    assert "extract_personas: 16 in = 0 done before + 16 read" in deduplicating.said.read_text()
+
+
+def _hear_all() -> None:
+    """Whoever runs the tests in the background of a script lets them ignore Ctrl-C."""
+    for number in endings.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _is_alive(pid: int) -> bool:
