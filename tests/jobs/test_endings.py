@@ -18,10 +18,9 @@ from personahub_spark import endings
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.settings import Settings, load
 from tests.processes import descendants
+from tests.waiting import PATIENCE_S, eventually
 
 ROOT = Path(__file__).parent.parent.parent
-HANGING_S = 1200.0
-"""No verdict hangs on how fast this machine is: so long means that nothing will come any more."""
 PERSONA = {"match": "<document>", "reply": '{"persona": "A hydrologist with {number} gauges in the hills"}'}
 
 
@@ -48,10 +47,8 @@ class Run:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def wait_until(self, happened: Callable[[], object]) -> None:
-        give_up = time.monotonic() + HANGING_S
-        while not happened():
-            assert self.process.poll() is None and time.monotonic() < give_up, self.said.read_text()
-            time.sleep(0.01)
+        assert eventually(lambda: self.process.poll() is not None or happened()), self.said.read_text()
+        assert self.process.poll() is None, self.said.read_text()
 
     def end(self, number: signal.Signals, *, group: bool) -> None:
         """Send the signal; what is left must be nothing but one sentence."""
@@ -60,7 +57,7 @@ class Run:
         before = self.said.read_text()
         began = time.monotonic()
         (os.killpg if group else os.kill)(self.process.pid, number)
-        code = self.process.wait(HANGING_S)
+        code = self.process.wait(PATIENCE_S)
         print(f"ended by {number.name} after {time.monotonic() - began:.2f} s")
         assert code == 128 + number, self.said.read_text()
         assert self.said.read_text() == f"{before}{endings.SENTENCE}\n"

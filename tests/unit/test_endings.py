@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from personahub_spark import endings
+from tests.waiting import PATIENCE_S
 
 SENTENCE = "stopped; what was answered so far is kept, run again to go on\n"
-HANGING_S = 120.0
-"""No verdict hangs on how fast this machine is: so long means that nothing will come any more."""
 
 
 def program(folder: Path, inside: str, *, ignored: tuple[signal.Signals, ...] = ()) -> subprocess.Popen[str]:
@@ -44,7 +43,7 @@ def program(folder: Path, inside: str, *, ignored: tuple[signal.Signals, ...] = 
 
 
 def ended(started: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, said = started.communicate(timeout=HANGING_S)
+    out, said = started.communicate(timeout=PATIENCE_S)
     return started.returncode, out, said
 
 
