@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic, process_time, sleep
 
+from personahub_spark.llm import client
 from personahub_spark.llm.fake import FakeEndpoint
 
 PATIENCE_S = 1200.0
@@ -53,12 +55,17 @@ class Clock:
         """Set it forward, again and again, while calls of ``fake`` hang: its counts stay the same, with some open."""
         over = threading.Event()
 
+        def look() -> dict[str, int]:
+            # A turn of the client's loop, so that a slow one does not seem to hang.
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), client._runtime().loop).result()
+            return fake.counts()
+
         def watch() -> None:
-            seen, times = fake.counts(), 0
+            seen, times = look(), 0
             while not over.wait(0.05):
-                counts = fake.counts()
+                counts = look()
                 seen, times = counts, times + 1 if counts == seen else 0
-                if counts["open"] and times >= 3:
+                if counts["open"] and times >= 5:
                     self.skip(seconds)
                     times = 0
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from personahub_spark.llm import client
 from personahub_spark.llm.fake import FakeEndpoint
-from tests.waiting import Clock
+from tests.waiting import PATIENCE_S, Clock
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,12 @@ def fake(_fake: FakeEndpoint) -> FakeEndpoint:
     _fake.set_script([])
     _fake.reset()
     return _fake
+
+
+@pytest.fixture(autouse=True)
+def _patient_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call for embeddings waits until it is full: a slow machine sends no part of it before."""
+    monkeypatch.setattr(client, "PACK_WAIT_S", PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

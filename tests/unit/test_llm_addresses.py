@@ -168,28 +168,30 @@ def test_an_outage_over_its_limit_puts_every_row_off(fake: FakeEndpoint) -> None
 
 @pytest.mark.parametrize(("max_attempts", "attempts"), [(6, 4), (4, 4), (2, 2), (1, 1)])
 def test_a_request_that_hangs_all_alone_is_put_off_after_three_more_calls_at_most(
-    fake: FakeEndpoint, max_attempts: int, attempts: int
+    fake: FakeEndpoint, max_attempts: int, attempts: int, clock: Clock
 ) -> None:
-    fake.set_script([{"delay_s": 30}])
-    outcome = only(answers([ask("x")], endpoint(fake, timeout_s=0.2, max_attempts=max_attempts)))
+    fake.set_script([{"fault": "hang"}])
+    with clock.skipping(100, fake=fake):
+        outcome = only(answers([ask("x")], endpoint(fake, timeout_s=100, deadline_s=1e6, max_attempts=max_attempts)))
     assert (outcome.status, outcome.error_class, outcome.attempts) == ("deferred", "timeout", attempts)
     assert fake.counts()["requests"] == attempts
 
 
-def test_an_endpoint_that_hangs_for_everybody_fails_nobody(fake: FakeEndpoint) -> None:
+def test_an_endpoint_that_hangs_for_everybody_fails_nobody(fake: FakeEndpoint, clock: Clock) -> None:
     fake.set_script([{"fault": "hang", "times_total": 11}])
-    told = answers(asks(40), endpoint(fake, in_flight=8, timeout_s=0.3))
+    with clock.skipping(100, fake=fake):
+        told = answers(asks(40), endpoint(fake, in_flight=8, timeout_s=100, deadline_s=1e6))
     assert statuses(told) == {"answered"}
     assert fake.counts()["billed"] == 40
 
 
 @pytest.mark.parametrize("limit", [None, 60_000])
-def test_the_gate_counts_timeouts_and_further_attempts(fake: FakeEndpoint, limit: int | None) -> None:
+def test_the_gate_counts_timeouts_and_further_attempts(fake: FakeEndpoint, limit: int | None, clock: Clock) -> None:
     """Whether tasks ask for leave (there is a limit) or call without asking."""
     slow, refused = [ask(f"slow {n}") for n in range(3)], [ask(f"refused {n}") for n in range(2)]
-    fake.set_script([{"match": "slow", "delay_s": 30, "times": 1}, {"match": "refused", "status": 500, "times": 2}])
-    where = endpoint(fake, in_flight=2, timeout_s=1.0, requests_per_minute=limit)
-    with Gate(where, PRICE) as gate:
+    fake.set_script([{"match": "slow", "fault": "hang", "times": 1}, {"match": "refused", "status": 500, "times": 2}])
+    where = endpoint(fake, in_flight=2, timeout_s=100, deadline_s=1e6, requests_per_minute=limit)
+    with Gate(where, PRICE) as gate, clock.skipping(100, fake=fake):
         told = [o for o in outcomes([*slow, *refused, *asks(20)], where, PRICE, gate=gate.place) if o is not None]
         assert (gate.timeouts, gate.retries) == (3, 3 + 4)
     assert statuses(told) == {"answered"}
