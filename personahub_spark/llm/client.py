@@ -16,12 +16,12 @@ from decimal import Decimal
 from functools import partial
 from queue import Empty, SimpleQueue
 from random import Random
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import cost_microusd, dearest_microusd, shared_cost
-from personahub_spark.llm.failures import Failure, classify, is_about_base64, missing_key
+from personahub_spark.llm.failures import Failure, classify, is_about_encoding, missing_key
 from personahub_spark.llm.gate import GateClient, GatePlace, NotAdmitted, Permit
 from personahub_spark.llm.limits import OUTAGE, Breaker, Concurrency, asked_s, backoff_s
 from personahub_spark.llm.schema import check_for
@@ -36,6 +36,7 @@ from personahub_spark.llm.wire import (
     Request,
     Status,
     StoredRequest,
+    VectorEncoding,
     Vectors,
     answer_class,
     canonical,
@@ -61,6 +62,9 @@ PAID_BAD_REPLIES, BAD_REPLIES, TIMEOUTS, TIMEOUTS_ALONE = 2, 3, 3, 4
 _WATCH_S = 0.25
 _CLOSE_S = 1.0
 _KEY_CHARACTERS = 65536
+
+# How else to ask for vectors who refuses one way. Some give them in base64 alone, and want none of it said.
+_NEXT_ENCODING: dict[VectorEncoding, VectorEncoding] = {"base64": "float", "float": "unsaid"}
 
 _STOPPED = Failure("retry", "run_stopped", "the run stopped before this request had its answer")
 _BAD_VECTOR = Failure(
@@ -137,8 +141,8 @@ class _Runtime:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._transports: dict[tuple[str | None, ...], Transport] = {}
-        # How addresses give vectors, by their URL and model: whether in floats, since they refuse base64.
-        self.gives_floats: dict[tuple[str, str], bool] = {}
+        # How addresses give vectors, by their URL and model, as far as they have given some or refused another way.
+        self.encodings: dict[tuple[str, str], VectorEncoding] = {}
         threading.Thread(target=self.loop.run_forever, name="personahub-llm", daemon=True).start()
         atexit.register(self._close, os.getpid())
 
@@ -186,7 +190,7 @@ class _Run:
         self.stopping = asyncio.Event()
         self.stopped_by: Failure | None = None
         self._loop = runtime.loop
-        self._gives_floats = runtime.gives_floats
+        self._encodings = runtime.encodings
         self._endpoint = endpoint
         self._price = price
         self._targets: list[_Target] = []
@@ -374,24 +378,24 @@ class _Run:
         assert answer is not None
         self._finish(row, *answer)
 
-    async def _embed(self, rows: list[_Row], *, patience: int = 2, as_floats: bool = False) -> None:
+    async def _embed(self, rows: list[_Row], *, patience: int = 2, encoding: VectorEncoding = "base64") -> None:
         """Ask for the vectors of several inputs at once; one that spoils it for all is found by halving.
 
-        ``as_floats``: not in base64, which an address that has not given any vector yet may refuse without a word.
+        ``encoding`` is how addresses are asked that have not given any vector yet.
         """
         requests = [row.request for row in rows]
-        floats = partial(embeddings_body, requests, encoding="float")
-        call = self._call(rows, "/embeddings", partial(embeddings_body, requests), 0, patience, floats)
-        call.as_floats = as_floats
+        call = self._call(rows, "/embeddings", partial(embeddings_body, requests), 0, patience)
+        call.encoding = encoding
         dimensions = requests[0].sampling.get("dimensions")
         try:
             reply = await self._reply(call, partial(read_vectors, count=len(rows), dimensions=dimensions))
         except _UnansweredError as end:
-            may_want_floats = not as_floats and self._may_want_floats(rows[0], end.failure)
+            wants_floats = encoding == "base64" and self._may_want_floats(rows[0], end.failure)
+            encoding = "float" if wants_floats else encoding
             if end.is_divisible and len(rows) > 1:
-                await self._embed_halves(rows, as_floats=as_floats or may_want_floats)
-            elif end.is_divisible and may_want_floats:
-                await self._embed(rows, patience=1, as_floats=True)
+                await self._embed_halves(rows, encoding)
+            elif end.is_divisible and wants_floats:
+                await self._embed(rows, patience=1, encoding=encoding)
             else:
                 self._end(rows, end)
             return
@@ -404,31 +408,25 @@ class _Run:
         if without and len(rows) == 1:
             self._end(rows, _UnansweredError("failed", _BAD_VECTOR))
         elif len(without) == len(rows):
-            await self._embed_halves(rows)
+            await self._embed_halves(rows, encoding)
         elif without:
             await self._embed(without, patience=1)
 
-    async def _embed_halves(self, rows: list[_Row], *, as_floats: bool = False) -> None:
+    async def _embed_halves(self, rows: list[_Row], encoding: VectorEncoding) -> None:
         middle = len(rows) // 2
-        await self._embed(rows[:middle], patience=1, as_floats=as_floats)
-        await self._embed(rows[middle:], patience=1, as_floats=as_floats)
+        await self._embed(rows[:middle], patience=1, encoding=encoding)
+        await self._embed(rows[middle:], patience=1, encoding=encoding)
 
     def _may_want_floats(self, row: _Row, failure: Failure) -> bool:
-        """Whether the address that ``row`` was asked at last may have failed because of base64."""
+        """Whether the address that ``row`` was asked at last may refuse base64 without a word of that."""
         of_request = failure.error_class in ("bad_request", "server_error")
-        return of_request and row.target is not None and row.target.way not in self._gives_floats
+        return of_request and row.target is not None and row.target.way not in self._encodings
 
     def _call(
-        self,
-        rows: list[_Row],
-        path: str,
-        body: _Body,
-        max_output_tokens: int | None,
-        patience: int = 0,
-        floats: _Body | None = None,
+        self, rows: list[_Row], path: str, body: _Body, max_output_tokens: int | None, patience: int = 0
     ) -> _Call:
         deadline = time.monotonic() + self._endpoint.deadline_s
-        return _Call(rows, path, body, max_output_tokens, self._price, deadline, self._successes, patience, floats)
+        return _Call(rows, path, body, max_output_tokens, self._price, deadline, self._successes, patience)
 
     async def _reply(self, call: _Call, read: _Reader[_R]) -> _R:
         """What the endpoint replies to ``call``, in as many attempts as it takes; _UnansweredError when it does not."""
@@ -436,19 +434,19 @@ class _Run:
             permit = await self._admitted(call)
             target = self._targets[permit.address]
             usage: Usage | None = None
-            was_answered = refuses_base64 = False
+            was_answered = refuses_encoding = False
             failure: Failure | None = _STOPPED  # which it is when it gets cancelled
             call.begin_attempt(target)
-            as_floats = call.as_floats or self._gives_floats.get(target.way, False)
+            encoding = self._encodings.get(target.way, call.encoding)
             try:
                 async with asyncio.timeout(min(self._endpoint.timeout_s, call.left_s())):
-                    body = call.body(target.address.service_tier, as_floats=as_floats)
+                    body = call.body(target.address.service_tier, encoding)
                     raw = await target.transport.post(call.path, body, target.key)
                 reply = read(raw, secret=target.secret)
                 usage, failure, was_answered = reply.usage, None, True
             except Exception as error:  # whatever one attempt raises is a value
                 failure = classify(error, self._endpoint, target.address, secret=target.secret)
-                refuses_base64 = is_about_base64(error)
+                refuses_encoding = call.is_for_vectors and is_about_encoding(error)
                 if isinstance(error, BadReplyError):
                     usage = error.usage
                     call.is_billed = call.is_billed or error.billed
@@ -462,10 +460,11 @@ class _Run:
             if failure is None:
                 self._successes += 1
                 if call.is_for_vectors:
-                    self._gives_floats.setdefault(target.way, as_floats)
+                    self._encodings.setdefault(target.way, encoding)
                 return reply
-            if call.is_for_vectors and not as_floats and refuses_base64:
-                self._gives_floats[target.way] = True  # from now on it is asked for floats at once
+            if refuses_encoding and encoding in _NEXT_ENCODING:
+                if self._encodings.get(target.way, encoding) == encoding:
+                    self._encodings[target.way] = _NEXT_ENCODING[encoding]
                 continue
             await self._next_attempt(call, permit, failure)
 
@@ -596,8 +595,7 @@ class _Call:
     """One question to the endpoint, for one row or several, and how its attempts went.
 
     ``patience`` is for inputs of embeddings (0: this is no such call): attempts until one of several is suspected of
-    taking the endpoint down. So is ``floats``, the body that asks for vectors as lists of numbers; ``as_floats``: it is
-    sent to every address, not only to those that are known to refuse base64.
+    taking the endpoint down.
     """
 
     def __init__(
@@ -610,12 +608,10 @@ class _Call:
         deadline: float,
         successes: int,
         patience: int,
-        floats: _Body | None,
     ) -> None:
         self.path = path
-        self.as_floats = False
-        self.is_for_vectors = floats is not None
-        self._floats = floats
+        self.encoding: VectorEncoding = "base64"  # of vectors
+        self.is_for_vectors = patience > 0
         self.deadline = deadline
         self.refusals = 0
         self.probes = 0
@@ -634,16 +630,16 @@ class _Call:
         self._bad_replies = self._timeouts = 0
         self._paused_s = 0.0
         self._make = body
-        self._bodies: dict[tuple[str | None, bool], bytes] = {}
+        self._bodies: dict[tuple[str | None, VectorEncoding], bytes] = {}
         plain = self.body(None)
         self.tokens = estimate_tokens(plain.decode()) + (self._max_output_tokens or 0)
         self.dearest_microusd = dearest_microusd(len(plain), self._max_output_tokens, self._price)
 
-    def body(self, service_tier: str | None, *, as_floats: bool = False) -> bytes:
-        how = service_tier, as_floats and self._floats is not None
+    def body(self, service_tier: str | None, encoding: VectorEncoding = "base64") -> bytes:
+        how = service_tier, encoding
         if how not in self._bodies:
-            make = self._floats if self._floats is not None and as_floats else self._make
-            self._bodies[how] = make(service_tier=service_tier)
+            more: dict[str, Any] = {"encoding": encoding} if self.is_for_vectors else {}
+            self._bodies[how] = self._make(service_tier=service_tier, **more)
         return self._bodies[how]
 
     def left_s(self) -> float:
@@ -812,6 +808,8 @@ def key_of(address: Address, handed: str | None) -> str | None:
 
 
 class _Body(Protocol):
+    """``Request.body``, or ``embeddings_body``, which also takes an ``encoding``."""
+
     def __call__(self, *, service_tier: str | None) -> bytes: ...
 
 

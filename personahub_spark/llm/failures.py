@@ -23,7 +23,7 @@ _MODEL_CODES = {"model_not_found", "model_not_available", "unknown_model", "inva
 _FILTER_CODES = {"content_filter", "content_policy_violation", "responsibleaipolicyviolation"}
 _LENGTH_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _FILTER = re.compile(r"content[ _](filter|policy|management policy)|requires moderation|flagged by moderation")
-_BASE64 = re.compile(rb"base_?64|encoding[_ -]?format", re.IGNORECASE)
+_ENCODING = re.compile(r"base_?64|encoding[_ -]?format", re.IGNORECASE)
 _LONGEST_SAID = 10_000
 _LENGTH = re.compile(r"context (length|size|window)|maximum .{0,20}tokens|(prompt|input) is too long")
 
@@ -81,11 +81,12 @@ def classify(
     return Failure(failure.kind, failure.error_class, _one_line(failure.message, secret), retry_after)
 
 
-def is_about_base64(error: Exception) -> bool:
-    """Whether ``error``, of a call that asked for vectors in base64, says that the endpoint does not give such."""
-    if not isinstance(error, StatusError) or not (error.status in (400, 404, 405, 415, 422) or error.status >= 500):
-        return False
-    return _BASE64.search(error.body[:_LONGEST_SAID]) is not None
+def is_about_encoding(error: Exception) -> bool:
+    """Whether ``error``, of a call for vectors, says that the endpoint does not give them as they were asked for."""
+    if isinstance(error, StatusError):
+        is_of_request = error.status in (400, 404, 405, 415, 422) or error.status >= 500
+        return is_of_request and _ENCODING.search(error.body[:_LONGEST_SAID].decode(errors="replace")) is not None
+    return isinstance(error, BadReplyError) and _ENCODING.search(_said(error.error)[:_LONGEST_SAID]) is not None
 
 
 def missing_key(address: Address) -> Failure:

@@ -23,7 +23,7 @@ from personahub_spark.llm.usage import Usage, read_usage, whole_number
 
 Api = Literal["chat.completions", "embeddings"]
 Status = Literal["answered", "failed", "deferred", "stopped"]
-VectorEncoding = Literal["base64", "float"]
+VectorEncoding = Literal["base64", "float", "unsaid"]
 AnswerClass = Literal["ok", "cut_off", "filtered", "refusal", "empty", "invalid_json", "schema_mismatch", "tool_call"]
 
 # What the request itself sets, and what would make a reply that is not one answer.
@@ -151,13 +151,17 @@ class StoredRequest:
 def embeddings_body(
     requests: Sequence[Request], *, service_tier: str | None = None, encoding: VectorEncoding = "base64"
 ) -> bytes:
-    """What is sent for the vectors of several texts at once; they have one model and one ``sampling``."""
+    """What is sent for the vectors of several texts at once; they have one model and one ``sampling``.
+
+    ``encoding`` is how the vectors are asked for; whichever it is, ``read_vectors`` takes what comes.
+    """
     body = {
         **requests[0].sampling,
         "model": requests[0].model,
         "input": [request.text for request in requests],
-        "encoding_format": encoding,
     }
+    if encoding != "unsaid":
+        body["encoding_format"] = encoding
     if service_tier is not None:
         body["service_tier"] = service_tier
     return canonical(body).encode()

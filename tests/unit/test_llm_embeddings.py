@@ -181,20 +181,20 @@ NAMED = [
 
 
 @pytest.fixture
-def gives_floats(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], bool]:
+def encodings(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], str]:
     """What this process knows of how addresses give vectors, from now on."""
-    known: dict[tuple[str, str], bool] = {}
-    monkeypatch.setattr(_runtime(), "gives_floats", known)
+    known: dict[tuple[str, str], str] = {}
+    monkeypatch.setattr(_runtime(), "encodings", known)
     return known
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("status", "said"), NAMED)
 def test_who_refuses_base64_is_asked_for_floats_and_not_for_base64_again(
-    fake: FakeEndpoint, gives_floats: dict[Any, bool], transport: str, status: int, said: str
+    fake: FakeEndpoint, encodings: dict[Any, str], transport: str, status: int, said: str
 ) -> None:
     right = by_key(answers(embeds(9), endpoint(fake)))
-    gives_floats.clear()
+    encodings.clear()
     fake.reset()
     fake.set_script([{"encoding_format": "base64", "status": status, "body": said}])
     where = endpoint(fake, transport=transport, inputs_per_request=3, in_flight=1)
@@ -204,13 +204,13 @@ def test_who_refuses_base64_is_asked_for_floats_and_not_for_base64_again(
     assert fake.counts(CALLS)["requests"] == 1 + 3
     answers(embeds(9), where)
     assert fake.counts(CALLS)["requests"] == 1 + 3 + 3
-    assert list(gives_floats.values()) == [True]
+    assert list(encodings.values()) == ["float"]
 
 
 @pytest.mark.parametrize("count", [1, 9])
 @pytest.mark.parametrize("status", [400, 422])
 def test_who_refuses_base64_without_a_word_fails_no_row(
-    fake: FakeEndpoint, gives_floats: dict[Any, bool], status: int, count: int
+    fake: FakeEndpoint, encodings: dict[Any, str], status: int, count: int
 ) -> None:
     fake.set_script([{"encoding_format": "base64", "status": status, "body": "bad request"}])
     assert {outcome.status for outcome in answers(embeds(count), endpoint(fake))} == {"answered"}
@@ -218,17 +218,42 @@ def test_who_refuses_base64_without_a_word_fails_no_row(
     fake.reset()
     assert {outcome.status for outcome in answers(embeds(count), endpoint(fake))} == {"answered"}
     assert fake.counts(CALLS)["requests"] == 1
-    assert list(gives_floats.values()) == [True]
+    assert list(encodings.values()) == ["float"]
 
 
-def test_a_server_that_breaks_at_base64_is_asked_for_floats(fake: FakeEndpoint, gives_floats: dict[Any, bool]) -> None:
+@pytest.mark.parametrize("count", [1, 9])
+def test_who_wants_no_encoding_said_is_asked_without(fake: FakeEndpoint, encodings: dict[Any, str], count: int) -> None:
+    refused = [
+        {"encoding_format": name, "status": 400, "body": f"no encoding_format {name}"} for name in ("base64", "float")
+    ]
+    fake.set_script(refused)
+    assert {outcome.status for outcome in answers(embeds(count), endpoint(fake))} == {"answered"}
+    assert fake.counts(CALLS)["requests"] == 3
+    assert {outcome.attempts for outcome in answers(embeds(count), endpoint(fake))} == {1}
+    assert list(encodings.values()) == ["unsaid"]
+
+
+def test_an_encoding_that_is_never_right_ends_as_a_failure(fake: FakeEndpoint, encodings: dict[Any, str]) -> None:
+    fake.set_script([{"status": 400, "body": "encoding_format is never right"}])
+    outcome = only(answers(embeds(1), endpoint(fake)))
+    assert (outcome.status, outcome.error_class, outcome.attempts) == ("failed", "bad_request", 3)
+
+
+def test_a_refusal_within_a_200_is_one(fake: FakeEndpoint, encodings: dict[Any, str]) -> None:
+    body = json.dumps({"error": {"message": "encoding_format: base64 is not supported", "code": 400}})
+    fake.set_script([{"encoding_format": "base64", "body": body}])
+    assert {outcome.status for outcome in answers(embeds(9), endpoint(fake))} == {"answered"}
+    assert list(encodings.values()) == ["float"]
+
+
+def test_a_server_that_breaks_at_base64_is_asked_for_floats(fake: FakeEndpoint, encodings: dict[Any, str]) -> None:
     fake.set_script([{"encoding_format": "base64", "status": 500}])
     assert {outcome.status for outcome in answers(embeds(9), endpoint(fake))} == {"answered"}
-    assert list(gives_floats.values()) == [True]
+    assert list(encodings.values()) == ["float"]
 
 
 def test_who_gives_base64_goes_on_to_do_so_whatever_an_input_is_refused_for(
-    fake: FakeEndpoint, gives_floats: dict[Any, bool]
+    fake: FakeEndpoint, encodings: dict[Any, str]
 ) -> None:
     answers(embeds(1), endpoint(fake))
     fake.set_script(
@@ -237,7 +262,7 @@ def test_who_gives_base64_goes_on_to_do_so_whatever_an_input_is_refused_for(
     told = by_key(answers([*embeds(5), embed("poison")], endpoint(fake)))
     assert told.pop(embed("poison").key).status == "failed"
     assert {outcome.status for outcome in told.values()} == {"answered"}
-    assert list(gives_floats.values()) == [False]
+    assert list(encodings.values()) == ["base64"]
 
 
 def test_vectors_without_an_index_are_asked_for_once(fake: FakeEndpoint) -> None:
