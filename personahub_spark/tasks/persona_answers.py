@@ -60,7 +60,7 @@ _BROKEN_JSON = re.compile(r"""\A[\[{]|["'“]persona["'”]\s*:""", re.IGNORECAS
 _ITEM = re.compile(r"^[^\S\n]*(?:[-*•·–]|\d{1,2}[.)、])[^\S\n]+\S", re.MULTILINE)
 _ORNAMENT = re.compile(
     r"\A(?:#{1,6}\s+|>\s*|[-*•·–]\s+|\d{1,2}(?:[.)]\s+|[.)](?=[^\W\d_a-z])|、\s*)"
-    r"|[*`]*(?:the\s+)?(?:persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[:\uff1a][*`]*\s*)",
+    r"|[*`]*(?:the\s+)?(?:(?:final\s+)?(?:answer|response|output)|persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[:\uff1a][*`]*\s*)",
     re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")

@@ -18,16 +18,15 @@ _UNSEEN = re.compile(
 )
 # What models write around what they think before they answer, by the chat templates that are about.
 _THINKING = (
-    r"(?:\w+:)?(?:think(?:ing)?|thoughts?|thought[ _-]?process|reason(?:ing)?(?:[ _-](?:content|process|steps?))?"
-    r"|reflect(?:ion)?|analysis|scratch[ _-]?pad|cot|chain[ _-]of[ _-]thoughts?|(?:inner|internal)[ _-]?\w+|monologue"
-    r"|ant[ _-]?thinking|deliberation|planning|plan)"
+    r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|analysis|scratch[ _-]?pad|cot|chain[ _-]of"
+    r"|inner|internal|monologue|ant[ _-]?thinking|deliberation|planning|plan)(?:[ _-]\w{1,20}){0,2}"
 )
 _OPENS = (
     rf"(?:<|&lt;)\s*{_THINKING}(?:\s[^<>]{{0,200}})?(?:>|&gt;)|\[(?:THINK|THINKING|THOUGHT|REASONING)\]|◁\s*think\s*▷"
     r"|<\|(?:begin_of_thought|start_thinking|think(?:ing)?(?:_start)?|inner_prefix|cot_start)\|>|<\|channel>(?!\|)"
 )
 _CLOSES = (
-    rf"(?:<|&lt;)\s*/\s*{_THINKING}\s*(?:>|&gt;)|\[/(?:THINK|THINKING|THOUGHT|REASONING)\]|◁\s*/\s*think\s*▷"
+    rf"(?:<|&lt;)\s*\\?/\s*{_THINKING}\s*(?:>|&gt;)|\[/(?:THINK|THINKING|THOUGHT|REASONING)\]|◁\s*/\s*think\s*▷"
     r"|<\|(?:end_of_thought|end_thinking|/think(?:ing)?|think(?:ing)?_end|inner_suffix|cot_end)\|>|<channel\|>"
 )
 _OPENED, _CLOSED = re.compile(_OPENS, re.IGNORECASE), re.compile(_CLOSES, re.IGNORECASE)
@@ -38,6 +37,11 @@ _SPOKEN_OF = re.compile(
 )
 _THOUGHT_PROCESS = re.compile(
     r"\A\W*here(?:'s| is) my (?:thought|thinking) process:.*?\bhere(?:'s| is) my response:", re.DOTALL | re.IGNORECASE
+)
+_LABELLED_THOUGHTS = re.compile(
+    r"\A[\W_]*(?:thoughts?|thinking|reasoning|analysis|rationale)[*_]*\s*[:：].*\n[\W_]*"
+    r"(?:(?:final\s+)?(?:answer|response|output|result)[*_]*\s*[:：][*_\s]*|(?=(?:persona|math\s+problem)[*_]*\s*[:：]))",
+    re.DOTALL | re.IGNORECASE,
 )
 # Channels of gpt-oss, also where a server leaves the special tokens out.
 _CHANNEL = re.compile(r"<\|channel\|>\s*[a-z]+(?P<to>[^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>")
@@ -94,6 +98,7 @@ _TAG = re.compile(
 _TAG_ENDS = re.compile(
     r"</(?:answer|output|response|result|final(?:[_ -]?\w+)?|persona|problem|profile)>\Z", re.IGNORECASE
 )
+_BOXED = re.compile(r"\\boxed\{(?:\\text\{(?P<text>[^{}]*)\}|(?P<inside>[^{}]*))\}")
 _QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "「": "」", "『": "』"}
 LEAD_IN = re.compile(
     r"\A(?!\W*an?\s(?!(?:\w+\s){0,3}(?:persona|description|sentence|problem|profile|answer)\b))[^\n]{0,200}[:：][^\S\n]*\n+"
@@ -189,7 +194,7 @@ def _without_thoughts(text: str) -> str:
         return "<tool_call>" if "to=" in channel["to"] else ""
     if _BARE_CHANNEL.match(text):
         return text.rpartition(_BARE_FINAL)[2].strip() if _BARE_FINAL in text else ""
-    process = _THOUGHT_PROCESS.match(text)
+    process = _THOUGHT_PROCESS.match(text) or _LABELLED_THOUGHTS.match(text)
     if process is not None:
         return text[process.end() :].strip()
     closed = _outside(text, _CLOSED, last=True)
@@ -305,6 +310,9 @@ def _unwrapped(text: str, *, is_answer: bool) -> str:
     for found in (_fenced(text, is_answer=is_answer), _tagged(text, is_answer=is_answer)):
         if found is not None:
             return found.strip()
+    boxed = _BOXED.fullmatch(text)
+    if boxed is not None:
+        return (boxed["text"] or boxed["inside"]).strip()
     inner = text[1:-1]
     if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in inner and text[-1] not in inner:
         return inner.strip()

@@ -62,6 +62,11 @@ _SINGLE = re.compile(r"(?<!\\)(?:\\\\)*\\(?:[A-Zac-eg-mo-qsv-z(\[]|[bfnrt]([A-Za
 _DOUBLED = re.compile(r"(?<!\\)(?:\\\\)+(?=[A-Za-z]{2})")
 
 _COMMAND = re.compile(r"\\[A-Za-z]")
+_ALL_DOUBLED = re.compile(
+    r"\\\\(?:[dt]?frac|sqrt|times|cdot|div|pm|leq?|geq?|neq|text|mathrm|mathbb|theta|alpha|beta|pi|left|sum|int|angle|begin)"
+    r"(?![A-Za-z])"
+)
+_ONE_BACKSLASH = re.compile(r"(?<!\\)(?:\\\\)*\\(?=[A-Za-z])")
 _LOST = re.compile(
     r"(?<![A-Za-z\\])(?:(?:rac|frac|binom|inom|qrt|sqrt|ext|extbf|athbb|athrm|oxed|egin|verline|nderline)\{"
     r"|(?:heta|imes|abla|orall|ightarrow|eftarrow)(?![A-Za-z]))"
@@ -74,8 +79,11 @@ def mended(text: str) -> str:
 
     A form feed, backspace or lone carriage return before the rest of a command is always that. A newline or tab is
     where the letters after it, up to the next that is none, are the rest of a command and no word ("abla", "imes"), or
-    where they stand in a formula ("x \to 0"): a tab before "an apple" stays one.
+    where they stand in a formula ("x \to 0"): a tab before "an apple" stays one. Where every command has two
+    backslashes, each has one in its place.
     """
+    if _ALL_DOUBLED.search(text) and not _ONE_BACKSLASH.search(text):
+        text = text.replace("\\\\", "\\")
     if not _CONTROL.search(text):
         return text
     text = _CONTROL.sub(_command, text)

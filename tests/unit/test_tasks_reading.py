@@ -80,6 +80,9 @@ THOUGHTS = [
     "<thinking>Maybe. <reflection>No.</reflection> So.</thinking>\n<output>\n{}\n</output>",
     "<think>Maybe an angler.</think>\n<answer>{}</answer>",
     '<think>First: {{"persona": "An angler", "problem": "Math problem: An angler?"}}</think>{}',
+    "<thinking_process>Maybe an angler.</thinking_process>{}",
+    "<think>Maybe an angler.<\\/think>{}",
+    "Reasoning: maybe an angler.\nOr a nurse.\n\n**Final answer:** {}",
     "{}\n<think>Or an angler",
 ]
 TURNS = [
@@ -216,6 +219,17 @@ def test_wrappers_and_marks_that_a_plain_persona_speaks_of_are_content(content: 
     assert one(content) == " ".join(content.split())
 
 
+def test_labels_and_boxes_around_a_plain_persona_are_no_part_of_it() -> None:
+    for answer in (
+        f"Answer: {PERSONA}",
+        f"**Final answer:** {PERSONA}",
+        rf"\boxed{{\text{{{PERSONA}}}}}",
+        rf"\boxed{{{PERSONA}}}",
+    ):
+        assert one(answer) == PERSONA
+    assert one("An answer: a person who knows one, and more") == "An answer: a person who knows one, and more"
+
+
 def test_json_that_a_plain_text_speaks_of_is_not_the_answer() -> None:
     assert one('A developer who posts {"persona": "admin"} to servers all day') == "!not_json"
     text = 'A baker posts {"problem": "Math problem: none?"} to 8 servers of 3 coins each. How many coins is that?'
@@ -273,6 +287,12 @@ def test_one_answer_may_have_one_backslash_and_two() -> None:
         problem(r'{"problem": "Math problem: The baker\'s 8 loaves \u00d7 3; how many?"}')[0]
         == "The baker's 8 loaves × 3; how many?"
     )
+
+
+def test_commands_that_all_have_two_backslashes_have_one() -> None:
+    wanted = r"A baker has \frac{1}{2} of \begin{cases} a \\ b \end{cases}; how many?"
+    assert mended(wanted.replace("\\", "\\\\")) == mended(wanted) == wanted
+    assert problem(json.dumps({"problem": "Math problem: " + wanted.replace("\\", "\\\\")}))[0] == wanted
 
 
 PLAIN_WORDS = [
