@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # Recipes take these from the environment, so that quotes, blanks and dollar signs in them stay as they were typed.
 override DOCS := $(value DOCS)
 override Q := $(value Q)
-export DOCS MODEL PORT K Q CONF STORE
+export DOCS MODEL PORT K Q CONF STORE FORMAT ROWS
 
 .PHONY: help demo test check sql package clean
 
@@ -24,8 +24,8 @@ test: $(VENV)/ready  ## all tests, in two processes; K=expression selects some
 check: $(VENV)/ready  ## ruff, mypy and the import law
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(RUN) -m pytest -q tests/unit/test_import_law.py
 
-sql: $(VENV)/ready  ## ask the tables: make sql Q="select * from hub limit 20"; STORE=folder of other tables, CONF=other settings
-	@$(RUN) jobs/query_tables.py --conf "$${CONF:-conf/local.yaml}" $${STORE:+--set "store.root=$$STORE"} -- "$${Q:-select * from hub limit 20}"
+sql: $(VENV)/ready  ## ask the tables: make sql Q="select * from hub"; FORMAT=table|csv|json ROWS=number (0: all), STORE=folder of other tables, CONF=other settings
+	@$(RUN) jobs/query_tables.py --conf "$${CONF:-conf/local.yaml}" $${STORE:+--set "store.root=$$STORE"} --format "$${FORMAT:-table}" --rows "$${ROWS:-100}" -- "$${Q:-select * from hub limit 20}"
 
 package: $(VENV)/ready  ## the zip that executors need, for spark-submit --py-files
 	@mkdir -p dist && $(RUN) -c 'from pathlib import Path; from personahub_spark import session; print(session.package_zip(Path("dist/personahub_spark.zip")))'

@@ -505,6 +505,7 @@ VIEWS = (
     "call_outcomes",
     "latencies",
     "rejects",
+    "failed_checks",
     "removals",
 )
 """In the order they are made: a view may read those before it."""

@@ -1,23 +1,57 @@
 -- What was not used, at which stage, and why?
-SELECT 'unreadable' AS stage, concat(source, ' line ', line) AS what, reason, raw AS detail, run_id, created_at
-FROM {quarantine}
+-- what names the document, file or persona as a reader knows it; item has the ids to join by. A failed call is named by
+-- its step and model: the ledger knows the question's key alone.
+WITH places AS (  -- what a persona may have been found in, by name
+  SELECT doc_id AS source_key, coalesce(title, url, concat(element_at(split(file, '/'), -1), ':', line)) AS name
+  FROM {document_places}
+  UNION ALL
+  SELECT source_key, concat(source, ', ', element_at(split(file, '/'), -1), ':', line) FROM {persona_imports}
+  UNION ALL
+  SELECT persona_id, text FROM {personas}
+)
+SELECT
+  'unreadable' AS stage,
+  CASE
+    WHEN p.persona_id IS NOT NULL THEN p.text
+    WHEN d.source_key IS NOT NULL THEN
+      concat(d.name, coalesce(concat(', part ', 1 + cast(nullif(regexp_extract(q.line, ':(\\d+)', 1), '') AS int)), ''))
+    ELSE concat(element_at(split(q.source, '/'), -1), ':', q.line)
+  END AS what,
+  q.reason, q.raw AS detail, concat(q.source, ':', q.line) AS item, q.run_id, q.created_at
+FROM {quarantine} AS q
+LEFT JOIN places AS d ON q.source LIKE 'extract_personas:%' AND d.source_key = substring(q.line, 1, 64)
+LEFT JOIN {personas} AS p ON q.source NOT LIKE 'extract_personas:%' AND p.persona_id = substring(q.line, 1, 64)
 UNION ALL
-SELECT 'call failed', request_key, error_class, error_message, run_id, created_at
+SELECT
+  'call failed', concat(step, ', ', model), error_class, error_message, request_key, run_id, created_at
 FROM {llm_calls} WHERE status = 'failed'
 UNION ALL
-SELECT 'persona flagged', persona_id, array_join(quality_flags, ', '), text, run_id, created_at
-FROM {personas} WHERE size(quality_flags) > 0
+SELECT
+  'persona flagged', p.text, array_join(p.quality_flags, ', '), concat('found in: ', o.name), p.persona_id,
+  p.run_id, p.created_at
+FROM {personas} AS p LEFT JOIN places AS o ON o.source_key = p.first_origin
+WHERE size(p.quality_flags) > 0
 UNION ALL
-SELECT 'persona removed', r.persona_id, r.tier, concat('duplicate of ', r.kept_id, ': ', k.text), r.run_id, r.created_at
-FROM {persona_removals} AS r JOIN {personas} AS k ON k.persona_id = r.kept_id
+SELECT 'persona removed', p.text, r.tier, concat('duplicate of: ', k.text), r.persona_id, r.run_id, r.created_at
+FROM {persona_removals} AS r
+JOIN {personas} AS p ON p.persona_id = r.persona_id
+JOIN {personas} AS k ON k.persona_id = r.kept_id
 UNION ALL
-SELECT 'synthesis failed checks', synthesis_id, array_join(checks, ', '), text, run_id, created_at
-FROM {syntheses} WHERE size(checks) > 0
+SELECT
+  'synthesis failed checks', p.text, array_join(s.checks, ', '), s.text, s.synthesis_id, s.run_id, s.created_at
+FROM {syntheses} AS s LEFT JOIN {personas} AS p ON p.persona_id = s.persona_id
+WHERE size(s.checks) > 0
 UNION ALL
-SELECT 'profile failed checks', f.persona_id, array_join(f.checks, ', '), f.background, f.run_id, f.created_at
+SELECT
+  'profile failed checks', p.text, array_join(f.checks, ', '), f.background, f.persona_id, f.run_id, f.created_at
 FROM {persona_profiles} AS f
+LEFT JOIN {personas} AS p ON p.persona_id = f.persona_id
 LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'persona' AND w.item = f.persona_id
 WHERE size(f.checks) > 0
 UNION ALL
-SELECT concat(kind, ' withdrawn'), item, 'withdrawn', NULL, run_id, created_at
-FROM {withdrawn} WHERE kind <> 'removal'
+SELECT
+  concat(w.kind, ' withdrawn'), p.text, 'withdrawn', s.text, w.item, w.run_id, w.created_at
+FROM {withdrawn} AS w
+LEFT JOIN {syntheses} AS s ON w.kind = 'synthesis' AND s.synthesis_id = w.item
+LEFT JOIN {personas} AS p ON p.persona_id = coalesce(s.persona_id, w.item)
+WHERE w.kind <> 'removal'

@@ -178,7 +178,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert {row["synthesis_id"] for row in context.store.view("problems").collect()} == {sha("b")}
     flagged = context.store.view("rejects").where("stage = 'profile failed checks'").collect()
     shown = context.store.view("profiles").collect()
-    assert [row["persona_id"] for row in shown] == [known("both")] == [row["what"] for row in flagged]
+    assert [row["persona_id"] for row in shown] == [known("both")] == [row["item"] for row in flagged]
     used = {row["doc_id"]: row["source"] for row in context.store.view("documents_in_use").collect()}
     assert used == {sha("2"): "good", sha("3"): "good"}
     # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.

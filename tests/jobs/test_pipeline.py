@@ -255,7 +255,7 @@ def test_hostile_and_empty_answers_become_named_failures_and_are_not_asked_again
     endpoint.set_script([{"match": f"(?s)<document>.*{word}: notes", **reply} for word, reply in hostile])
     result = run_all(pipeline, ("ingest_documents", "extract_personas"))["extract_personas"]
     assert result.outcomes == {"done_before": 0, "read": 0, "unreadable": 7, "failed": 1, "deferred": 0}
-    rejects = pipeline.store.view("rejects").where("what like 'extract_personas%' or stage = 'call failed'").collect()
+    rejects = pipeline.store.view("rejects").where("item like 'extract_personas%' or stage = 'call failed'").collect()
     assert len(rejects) == 8 and all(row["reason"] for row in rejects)
     asked = endpoint.counts()["requests"]
     again = run_all(pipeline, ("extract_personas",))["extract_personas"]

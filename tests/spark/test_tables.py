@@ -407,7 +407,9 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
     add(
         spark, store, QUARANTINE, {},
         {"source": "dedup_surface", "line": w, "row_hash": w, "reason": "no_tokens", "raw": "?"},
-        {"source": "extract_personas:r", "line": p, "row_hash": p, "reason": "empty", "raw": None},
+        {"source": "extract_personas:r", "line": sha("d"), "row_hash": p, "reason": "empty", "raw": None},
+        {"source": "extract_personas:r", "line": f"{sha('e')}:3#1", "row_hash": p, "reason": "repeated", "raw": "x"},
+        {"source": "expand_personas:r", "line": f"{q}#2", "row_hash": p, "reason": "empty", "raw": "y"},
     )  # fmt: skip
     yield store
     spark.sql("DROP DATABASE filled_tables CASCADE")
@@ -457,17 +459,30 @@ def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: St
 
 
 def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> None:
-    rows = {(row["stage"], row["what"], row["reason"], row["detail"]) for row in filled.view("rejects").collect()}
+    rows = {tuple(row[:5]) for row in filled.view("rejects").collect()}
     assert rows == {
-        ("unreadable", "file:/x line 7", "malformed_json", "{"),
-        ("unreadable", f"dedup_surface line {sha('w')}", "no_tokens", "?"),
-        ("unreadable", f"extract_personas:r line {sha('p')}", "empty", None),
-        ("call failed", "c5", "content_filter", "no"),
-        ("persona flagged", sha("f"), "too_short, first_person", "I fly"),
-        ("persona removed", sha("q"), "surface", f"duplicate of {sha('p')}: a pilot"),
-        ("profile failed checks", sha("p"), "too_short, missing_field", "b"),
-        ("synthesis withdrawn", sha("z"), "withdrawn", None),
-        *{("synthesis failed checks", sha(str(n)), check, check) for n, check in enumerate(CHECKS, start=1)},
+        ("unreadable", "x:7", "malformed_json", "{", "file:/x:7"),
+        ("unreadable", "T", "empty", None, f"extract_personas:r:{sha('d')}"),
+        ("unreadable", "f:1, part 4", "repeated", "x", f"extract_personas:r:{sha('e')}:3#1"),
+        ("unreadable", "one pilot", "empty", "y", f"expand_personas:r:{sha('q')}#2"),
+        ("unreadable", "?", "no_tokens", "?", f"dedup_surface:{sha('w')}"),
+        ("call failed", "extract_personas, m", "content_filter", "no", "c5"),
+        ("persona flagged", "I fly", "too_short, first_person", "found in: f:1", sha("f")),
+        ("persona removed", "one pilot", "surface", "duplicate of: a pilot", sha("q")),
+        ("profile failed checks", "a pilot", "too_short, missing_field", "b", sha("p")),
+        ("synthesis withdrawn", "a pilot", "withdrawn", "t", sha("z")),
+        *{("synthesis failed checks", "a pilot", check, check, sha(str(n))) for n, check in enumerate(CHECKS, start=1)},
+    }
+
+
+def test_failed_checks_are_counted_by_kind_with_an_example(filled: Store) -> None:
+    rows = {tuple(row[:5]): row["example_id"] for row in filled.view("failed_checks").collect()}
+    assert rows == {
+        ("persona", "too_short", 1, 5, "I fly"): sha("f"),
+        ("persona", "first_person", 1, 5, "I fly"): sha("f"),
+        ("profile", "too_short", 1, 3, "b"): sha("p"),
+        ("profile", "missing_field", 1, 3, "b"): sha("p"),
+        **{("math", check, 1, 6, check): sha(str(n)) for n, check in enumerate(CHECKS, start=1)},
     }
 
 

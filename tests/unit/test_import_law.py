@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 # Lowest first; a module or package may import what is in a lower row, and a package itself.
 LAYERS = (
     ("errors", "python_daemon", "endings"),
-    ("text", "settings", "progress", "files"),
+    ("text", "settings", "progress", "files", "terminal"),
     ("llm",),
     ("tables", "wal", "inputs"),
     (
@@ -39,7 +39,7 @@ LLM = {
     "batches": 6,
 }
 LLM |= {"fake": 2, "local_models": 0}
-PLAIN = ("errors", "endings", "text", "settings", "progress", "files", "wal", "llm", "tasks")
+PLAIN = ("errors", "endings", "text", "settings", "progress", "files", "terminal", "wal", "llm", "tasks")
 SPARK_SIDE_OF_TASKS = "tasks/frames.py"
 
 

@@ -1,0 +1,99 @@
+"""Rows of a query as a table, as CSV and as JSON, each as a program or a person expects it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+
+import pytest
+import query_tables
+from pyspark.sql import DataFrame, SparkSession
+
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.tables import TABLES, VIEWS
+
+ODD = """
+select * from values
+  (1, 'a, "b"\\nc', 1.50BD, array('x', null), map('k', named_struct('a', 1, 'b', null)), timestamp'2026-01-02 03:04:05',
+   unhex('00ff'), true),
+  (22, '\\u001b[31m', null, array(), null, null, null, false),
+  (3, '', 2.25BD, null, null, null, null, null)
+  as t (id, text, cost, names, fields, at, bytes, kept) order by id desc
+"""
+
+
+@pytest.fixture
+def odd(spark: SparkSession) -> DataFrame:
+    return spark.sql(ODD)
+
+
+def shown(rows: DataFrame, form: str) -> str:
+    out = io.StringIO(newline="")
+    assert not query_tables.show(rows, form, most_rows=0, out=out)
+    return out.getvalue()
+
+
+def test_json_is_one_object_a_line_with_its_types(odd: DataFrame) -> None:
+    lines = shown(odd, "json").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [22, 3, 1]  # in the order that was asked for
+    assert "\x1b" not in lines[0] and json.loads(lines[0])["text"] == "\x1b[31m"
+    assert json.loads(lines[2]) == {
+        "id": 1, "text": 'a, "b"\nc', "cost": 1.5, "names": ["x", None], "fields": {"k": {"a": 1, "b": None}},
+        "at": "2026-01-02T03:04:05.000Z", "bytes": "AP8=", "kept": True,
+    }  # fmt: skip
+
+
+def test_csv_is_read_back_with_nested_values_as_json(odd: DataFrame) -> None:
+    text = shown(odd, "csv")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["id"] for row in rows] == ["22", "3", "1"]
+    assert (rows[0]["text"], rows[0]["cost"], rows[0]["names"]) == ("\x1b[31m", "", "[]")
+    last = rows[2]
+    assert json.loads(last["names"]) == ["x", None] and json.loads(last["fields"]) == {"k": {"a": 1, "b": None}}
+    assert (last["text"], last["cost"], last["at"]) == ('a, "b"\nc', "1.50", "2026-01-02 03:04:05")
+    assert (last["bytes"], last["kept"]) == ("AP8=", "true")
+    assert text.count("\r\n") == 4
+
+
+def test_a_table_is_as_wide_as_columns_says_and_whole_in_a_pipe(
+    odd: DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = shown(odd.select("id", "text", "fields"), "table").splitlines()
+    assert lines[0].split() == ["id", "text", "fields"] and lines[2].startswith("22  \\x1b[31m")
+    assert lines[3] == " 3             NULL" and max(map(len, lines)) <= 60
+    monkeypatch.setenv("COLUMNS", "30")
+    assert "…" in shown(odd.select("id", "text", "fields"), "table")
+    monkeypatch.delenv("COLUMNS")
+    with open("/dev/null", "w") as nowhere:
+        monkeypatch.setattr(sys, "stdout", nowhere)
+        assert '{"k":{"a":1,"b":null}}' in shown(odd, "table")
+
+
+@pytest.mark.parametrize("form", query_tables.FORMATS)
+def test_rows_are_counted_and_more_of_them_are_told(odd: DataFrame, form: str) -> None:
+    for most_rows, wanted, more in ((0, 3, False), (2, 2, True), (3, 3, False), (9, 3, False)):
+        out = io.StringIO(newline="")
+        assert query_tables.show(odd.select("id"), form, most_rows=most_rows, out=out) is more
+        assert len(out.getvalue().splitlines()) == wanted + {"table": 2, "csv": 1, "json": 0}[form]
+
+
+def test_two_columns_of_one_name_are_shown_but_are_no_json(spark: SparkSession) -> None:
+    rows = spark.sql("select 1 as a, 'x' as a")
+    assert shown(rows, "csv") == "a,a\r\n1,x\r\n"
+    assert shown(rows, "table").splitlines()[2] == "1  x"
+    with pytest.raises(PersonaHubError, match=r"^two columns are called a, and JSON has one of a name; rename one"):
+        shown(rows, "json")
+
+
+def test_help_lists_tables_and_views_and_a_wrong_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    said = query_tables.options().format_help()
+    assert all(f"\n  {name} " in said for name in [*VIEWS, *(table.name for table in TABLES)])
+    assert "Which personas are published?" in said and "{table,csv,json}" in said
+    for wrong in (["--rows", "-1"], ["--rows", "ten"], ["--format", "xml"]):
+        with pytest.raises(SystemExit) as stopped:
+            query_tables.options().parse_args([*wrong, "select 1"])
+        assert stopped.value.code == 2
+    assert "wants a whole number, found 'ten'" in capsys.readouterr().err
