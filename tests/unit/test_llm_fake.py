@@ -304,7 +304,7 @@ def test_tokens_of_prompt_and_reply_count_towards_the_limit(fake: FakeEndpoint) 
 def test_the_next_window_admits_again(fake: FakeEndpoint) -> None:
     fake.set_script([{"limits": {"requests_per_minute": 120, "window_s": 0.5}}])
     seen: list[int] = []
-    assert eventually(lambda: seen.append(status(fake)) or (429 in seen and seen.count(200) == 2))
+    assert eventually(lambda: seen.append(status(fake)) or (429 in seen and seen.count(200) >= 2))
     assert len(fake.windows()) >= 2
     assert {window["requests"] for window in fake.windows()} <= {0, 1}
 

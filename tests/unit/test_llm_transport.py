@@ -23,6 +23,7 @@ from personahub_spark.llm.transport import connect, proxy_for, trusted_certifica
 from personahub_spark.llm.wire import BadReplyError
 from personahub_spark.settings import Endpoint
 from tests.recorder import ANSWER, Recorder
+from tests.waiting import PATIENCE_S
 
 CHAT = "/chat/completions"
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]}).encode()
@@ -60,7 +61,7 @@ def post(kind: Any, base_url: str, *, path: str = CHAT, body: bytes = BODY, time
     async def posted() -> bytes:
         transport = connect(kind, base_url)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 return [await transport.post(path, body, "the-key") for _ in range(times)][-1]
         finally:
             await transport.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +16,7 @@ from personahub_spark.text import (
     token_set,
     tokens,
 )
+from tests.waiting import linear
 
 ANY_TEXT = st.text(st.characters(), max_size=60)
 AWKWARD = st.text(
@@ -168,11 +167,10 @@ def test_a_cut_ends_at_a_sentence_else_a_word_else_a_character(text: str, budget
 
 def test_megabytes_are_no_burden() -> None:
     for text in ("One two. " * 200_000, "x" * 2_000_000, " " * 2_000_000, "人" * 1_000_000, "<a " * 500_000):
-        started = time.perf_counter()
-        tokens(text)
-        cut_at_sentence(text, 300_000)
-        only_markup(f"<p>{text}")
-        assert time.perf_counter() - started < 10, text[:10]
+        with linear():
+            tokens(text)
+            cut_at_sentence(text, 300_000)
+            only_markup(f"<p>{text}")
 
 
 @given(ANY_TEXT | AWKWARD)
