@@ -209,18 +209,16 @@ class Pacer:
         most = self._window_tokens + self._DOUBT_MOST * self._standard_error()
         return Charge(tokens, charge, most > self._tokens_per_s, before < self._tokens_per_s)
 
-    def used(self, charge: Charge, tokens: int | None, *, at_most: int | None = None) -> None:
-        """A call was answered and used ``tokens``. Where nobody knows (None) it is taken to be as charged, or
-        ``at_most`` where that is more."""
-        if tokens is None:
-            self._owe(max(0.0, (at_most or 0) - charge.tokens))
-        else:
+    def used(self, charge: Charge, tokens: int | None) -> None:
+        """A call was answered and used ``tokens``; None: nobody knows, so it is taken to be as charged."""
+        if tokens is not None:
             known = self._learnt - self._LEARNT  # before that, errors are those of a beginner
             if known >= 0:
                 error = (tokens - self.expected(charge.estimate)) ** 2 - self._squared_error
                 self._squared_error += error / min(known + 1, self._MEMORY)
             self._learn(charge.estimate, tokens)
-            self._owe(tokens - charge.tokens)
+            owed = self._owed + tokens - charge.tokens
+            self._owed = min(max(owed, -10 * self._tokens_per_s), 10 * self._tokens_per_s)
         doubtful = self._REFUSED_IN_DOUBT * self._standard_error() / self._tokens_per_s
         worth = min(self._REFUSED_MOST, self.REFUSED + doubtful)
         self.guard = max(self.GUARD, self.guard - self._GUARD_STEP * worth)
@@ -240,9 +238,6 @@ class Pacer:
         else:
             self.strictness = max(1.0, self.strictness)
             self.doubt = min(self._DOUBT_MOST, self.doubt + self._doubt_step())
-
-    def _owe(self, tokens: float) -> None:
-        self._owed = min(max(self._owed + tokens, -10 * self._tokens_per_s), 10 * self._tokens_per_s)
 
     def _doubt_step(self) -> float:
         return min(self._DOUBT_STEP, self._DEAREST_STEP * self._tokens_per_s / max(self._standard_error(), 1e-9))
@@ -516,12 +511,13 @@ class Admission:
         place.probes -= call.probe
         billed = _may_be_billed(failure)
         self.budget.settle(call.dearest, cost, billed=billed)
-        most = max(call.charge.estimate, round(call.charge.tokens)) if billed else round(call.charge.tokens)
+        if tokens is None and billed:  # then by limits, too, it used the most that it can have
+            tokens = max(call.charge.estimate, round(call.charge.tokens))
         if failure is not None and failure.error_class == "rate_limited":
             place.pacer.refused(call.charge)
         else:
-            place.pacer.used(call.charge, tokens, at_most=most)
-        self.tokens += most if tokens is None else tokens
+            place.pacer.used(call.charge, tokens)
+        self.tokens += round(call.charge.tokens) if tokens is None else tokens
         self._judge(call.address, failure, asked_s, began, now)
 
     def hear(self, *, calls: int, tokens: int, cost: Decimal) -> None:

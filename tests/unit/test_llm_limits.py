@@ -435,6 +435,38 @@ def test_a_large_call_is_passed_over_for_ten_seconds_at_most() -> None:
     assert answers(0.0)[large] < 4
 
 
+@pytest.mark.parametrize(
+    ("tells", "failure", "calls_per_s"),
+    [
+        ("all", None, 10.0),
+        ("half", None, 5.0),
+        ("none", None, 1000 / 300),
+        ("none", Failure("retry", "broken_off", ""), 1000 / 300),
+        ("none", REFUSED_CONNECTION, 1000 / 300),
+    ],
+)
+def test_a_call_that_does_not_tell_what_it_used_counts_as_the_most_that_it_can_have(
+    tells: str, failure: Failure | None, calls_per_s: float
+) -> None:
+    admission, now, began = Admission([address(tokens_per_minute=60_000)]), 0.0, 0.0
+    for number in range(1600):  # of 300 tokens that they may use, calls use 100
+        admission.ask(1, number, tokens=300, dearest=None)
+        while not (decided := admission.decide(now)):
+            now = max(now, admission.wake_at)
+        told = tells == "all" or (tells == "half" and number % 2)
+        admission.settle(
+            *(1, decided[0].number),
+            tokens=100 if told else None,
+            cost=None,
+            failure=None if number % 4 else failure,
+            asked_s=None,
+            began=now,
+            now=now,
+        )
+        began = now if number == 600 else began
+    assert 1000 / (now - began) == pytest.approx(calls_per_s, rel=0.05)
+
+
 # Addresses in turn
 
 
