@@ -329,7 +329,12 @@ class _Plan:
         ):
             for wave in left:
                 began = time.monotonic()
-                manifest = ask(wave, price, used)
+                try:
+                    manifest = ask(wave, price, used)
+                except KeyboardInterrupt:
+                    # What could not be written down any more is in spools on this machine, among its temporary files.
+                    endings.when_stopped(functools.partial(wal.salvage, self._shards(wave), _arrow(_CALLS)))
+                    raise
                 asking_s += time.monotonic() - began
                 deferred = {why: spent.requests for (status, why), spent in manifest.items() if status == "deferred"}
                 put_off.update(deferred)
@@ -390,10 +395,6 @@ class _Plan:
                 with gate:
                     rows = self._calls_of(parts, wave, price, gate.place, stage, tries.failed).collect()
             except PersonaHubError:
-                raise
-            except KeyboardInterrupt:
-                # What tasks could not write down any more is in spools on this machine, among its temporary files.
-                endings.when_stopped(lambda: wal.salvage(self._shards(wave), _arrow(_CALLS)))
                 raise
             except Exception as error:  # a lost worker or executor; what its tasks had is in the log
                 tries.add(error, kept=sum(shard.rows for shard in wal.shards(self._shards(wave))))

@@ -33,6 +33,7 @@ def check(settings: Settings, steps: Collection[str], *, dry_run: bool = False) 
     asked = {name: settings.endpoint(name) for step in steps for name in settings.models_of(step)}
     here = _is_here(settings)
     if here:
+        _check_jars(settings, steps)
         _check_inputs(settings, steps)
         if steps and not dry_run:
             for place in filter(None, (settings.store.root, settings.store.state_root)):
@@ -119,6 +120,17 @@ def _check_writable(place: str) -> None:
         with contextlib.suppress(OSError):  # somebody uses it already
             for folder in made:
                 folder.rmdir()
+
+
+def _check_jars(settings: Settings, steps: Collection[str]) -> None:
+    """SettingsError where Spark would start without what the embedder is made of."""
+    spark, needed = settings.spark, "embed_personas" in steps and settings.embedding.by == "spark_nlp"
+    others = spark.jars == "provided" or any(name.startswith("spark.jars") for name in spark.conf)
+    if needed and not spark.spark_nlp and not others:
+        raise SettingsError(
+            "embed_personas needs Spark NLP, which is not loaded; set spark.spark_nlp to true, or embedding.by to "
+            "endpoint"
+        )
 
 
 def _check_inputs(settings: Settings, steps: Collection[str]) -> None:

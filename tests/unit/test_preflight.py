@@ -175,7 +175,16 @@ def test_a_model_that_is_not_listed_is_named_with_those_that_are(
     preflight.check(make(models={"default": {"model": "gpt-4o", "base_url": fake.url}}), STEPS)
 
 
-# --- inputs and the store
+# --- jars, inputs and the store
+
+
+def test_an_embedder_without_its_jars_is_said_before_spark_starts_without_them(make: Callable[..., Settings]) -> None:
+    step = ("embed_personas",)
+    assert fault(make(), step).startswith("embed_personas needs Spark NLP, which is not loaded; set spark.spark_nlp")
+    preflight.check(make(), STEPS)
+    for spark in ({"spark_nlp": True}, {"jars": "provided"}, {"conf": {"spark.jars": "mine.jar"}}):
+        preflight.check(make(spark=spark), step)
+    preflight.check(make(embedding={"by": "endpoint", "model": "default"}), step)
 
 
 def test_inputs_that_are_not_there_or_hold_nothing_are_named(make: Callable[..., Settings], tmp_path: Path) -> None:
