@@ -35,6 +35,19 @@ _DETAIL: dict[Granularity, str] = {
     "fine": "Think of one real kind of person: an occupation or a role in life, the narrow subject that this person "
     "knows or cares about, and a present task or worry. Write that as one single sentence of 15 to 30 words.",
 }
+_WORDS: dict[Granularity, tuple[int, int]] = {"coarse": (3, 12), "fine": (12, 40)}
+"""Fewest and most words of a persona, where the endpoint holds an answer to a schema."""
+
+# What a model may write before the full stop that ends its one sentence. Some servers hold the JSON text to a pattern
+# and not what it stands for, so that a quote, a backslash or a line break let in here would break the JSON.
+_BREAKS = r'\t\n\r"\\'
+_ENDS = ".!?\u3002\uff01\uff1f\u0964\u06d4"
+_WORD = f"[^ {_BREAKS}]*[^ {_BREAKS}{_ENDS}]"
+_ANY, _LAST = f"[^{_BREAKS}\u3002\uff01\uff1f]", f"[^ {_BREAKS}{_ENDS}]"
+_STOP = "[.\u3002\u0964\u06d4]"
+# Letters a word, in scripts that write no blanks between words; see ``filters.too_short``.
+_UNSPACED = {"zh": 2, "ja": 2, "th": 4, "lo": 4, "km": 4, "my": 4}
+
 # The persona of each of the two example documents in the template.
 _EXAMPLES: dict[tuple[Granularity, Verb], tuple[str, str]] = {
     ("coarse", "read"): ("An amateur violin maker.", "A coach of a rowing club."),
@@ -176,10 +189,30 @@ class TextToPersona(Asking):
         if self.endpoint.structured_output != "json_schema":
             return None
         if self.settings.personas_per_question == 1:
-            return json_format("persona", {"persona": {"type": "string"}})
+            return json_format("persona", {"persona": self._sentence})
         most = self.settings.personas_per_question
-        texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": most}
+        texts = {"type": "array", "items": self._sentence, "minItems": 1, "maxItems": most}
         return json_format("personas", {"personas": texts})
+
+    @property
+    def _sentence(self) -> dict[str, str]:
+        """The schema of one persona: a sentence of so many words, in the language that is asked for.
+
+        Words are told by blanks, or by letters for languages that write none. English needs more words than most
+        languages: others may use half as many. Where the language is left open, nothing is too short.
+        """
+        least, most = _WORDS[self.settings.granularity]
+        language = self.settings.language
+        stop = _STOP
+        if language in _UNSPACED:
+            letters = _UNSPACED[language]
+            said, stop = f"{_ANY}{{{letters * least - 1},{letters * most - 1}}}{_LAST}", f"{_STOP}?"
+        elif language in (None, "same"):
+            said, stop = f"{_WORD}( {_WORD}){{0,{most - 1}}}", f"{_STOP}?"
+        else:
+            least = least if language == "en" else max(2, least // 2)
+            said = f"{_WORD}( {_WORD}){{{least - 1},{most - 1}}}"
+        return {"type": "string", "pattern": f"^{said}{stop}$"}
 
 
 @dataclass(frozen=True)

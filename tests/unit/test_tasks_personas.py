@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personahub_spark
+from personahub_spark.llm.schema import check_for
 from personahub_spark.settings import Endpoint, Granularity, PersonaSettings, Verb
 from personahub_spark.tasks import persona_answers
 from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS
@@ -106,6 +107,55 @@ def test_a_schema_is_sent_only_where_the_endpoint_takes_one() -> None:
     assert sent["type"] == "json_schema"
     assert sent["json_schema"]["strict"] is True
     assert sent["json_schema"]["schema"]["required"] == ["persona"]
+
+
+def persona_pattern(**settings: object) -> re.Pattern[str]:
+    sent = TextToPersona(PersonaSettings.model_validate(settings), JSON).request("x").response_format
+    assert sent is not None
+    told = sent["json_schema"]["schema"]["properties"]
+    return re.compile(told["persona"]["pattern"] if "persona" in told else told["personas"]["items"]["pattern"])
+
+
+def in_words(count: int) -> str:
+    return " ".join(["A", *["bee-keeper's"] * (count - 1)]) + "."
+
+
+@pytest.mark.parametrize(
+    ("settings", "good", "bad"),
+    [
+        ({}, in_words(12), in_words(11)),
+        ({}, in_words(40), in_words(41)),
+        ({"granularity": "coarse"}, in_words(3), in_words(2)),
+        ({"granularity": "coarse"}, in_words(12), in_words(13)),
+        ({"personas_per_question": 3, "max_personas_per_document": 3}, in_words(40), in_words(41)),
+        ({"language": "de"}, in_words(6), in_words(5)),
+        ({"language": "fi"}, in_words(40), in_words(41)),
+        ({"language": "same"}, in_words(40), in_words(41)),
+        ({"language": None}, "茶" * 80, in_words(41)),
+        ({"language": "zh"}, "茶" * 24, "茶" * 23),
+        ({"language": "zh"}, "茶" * 80 + "。", "茶" * 81),
+        ({"language": "zh", "granularity": "coarse"}, "茶" * 24, "茶" * 25),
+        ({"language": "ja"}, "茶と" * 12 + "。", "茶と" * 6 + "。" + "茶と" * 6 + "。"),
+        ({"language": "th"}, "พยาบาล" * 8, "พยาบาล" * 7),
+        ({}, in_words(20), in_words(20).removesuffix(".")),
+        ({}, in_words(20), in_words(10) + " " + in_words(10)),
+        ({}, in_words(20), in_words(20).replace("-", '"', 1)),
+        ({}, in_words(20), in_words(20).replace("-", "\\", 1)),
+        ({}, in_words(20), in_words(20).replace(" ", "\n", 1)),
+        ({}, in_words(20).replace("A", "A 3.5-tonne"), in_words(20).replace("A", "A 3. tonne")),
+    ],
+)
+def test_a_schema_asks_for_one_sentence_of_so_many_words(settings: dict[str, object], good: str, bad: str) -> None:
+    pattern = persona_pattern(**settings)
+    assert pattern.fullmatch(good) and not pattern.fullmatch(bad)
+
+
+def test_the_examples_in_the_prompt_keep_to_the_schema() -> None:
+    for verb, granularity in product(get_args(Verb), get_args(Granularity)):
+        task = TextToPersona(PersonaSettings(granularity=granularity), JSON, verb)
+        shown = re.findall(r'^\{"persona".*$', str(task.request("x").messages[0]["content"]), re.MULTILINE)
+        check = check_for(task.request("x").response_format)
+        assert check is not None and [check.fault(example) for example in shown] == [None, None]
 
 
 def test_a_task_survives_pickling_with_its_requests() -> None:
