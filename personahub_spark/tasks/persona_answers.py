@@ -63,10 +63,11 @@ _ORNAMENT = re.compile(
     r"|[*`]*(?:the\s+)?(?:(?:final\s+)?(?:answer|response|output)|persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[:\uff1a][*`]*\s*)",
     re.IGNORECASE,
 )
+_HEADING_MARK = re.compile(r"\A(?:#{1,6}\s+|>\s*)+")
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
 
-_NUMBERED = re.compile(r"[^\S\n]{0,8}(?:[*#_]{1,4}[^\S\n]?)?\(?\d{1,2}[.)、:][^\S\n]*(?=\S)")
+_NUMBERED = re.compile(r"[^\S\n]{0,8}(?:[*#_]{1,4}[^\S\n]?)?\(?\d{1,2}[.)、:](?!\d)[^\S\n]*(?=\S)")
 _BULLET = re.compile(r"[^\S\n]{0,8}[-*•·–+][^\S\n]+(?=\S)")
 _INLINE_NUMBER = re.compile(r"(?:(?<=\s)|\A)\(?\d{1,2}[.)][^\S\n]+(?=\S)")
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
@@ -334,6 +335,8 @@ def _labelled(text: str) -> tuple[str, str | None]:
         text = _bare(text)
     if text.count("|") in (1, 2):
         *before, persona = (part.strip() for part in text.split("|"))
+        if relation_of(before[0]) is None:
+            return text, None
         return persona, f"{before[0]} ({before[1]})" if len(before) > 1 else before[0]
     before_it = _LABELLED.match(text)
     if before_it is not None:
@@ -396,7 +399,7 @@ def _bare(row: str) -> str:
     """A line without what stands before its first word and without emphasis."""
     bare = _BULLET.sub("", row, count=1) if _BULLET.match(row) else row
     bare = _NUMBERED.sub("", bare, count=1) if _NUMBERED.match(bare) else bare
-    return _EMPHASIS.sub(r"\2", bare.strip().lstrip("#> ")).strip()
+    return _EMPHASIS.sub(r"\2", _HEADING_MARK.sub("", bare.strip())).strip()
 
 
 def _undressed(text: str) -> str:

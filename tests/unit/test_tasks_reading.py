@@ -219,6 +219,27 @@ def test_wrappers_and_marks_that_a_plain_persona_speaks_of_are_content(content: 
     assert one(content) == " ".join(content.split())
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "1.5-tonne truck driver who sings",
+        "#1 singer of a choir that tours town halls",
+        "A tester who pipes ls | grep all day",
+        "10:30 baker",
+    ],
+)
+def test_marks_of_a_list_are_not_taken_from_the_middle_of_a_persona(content: str) -> None:
+    for answer in (
+        f"1. {content}\n2. {PERSONA}",
+        f"- {content}\n- {PERSONA}",
+        f"{content}\n{PERSONA}",
+        json.dumps([content, PERSONA]),
+    ):
+        assert several(answer) == [content, PERSONA]
+        readings = PersonaToPersona(ExpansionSettings(), ENDPOINT).read(answer, "stop", GIVEN)
+        assert [reading.text for reading in readings] == [content, PERSONA]
+
+
 def test_labels_and_boxes_around_a_plain_persona_are_no_part_of_it() -> None:
     for answer in (
         f"Answer: {PERSONA}",
