@@ -63,6 +63,8 @@ _ORNAMENT = re.compile(
     r"|[*`]*(?:the\s+)?(?:(?:final\s+)?(?:answer|response|output)|persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[:\uff1a][*`]*\s*)",
     re.IGNORECASE,
 )
+# A grammar ends a sentence at its last word that is allowed; no English sentence ends in one of these.
+_BROKEN_OFF = re.compile(r"\s(?:the|and|whose|which|their|than|because|including|such as|as well as)\W*\Z")
 _HEADING_MARK = re.compile(r"\A(?:#{1,6}\s+|>\s*)+")
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
@@ -100,10 +102,10 @@ class _Item:
 def read_one(answer: str | None, finish_reason: str | None, *, examples: Collection[str] = ()) -> Reading:
     """The persona in an answer: JSON or plain text, bare or dressed up.
 
-    Failures: those of ``reading.opening``, and cut_off (any answer at its token limit), not_json (meant as JSON,
-    broken), wrong_type (JSON without a text for a persona), several (a list of personas), too_long (more than
-    MAX_PERSONA_CHARS characters), garbled_latex (see ``tex.garbled``), example (eight words in a row are those of
-    one of ``examples``).
+    Failures: those of ``reading.opening``, and cut_off (any answer that may be cut, and a sentence broken off),
+    not_json (meant as JSON, broken), wrong_type (JSON without a text for a persona), several (a list of personas),
+    too_long (more than MAX_PERSONA_CHARS characters), garbled_latex (see ``tex.garbled``), example (eight words in a
+    row are those of one of ``examples``).
     """
     text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
     if isinstance(text, Reading):
@@ -385,6 +387,8 @@ def _persona(text: str, *, nested: int, is_answer: bool) -> str | Reading:
         return failed("several")
     if garbled(value):
         return failed("garbled_latex")
+    if _BROKEN_OFF.search(value):
+        return failed("cut_off")
     return _undressed(value)
 
 

@@ -276,6 +276,13 @@ def test_an_answer_without_a_persona_has_a_named_failure(answer: str | None, fin
     assert (reading.text, reading.failure) == (None, failure)
 
 
+@pytest.mark.parametrize("ending", ["the", "which", "and", "as well as", "because"])
+def test_a_sentence_that_is_broken_off_is_no_persona(ending: str) -> None:
+    for answer in (f"A nurse who knows drugs {ending}.", json.dumps({"persona": f"A nurse who knows drugs {ending}"})):
+        assert read(answer, "stop").failure == "cut_off"
+    assert read(f"A nurse who knows drugs {ending} pills.", "stop").failure is None
+
+
 def test_a_persona_in_the_words_of_the_prompts_own_example_is_none() -> None:
     example = "An amateur violin maker in a home workshop who paints fish."
     assert example[:46] in str(TASK.request("x").messages[0]["content"])
