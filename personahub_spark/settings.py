@@ -133,8 +133,17 @@ class Endpoint(Address):
     mode: Literal["calls", "batch"] = Field(default="calls", description="batch: by the provider's batch files")
     in_flight: int = Field(default=64, ge=1, le=4096, description="calls at once per Python worker")
     workers: int = Field(default=2, ge=1, description="Spark tasks that call at once")
-    timeout_s: float = Field(default=120.0, gt=0, description="hard limit of one attempt")
-    deadline_s: float = Field(default=600.0, gt=0, description="hard limit of one request with its retries")
+    timeout_s: float | None = Field(
+        default=120.0,
+        gt=0,
+        description="hard limit of one attempt; null: by the rate of the answers so far, with much to spare, which is "
+        "for a model server on this machine",
+    )
+    deadline_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="hard limit of one request with its retries; of no effect where timeout_s is null",
+    )
     max_attempts: int = Field(default=6, ge=1)
     reasks: int = Field(
         default=0, ge=0, le=5, description="times that an answer which breaks its JSON schema is shown its error"

@@ -68,6 +68,7 @@ _URLS: dict[Api, _Url] = {"chat.completions": "/v1/chat/completions", "embedding
 _CHUNK = "chunk"  # under this a batch's metadata holds the name of its chunk
 _SHAPING = ("tools", "functions", "dimensions")  # what of ``sampling`` decides how an answer is read
 _CLOCK_SLACK_S = 86_400
+_TRANSFER_S = 600.0  # a file goes up or down, or a question about it is answered, where no limit is set
 _LONGEST_MS = 2**31 - 1
 _BAD_VECTOR = Failure("row", "bad_vector", "the endpoint's vector for this input cannot be used")
 
@@ -320,14 +321,15 @@ class _Remote:
         self.endpoint = endpoint
         self.secret = key
         proxy = proxy_for(endpoint.base_url)
+        timeout_s = endpoint.timeout_s or _TRANSFER_S
         secure = any(url is not None and url.startswith("https:") for url in (endpoint.base_url, proxy))
         self._client = _Client(
             api_key=key or "none",
             base_url=endpoint.base_url,
             max_retries=0,  # a creation whose reply was lost must not be repeated unseen
-            timeout=endpoint.timeout_s,
+            timeout=timeout_s,
             http_client=httpx2.Client(
-                timeout=endpoint.timeout_s,
+                timeout=timeout_s,
                 proxy=proxy,
                 verify=trusted_certificates() if secure else False,
                 trust_env=False,

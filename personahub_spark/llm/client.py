@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -23,7 +24,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import cost_microusd, dearest_microusd, shared_cost
 from personahub_spark.llm.failures import Failure, classify, is_about_encoding, missing_key
 from personahub_spark.llm.gate import GateClient, GatePlace, NotAdmitted, Permit
-from personahub_spark.llm.limits import OUTAGE, Breaker, Concurrency, asked_s, backoff_s
+from personahub_spark.llm.limits import OUTAGE, Breaker, Concurrency, Patience, asked_s, backoff_s, too_slow
 from personahub_spark.llm.schema import check_for
 from personahub_spark.llm.transport import CA_VARIABLES, Transport, connect, proxy_for
 from personahub_spark.llm.usage import Usage
@@ -56,8 +57,8 @@ MAX_INPUT_TOKENS = 300_000
 # A slow source must not keep the first inputs of a call waiting for the last ones.
 PACK_WAIT_S = 0.5
 # After so many of its own this run gives a request up: replies that were paid for and cannot be read, replies that
-# cannot be read at all, attempts without a reply in time while other requests have theirs, and such without others.
-PAID_BAD_REPLIES, BAD_REPLIES, TIMEOUTS, TIMEOUTS_ALONE = 2, 3, 3, 4
+# cannot be read at all, attempts without a reply in time.
+PAID_BAD_REPLIES, BAD_REPLIES, TIMEOUTS = 2, 3, 3
 
 _WATCH_S = 0.25
 _CLOSE_S = 1.0
@@ -197,7 +198,8 @@ class _Run:
         self._gate: GateClient
         self._shut: Failure | None = None  # why there is no gate
         self._watching: asyncio.Task[None] | None = None
-        self._slots = _Slots(endpoint.in_flight)
+        self._slots = _Slots(endpoint.in_flight, one_first=endpoint.timeout_s is None)
+        self._numbers = itertools.count()
         self._successes = 0
         self._rng = Random()
         self._pack = _Pack()
@@ -299,8 +301,8 @@ class _Run:
         try:
             for position, address in enumerate(self._endpoint.addresses):
                 key = key_of(address, handed.get(position))
-                transport = runtime.transport(self._endpoint, address)
-                self._targets.append(_Target(address, self._endpoint.model, key, transport))
+                transport, patience = runtime.transport(self._endpoint, address), Patience(self._endpoint.timeout_s)
+                self._targets.append(_Target(address, self._endpoint.model, key, transport, patience))
         except NotAdmitted as refusal:
             self._refused(refusal.failure)
         except PersonaHubError as error:
@@ -425,8 +427,9 @@ class _Run:
     def _call(
         self, rows: list[_Row], path: str, body: _Body, max_output_tokens: int | None, patience: int = 0
     ) -> _Call:
-        deadline = time.monotonic() + self._endpoint.deadline_s
-        return _Call(rows, path, body, max_output_tokens, self._price, deadline, self._successes, patience)
+        measured = self._endpoint.timeout_s is None
+        deadline = math.inf if measured else time.monotonic() + self._endpoint.deadline_s
+        return _Call(rows, path, body, max_output_tokens, self._price, deadline, patience, next(self._numbers))
 
     async def _reply(self, call: _Call, read: _Reader[_R]) -> _R:
         """What the endpoint replies to ``call``, in as many attempts as it takes; _UnansweredError when it does not."""
@@ -438,8 +441,10 @@ class _Run:
             failure: Failure | None = _STOPPED  # which it is when it gets cancelled
             call.begin_attempt(target)
             encoding = self._encodings.get(target.way, call.encoding)
+            successes, calls = self._successes, self._slots.busy
+            limit_s = target.patience.limit_s(call.work, most=self._slots.limit, timeouts=call.timeouts)
             try:
-                async with asyncio.timeout(min(self._endpoint.timeout_s, call.left_s())):
+                async with asyncio.timeout(min(limit_s, call.left_s())):
                     body = call.body(target.address.service_tier, encoding)
                     raw = await target.transport.post(call.path, body, target.key)
                 reply = read(raw, secret=target.secret)
@@ -451,13 +456,19 @@ class _Run:
                     usage = error.usage
                     call.is_billed = call.is_billed or error.billed
                     was_answered = isinstance(error, BrokenOffError)
+                if isinstance(error, TimeoutError):
+                    target.patience.timed_out(call.number, began=permit.began, now=time.monotonic())
+                    if target.patience.is_at_end:
+                        failure = too_slow(self._endpoint.model, limit_s)
             finally:
                 cost = cost_microusd(usage, self._price)
                 call.end_attempt(usage, cost, was_answered=was_answered)
                 tokens = None if usage is None else usage.input_tokens + usage.output_tokens
                 self._gate.settle(permit, tokens=tokens, cost_microusd=cost, failure=failure)
-                self._slots.leave(permit, failure)
+                self._slots.leave(permit, failure, answers=self._successes - successes)
             if failure is None:
+                work, took_s = call.work_done(usage), time.monotonic() - permit.began
+                target.patience.answered(work, calls=min(calls, self._slots.busy + 1), took_s=took_s)
                 self._successes += 1
                 if call.is_for_vectors:
                     self._encodings.setdefault(target.way, encoding)
@@ -505,7 +516,7 @@ class _Run:
         if asked_s(failure.retry_after, time.time()) is not None:
             pause_s = 0.0  # the gate knows when that address may be asked again; another one may be asked now
         is_last = call.tries >= self._endpoint.max_attempts or pause_s >= call.left_s()
-        end = call.end_after(failure, successes=self._successes, paused_s=self._gate.paused_s, is_last=is_last)
+        end = call.end_after(failure, paused_s=self._gate.paused_s, is_last=is_last)
         if end is not None:
             raise end
         self._gate.retry()
@@ -595,7 +606,7 @@ class _Call:
     """One question to the endpoint, for one row or several, and how its attempts went.
 
     ``patience`` is for inputs of embeddings (0: this is no such call): attempts until one of several is suspected of
-    taking the endpoint down.
+    taking the endpoint down. ``number`` tells calls apart.
     """
 
     def __init__(
@@ -606,19 +617,19 @@ class _Call:
         max_output_tokens: int | None,
         price: Price | None,
         deadline: float,
-        successes: int,
         patience: int,
+        number: int,
     ) -> None:
         self.path = path
         self.encoding: VectorEncoding = "base64"  # of vectors
         self.is_for_vectors = patience > 0
         self.deadline = deadline
+        self.number = number
         self.refusals = 0
         self.probes = 0
         self._rows = rows
         self._max_output_tokens = max_output_tokens
         self._price = price
-        self._successes = successes
         self._patience = patience
         self._began = 0.0
         self.ask_instead(body)
@@ -627,12 +638,14 @@ class _Call:
         """Ask something else for the same rows, within what is left of their time."""
         self.tries = 0
         self.is_billed = False  # for a reply that could not be read
-        self._bad_replies = self._timeouts = 0
+        self._bad_replies = self.timeouts = 0
         self._paused_s = 0.0
         self._make = body
         self._bodies: dict[tuple[str | None, VectorEncoding], bytes] = {}
         plain = self.body(None)
-        self.tokens = estimate_tokens(plain.decode()) + (self._max_output_tokens or 0)
+        tokens_in = estimate_tokens(plain.decode())
+        self.tokens = tokens_in + (self._max_output_tokens or 0)
+        self.work = Patience.work(tokens_in, self._max_output_tokens)
         self.dearest_microusd = dearest_microusd(len(plain), self._max_output_tokens, self._price)
 
     def body(self, service_tier: str | None, encoding: VectorEncoding = "base64") -> bytes:
@@ -641,6 +654,12 @@ class _Call:
             more: dict[str, Any] = {"encoding": encoding} if self.is_for_vectors else {}
             self._bodies[how] = self._make(service_tier=service_tier, **more)
         return self._bodies[how]
+
+    def work_done(self, usage: Usage | None) -> int:
+        """What the server had to do for its reply."""
+        if usage is None:
+            return self.tokens
+        return Patience.work(usage.input_tokens - usage.cached_tokens, usage.output_tokens)
 
     def left_s(self) -> float:
         return self.deadline - time.monotonic()
@@ -667,11 +686,11 @@ class _Call:
             for row, used, its_cost in zip(self._rows, usage.shared(weights), costs, strict=True):
                 row.charge(used, its_cost)
 
-    def end_after(self, failure: Failure, *, successes: int, paused_s: float, is_last: bool) -> _UnansweredError | None:
+    def end_after(self, failure: Failure, *, paused_s: float, is_last: bool) -> _UnansweredError | None:
         """How the call ends now that an attempt failed; None: another attempt may mend it.
 
-        ``successes`` are those of all calls so far, ``paused_s`` is how long outages held calls so far: they tell a
-        request that hangs from an endpoint that does. ``is_last``: there is no time, or no leave, for another attempt.
+        ``paused_s`` is how long outages held calls so far: it tells a request that hangs from an endpoint that does.
+        ``is_last``: there is no time, or no leave, for another attempt.
         """
         if failure.kind == "row":
             return _UnansweredError("failed", failure, is_divisible=True)
@@ -684,11 +703,10 @@ class _Call:
                 return _UnansweredError("deferred", failure)
         if failure.error_class == "timeout":
             if paused_s > self._paused_s:
-                self._timeouts, self._paused_s = 0, paused_s
-            self._timeouts += 1
+                self.timeouts, self._paused_s = 0, paused_s
+            self.timeouts += 1
             # Put off, not failed: with more time, or a quicker server, the same request may well be answered.
-            others_are_answered = successes >= self._successes + TIMEOUTS
-            if self._timeouts >= TIMEOUTS_ALONE or (self._timeouts >= TIMEOUTS and others_are_answered):
+            if self.timeouts >= TIMEOUTS:
                 return _UnansweredError("deferred", failure, is_divisible=True)
         if several and failure.error_class in ("timeout", "server_error") and self.tries >= self._patience:
             return _UnansweredError("deferred", failure, is_divisible=True)
@@ -729,14 +747,18 @@ class _Pack:
 class _Slots:
     """As many calls at once as the endpoint takes; those that wait go in the order they came."""
 
-    def __init__(self, ceiling: int) -> None:
-        self._concurrency = Concurrency(ceiling)
-        self._busy = 0
+    def __init__(self, ceiling: int, *, one_first: bool) -> None:
+        self.busy = 0
+        self._concurrency = Concurrency(ceiling, one_first=one_first)
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def limit(self) -> int:
+        return self._concurrency.limit
+
     async def enter(self) -> None:
-        if not self._waiting and self._busy < self._concurrency.limit:
-            self._busy += 1
+        if not self._waiting and self.busy < self._concurrency.limit:
+            self.busy += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -752,33 +774,37 @@ class _Slots:
         self._concurrency = Concurrency(sys.maxsize)
         self._go_on()
 
-    def leave(self, permit: Permit | None = None, failure: Failure | None = None) -> None:
-        """Give the slot up, with what became of the call that was made in it, if one was."""
+    def leave(self, permit: Permit | None = None, failure: Failure | None = None, *, answers: int = 0) -> None:
+        """Give the slot up, with what became of the call that was made in it, if one was, and how many others were
+        answered meanwhile."""
         if permit is not None and failure is not None and failure.error_class == "rate_limited":
             self._concurrency.refused(began=permit.began, now=time.monotonic())
+        elif permit is not None and failure is not None and failure.error_class == "timeout":
+            self._concurrency.timed_out(began=permit.began, now=time.monotonic(), answers=answers)
         elif permit is not None and (failure is None or failure.kind == "row"):
             self._concurrency.answered()
-        self._busy -= 1
+        self.busy -= 1
         self._go_on()
 
     def _go_on(self) -> None:
-        while self._waiting and self._busy < self._concurrency.limit:
+        while self._waiting and self.busy < self._concurrency.limit:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
-                self._busy += 1
+                self.busy += 1
 
 
 class _Target:
-    """An address, its key, and the connections to it."""
+    """An address, its key, the connections to it, and how long it may take."""
 
-    def __init__(self, address: Address, model: str, key: str | None, transport: Transport) -> None:
+    def __init__(self, address: Address, model: str, key: str | None, transport: Transport, patience: Patience) -> None:
         self.address = address
         self.place = _place(address)
         self.way = (address.base_url, model)
         self.key = "none" if key is None else key
         self.secret = key
         self.transport = transport
+        self.patience = patience
 
 
 def _place(address: Address) -> str:

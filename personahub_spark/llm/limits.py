@@ -72,13 +72,15 @@ def asked_s(retry_after: str | None, now: float) -> float | None:
 class Concurrency:
     """How many calls one task has out at once: ``limit``, between 1 and ``ceiling``, where it begins.
 
-    It is halved by a refusal (429), at most once a round trip; each round trip without one adds a fixed step.
+    It is halved by a refusal (429) and by a call that ran into its time limit while few were answered, at most once a
+    round trip; each round trip without one adds a fixed step. ``one_first``: until the first answer it is 1.
     """
 
-    def __init__(self, ceiling: int) -> None:
+    def __init__(self, ceiling: int, *, one_first: bool = False) -> None:
         self._ceiling = ceiling
         self._step = max(1.0, ceiling / 32)
-        self._limit = float(ceiling)
+        self._limit = 1.0 if one_first else float(ceiling)
+        self._to_begin = one_first
         self._cut_at = -math.inf
 
     @property
@@ -87,6 +89,8 @@ class Concurrency:
 
     def answered(self) -> None:
         """A call was answered, well or badly, and not refused."""
+        if self._to_begin:
+            self._to_begin, self._limit = False, float(self._ceiling)
         self._limit = min(float(self._ceiling), self._limit + self._step / self._limit)
 
     def refused(self, *, began: float, now: float) -> None:
@@ -94,6 +98,87 @@ class Concurrency:
         if began >= self._cut_at:
             self._limit = max(1.0, self._limit / 2)
             self._cut_at = now
+
+    def timed_out(self, *, began: float, now: float, answers: int) -> None:
+        """A call that began at ``began`` had no reply in time, while ``answers`` others had theirs.
+
+        Where each place had some, it is that call. Else they are too many for the endpoint; without any, one at a time
+        shows whether it works at all.
+        """
+        if answers < 2 * self.limit:
+            if not answers and began >= self._cut_at:
+                self._limit = 1.0
+            self.refused(began=began, now=now)
+
+
+class Patience:
+    """How long one attempt at an address may take: far longer than at the rate at which it answered so far.
+
+    ``fixed_s``: always so long; None: as measured. The limit is there to find out about an address that hangs; what it
+    must not do is to end what a slow one is working on, for that begins again from nothing. Times are of the caller's
+    clock.
+    """
+
+    FIRST_S_PER_TOKEN = 0.2
+    LEAST_S = 60.0
+    MARGIN = 4.0
+    # A token takes so many times as long to write as to read, about.
+    WRITTEN = 8
+    UNBOUNDED = 2048
+    ROUNDS = 3
+    """So often in a row all calls ran into their limits, each twice the one before, and the address is too slow."""
+    _MEMORY = 32
+
+    def __init__(self, fixed_s: float | None) -> None:
+        self._fixed_s = fixed_s
+        self._paces: deque[tuple[float, int]] = deque(maxlen=self._MEMORY)  # seconds a token, at so many calls at once
+        self._rounds = 0
+        self._round_ended = -math.inf
+        self._waiting_for: set[int] = set()
+
+    @classmethod
+    def work(cls, tokens_in: int, tokens_out: int | None) -> int:
+        """What is to be done for a call, in tokens read."""
+        return tokens_in + cls.WRITTEN * (cls.UNBOUNDED if tokens_out is None else tokens_out)
+
+    def limit_s(self, work: int, *, most: int, timeouts: int) -> float:
+        """The limit of an attempt at ``work``, one of at most ``most`` at once, of a call that ran into its limit
+        ``timeouts`` times."""
+        if self._fixed_s is not None:
+            return self._fixed_s
+        pace = max((pace * max(1.0, most / then) for pace, then in self._paces), default=None)
+        per_token = self.FIRST_S_PER_TOKEN * most if pace is None else self.MARGIN * pace
+        return max(self.LEAST_S, per_token * work) * 2.0 ** max(timeouts, self._rounds)
+
+    def answered(self, work: int, *, calls: int, took_s: float) -> None:
+        """A call with ``work`` was answered, of ``calls`` at once."""
+        self._paces.append((took_s / max(1, work), max(1, calls)))
+        self._rounds = 0
+        self._waiting_for.clear()
+
+    def timed_out(self, call: int, *, began: float, now: float) -> None:
+        """An attempt of ``call``, any number that tells calls apart, began at ``began`` and had no reply in time."""
+        self._waiting_for.add(call)
+        if began >= self._round_ended:
+            self._rounds += 1
+            self._round_ended = now
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether there is no use in waiting any longer. A single call may be at fault, where others were answered."""
+        several = len(self._waiting_for) > 1 or not self._paces
+        return self._fixed_s is None and self._rounds >= self.ROUNDS and several
+
+
+def too_slow(model: str, limit_s: float) -> Failure:
+    """An address did not answer in time, each time with twice the time."""
+    return Failure(
+        "run",
+        "too_slow",
+        f"{model} gave no answer in {Patience.ROUNDS} rounds of calls, the last with a limit of {limit_s:.0f} s; see "
+        "whether its server works at all and what else keeps its machine busy; then lower in_flight or max_tokens, "
+        "serve a smaller model, or set timeout_s to the seconds that an answer takes",
+    )
 
 
 @dataclass(frozen=True)
@@ -417,6 +502,7 @@ class _Place:
         self.breaker = Breaker()
         self.paused_until = -math.inf
         self.gone: Failure | None = None
+        self.is_slow = False  # what failed last did not answer in time
         self.probed_at = -math.inf
         self.probes = 0
 
@@ -572,7 +658,7 @@ class Admission:
             return None
         until = min((p.paused_until for p in self._places if p.gone is None), default=now)
         if self.shut_since is not None:
-            return f"no address of the endpoint has worked for {now - self.shut_since:.0f} s; one call a second probes"
+            return f"{self._outage(now)}; one call a second probes"
         return f"the endpoint asked to wait {max(0.0, until - now):.0f} s more"
 
     def _pass_time(self, now: float) -> None:
@@ -588,9 +674,17 @@ class Admission:
             return
         self.shut_since = max(closed)
         if now - self.shut_since >= self._outage_limit_s:
-            self.final = self.final or Failure(
-                "retry", "outage", f"no address of the endpoint has worked for {now - self.shut_since:.0f} s"
+            self.final = self.final or Failure("retry", "outage", self._outage(now))
+
+    def _outage(self, now: float) -> str:
+        """What is the matter, in a sentence."""
+        shut_s = now - (self.shut_since or now)
+        if all(place.is_slow for place in self._places if place.gone is None):
+            return (
+                f"no address of the endpoint has answered in time for {shut_s:.0f} s; if it is only slow, raise "
+                "timeout_s, lower in_flight or max_tokens, or use a smaller model"
             )
+        return f"no address of the endpoint has worked for {shut_s:.0f} s"
 
     def _next_change(self, now: float) -> float:
         """When something changes by itself."""
@@ -689,7 +783,7 @@ class Admission:
         if failure is None:
             return
         self.refusals += failure.error_class == "rate_limited"
-        self.timeouts += failure.error_class == "timeout"
+        self.timeouts += failure.error_class in ("timeout", "too_slow")
         if failure.kind == "run":
             place.gone = place.gone or failure
         elif failure.kind == "retry":
@@ -701,6 +795,7 @@ class Admission:
             elif asked_s is not None:
                 place.paused_until = max(place.paused_until, now + asked_s)
             if failure.error_class in OUTAGE:
+                place.is_slow = failure.error_class == "timeout"
                 place.breaker.failed(now)
 
 
@@ -732,4 +827,6 @@ def budget_reached(dearest_microusd: Decimal, left_microusd: Decimal) -> Failure
 
 
 def _may_be_billed(failure: Failure | None) -> bool:
-    return failure is None or not (failure.kind == "run" or failure.error_class in UNBILLED)
+    if failure is None or failure.error_class == "too_slow":
+        return True
+    return not (failure.kind == "run" or failure.error_class in UNBILLED)
