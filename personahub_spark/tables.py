@@ -541,20 +541,26 @@ class Store:
         self._scratch = files.Scratch(f"{self.state_root}/staged")
         self._handed_over: list[str] = []
         self.held: dict[str, contextlib.ExitStack] = {}
+        self._is_complete = False
 
     def existing(self) -> list[str]:
         """Names of the tables that are there."""
         return [table.name for table in TABLES if self._exists(table)]
 
     def is_complete(self) -> bool:
-        """Whether no table is missing; where they lie in folders of their own, that is seen without Spark."""
-        if self._root is None:
-            return len(self.existing()) == len(TABLES)
-        logs = (f"{self._root}/{table.name}/_delta_log" for table in TABLES)
+        """Whether no table is missing, which is not looked at again once it was so.
+
+        Where tables lie in folders of their own, that is seen without Spark.
+        """
+        if not self._is_complete:
+            self._is_complete = len(self._with_logs() if self._root is not None else self.existing()) == len(TABLES)
+        return self._is_complete
+
+    def _with_logs(self) -> list[str]:
         try:
-            return all(files.names(log) for log in logs)
+            return [table.name for table in TABLES if files.names(f"{self._root}/{table.name}/_delta_log")]
         except PersonaHubError:  # a file system that Python does not know
-            return len(self.existing()) == len(TABLES)
+            return self.existing()
 
     def create(self) -> list[str]:
         """Make the tables that are missing; names of those that were made.
