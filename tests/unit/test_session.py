@@ -22,7 +22,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.progress import Progress
 from personahub_spark.session import Context, StepResult
 from personahub_spark.settings import SparkSettings, StoreSettings
-from personahub_spark.tables import Store
+from personahub_spark.tables import TABLES, Store
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +245,18 @@ def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(archive)], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.stdout.strip() == f"True {session.code_version()} --", done.stderr
+
+
+def test_whether_tables_are_missing_is_seen_without_spark_and_once(tmp_path: Path) -> None:
+    store = Store(None, StoreSettings(root=str(tmp_path)))  # type: ignore[arg-type]
+    for table in TABLES:
+        assert not store.is_complete()
+        (tmp_path / table.name / "_delta_log").mkdir(parents=True)
+        assert not store.is_complete()  # its first transaction is not there
+        (tmp_path / table.name / "_delta_log" / f"{0:020}.json").touch()
+    assert store.is_complete()
+    shutil.rmtree(tmp_path / TABLES[0].name)
+    assert store.is_complete()
 
 
 # --- what a job's end means
