@@ -42,14 +42,15 @@ _CUT = {
 }
 # Of these, what a line or a column may begin with in some language; they are commands where a formula goes on.
 _WORDS_TOO = """
-    ag an au cong e earrow eg eq exists ext i less mid o op orm parallel prec sim subset succ supset t u
+    ag an anh au box cong e earrow eg eq exists ext gtr i ill lat less mid o op orm parallel prec rown sim subset succ
+    supset t u
 """
 _WORDS = frozenset(_WORDS_TOO.split())
 _CONTROL = re.compile(r"([\x08\t\n\f\r])([A-Za-z]+)")
 _DELIMITER = re.compile(r"(?P<begins>\\(?:begin\{|[(\[]))|(?P<ends>\\(?:end\{|[)\]]))|\$\$?|\\.", re.DOTALL)
-_FORMULA_BEFORE = re.compile(r"(?:(?<![^\W\d_])[^\W\d_]|[\d)\]}|=+<>^*/(,&-])[ ]*\Z")
-_FORMULA_AFTER = re.compile(r"[ ]*(?:[\d\\({^_=<>+|-]|(?![aAI]\b)[A-Za-z](?![A-Za-z]))")
-_PROSE_AFTER = re.compile(r"[ ]*[^\W\d_]{2}")
+_FORMULA_BEFORE = re.compile(r"(?:(?<![^\W\d_])(?![aAI]\b)[^\W\d_]|[\d)\]}|=+<>^*/(,&-])[ ]*\Z")
+_FORMULA_AFTER = re.compile(r"[ ]*(?:[\d\\({^_=<>+|]|-(?![A-Za-z]{2})|(?![aAI]\b)[A-Za-z](?![A-Za-z]))")
+_PROSE_AFTER = re.compile(r"\s*-?[^\W\d_]{2}")
 _ARGUMENT_AFTER = re.compile(r"[ ]*\{")
 # A line of a formula may begin with a name such as e: these need something before them in their line.
 _NAMES = ("e", "i", "u")

@@ -332,6 +332,11 @@ PLAIN_WORDS = [
     "tag",
     "not",
     "Times",
+    "box of pies",
+    "ill",
+    "lat",
+    "anh",
+    "costs $5",
 ]
 
 
