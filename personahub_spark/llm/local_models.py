@@ -7,7 +7,10 @@ points an endpoint at a hosted model or a server of its own. Serving needs the p
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+import fcntl
+import glob
 import hashlib
 import importlib
 import json
@@ -17,7 +20,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -28,9 +30,12 @@ from pathlib import Path
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.files import cache_root
+from personahub_spark.llm import shared_prompts
 
 _START_LIMIT_S = 120.0
 _MIB = 1024 * 1024
+_SHARED_MIB = 256
+"""Memory for what slots of a server share of their prompts."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +151,12 @@ def serve(
     """The base URL (…/v1) of a llama.cpp server for the model, on loopback, while the context lasts.
 
     ``port`` 0 takes a free one; ``parallel`` requests run at once, each with the model's ``slot_tokens``; ``threads``
-    None is one per core; ``say`` as for ``fetch``. The server is a child process that dies with this one; its log lies
-    in the cache. Raises PersonaHubError when the model cannot be fetched, the port is taken or the server does not come
-    up.
+    None is one per core; ``say`` as for ``fetch``, and told of other servers on this machine. The server is a child
+    process that dies with this one; its log lies in the cache. Raises PersonaHubError when the model cannot be fetched,
+    the port is taken or the server does not come up.
     """
     cache = fetch(name, cache_dir, say=say).parent.parent
+    _warn_of_others(cache, say or _to_stderr)
     port = free_port(port)
     log_path = cache / "logs" / f"{name}-{port}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +175,7 @@ def serve(
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         _stop(server)
+        _entry(cache, server.pid).unlink(missing_ok=True)
 
 
 def _models(cache_dir: str | Path | None) -> Path:
@@ -336,6 +343,42 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         server.stdin.close()
 
 
+def _entry(cache: Path, process: int) -> Path:
+    """The file by which a server says that it runs; it is locked for as long as that is true."""
+    return cache / "serving" / f"{socket.gethostname()}-{process}.json"
+
+
+@contextlib.contextmanager
+def _listed(cache: Path, name: str, port: int) -> Iterator[None]:
+    entry = _entry(cache, os.getpid())
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    fresh = entry.with_suffix(".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        json.dump({"name": name, "process": os.getpid(), "port": port}, file)
+        file.flush()
+        fresh.replace(entry)  # nobody finds it unlocked
+        try:
+            yield
+        finally:
+            entry.unlink(missing_ok=True)
+
+
+def _warn_of_others(cache: Path, tell: Callable[[str], None]) -> None:
+    """Say which other servers run on this machine; entries of dead ones go."""
+    for entry in (cache / "serving").glob(f"{glob.escape(socket.gethostname())}-*.json"):
+        with contextlib.suppress(FileNotFoundError), entry.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                entry.unlink()
+            except BlockingIOError:
+                other = json.load(file)
+                tell(
+                    f"warning: another model server runs on this machine ({other['name']}, process {other['process']}) "
+                    f"and both will be slow; stop it, or ask it at http://127.0.0.1:{other['port']}/v1"
+                )
+
+
 def _serve_here(name: str, port: int, parallel: int, threads: int | None, until_stdin_ends: bool) -> None:
     try:
         # Only who serves a model needs this package.
@@ -343,27 +386,35 @@ def _serve_here(name: str, port: int, parallel: int, threads: int | None, until_
     except ImportError as error:
         raise PersonaHubError(f"serving a model needs the package xllamacpp ({error}); install it with pip") from None
     params = llama.CommonParams()
-    params.model.path = str(fetch(name))
+    path = fetch(name)
+    cache = path.parent.parent
+    if not until_stdin_ends:  # else whoever started this process has said so
+        _warn_of_others(cache, _to_stderr)
+    params.model.path = str(path)
     params.model_alias = {name}
     params.hostnames = ["127.0.0.1"]
-    params.port = free_port(port)
+    port, params.port = free_port(port), free_port()
     params.n_parallel = parallel
     params.n_ctx = model(name).slot_tokens * parallel
-    # Each slot keeps its last prompt, so the constant part of the next is not computed again; more would cost memory.
+    # Each slot keeps its last prompt, so that what the next has in common with it is not computed again; by way of this
+    # memory slots take it from each other, see ``shared_prompts``.
     params.cache_prompt = True
-    params.cache_ram_mib = 0
+    params.cache_ram_mib = _SHARED_MIB
     # No page of a browser on this machine has any business here.
     params.ui = False
     params.endpoint_slots = False
     params.cors_origins = ""
     if threads is not None:
         params.cpuparams.n_threads = threads
-    server = llama.Server(params)
-    print(f"{name} at {server.listening_address}/v1", flush=True)
-    if until_stdin_ends:
-        sys.stdin.buffer.read()
-    else:
-        threading.Event().wait()
+    with _listed(cache, name, port):
+        server = llama.Server(params)
+        print(f"{name} at http://127.0.0.1:{port}/v1", flush=True)
+        asyncio.run(_until_ended(server.listening_address, port, parallel, until_stdin_ends))
+
+
+async def _until_ended(server: str, port: int, slots: int, until_stdin_ends: bool) -> None:
+    ended = asyncio.to_thread(sys.stdin.buffer.read) if until_stdin_ends else asyncio.Event().wait()
+    await shared_prompts.run(server, port, slots, ended)
 
 
 def main(arguments: list[str] | None = None) -> int:

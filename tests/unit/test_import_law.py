@@ -38,7 +38,7 @@ LLM = {
     "client": 6,
     "batches": 6,
 }
-LLM |= {"fake": 2, "local_models": 0}
+LLM |= {"fake": 2, "shared_prompts": 0, "local_models": 1}
 PLAIN = ("errors", "endings", "text", "settings", "progress", "files", "terminal", "wal", "llm", "tasks")
 SPARK_SIDE_OF_TASKS = "tasks/frames.py"
 

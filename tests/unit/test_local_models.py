@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -204,6 +206,40 @@ def test_a_server_that_does_not_come_up_is_one_sentence_that_names_its_log(tmp_p
         pass
 
 
+SERVING = """
+import sys
+from pathlib import Path
+from personahub_spark.llm.local_models import _listed
+with _listed(Path(sys.argv[1]), "tiny", 4711):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", ["alive", "ended", "killed"])
+def test_another_server_on_this_machine_is_told_of_while_it_lives(index: Path, tmp_path: Path, end: str) -> None:
+    cache, said = tmp_path / "cache", list[str]()
+    command = [sys.executable, "-c", SERVING, str(cache)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline()
+        if end == "killed":
+            other.kill()
+        if end != "alive":
+            other.stdin.close()
+            other.wait()
+        # This one does not come up, for its process knows no model "tiny".
+        with pytest.raises(PersonaHubError), serve("tiny", cache_dir=cache, say=said.append):
+            pass
+        if end == "alive":
+            other.stdin.close()
+    told = [line for line in said if "another model server" in line]
+    assert bool(told) == (end == "alive")
+    if told:
+        assert f"tiny, process {other.pid}" in told[0] and "http://127.0.0.1:4711/v1" in told[0]
+    assert list((cache / "serving").iterdir()) == []
+
+
 def test_the_command_line_lists_the_models_and_ends_with_2_for_an_unknown_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -249,3 +285,23 @@ def test_a_real_server_dies_with_a_parent_that_was_killed(small_model: None) -> 
         assert answers(base_url)
         parent.kill()
     assert eventually(lambda: not answers(base_url))
+
+
+def test_what_prompts_begin_with_is_read_once_for_all_places_of_a_real_server(small_model: None) -> None:
+    """By each answer's own account of the tokens that were known already."""
+    rules = " ".join(f"Rule {n}: speak of the {thing} only." for n, thing in enumerate(["river", "tide", "lock"] * 6))
+
+    with serve(SMALL, parallel=4, threads=1) as base_url:
+
+        def known(number: int) -> int:
+            messages = [{"role": "system", "content": rules}, {"role": "user", "content": f"Question {number}?"}]
+            body = json.dumps({"model": SMALL, "messages": messages, "max_tokens": 1}).encode()
+            request = urllib.request.Request(f"{base_url}/chat/completions", body, {"content-type": "application/json"})
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as reply:
+                usage = json.load(reply)["usage"]
+            assert usage["prompt_tokens"] > 150
+            return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+        with ThreadPoolExecutor(9) as asking:
+            first, *others = sorted(asking.map(known, range(9)))
+    assert first == 0 and all(tokens > 140 for tokens in others)

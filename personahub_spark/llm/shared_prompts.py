@@ -1,0 +1,114 @@
+"""Before a llama.cpp server: what many prompts begin with is read once, for all of its slots.
+
+Each slot of such a server keeps the prompt that it read last, and of the next one reads only what is new. But slots
+share nothing: the same instructions are read by each of them. So the second request with the same beginning waits until
+the server is idle. Then the beginning is sent alone, which is little work for the slot that knows it already. After it
+each slot gets a prompt of one token and then the beginning: with the first, the server moves to memory what its slots
+hold, and with the second the slot takes the beginning from there. All else goes through as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import Awaitable
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+log = logging.getLogger(__name__)
+
+_MAX_BODY = 256 * 1024 * 1024
+_PASSED_ON = ("content-type", "accept", "authorization")
+# What decides, beside the messages, how a prompt begins.
+_SHAPING = ("model", "tools", "chat_template_kwargs")
+
+
+async def run(server: str, port: int, slots: int, ended: Awaitable[object]) -> None:
+    """Serve at ``port`` of loopback, for the server of so many ``slots`` at the URL ``server``, until ``ended``."""
+    no_limit = aiohttp.ClientTimeout(total=None, sock_connect=None)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=no_limit, trust_env=False) as session:
+        app = web.Application(client_max_size=_MAX_BODY)
+        app.router.add_route("*", "/{path:.*}", _Front(server.rstrip("/"), session, slots).handle)
+        # Who does not wait for the answer any longer ends the work on it.
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            await ended
+        finally:
+            await runner.cleanup()
+
+
+class _Front:
+    def __init__(self, server: str, session: aiohttp.ClientSession, slots: int) -> None:
+        self._server = server
+        self._slots = slots
+        self._session = session
+        self._seen = Counter[str]()
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._entry = asyncio.Lock()
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        if request.path != "/v1/chat/completions":
+            return await self._pass_on(request, body)
+        async with self._entry:
+            beginning = _beginning(body)
+            if beginning is not None:
+                known_by = json.dumps(beginning, sort_keys=True)
+                self._seen[known_by] += 1
+                if self._seen[known_by] == 2:
+                    await self._idle.wait()
+                    await self._share(beginning)
+            self._calls += 1
+            self._idle.clear()
+        try:
+            return await self._pass_on(request, body)
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def _pass_on(self, request: web.Request, body: bytes) -> web.Response:
+        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        try:
+            async with self._session.request(
+                request.method, f"{self._server}{request.raw_path}", data=body or None, headers=headers
+            ) as reply:
+                kind = {"content-type": reply.headers.get("content-type", "application/json")}
+                return web.Response(status=reply.status, body=await reply.read(), headers=kind)
+        except aiohttp.ClientError as error:
+            return web.json_response({"error": {"message": f"the model's server is gone ({error})"}}, status=502)
+
+    async def _share(self, beginning: dict[str, Any]) -> None:
+        alone = {**beginning, "messages": [*beginning["messages"], {"role": "user", "content": ""}], "max_tokens": 1}
+        try:
+            await self._post("/v1/chat/completions", alone)
+            for slot in range(self._slots if self._slots > 1 else 0):
+                await self._post("/v1/completions", {"prompt": ".", "max_tokens": 1, "id_slot": slot})
+                await self._post("/v1/chat/completions", {**alone, "id_slot": slot})
+        except aiohttp.ClientError as error:  # a help, no more
+            log.warning("what prompts begin with could not be shared among the slots: %s", error)
+
+    async def _post(self, path: str, body: dict[str, Any]) -> None:
+        async with self._session.post(f"{self._server}{path}", json=body) as reply:
+            await reply.read()
+
+
+def _beginning(body: bytes) -> dict[str, Any] | None:
+    """What a request for an answer begins with, before its last message; None where that is nothing."""
+    try:
+        asked = json.loads(body)
+        *first, last = asked["messages"]
+        if not first or last["role"] != "user":
+            return None
+        return {**{name: asked[name] for name in _SHAPING if name in asked}, "messages": first}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
