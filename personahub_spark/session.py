@@ -90,7 +90,6 @@ LAPTOP = {
     "spark.sql.shuffle.partitions": "4",
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
     "spark.driver.memory": "3g",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
@@ -117,6 +116,7 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
         java()
         options["spark.master"] = spark_settings.master
         options["spark.app.name"] = spark_settings.app_name
+        options["spark.ui.showConsoleProgress"] = "false"  # steps show their own progress
         options[JAVA_OPTIONS] = f'"-Djava.io.tmpdir={endings.run_folder()}" {NO_TRACE}'
         os.environ.setdefault("SPARK_LAUNCHER_OPTS", NO_TRACE)
         if spark_settings.master.startswith("local"):
