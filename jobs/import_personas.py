@@ -12,7 +12,7 @@ from pyspark.sql.types import StructType
 
 from personahub_spark import imports, inputs
 from personahub_spark.errors import PersonaHubError, SettingsError
-from personahub_spark.filters import quality_flags
+from personahub_spark.filters import flagged, quality_flags
 from personahub_spark.inputs import File
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.settings import ImportSettings
@@ -79,7 +79,7 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         F.col("persona"),
         source_text=F.lit(None).cast("string"),
         expected_lang=F.col("lang"),
-        settings=context.settings.filters,
+        settings=settings.filters.over(context.settings.filters),
     )
     personas = allowed.where("nth_persona = 1").select(
         "persona_id",
@@ -89,6 +89,11 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         F.col("source_key").alias("first_origin"),
         flags.alias("quality_flags"),
     )
+    if store.dry_run and total["personas"]:  # flags are for good, so they are told before too
+        new = allowed.where("nth_persona = 1 and known_persona is null")
+        judged = flagged(new.select(flags.alias("quality_flags")))
+        if judged.flagged:
+            context.progress.say(f"{STEP}: {settings.source}: {judged.told()}")
     first = allowed.where("nth_key = 1")
     version = F.lit(imports.VERSION)
     edges = first.select(

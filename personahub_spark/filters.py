@@ -6,15 +6,23 @@ Everything runs inside the JVM. The rules would rather miss a fault than flag a 
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import get_args
 
-from pyspark.sql import Column
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StringType
 
 from personahub_spark.settings import FilterSettings, Rule
 
 RULES: tuple[Rule, ...] = get_args(Rule)
+
+_LIMITS = {
+    "too_short": "min_words", "too_long": "max_words", "copies_source": "copied_share",
+    "repeated_words": "repeated_share",
+}  # fmt: skip
+"""The setting of ``filters`` that a rule goes by."""
 
 _CJK = r"\p{IsHan}\p{IsHiragana}\p{IsKatakana}\u30fc\u3005"
 _THAI_LIKE = r"\p{IsThai}\p{IsLao}\p{IsKhmer}\p{IsMyanmar}"
@@ -407,6 +415,40 @@ def quality_flags(text: Column, *, source_text: Column, expected_lang: Column, s
     }
     named = [F.when(faults[name], F.lit(name)) for name in RULES if name not in settings.disabled]
     return F.array_compact(F.array(*named)).cast(ArrayType(StringType()))
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """Of how many personas how many are flagged, and how many by each rule; one may break several."""
+
+    personas: int = 0
+    flagged: int = 0
+    by_rule: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: Flagged) -> Flagged:
+        return Flagged(self.personas + other.personas, self.flagged + other.flagged, self.by_rule + other.by_rule)
+
+    def told(self) -> str:
+        """In one line, with the setting of each rule that goes by one."""
+        rules = [
+            f"{rule} {count:,}" + (f" ({_LIMITS[rule]})" if rule in _LIMITS else "")
+            for rule, count in sorted(self.by_rule.items(), key=lambda item: (-item[1], RULES.index(item[0])))
+        ]
+        several = "; one may break several" if self.by_rule.total() > self.flagged else ""
+        return (
+            f"{self.flagged:,} of {self.personas:,} new personas are flagged, and so not in the hub: {', '.join(rules)}"
+            f"{several}. Limits, and rules to leave out (disabled), are set in filters, of an import in "
+            "imports.N.filters, for personas found from then on"
+        )
+
+
+def flagged(personas: DataFrame) -> Flagged:
+    """What ``quality_flags`` of ``personas`` hold."""
+    total = Flagged()
+    for row in personas.groupBy("quality_flags").agg(F.count(F.lit(1)).alias("n")).collect():
+        flags = row["quality_flags"]
+        total += Flagged(row["n"], row["n"] if flags else 0, Counter(dict.fromkeys(flags, row["n"])))
+    return total
 
 
 def _word_count(text: Column) -> Column:

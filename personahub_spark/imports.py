@@ -66,7 +66,7 @@ def list_files(spark: SparkSession, settings: ImportSettings) -> list[File]:
 
 def import_id(file: File, settings: ImportSettings) -> str:
     """What an import of ``file`` is known by: another one when the file or how it is read was changed."""
-    reading = settings.model_dump(mode="json", exclude={"paths", "format"})
+    reading = settings.model_dump(mode="json", exclude={"paths", "format", "filters"})
     return _hash(VERSION, file.path, file.kind, file.size_bytes, file.modified_at.isoformat(), reading)
 
 

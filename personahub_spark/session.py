@@ -23,7 +23,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
@@ -41,10 +41,11 @@ import personahub_spark
 from personahub_spark import endings, files, preflight, wal
 from personahub_spark import settings as settings_module
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.filters import flagged
 from personahub_spark.llm.costs import Purse, Spend
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Price, Settings, SparkSettings
-from personahub_spark.tables import LLM_CALLS, RUNS, MissingTableError, Store, Table, catalog_lasts, spend_of
+from personahub_spark.tables import LLM_CALLS, PERSONAS, RUNS, MissingTableError, Store, Table, catalog_lasts, spend_of
 
 log = logging.getLogger(__name__)
 
@@ -247,6 +248,8 @@ class Context:
     started_at: datetime
     before_asking: Callable[[], None] = field(default=lambda: None)
     """Called before a step sends its first request, and not where there is none to send."""
+    while_asking: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
+    """Entered when a step begins to ask, and left when all that it asks has an outcome."""
     put_off: list[Spend] = field(default_factory=list)
     """What the step paid for calls that were then put off: they have no outcome, and no row in the ledger."""
     purse: Purse = field(default_factory=Purse)
@@ -337,6 +340,11 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
     cost = "" if spend.cost_microusd is None else f", ${spend.cost_microusd / 1_000_000:,.4f}"
     asked = f"; {spend.requests:,} requests{cost}" if spend.requests else ""
     context.progress.say(f"{step}: {result.rows_in:,} in = {_spoken(result.outcomes)}{asked}; {duration_s:.1f} s")
+    if result.rows_added.get(PERSONAS.name) and not context.store.dry_run:
+        added = context.store.read(PERSONAS).where(F.col("run_id") == context.run_id)
+        found = flagged(added.where(F.col("created_at") == F.lit(context.started_at)))
+        if found.flagged:
+            context.progress.say(f"{step}: {found.told()}")
     return result
 
 

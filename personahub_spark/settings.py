@@ -190,6 +190,45 @@ class DocumentSettings(_Group):
     lang: str | None = Field(default=None, description="language of rows that name none")
 
 
+class FilterSettings(_Group):
+    """Thresholds of the quality rules; ``disabled`` names rules not to apply.
+
+    A persona keeps the flags of the run that found it: other thresholds hold for personas found from then on.
+    """
+
+    disabled: list[Rule] = Field(default_factory=list)
+    min_words: int = Field(default=3, ge=1)
+    max_words: int = Field(default=80, ge=1)
+    copied_share: float = Field(default=0.5, gt=0, le=1, description="share of the persona's 5-grams in its source")
+    repeated_share: float = Field(default=0.5, gt=0, le=1, description="share of words that repeat earlier words")
+
+    @model_validator(mode="after")
+    def _some_length_is_right(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}, which flags everything")
+        return self
+
+
+class ImportFilterSettings(_Group):
+    """What of ``filters`` is other for one import; null: as there.
+
+    A released persona was chosen by somebody, and may be a paragraph: about half of PersonaHub's elite personas have
+    more than 80 words. One that a model writes here is asked for in a sentence, and retells its source when it is that
+    long. So imports have a limit of their own: 200 words, about as much as the default embedder reads.
+    """
+
+    disabled: list[Rule] | None = Field(
+        default=None, description="as first_person, for a data set in which people speak of themselves"
+    )
+    min_words: int | None = Field(default=None, ge=1)
+    max_words: int | None = Field(default=200, ge=1)
+    repeated_share: float | None = Field(default=None, gt=0, le=1)
+
+    def over(self, filters: FilterSettings) -> FilterSettings:
+        """``filters`` with what is set here."""
+        return FilterSettings.model_validate(filters.model_dump() | self.model_dump(exclude_none=True))
+
+
 class ImportSettings(_Group):
     """Personas that exist already, in files of one data set."""
 
@@ -209,6 +248,7 @@ class ImportSettings(_Group):
         ],
         description="their fields to keep beside the persona; all others are left out",
     )
+    filters: ImportFilterSettings = ImportFilterSettings()
 
 
 class SamplingSettings(_Group):
@@ -305,25 +345,6 @@ class ProfileSettings(SamplingSettings):
         description="language of the answer: 'same' for the persona's, a code, null for the model's choice",
     )
     max_tokens: int = Field(default=900, ge=16)
-
-
-class FilterSettings(_Group):
-    """Thresholds of the quality rules; ``disabled`` names rules not to apply.
-
-    A persona keeps the flags of the run that found it: other thresholds hold for personas found from then on.
-    """
-
-    disabled: list[Rule] = Field(default_factory=list)
-    min_words: int = Field(default=3, ge=1)
-    max_words: int = Field(default=80, ge=1)
-    copied_share: float = Field(default=0.5, gt=0, le=1, description="share of the persona's 5-grams in its source")
-    repeated_share: float = Field(default=0.5, gt=0, le=1, description="share of words that repeat earlier words")
-
-    @model_validator(mode="after")
-    def _some_length_is_right(self) -> Self:
-        if self.min_words > self.max_words:
-            raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}, which flags everything")
-        return self
 
 
 class EmbeddingSettings(_Group):
@@ -500,6 +521,12 @@ class Settings(_Group):
     synthesis: list[SynthesisSettings] = Field(default_factory=list)
     pipeline: PipelineSettings = PipelineSettings()
     prices: str | None = Field(default=None, description="price file of your own; null: the package's prices.yaml")
+
+    @model_validator(mode="after")
+    def _filters_of_imports_fit(self) -> Self:
+        for entry in self.imports:
+            entry.filters.over(self.filters)
+        return self
 
     def endpoint(self, name: str) -> Endpoint:
         """The endpoint called ``name`` under ``models``; SettingsError when there is none."""

@@ -173,3 +173,40 @@ def test_rows_that_cannot_be_read_do_not_all_meet_in_one_task(make_context: Call
     )  # fmt: skip
     placed = import_personas.placed(context, rows.repartition(2))
     assert {row[0] for row in placed.groupBy(F.spark_partition_id()).count().select("count").collect()} != {40}
+
+
+def test_flags_are_told_by_rule_before_and_after_and_an_import_has_limits_of_its_own(
+    make_context: Callable[..., Context],
+    make_settings: Callable[..., settings.Settings],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("curated", "short"):
+        long = [["A", name, "botanist", "who", "knows", *(f"plant{n}" for n in range(5, w))] for w in (81, 200, 201)]
+        rows = [{"persona": text} for text in (*map(" ".join, long), f"I am a {name} botanist")]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = {"max_words": 81, "disabled": ["first_person"]}
+    entries = [{"paths": [str(tmp_path / f"{name}.jsonl")], "source": name} for name in ("curated", "short")]
+    chosen = make_settings(imports=[entries[0], entries[1] | {"filters": own}])
+    caplog.set_level("INFO", logger="personahub_spark.progress")
+
+    def told() -> list[str]:
+        lines = [line.partition(". Limits")[0] for line in caplog.messages if "are flagged" in line]
+        caplog.clear()
+        return lines
+
+    out = "new personas are flagged, and so not in the hub:"
+    context = make_context(chosen)
+    run(make_context(chosen, dry_run=True))
+    assert context.store.read(PERSONAS).count() == 0
+    assert told() == [
+        f"import_personas: curated: 2 of 4 {out} too_long 1 (max_words), first_person 1",
+        f"import_personas: short: 2 of 4 {out} too_long 2 (max_words)",
+    ]
+    run(context)
+    assert told() == [f"import_personas: 4 of 8 {out} too_long 3 (max_words), first_person 1"]
+    kept = {row["text"].split()[-1] for row in context.store.view("hub").collect()}
+    assert kept == {"plant80", "plant199", "botanist"}
+    # How a file is judged does not make it another file, and personas keep their flags.
+    again = run(make_context(make_settings(imports=entries)))
+    assert not again.changed and told() == []

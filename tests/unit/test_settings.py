@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from personahub_spark.errors import SettingsError
-from personahub_spark.settings import Settings, load, load_prices, validate
+from personahub_spark.settings import FilterSettings, Settings, load, load_prices, validate
 
 CONF = Path(__file__).parents[2] / "conf"
 ENDPOINT = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
@@ -425,3 +425,19 @@ def test_a_bad_price_file_is_named(tmp_path: Path, content: str | None, said: st
         load_prices(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_limits_of_an_import_go_over_the_general_ones_and_must_fit_them() -> None:
+    entry = {"paths": ["a"], "source": "s"}
+
+    def limits(**own: Any) -> FilterSettings:
+        chosen = validate({"imports": [{**entry, "filters": own}], "filters": {"min_words": 5, "max_words": 60}})
+        return chosen.imports[0].filters.over(chosen.filters)
+
+    assert (limits().min_words, limits().max_words, limits().disabled) == (5, 200, [])
+    assert (limits(max_words=None).max_words, limits(max_words=9).max_words) == (60, 9)
+    assert limits(disabled=["first_person"]).disabled == ["first_person"]
+    with pytest.raises(SettingsError, match="min_words 5 is above max_words 4, which flags everything"):
+        limits(max_words=4)
+    with pytest.raises(SettingsError, match=r"unknown setting imports.0.filters.max_word; did you mean max_words\?"):
+        limits(max_word=4)
