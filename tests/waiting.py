@@ -52,7 +52,11 @@ class Clock:
 
     @contextmanager
     def skipping(self, seconds: float, *, fake: FakeEndpoint) -> Iterator[None]:
-        """Set it forward, again and again, while calls of ``fake`` hang: its counts stay the same, with some open."""
+        """Set it forward, again and again, while calls of ``fake`` hang: its counts stay the same, with some open.
+
+        A call that hangs for ``seconds`` sees three steps; one that was begun just before a step has its answer before
+        the next one.
+        """
         over = threading.Event()
 
         def look() -> dict[str, int]:
@@ -65,8 +69,8 @@ class Clock:
             while not over.wait(0.05):
                 counts = look()
                 seen, times = counts, times + 1 if counts == seen else 0
-                if counts["open"] and times >= 5:
-                    self.skip(seconds)
+                if counts["open"] and times >= 3:
+                    self.skip(0.4 * seconds)
                     times = 0
 
         thread = threading.Thread(target=watch)
