@@ -114,8 +114,9 @@ def make_context(
     def make(chosen: Settings | None = None, *, dry_run: bool = False, tables: bool = True) -> session.Context:
         chosen = chosen or make_settings()
         tables = tables and not dry_run
-        if tables and chosen.store.root is not None and not Path(chosen.store.root).exists():
-            shutil.copytree(_empty_tables, chosen.store.root)
+        is_copy = tables and chosen.store.root is not None and not Path(chosen.store.root).exists()
+        if is_copy:
+            shutil.copytree(_empty_tables, str(chosen.store.root))
         now = session.now()
         context = session.Context(
             spark=spark,
@@ -126,7 +127,7 @@ def make_context(
             progress=Progress(),
             started_at=now,
         )
-        if tables:
+        if tables and not is_copy:  # a copy has all tables, and to see that takes seconds
             context.store.create()
         return context
 

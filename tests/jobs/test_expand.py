@@ -31,12 +31,12 @@ from personahub_spark.tables import (
     PERSONA_REROUTES,
     PERSONAS,
     QUARANTINE,
-    TABLES,
     WITHDRAWN,
     Store,
     Table,
 )
 from personahub_spark.text import content_id
+from tests.stores import contents, live_files
 
 CONF = Path(__file__).parent.parent.parent / "conf" / "local.yaml"
 NURSE = "A night nurse on a ward for children who checks every dose twice"
@@ -45,6 +45,7 @@ BOY = (
     "A nine-year-old boy with a broken leg who counts the ambulances below his window and waits for his brother to "
     "come by train"
 )
+
 BOY_AGAIN = BOY.replace("broken", "bandaged")  # 22 of 24 words: a surface duplicate
 DRIVER = "A van driver with a bad knee who knows all gates of the hospital"
 MILLER = "An old miller whose wheel stands still in dry summers"
@@ -108,12 +109,6 @@ def make_hub(
 
 def expand(context: Context) -> StepResult:
     return session.run_step(context, "expand_personas", run_pipeline.STEPS["expand_personas"])
-
-
-def contents(context: Context, *, stamps: bool = True) -> dict[str, list[str]]:
-    drop = [] if stamps else ["run_id", "created_at", "arrived_at", "latency_ms", "response_id"]
-    kept = [table for table in TABLES if stamps or table.name != "runs"]
-    return {table.name: sorted(map(repr, context.store.read(table).drop(*drop).collect())) for table in kept}
 
 
 def hub(context: Context) -> dict[str, int]:
@@ -215,9 +210,9 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     with pytest.raises(PersonaHubError, match="no persona '1234'"):
         trace_persona.told(context.store, ["1234"])
 
-    before = contents(context)
+    before = live_files(context)
     again = expand(context)
-    assert not again.changed and contents(context) == before and endpoint.counts()["billed"] == 5
+    assert not again.changed and live_files(context) == before and endpoint.counts()["billed"] == 5
     assert again.rows_in == first.rows_in and again.outcomes == {"done_before": 5}
 
     # A run that dies between two tables, whichever, is taken up; it pays nothing twice and makes the same tables.
@@ -236,8 +231,9 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
             expand(context)
     expand(context)
     assert endpoint.counts()["billed"] == 5 == endpoint.counts()["distinct"]
-    one, other = contents(whole, stamps=False), contents(context, stamps=False)
-    for name in one:
+    stamps = ("run_id", "created_at", "arrived_at", "latency_ms", "response_id")
+    one, other = contents(whole, without=stamps), contents(context, without=stamps)
+    for name in one.keys() - {"runs"}:
         assert one[name] == other[name], name
 
 

@@ -30,8 +30,8 @@ from personahub_spark.tables import (
     Store,
     Table,
 )
+from tests.stores import live_files
 
-TABLES = (PERSONA_IMPORTS, PERSONAS, PERSONA_ORIGINS, SYNTHESES, QUARANTINE, IMPORTS)
 TOOL = {"name": "n", "description": "d", "function_name": "f", "input_args": {}, "return": "r", "depend": []}
 CHAT = [{"persona": f"A cook number {n} who keeps bees"} for n in range(3)]
 
@@ -62,10 +62,6 @@ def write(folder: Path) -> list[dict[str, Any]]:
         {"paths": [str(folder / "fine.parquet")], "source": "fine", "licence": "Llama 3", "lang": "en"},
         {"paths": [str(folder / "chat.jsonl")], "source": "chat", "licence": "CC BY 4.0"},
     ]
-
-
-def contents(context: Context) -> dict[str, list[str]]:
-    return {table.name: sorted(map(repr, context.store.read(table).collect())) for table in TABLES}
 
 
 def run(context: Context) -> StepResult:
@@ -144,10 +140,10 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     assert personas["A pilot from Lima"]["lang"] == "en"
     assert session.run_step(context, "dedup_surface", dedup_surface.run).rows_in == len(personas)
 
-    before = contents(context)
+    before = live_files(context)
     again = run(context)
     assert not again.changed and again.outcomes["done_before"] == again.rows_in == result.rows_in
-    assert contents(context) == before
+    assert live_files(context) == before
     # A file that was changed is read again, and so is one that was moved; what they have is known.
     (tmp_path / "in" / "tool.jsonl").rename(tmp_path / "in" / "moved.jsonl")
     chat = tmp_path / "in" / "chat.jsonl"

@@ -33,11 +33,11 @@ from personahub_spark.tables import (
     PERSONAS,
     RUNS,
     SYNTHESES,
-    TABLES,
     WITHDRAWALS,
     WITHDRAWN,
 )
 from tests.spark.test_tables import NOW, add, frame, sha
+from tests.stores import live_files
 
 WORDS = " ".join(f"w{n}" for n in range(20))
 ORPHAN = "an orphan"
@@ -92,10 +92,6 @@ def fill(context: Context) -> None:
 
 def hub(context: Context) -> set[str]:
     return {row["text"] for row in context.store.view("hub").collect()}
-
-
-def contents(context: Context) -> dict[str, list[str]]:
-    return {table.name: sorted(map(repr, context.store.read(table).collect())) for table in TABLES}
 
 
 def lineage(context: Context) -> dict[tuple[str, str | None], tuple[str, str, list[str]]]:
@@ -156,10 +152,10 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
         ("bad", "CC0"): 6, ("bad", "MIT"): 1, ("bad", None): 1, ("good", None): 3, ("good", "MIT"): 1,
     }  # fmt: skip
 
-    before = contents(context)
+    before = live_files(context)
     dry = make_context(context.settings, dry_run=True)
     assert run(dry, RULE).outcomes == {"withdrawn": 6, "withdrawn_before": 0, "stays": 3, "restored": 0}
-    assert contents(context) == before
+    assert live_files(context) == before
     with pytest.raises(PersonaHubError, match=r"has the source 'bed'; did you mean bad\?"):
         run(context, RULE._replace(value="bed"))
 
@@ -218,11 +214,11 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert [line[:12].strip() for line in twice] == ["in the hub", "fallen"]
     assert f"semantic 0.950000: {known('child of one')} stood for it, and was withdrawn at 20" in twice[1]
 
-    settled = contents(context)
+    settled = live_files(context)
     for rule in (None, RULE):
         assert not run(context, rule).changed
     assert not dedup(context).changed
-    assert contents(context) == settled
+    assert live_files(context) == settled
     # It does not come back by another import, and what is found elsewhere does.
     (tmp_path / "more.jsonl").write_text('{"persona": "someone new from there"}')
     entry = {"paths": [str(tmp_path / "more.jsonl")], "source": "bad"}

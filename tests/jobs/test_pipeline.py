@@ -28,6 +28,7 @@ from personahub_spark.tables import PERSONA_ORIGINS, PERSONAS, QUARANTINE, RUNS,
 from personahub_spark.tasks import frames
 from personahub_spark.text import content_id
 from tests.processes import descendants
+from tests.stores import contents, live_files
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,10 +76,6 @@ def run_all(context: Context, steps: tuple[str, ...] = STEPS) -> dict[str, StepR
     return {step: session.run_step(context, step, run_pipeline.STEPS[step]) for step in steps}
 
 
-def contents(context: Context) -> dict[str, list[Any]]:
-    return {t.name: sorted(map(repr, context.store.read(t).collect())) for t in TABLES}
-
-
 @pytest.fixture
 def pipeline(
     make_context: Callable[..., Context],
@@ -112,7 +109,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     assert first["synthesize"].outcomes["failed_checks"] >= 1
     billed = endpoint.counts()["billed"]
     assert billed == 8 + 7 == endpoint.counts()["distinct"]
-    before = contents(pipeline)
+    before, files = contents(pipeline), live_files(pipeline)
     (tmp_path / "a file").touch()
     nowhere = pipeline.settings.store.model_copy(update={"state": str(tmp_path / "a file" / "state")})
     idle = dataclasses.replace(pipeline, store=Store(pipeline.spark, nowhere))  # a job that stages anything fails
@@ -124,7 +121,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
         assert again.rows_in == first[step].rows_in
         if step in ("extract_personas", "synthesize"):  # nothing pending: two counts, and Delta's look at its tables
             assert len(pipeline.spark.sparkContext.statusTracker().getJobIdsForGroup(f"{step} again")) < 30
-    assert contents(pipeline) == before
+    assert live_files(pipeline) == files
     assert endpoint.counts()["billed"] == billed
 
     # I2: what the runs table says adds up, and agrees with the tables
@@ -491,9 +488,9 @@ def test_a_bad_setting_or_a_missing_key_is_one_sentence_and_exit_code_2_before_s
 def test_a_dry_run_of_the_pipeline_asks_and_adds_nothing(
     pipeline: Context, make_context: Callable[..., Context], endpoint: FakeEndpoint
 ) -> None:
-    before = contents(pipeline)
+    before = live_files(pipeline)
     dry = make_context(pipeline.settings, dry_run=True)
     results = run_all(dry)
     assert results["ingest_documents"].outcomes["new"] == 8
-    assert contents(pipeline) == before
+    assert live_files(pipeline) == before
     assert endpoint.counts()["requests"] == 0

@@ -12,9 +12,10 @@ import run_pipeline
 from personahub_spark import reports, session, settings
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import LLM_CALLS, PERSONA_PROFILES, PERSONAS, QUARANTINE, TABLES
+from personahub_spark.tables import LLM_CALLS, PERSONA_PROFILES, PERSONAS, QUARANTINE
 from personahub_spark.text import content_id
 from tests.spark.test_tables import add, sha
+from tests.stores import live_files
 
 NURSE = "A night nurse who checks every dose of the children on her ward twice"
 BAKER = "A village baker who delivers bread to a hospital before dawn"
@@ -32,10 +33,6 @@ def write(context: Context) -> StepResult:
     return session.run_step(context, "write_profiles", run_pipeline.STEPS["write_profiles"])
 
 
-def contents(context: Context) -> dict[str, list[str]]:
-    return {table.name: sorted(map(repr, context.store.read(table).collect())) for table in TABLES}
-
-
 def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
     make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], endpoint: FakeEndpoint
 ) -> None:
@@ -50,7 +47,7 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
     personas: list[dict[str, Any]] = [{"persona_id": content_id(text), "text": text} for text in texts]
     flagged = {"persona_id": sha("f"), "text": FLAGGED, "quality_flags": ["first_person"]}
     add(context.spark, context.store, PERSONAS, *personas, flagged)
-    before = contents(context)
+    before = live_files(context)
 
     dry = make_context(context.settings, dry_run=True)
     assert write(dry).outcomes == {
@@ -61,7 +58,7 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
         "failed": 0,
         "deferred": 3,
     }
-    assert contents(context) == before and endpoint.counts()["requests"] == 0
+    assert live_files(context) == before and endpoint.counts()["requests"] == 0
 
     first = write(context)
     told = {"done_before": 0, "passed": 1, "failed_checks": 1, "unreadable": 1, "failed": 0, "deferred": 0}
@@ -83,11 +80,11 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
     told_of = reports.summary(context.store, {}, context.run_id)
     assert "write_profiles: unreadable cut_off 1" in told_of and "quarantine" not in told_of  # it is no fault of a file
 
-    after = contents(context)
+    after = live_files(context)
     assert after["personas"] == before["personas"]
     again = write(context)
     assert (again.outcomes, again.changed) == ({"done_before": 3}, False)
-    assert contents(context) == after and endpoint.counts()["requests"] == 3
+    assert live_files(context) == after and endpoint.counts()["requests"] == 3
 
     # Whoever comes later is asked about, by the same recipe, and nobody else.
     add(context.spark, context.store, PERSONAS, {"persona_id": content_id("A baker of rye"), "text": "A baker of rye"})
