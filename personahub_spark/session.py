@@ -148,7 +148,7 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
         conf.set(key, value)
     _refuse_speculation(conf)
     if not submitted:
-        atexit.register(_end_java)
+        _end_java_at_exit()
     try:
         spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
@@ -491,6 +491,12 @@ def _as_recorded(context: Context, step: str, replay: str) -> Context:
 def _end(spark: SparkSession) -> None:
     with endings.by_signals(), suppress(Exception):  # of a JVM that is gone
         spark.stop()
+
+
+@functools.cache
+def _end_java_at_exit() -> None:
+    """Once a process: what was registered first is done last, after every session has ended."""
+    atexit.register(_end_java)
 
 
 def _end_java() -> None:
