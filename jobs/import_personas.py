@@ -13,7 +13,7 @@ from pyspark.sql.types import StructType
 from personahub_spark import imports, inputs
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.filters import flagged, quality_flags
-from personahub_spark.inputs import File
+from personahub_spark.formats import File
 from personahub_spark.session import Context, StepResult, main
 from personahub_spark.settings import ImportSettings
 from personahub_spark.tables import (
@@ -36,9 +36,10 @@ def run(context: Context) -> StepResult:
     done = {row["import_id"]: row["rows_in"] for row in finished}
     result = StepResult(0, dict.fromkeys(("done_before", "new", "known", "repeated", "unreadable", "withdrawn"), 0))
     for settings in context.settings.imports:
-        files = imports.list_files(context.spark, settings)
+        listing = imports.list_files(settings)
+        files = listing.files
         known = sum(done.get(imports.import_id(file, settings), 0) for file in files)
-        result = _sum(result, StepResult(known, {"done_before": known}))
+        result = _sum(result, StepResult(known, {"done_before": known}, files_skipped=listing.skipped))
         for batch in _batches([file for file in files if imports.import_id(file, settings) not in done]):
             result = _sum(result, _import(context, batch, settings))
             done |= {imports.import_id(file, settings): 0 for file in batch}  # two imports may name one file
@@ -215,6 +216,7 @@ def _sum(one: StepResult, other: StepResult) -> StepResult:
             name: one.rows_added.get(name, 0) + other.rows_added.get(name, 0)
             for name in one.rows_added | other.rows_added
         },
+        files_skipped=one.files_skipped + other.files_skipped,
     )
 
 

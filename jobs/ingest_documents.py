@@ -45,7 +45,7 @@ def run(context: Context) -> StepResult:
         "repeated": counts["readable"] - counts["distinct"],
         "quarantined": counts["quarantined"],
     }
-    return StepResult(found.count, outcomes, added)
+    return StepResult(found.count, outcomes, added, files_skipped=found.files_skipped)
 
 
 if __name__ == "__main__":

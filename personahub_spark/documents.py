@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import json
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,12 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from personahub_spark import inputs
-from personahub_spark.errors import SettingsError
 from personahub_spark.inputs import Found, Judged, Shape
 from personahub_spark.settings import DocumentSettings
 from personahub_spark.text import clean, content_id, only_markup
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 FIELDS = ("text", "title", "url", "lang", "licence", "source")
 
@@ -49,29 +47,23 @@ def judge_line(raw: bytes, mapping: Mapping[str, str]) -> Judged:
     Reasons: not_utf8, malformed_json, not_an_object, and those of :func:`judge_text`. A field other than the text that
     holds no plain value counts as absent.
     """
-    try:
-        record = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return Judged({}, "not_utf8")
-    except (ValueError, RecursionError):
-        return Judged({}, "malformed_json")
-    if not isinstance(record, dict):
-        return Judged({}, "not_an_object")
-    found = {name: inputs.lookup(record, mapping[name]) for name in FIELDS if name in mapping}
-    return judge_text(found)
+    return inputs.judge_line(raw, mapping, judge_text)
 
 
 def judge_text(found: Mapping[str, Any]) -> Judged:
     """Fields as found, as a document.
 
-    Reasons: missing_text, text_not_a_string, only_markup (tags and no words), empty_text (nothing that is a letter).
+    Reasons: missing_text, not_utf8, text_not_a_string, only_markup (tags and no words), empty_text (nothing that is a
+    letter). A byte order mark at its beginning is no part of a text.
     """
     text = found.get("text")
     if text is None:
         return Judged({}, "missing_text")
+    if isinstance(text, bytes):
+        return Judged({}, "not_utf8")
     if not isinstance(text, str):
         return Judged({}, "text_not_a_string")
-    text = clean(text).strip()
+    text = clean(text.removeprefix("\ufeff")).strip()
     if only_markup(text):
         return Judged({}, "only_markup")
     if not any(map(str.isalpha, text)):
@@ -86,8 +78,9 @@ def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[Da
     Raises SettingsError for a path that does not exist, a format that is not known, or a text column that is missing.
     """
     shape = _shape(settings)
-    files = inputs.list_files(spark, settings.paths, settings.format, shape)
-    return inputs.read(spark, files, shape, stage=stage)
+    listing = inputs.list_files(settings.paths, settings.format, shape, unknown=settings.unknown_files)
+    found = inputs.read(spark, listing.files, shape, stage=stage)
+    return dataclasses.replace(found, files_skipped=listing.skipped)
 
 
 def distinct(rows: DataFrame) -> DataFrame:
@@ -134,9 +127,9 @@ def _shape(settings: DocumentSettings) -> Shape:
     return Shape(
         "documents",
         StructType([StructField(name, StringType()) for name in ("doc_id", *FIELDS)]),
-        judge_line=lambda raw: _with_id(judge_line(raw, mapping), defaults),
-        judge_record=lambda found: _with_id(judge_text(found), defaults),
-        columns=functools.partial(_columns, mapping=mapping),
+        columns=mapping,
+        main="text",
+        judge=lambda found: _with_id(judge_text(found), defaults),
     )
 
 
@@ -145,16 +138,6 @@ def _with_id(judged: Judged, defaults: Mapping[str, str | None]) -> Judged:
         return judged
     fields = {name: judged.fields.get(name) or defaults.get(name) for name in FIELDS}
     return Judged({"doc_id": content_id(fields["text"] or ""), **fields})
-
-
-def _columns(schema: StructType, *, mapping: Mapping[str, str]) -> dict[str, Column]:
-    found = {name: inputs.column(schema, mapping[name]) if name in mapping else None for name in FIELDS}
-    if found["text"] is None:
-        raise SettingsError(
-            f"documents: no column {mapping['text']} of plain values in the Parquet files (columns: "
-            f"{', '.join(schema.fieldNames())}); choose documents.mapping or set documents.columns.text"
-        )
-    return {name: F.lit(None).cast("string") if there is None else there for name, there in found.items()}
 
 
 def _defaults(settings: DocumentSettings) -> dict[str, str | None]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import threading
 import uuid
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -16,6 +16,8 @@ import pyarrow.fs as pafs
 from personahub_spark.errors import PersonaHubError
 
 log = logging.getLogger(__name__)
+
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?=/)(?://(?P<host>[^/]*))?(?P<path>.*)", re.DOTALL)
 
 BEAT_S = 3600.0
 DEAD_S = 7 * 24 * 3600.0
@@ -29,21 +31,47 @@ def cache_root() -> Path:
 
 def absolute(place: str) -> str:
     """``place`` as an absolute path, or as it is where it has a scheme (``s3a://…``)."""
-    return place.rstrip("/") if urlsplit(place).scheme else os.path.abspath(place)
+    return place.rstrip("/") if _ADDRESS.match(place) else os.path.abspath(place)
+
+
+def local_path(place: str) -> str | None:
+    """The path of a place on this machine, an absolute one or ``file:/…``; None for one elsewhere."""
+    address = _ADDRESS.match(place)
+    if address is None:
+        return place
+    return address["path"] or "/" if address["scheme"].lower() == "file" and not address["host"] else None
+
+
+def literal(place: str) -> str:
+    """``place`` for Spark's readers, which would take some of its characters for a pattern."""
+    return "".join(f"\\{character}" if character in "*?[]{}\\" else character for character in place)
 
 
 def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     """The file system of an absolute path or an address, and the path there; Hadoop's s3a is Arrow's s3.
 
-    Raises PersonaHubError where Arrow knows no such file system.
+    As in Hadoop's paths, every character stands for itself. Raises PersonaHubError where Arrow knows no such file
+    system.
     """
+    path = local_path(place)
+    if path is not None:
+        return pafs.LocalFileSystem(), path
+    address = _ADDRESS.match(place)
+    assert address is not None
+    scheme = re.sub("^s3[an]$", "s3", address["scheme"].lower())
     try:
-        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(re.sub(r"^s3[an]://", "s3://", place))
+        found, root = _system(f"{scheme}://{address['host'] or ''}/")
     except pa.ArrowInvalid as error:
         raise PersonaHubError(
-            f"{place} is on a file system that Python tasks cannot write ({error}); let store.state name a folder on a "
-            "shared disk, hdfs://, s3a:// or gs://"
+            f"{place} is on a file system that Python does not know ({error}); name a folder on a shared disk, or an "
+            "address of hdfs://, s3a://, gs:// or abfss://"
         ) from None
+    return found, f"{root.rstrip('/')}{address['path']}"
+
+
+@functools.cache
+def _system(address: str) -> tuple[pafs.FileSystem, str]:
+    found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(address)
     return found
 
 

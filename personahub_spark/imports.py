@@ -16,14 +16,14 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, MapType, StringType, StructField, StructType
 
-from personahub_spark import inputs
-from personahub_spark.errors import SettingsError
-from personahub_spark.inputs import File, Found, Judged, Shape
+from personahub_spark import formats, inputs
+from personahub_spark.formats import File
+from personahub_spark.inputs import Found, Judged, Listing, Shape
 from personahub_spark.settings import ImportSettings
 from personahub_spark.text import clean, content_id
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 VERSION = "import-1"
 """Goes up when the same row would give another persona, text or key."""
@@ -43,6 +43,7 @@ _TASKS = {
     "tool": "tool", "math": "math", "npc": "npc", "game": "npc", "logic": "reasoning", "reasoning": "reasoning",
     "instruction": "instruction", "prompt": "instruction", "knowledge": "knowledge", "article": "knowledge",
 }  # fmt: skip
+_LABEL = "label: "  # before a label's name, which may be that of a field
 _LONGEST = 20_000
 """Characters; a persona has two sentences, and what is a hundred times as long is something else."""
 
@@ -59,14 +60,14 @@ _ROW = StructType(
 )
 
 
-def list_files(spark: SparkSession, settings: ImportSettings) -> list[File]:
+def list_files(settings: ImportSettings) -> Listing:
     """The files of ``settings.paths``, as ``inputs.list_files`` does."""
-    return inputs.list_files(spark, settings.paths, settings.format, _shape(settings))
+    return inputs.list_files(settings.paths, settings.format, _shape(settings), unknown=settings.unknown_files)
 
 
 def import_id(file: File, settings: ImportSettings) -> str:
     """What an import of ``file`` is known by: another one when the file or how it is read was changed."""
-    reading = settings.model_dump(mode="json", exclude={"paths", "format", "filters"})
+    reading = settings.model_dump(mode="json", exclude={"paths", "format", "unknown_files", "filters"})
     return _hash(VERSION, file.path, file.kind, file.size_bytes, file.modified_at.isoformat(), reading)
 
 
@@ -103,33 +104,32 @@ def judge_line(raw: bytes, settings: ImportSettings) -> Judged:
 
     Reasons: not_utf8, malformed_json, not_an_object, and those of :func:`judge_record`.
     """
+    return inputs.judge_line(raw, _wanted(settings), lambda found: judge_record(found, settings))
+
+
+def judge_record(found: Mapping[str, Any], settings: ImportSettings) -> Judged:
+    """Fields and labels as found, as a persona; the string "None" is nothing.
+
+    Reasons: missing_persona, not_utf8, persona_not_a_string, empty_persona (nothing that is a letter),
+    persona_too_long; malformed_json of what lies in itself too deep.
+    """
     try:
-        record = json.loads(raw.decode("utf-8-sig"))
-        if not isinstance(record, dict):
-            return Judged({}, "not_an_object")
-        columns = _columns_of(settings)
-        found = {name: inputs.lookup(record, path) for name, path in columns.items()}
-        labels = {name: inputs.lookup(record, name) for name in settings.labels}
-        return judge_record(found, labels, settings)
-    except UnicodeDecodeError:
-        return Judged({}, "not_utf8")
-    except (ValueError, RecursionError):
+        return _judge_record(found, settings)
+    except RecursionError:
         return Judged({}, "malformed_json")
 
 
-def judge_record(found: Mapping[str, Any], labels: Mapping[str, Any], settings: ImportSettings) -> Judged:
-    """Fields and labels as found, as a persona; the string "None" is nothing.
-
-    Reasons: missing_persona, persona_not_a_string, empty_persona (nothing that is a letter), persona_too_long.
-    """
+def _judge_record(found: Mapping[str, Any], settings: ImportSettings) -> Judged:
     persona = found.get("persona")
     if persona is None or persona == "None":
         return Judged({}, "missing_persona")
+    if isinstance(persona, bytes):
+        return Judged({}, "not_utf8")
     if not isinstance(persona, str):
         return Judged({}, "persona_not_a_string")
     if len(persona) > _LONGEST:
         return Judged({}, "persona_too_long")
-    persona = clean(persona).strip()
+    persona = clean(persona.removeprefix("\ufeff")).strip()
     if not any(map(str.isalpha, persona)):
         return Judged({}, "empty_persona")
     source = _told(found.get("source")) or settings.source
@@ -142,7 +142,7 @@ def judge_record(found: Mapping[str, Any], labels: Mapping[str, Any], settings: 
         "source": source,
         "licence": licence,
         "lang": _told(found.get("lang")) or settings.lang,
-        "labels": [(name, value) for name, value in ((n, _told(v)) for n, v in labels.items()) if value is not None],
+        "labels": [(name, told) for name in settings.labels if (told := _told(found.get(_LABEL + name))) is not None],
     }
     text = found.get("text")
     if isinstance(text, str) and text.strip() and text != "None":
@@ -191,33 +191,23 @@ def _shape(settings: ImportSettings) -> Shape:
     return Shape(
         "imports",
         _ROW,
-        judge_line=lambda raw: judge_line(raw, settings),
-        judge_record=lambda found: judge_record(found, {name: found.get(name) for name in settings.labels}, settings),
-        columns=functools.partial(_parquet_columns, settings=settings),
+        columns=_wanted(settings),
+        main="persona",
+        judge=lambda found: judge_record(found, settings),
         kinds=("jsonl", "parquet"),
     )
 
 
-def _columns_of(settings: ImportSettings) -> dict[str, str]:
-    return COLUMNS | {str(name): path for name, path in settings.columns.items()}
-
-
-def _parquet_columns(schema: StructType, *, settings: ImportSettings) -> dict[str, Column]:
-    columns = _columns_of(settings)
-    found = {name: inputs.column(schema, path) for name, path in columns.items()}
-    if found["persona"] is None:
-        raise SettingsError(
-            f"imports: no column {' or '.join(columns['persona'].split('|'))} of plain values in the Parquet files of "
-            f"{settings.source} (columns: {', '.join(schema.fieldNames())}); set columns.persona of that import"
-        )
-    found |= {name: inputs.column(schema, name, nested=True) for name in settings.labels if name not in found}
-    return {name: there for name, there in found.items() if there is not None}
+def _wanted(settings: ImportSettings) -> dict[str, str]:
+    """Our field or label -> where it is in theirs."""
+    columns = COLUMNS | {str(name): path for name, path in settings.columns.items()}
+    return columns | {_LABEL + name: name for name in settings.labels}
 
 
 def _told(value: Any) -> str | None:
-    """``value`` as a string, nested ones as JSON; None for nothing, blanks and the string "None"."""
-    if isinstance(value, dict | list):
-        value = json.dumps(value, ensure_ascii=False) if value else None
+    """``value`` as a string, nested ones and bytes as JSON; None for nothing, blanks and the string "None"."""
+    if isinstance(value, dict | list | bytes):
+        value = formats.as_json(value) if value else None
     elif isinstance(value, bool):
         value = str(value).lower()
     told = inputs.plain(value)

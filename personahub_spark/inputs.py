@@ -1,48 +1,51 @@
 """Files of JSON lines, Parquet or plain text become rows with their place, or rows that say why not.
 
-Spark reads the files; a :class:`Shape` says what a row of them is, judged in plain Python.
+Spark spreads the files over its Python workers, which read them (``formats``); a :class:`Shape` says what a row of them
+is.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
 import logging
-from collections import Counter
+import math
+import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, LongType, MapType, StringType, StructField, StructType
+from pyspark.sql.types import LongType, StringType, StructField, StructType
 
+from personahub_spark import formats
 from personahub_spark.errors import PersonaHubError, SettingsError
-from personahub_spark.files import absolute
+from personahub_spark.files import absolute, local_path
+from personahub_spark.formats import File
 from personahub_spark.text import clean
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, Row, SparkSession
+    from pyspark.sql import DataFrame, Row, SparkSession
 
 log = logging.getLogger(__name__)
 
 RAW_CHARACTERS = 1000
 """How much of a row that could not be read is kept."""
+TASK_BYTES = 128 * 1024**2
+"""Of files on disk that a task reads; of a larger file, where it can be divided, several tasks read a part each."""
 
-_ENDINGS = {
-    "jsonl": (".jsonl", ".json", ".ndjson"),
-    "parquet": (".parquet",),
-    "text": (".txt", ".text", ".md", ".html", ".htm"),
-}
-_PACKED = (".gz", ".zst", ".bz2")
-
-_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+_OPENING = 4 * 1024**2  # what opening a file costs, in bytes read meanwhile
+_BATCH_ROWS, _BATCH_BYTES = 1000, 4 * 1024**2
+_LOOKED_AT = 8  # Parquet files in which a column is looked for before it is said to be missing
 _PLACE = (StructField("file", StringType(), False), StructField("line", LongType(), False))
 _FAULT = tuple(StructField(name, StringType()) for name in ("reason", "raw", "row_hash"))
+# Of the part that begins at ``start`` how many lines were read, and why no more; of a task how many rows it saw.
+_NOTES = (
+    *[StructField(name, LongType()) for name in ("start", "lines", "seen")],
+    StructField("why", StringType()),
+)
 _ARROW = {
     "string": pa.string(),
     "long": pa.int64(),
@@ -61,18 +64,18 @@ class Judged:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a row of some files is. The two judges run in Spark's Python workers."""
+    """What a row of some files is. ``judge`` runs in Spark's Python workers."""
 
     setting: str
     """The settings group that names the files, for sentences about them."""
     fields: StructType
     """Columns of a row that could be read: strings, arrays of strings, maps of strings (as pairs)."""
-    judge_line: Callable[[bytes], Judged]
-    """Of a line of JSON."""
-    judge_record: Callable[[Mapping[str, str | None]], Judged]
-    """Of a row of a Parquet file, by the names of ``columns``; of a whole text, as ``text``."""
-    columns: Callable[[StructType], dict[str, Column]]
-    """The strings to take from a Parquet file of that schema; raises SettingsError where what is wanted is missing."""
+    columns: Mapping[str, str]
+    """What to look for in a row: our name -> their path (see ``formats.lookup``)."""
+    main: str
+    """The one of ``columns`` without which there is no row."""
+    judge: Callable[[Mapping[str, Any]], Judged]
+    """Of what was found, by the names of ``columns``; of a whole text it is ``text`` alone."""
     kinds: tuple[str, ...] = ("jsonl", "parquet", "text")
 
     @property
@@ -82,13 +85,11 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class File:
-    """A file to read; a file that was changed is another one."""
+class Listing:
+    """The files to read, in order of their paths, and how many of unknown formats were left out."""
 
-    path: str
-    kind: str
-    size_bytes: int
-    modified_at: datetime
+    files: list[File]
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,54 +99,98 @@ class Found:
     rows: DataFrame
     """``file``, ``line`` (from 1), and the shape's fields, or ``reason``, ``raw`` and ``row_hash``."""
     count: int
-    """How many rows and lines that are not blank Spark saw in the files: counted apart from ``rows``."""
+    """How many rows, and lines that are not blank, were seen in the files: counted where they were read."""
+    files_skipped: int = 0
+    """Files of unknown formats."""
 
 
-def list_files(spark: SparkSession, paths: Sequence[str], form: str, shape: Shape) -> list[File]:
-    """Every file of ``paths``, in order of their names; ``form``: a kind, or ``auto``: by a file's ending.
+@dataclass(frozen=True)
+class _Part:
+    """What one task reads of a file: from the line in which ``start`` lies to the one before that of ``end``."""
 
-    Raises SettingsError for a path that does not exist or a format that is not known.
+    file: File
+    start: int = 0
+    end: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start == 0 and self.end is None
+
+
+def list_files(
+    paths: Sequence[str], form: str, shape: Shape, *, unknown: Literal["skip", "refuse"] = "skip"
+) -> Listing:
+    """Every file of ``paths`` and of the folders among them; a path is taken as it stands, it is no pattern.
+
+    ``form``: a kind, or ``auto``: by a file's ending, in any case. Raises SettingsError for a path that does not exist,
+    for a file of an unknown format that ``paths`` names or, with ``unknown`` refuse, that a folder holds, and where
+    nothing is left.
     """
     if not paths:
         raise SettingsError(f"{shape.setting}.paths is empty; name the files or folders to read")
     found: dict[str, File] = {}
+    strange: dict[str, File] = {}
     for path in paths:
-        listing = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
         try:
-            inside = listing.load(_escaped(absolute(path)))
-        except AnalysisException:
-            raise SettingsError(f"{shape.setting}.paths: {path} does not exist or cannot be listed") from None
-        rows = inside.select("path", "length", "modificationTime").collect()  # empty files are no rows
-        stats = {row["path"]: (row["length"], row["modificationTime"].astimezone(UTC)) for row in rows}
-        for file in map(_path, inside.inputFiles()):
-            found[file] = File(file, _kind(file, form, shape), *stats.get(file, (0, _LONG_AGO)))
+            inside = formats.listing(path)
+        except FileNotFoundError:
+            raise SettingsError(f"{shape.setting}.paths: {path} does not exist") from None
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise SettingsError(f"{shape.setting}.paths: {path} cannot be listed ({why})") from None
+        local = local_path(absolute(path))
+        is_named = [file.path for file in inside] == [f"file:{local}" if local is not None else absolute(path)]
+        for file in inside:
+            kind = file.kind if form == "auto" else form
+            if kind in shape.kinds:
+                found[file.path] = dataclasses.replace(file, kind=kind)
+            elif is_named or unknown == "refuse":
+                raise SettingsError(_unknown_format(file.path, shape))
+            else:
+                strange[file.path] = file
+    if strange:
+        some = ", ".join(path.rpartition("/")[2] for path in sorted(strange)[:3])
+        log.warning(
+            "%s.paths: %d files of unknown formats are skipped (%s%s)",
+            *(shape.setting, len(strange), some, ", …" if len(strange) > 3 else ""),
+        )
     if not found:
-        raise SettingsError(f"{shape.setting}.paths: no file in {', '.join(paths)}")
-    return [found[path] for path in sorted(found)]
+        left_out = f" of a known format ({', '.join(_known_endings(shape))})" if strange else ""
+        raise SettingsError(f"{shape.setting}.paths: no file{left_out} in {', '.join(paths)}")
+    return Listing([found[path] for path in sorted(found)], len(strange))
 
 
 def read(spark: SparkSession, files: Sequence[File], shape: Shape, *, stage: Callable[[DataFrame], DataFrame]) -> Found:
     """The rows of ``files``, at least one, and how many there must be.
 
-    Blank lines are no rows. A file that breaks off or is no such file gives the rows before the break, and one row with
-    reason ``unreadable_file`` at the line after them (a broken Parquet file gives that row alone; a .zst file what its
-    decoder had let out, which may be nothing). ``stage`` evaluates a frame once and keeps it (``Store.stage``).
+    Blank lines are no rows. A file that breaks off, is no such file, or is gone gives the rows before the break, and
+    one row with reason ``unreadable_file`` at the line after them. ``stage`` evaluates a frame once and keeps it
+    (``Store.stage``). Raises SettingsError where Parquet files have no column for ``shape.main``, PersonaHubError where
+    files cannot be reached.
     """
-    kinds = {file.path: file.kind for file in files}
+    _refuse_without_main(files, shape)
+    tasks = _tasks(files, spark.sparkContext.defaultParallelism)
+    staged = StructType([*shape.rows, *_NOTES])
+    numbers = spark.range(0, len(tasks), 1, len(tasks))
     try:
-        return _read(spark, kinds, shape, stage)
-    except PersonaHubError:
-        raise
-    except Exception:  # whatever a file did to Spark: find out which one it was, else it is not ours to mend
-        broken = _broken(spark, list(kinds.items()))
-        if not broken:
+        kept = stage(numbers.mapInArrow(_reader(tasks, shape, _arrow(staged)), _nullable(staged)))
+    except Exception as error:  # of a task, in any of several wrappings
+        ours = re.search(rf"PersonaHubError: ({_UNREACHABLE}[^\n]*)", str(error))
+        if ours is None:
             raise
-    log.warning("%d of %d files cannot be read to their end", len(broken), len(kinds))
-    sound = {path: kind for path, kind in kinds.items() if path not in broken}
-    started = {path: kind for path, kind in kinds.items() if path in broken and kind != "parquet"}
-    parts = [_read(spark, part, shape, stage, forgiving=part is started) for part in (sound, started) if part]
-    parts.append(Found(_breaks(spark, shape, [part.rows for part in parts], broken), len(broken)))
-    return Found(functools.reduce(DataFrame.unionByName, [part.rows for part in parts]), sum(p.count for p in parts))
+        raise PersonaHubError(ours[1]) from None
+    notes = kept.where(F.col("lines").isNotNull() | F.col("seen").isNotNull()).collect()
+    parts = [note for note in notes if note["lines"] is not None]
+    counted_from_their_part = {file.path for file in files if file.kind == "jsonl"}
+    rows = _numbered(
+        kept.where(F.col("lines").isNull() & F.col("seen").isNull()),
+        [part for part in parts if part["file"] in counted_from_their_part],
+    ).select(*shape.rows.names)
+    broken = _breaks(files, parts, shape)
+    if broken:
+        log.warning("%d of %d files cannot be read to their end", len(broken), len(files))
+        rows = rows.unionByName(spark.createDataFrame(broken, _nullable(shape.rows)))
+    return Found(rows, sum(note["seen"] or 0 for note in notes) + len(broken))
 
 
 def rejected(rows: DataFrame) -> DataFrame:
@@ -160,233 +205,188 @@ def rejected(rows: DataFrame) -> DataFrame:
     )
 
 
-def lookup(record: Mapping[str, Any], paths: str) -> Any:
-    """What ``record`` has at ``paths``: the first of several separated by | that is there.
-
-    A path is a key as it stands, dots and all, or keys with dots between them.
-    """
-    for path in paths.split("|"):
-        value: Any = record.get(path)
-        if value is None and "." in path:
-            value = record
-            for part in path.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
-            return value
-    return None
-
-
-def column(schema: StructType, paths: str, *, nested: bool = False) -> Column | None:
-    """As ``lookup``, in a Parquet file, as a string; arrays, maps and structs as JSON where ``nested``, else not."""
-    found = []
-    for path in paths.split("|"):
-        parts = [path] if path in schema.fieldNames() else path.split(".")
-        kind: Any = schema
-        for part in parts:
-            kind = kind[part].dataType if isinstance(kind, StructType) and part in kind.fieldNames() else None
-        if kind is not None:
-            there = F.col(".".join(f"`{part}`" for part in parts))
-            if not isinstance(kind, StructType | ArrayType | MapType):
-                found.append(there.cast("string"))
-            elif nested:
-                found.append(F.to_json(there))
-    return F.coalesce(*found) if found else None
+def judge_line(line: bytes, columns: Mapping[str, str], judge: Callable[[Mapping[str, Any]], Judged]) -> Judged:
+    """A line of JSON, as ``judge`` judges what is found in it; reasons: not_utf8, malformed_json, not_an_object, and
+    those of ``judge``."""
+    found, reason = formats.found_in(line, columns)
+    return Judged({}, reason) if found is None else judge(found)
 
 
 def plain(value: Any) -> str | None:
-    """A string or number as a string without blanks around it; None for anything else, and for nothing but blanks."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    """A string or number as a string without blanks around it; None for anything else, and for nothing but blanks or
+    what is not a number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         return None
     return clean(str(value)).strip() or None
 
 
-def _kind(path: str, form: str, shape: Shape) -> str:
-    if form != "auto":
-        return form
-    name = path.lower()
-    for ending in _PACKED:
-        name = name.removesuffix(ending)
-    endings = {kind: _ENDINGS[kind] for kind in shape.kinds}
-    for kind in endings:
-        if name.endswith(endings[kind]):
-            return kind
-    raise SettingsError(
-        f"{shape.setting}.paths: {path} is of no known format (known: {', '.join(sum(endings.values(), ()))}, packed "
-        f"as {', '.join(_PACKED)} or not); set {shape.setting}.format to {', '.join(shape.kinds[:-1])} or "
+_UNREACHABLE = "files cannot be reached: "
+
+
+def _reader(
+    tasks: Sequence[Sequence[_Part]], shape: Shape, schema: pa.Schema
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    columns, judge = shape.columns, shape.judge
+    sealed = [pickle.dumps(parts) for parts in tasks]  # a task opens its own; there may be a million files
+
+    def rows_of(part: _Part) -> Iterator[tuple[dict[str, Any], int]]:
+        """Rows with their sizes, then a note where one is needed; a note of what was seen is the task's."""
+        line, seen, why = 0, 0, None
+        reading = formats.items(part.file, columns, start=part.start, end=part.end)
+        while True:
+            try:
+                item = next(reading, None)
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever a file does to its decoder
+                if not formats.is_to_blame(part.file):
+                    raise PersonaHubError(f"{_UNREACHABLE}{part.file.path} ({_first_line(error)})") from error
+                why = _first_line(error)
+                break
+            if item is None:
+                break
+            line = item.line
+            if not item.is_blank:
+                seen += 1
+                judged = Judged({}, item.reason) if item.found is None else judge(item.found)
+                raw = item.raw or (formats.as_json(item.found).encode(errors="replace") if judged.reason else b"")
+                yield {**_row(judged, part.file.path, line, raw), "start": part.start}, _size(judged, raw)
+        yield {"file": part.file.path, "line": 0, "seen": seen}, 0
+        if why is not None or not part.is_whole:
+            yield {"file": part.file.path, "line": 0, "start": part.start, "lines": line, "why": why}, 0
+
+    def read(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                out: list[dict[str, Any]] = []
+                size = seen = 0
+                for row, bytes_ in (found for part in pickle.loads(sealed[number]) for found in rows_of(part)):
+                    if "seen" in row:
+                        seen += row["seen"]
+                        continue
+                    out.append(row)
+                    size += bytes_
+                    if len(out) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+                        yield pa.RecordBatch.from_pylist(out, schema=schema)
+                        out, size = [], 0
+                out.append({"file": "", "line": 0, "seen": seen})
+                yield pa.RecordBatch.from_pylist(out, schema=schema)
+
+    return read
+
+
+def _tasks(files: Sequence[File], workers: int) -> list[list[_Part]]:
+    """Files, and parts of large ones, as tasks of about the same size, one a worker at least."""
+    whole = sum(file.size_bytes + _OPENING for file in files)
+    most = min(TASK_BYTES, max(_OPENING, -(-whole // workers)))
+    tasks: list[list[_Part]] = []
+    room = 0
+    for part in (part for file in files for part in _parts(file, most)):
+        cost = _OPENING + (part.file.size_bytes if part.end is None else part.end) - part.start
+        if not tasks or cost > room:
+            tasks.append([])
+            room = most
+        tasks[-1].append(part)
+        room -= cost
+    return tasks
+
+
+def _parts(file: File, most: int) -> list[_Part]:
+    divisible = file.kind == "parquet" or (file.kind == "jsonl" and formats.packing(file.path) is None)
+    if not divisible or file.size_bytes <= most + _OPENING:
+        return [_Part(file)]
+    count = math.ceil(file.size_bytes / most)
+    edges = [file.size_bytes * nth // count for nth in range(count)]
+    return [_Part(file, start, end) for start, end in zip(edges, [*edges[1:], None], strict=True)]
+
+
+def _numbered(rows: DataFrame, parts: Sequence[Row]) -> DataFrame:
+    """``rows`` with lines counted from the beginning of their files."""
+    before: dict[str, int] = {}
+    offsets = []
+    for part in sorted(parts, key=lambda part: (part["file"], part["start"])):
+        if before.get(part["file"]):
+            offsets.append((part["file"], part["start"], before[part["file"]]))
+        before[part["file"]] = before.get(part["file"], 0) + part["lines"]
+    if not offsets:
+        return rows
+    known = rows.sparkSession.createDataFrame(offsets, "file string, start long, offset long")
+    return rows.join(F.broadcast(known), on=["file", "start"], how="left").withColumn(
+        "line", F.col("line") + F.coalesce("offset", F.lit(0))
+    )
+
+
+def _breaks(files: Sequence[File], parts: Sequence[Row], shape: Shape) -> list[tuple[Any, ...]]:
+    """A row for each file that could not be read to its end."""
+    why = {part["file"]: part["why"] for part in parts if part["why"] is not None}
+    lines: dict[str, list[int]] = {path: [] for path in why}
+    for part in parts:
+        if part["file"] in why:
+            lines[part["file"]].append(part["lines"])
+    rows = []
+    for file in files:
+        if file.path not in why:
+            continue
+        line = 1 + (max if file.kind == "parquet" else sum)(lines[file.path])
+        row_hash = hashlib.sha256(f"{file.size_bytes} bytes".encode()).hexdigest()  # it may be too large to be hashed
+        fault = {"reason": "unreadable_file", "raw": why[file.path], "row_hash": row_hash}
+        row = {"file": file.path, "line": line, **fault}
+        rows.append(tuple(row.get(name) for name in shape.rows.fieldNames()))
+    return rows
+
+
+def _refuse_without_main(files: Sequence[File], shape: Shape) -> None:
+    """Rows of files that lack it are rejected one by one; where none has it, a setting is wrong."""
+    paths, lacking = shape.columns[shape.main], None
+    for file in [file for file in files if file.kind == "parquet"][:_LOOKED_AT]:
+        try:
+            names = formats.columns_without(file, paths)
+        except Exception:  # reading it will say what is wrong with it
+            continue
+        if names is None:
+            return
+        lacking = lacking or (file, names)
+    if lacking is not None:
+        raise SettingsError(
+            f"{shape.setting}: no column {' or '.join(paths.split('|'))} of plain values in {lacking[0].path} "
+            f"(columns: {', '.join(lacking[1])}); set {shape.setting}.columns.{shape.main}, or another mapping"
+        )
+
+
+def _unknown_format(path: str, shape: Shape) -> str:
+    return (
+        f"{shape.setting}.paths: {path} is of no known format (known: {', '.join(_known_endings(shape))}, packed "
+        f"as {', '.join(formats.PACKED)} or not); set {shape.setting}.format to {', '.join(shape.kinds[:-1])} or "
         f"{shape.kinds[-1]}"
     )
 
 
-def _read(
-    spark: SparkSession,
-    files: Mapping[str, str],
-    shape: Shape,
-    stage: Callable[[DataFrame], DataFrame],
-    *,
-    forgiving: bool = False,
-) -> Found:
-    parts = []
-    for kind, reader in (("jsonl", _json_lines), ("parquet", _parquet), ("text", _whole_texts)):
-        chosen = [path for path, found in files.items() if found == kind]
-        if chosen:
-            parts.append(reader(spark, chosen, shape, forgiving))
-    rows = functools.reduce(DataFrame.unionByName, [part.rows for part in parts])
-    return Found(stage(rows), sum(part.count for part in parts))
+def _known_endings(shape: Shape) -> list[str]:
+    return [ending for kind in shape.kinds for ending in formats.ENDINGS[kind]]
 
 
-def _json_lines(spark: SparkSession, files: Sequence[str], shape: Shape, forgiving: bool) -> Found:
-    lines = (
-        spark.read.option("ignoreCorruptFiles", str(forgiving).lower())
-        .text([_escaped(path) for path in files])
-        .select("value", F.col("_metadata.file_path").alias("file"), F.col("_metadata.file_block_start").alias("start"))
-    )
-    filled = F.col("value").rlike(r"[^ \t\n\r\x0B\f]")  # what bytes.strip leaves
-    splits = lines.groupBy("file", "start").agg(F.count(F.lit(1)).alias("lines"), F.count_if(filled).alias("filled"))
-    counts = splits.collect()
-    lines = _with_offset(lines, counts).withColumn("value", F.col("value").cast("binary"))  # Arrow wants UTF-8 of texts
-    judge_line, schema = shape.judge_line, _arrow(shape.rows)
-
-    def judge(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        # Spark reads a split from its start to its end before the next one, and nothing here changes the order.
-        split, line = None, 0
-        for batch in batches:
-            out = []
-            for row in batch.to_pylist():
-                if (row["file"], row["start"]) != split:
-                    split, line = (row["file"], row["start"]), row["offset"]
-                line += 1
-                if row["value"].strip():
-                    out.append(_row(judge_line(row["value"]), row["file"], line, row["value"]))
-            yield pa.RecordBatch.from_pylist(out, schema=schema)
-
-    rows = lines.select("value", "file", "start", "offset").mapInArrow(judge, shape.rows)
-    return Found(rows, sum(split["filled"] for split in counts))
-
-
-def _with_offset(lines: DataFrame, splits: Sequence[Row]) -> DataFrame:
-    """Adds ``offset``: how many lines of its file come before the split that a line is in."""
-    before: Counter[str] = Counter()
-    offsets = []
-    for split in sorted(splits, key=lambda split: (split["file"], split["start"])):
-        offsets.append((split["file"], split["start"], before[split["file"]]))
-        before[split["file"]] += split["lines"]
-    if len(offsets) == len(before):  # no file is split
-        return lines.withColumn("offset", F.lit(0).cast("long"))
-    known = lines.sparkSession.createDataFrame(offsets, "file string, start long, offset long")
-    return lines.join(F.broadcast(known), on=["file", "start"], how="left")
-
-
-def _parquet(spark: SparkSession, files: Sequence[str], shape: Shape, forgiving: bool) -> Found:
-    table = spark.read.parquet(*[_escaped(path) for path in files])
-    rows = _judged_records(
-        table.select(
-            *[there.cast("binary").alias(name) for name, there in shape.columns(table.schema).items()],
-            F.col("_metadata.file_path").alias("file"),
-            (F.col("_metadata.row_index") + 1).alias("line"),
-        ),
-        shape,
-    )
-    return Found(rows, table.count())
-
-
-def _whole_texts(spark: SparkSession, files: Sequence[str], shape: Shape, forgiving: bool) -> Found:
-    texts = spark.read.option("ignoreCorruptFiles", str(forgiving).lower()).text(
-        [_escaped(path) for path in files], wholetext=True
-    )
-    rows = _judged_records(
-        texts.select(
-            F.col("value").cast("binary").alias("text"),
-            F.col("_metadata.file_path").alias("file"),
-            F.lit(1).cast("long").alias("line"),
-        ),
-        shape,
-    )
-    return Found(rows, texts.count())
-
-
-def _judged_records(rows: DataFrame, shape: Shape) -> DataFrame:
-    names = [name for name in rows.columns if name not in ("file", "line")]
-    judge_record, schema = shape.judge_record, _arrow(shape.rows)
-
-    def judge(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            out = []
-            for row in batch.to_pylist():
-                try:
-                    judged = judge_record({name: None if row[name] is None else row[name].decode() for name in names})
-                except UnicodeDecodeError:
-                    judged = Judged({}, "not_utf8")
-                whole = b"\0".join(row[name] or b"" for name in names)
-                out.append(_row(judged, row["file"], row["line"], whole))
-            yield pa.RecordBatch.from_pylist(out, schema=schema)
-
-    return rows.mapInArrow(judge, shape.rows)
-
-
-def _row(judged: Judged, uri: str, line: int, raw: bytes) -> dict[str, Any]:
-    place = {"file": _path(uri), "line": line}
+def _row(judged: Judged, path: str, line: int, raw: bytes) -> dict[str, Any]:
+    place = {"file": path, "line": line}
     if judged.reason is None:
         return {**place, **judged.fields}
     shown = clean(raw[: 4 * RAW_CHARACTERS].decode(errors="replace"))[:RAW_CHARACTERS]
     return {**place, "reason": judged.reason, "raw": shown, "row_hash": hashlib.sha256(raw).hexdigest()}
 
 
+def _size(judged: Judged, raw: bytes) -> int:
+    if judged.reason is not None:
+        return RAW_CHARACTERS
+    return len(raw) or sum(len(value) for value in judged.fields.values() if isinstance(value, str))
+
+
+def _first_line(error: Exception) -> str:
+    said = clean(f"{type(error).__name__}: {error}").strip()
+    return said.splitlines()[0][:RAW_CHARACTERS]
+
+
 def _arrow(rows: StructType) -> pa.Schema:
     return pa.schema([(field.name, _ARROW[field.dataType.typeName()]) for field in rows])
 
 
-def _broken(spark: SparkSession, files: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Path -> what is wrong with it, of those of ``files`` (path, kind) that cannot be read to their end.
-
-    Halves what cannot be read, so that a broken file among n costs about 2 log n Spark jobs.
-    """
-    why = _why_unreadable(spark, files)
-    if why is None:
-        return {}
-    if len(files) == 1:
-        return {files[0][0]: why}
-    middle = len(files) // 2
-    return _broken(spark, files[:middle]) | _broken(spark, files[middle:])
-
-
-def _why_unreadable(spark: SparkSession, files: Sequence[tuple[str, str]]) -> str | None:
-    """None when all ``files`` (path, kind) can be read to their end."""
-    tables = [_escaped(path) for path, kind in files if kind == "parquet"]
-    others = [_escaped(path) for path, kind in files if kind != "parquet"]
-    try:
-        if tables:
-            spark.read.parquet(*tables).write.format("noop").mode("overwrite").save()
-        if others:
-            spark.read.text(others).write.format("noop").mode("overwrite").save()
-    except Exception as error:  # the fault of a file reaches Python as any of several exceptions
-        causes = [row for row in str(error).splitlines() if row.startswith("Caused by") or "Exception" in row]
-        return (causes[-1] if causes else type(error).__name__).strip()[:RAW_CHARACTERS]
-    return None
-
-
-def _breaks(spark: SparkSession, shape: Shape, parts: Sequence[DataFrame], broken: Mapping[str, str]) -> DataFrame:
-    """A row for each file of ``broken``, at the line after the last one of ``parts``."""
-    last: Counter[str] = Counter()
-    for part in parts:
-        last.update(
-            {row["file"]: row["line"] for row in part.groupBy("file").agg(F.max("line").alias("line")).collect()}
-        )
-    listing = spark.read.format("binaryFile").load([_escaped(path) for path in broken])
-    sizes = {row["path"]: row["length"] for row in listing.select("path", "length").collect()}
-    rows = []
-    for path, why in broken.items():
-        row_hash = hashlib.sha256(f"{sizes.get(path)} bytes".encode()).hexdigest()  # it may be too large to be hashed
-        fault = {"reason": "unreadable_file", "raw": why, "row_hash": row_hash}
-        row = {"file": path, "line": last[path] + 1, **fault}
-        rows.append(tuple(row.get(name) for name in shape.rows.fieldNames()))
-    return spark.createDataFrame(rows, shape.rows)
-
-
-def _path(uri: str) -> str:
-    """A file's path as Hadoop writes it; Spark gives URIs, their blanks and brackets escaped."""
-    return unquote(uri).replace("file:///", "file:/", 1)
-
-
-def _escaped(path: str) -> str:
-    """``path`` with the characters that Hadoop would read as a pattern taken literally."""
-    return "".join(f"\\{character}" if character in "*?[]{}\\" else character for character in path)
+def _nullable(rows: StructType) -> StructType:
+    return StructType([StructField(field.name, field.dataType) for field in rows])

@@ -292,7 +292,7 @@ class _Plan:
     def requests(self) -> DataFrame:
         """The requests as they were given."""
         columns = StructType.fromJson(self._noted()["columns"])
-        return self._run.spark.read.schema(columns).parquet(f"{self.folder}/requests")
+        return self._run.spark.read.schema(columns).parquet(files.literal(f"{self.folder}/requests"))
 
     def fold(self) -> Spend:
         """Make what the log holds rows of the ledger."""
@@ -441,7 +441,7 @@ class _Plan:
         """One task for each of ``parts``, without a shuffle: who loses an executor loses that one's tasks only."""
         shards = self._shards(wave)
         caller = _Caller(self._endpoint, price, shards, self._step, place, wal.FLUSH_S, stage, tuple(failed))
-        asked = [self._run.spark.read.schema(_ASKED).parquet(part).coalesce(1) for part in parts]
+        asked = [self._run.spark.read.schema(_ASKED).parquet(files.literal(part)).coalesce(1) for part in parts]
         return functools.reduce(DataFrame.union, asked).mapInArrow(caller, _MANIFEST)
 
     def _parts(self, wave: int) -> list[str]:
@@ -525,7 +525,8 @@ class _Plan:
         if f"wave={wave}" not in files.names(f"{self.folder}/requests", folders=True):
             return self.requests().limit(0).select("request_key", "request")
         columns = StructType.fromJson(self._noted()["columns"])
-        asked = self._run.spark.read.schema(columns).parquet(f"{self.folder}/requests/wave={wave}")
+        place = files.literal(f"{self.folder}/requests/wave={wave}")
+        asked = self._run.spark.read.schema(columns).parquet(place)
         return _missing(asked, self._calls(wave))
 
     def _calls(self, wave: int) -> DataFrame:
@@ -556,7 +557,7 @@ class _Plan:
         store, folder = self._run.store, self._shards(wave)
         best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
         # One listing of the folder is faster than a look at each of a thousand shards.
-        shards = self._run.spark.read.schema(_CALLS).parquet(folder)
+        shards = self._run.spark.read.schema(_CALLS).parquet(files.literal(folder))
         found = (
             shards.where(F.col("_metadata.file_name").isin(list(names)))
             .withColumn("_nth", F.row_number().over(best))

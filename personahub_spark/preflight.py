@@ -8,8 +8,8 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
+from personahub_spark import files, formats
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.llm import probe
 from personahub_spark.llm.client import key_of
@@ -94,9 +94,10 @@ def _unreachable(name: str, endpoint: Endpoint, keys: Sequence[str | None]) -> s
 
 
 def _may_have_answers(settings: Settings) -> bool:
-    if settings.store.root is None or urlsplit(settings.store.root).scheme:
+    root = _local(settings.store.root) if settings.store.root is not None else None
+    if root is None:
         return True
-    rows = Path(settings.store.root, LLM_CALLS.name).glob("*.parquet")
+    rows = (root / LLM_CALLS.name).glob("*.parquet")
     in_log = Path(settings.store.state_root, "plans").glob("*/shards/*/*.parquet")
     return any(rows) or any(in_log)
 
@@ -149,10 +150,12 @@ def _check_paths(setting: str, paths: Sequence[str]) -> None:
     for path in map(_local, paths):
         if path is None:
             return
-        if not path.exists():
-            raise SettingsError(f"{setting}.paths: {path} does not exist; name files or folders that do")
         try:
-            sizes += _sizes(path)
+            sizes += [file.size_bytes for file in formats.listing(str(path))]
+            if path.is_file():
+                path.open("rb").close()
+        except FileNotFoundError:
+            raise SettingsError(f"{setting}.paths: {path} does not exist; name files or folders that do") from None
         except OSError as error:
             raise SettingsError(f"{setting}.paths: {error.filename} cannot be read ({error.strerror})") from None
     named = ", ".join(paths)
@@ -162,25 +165,7 @@ def _check_paths(setting: str, paths: Sequence[str]) -> None:
         raise SettingsError(f"{setting}.paths: every file in {named} is empty; there is nothing to read")
 
 
-def _sizes(path: Path) -> list[int]:
-    """Sizes in bytes of a file, or of all files below a folder that Spark would look at."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    if path.is_file():
-        with path.open("rb"):
-            return [path.stat().st_size]
-    sizes = []
-    for folder, inside, names in os.walk(path, onerror=refuse, followlinks=True):
-        inside[:] = [name for name in inside if not name.startswith((".", "_"))]
-        sizes += [os.stat(os.path.join(folder, name)).st_size for name in names if not name.startswith((".", "_"))]
-    return sizes
-
-
 def _local(place: str) -> Path | None:
     """``place`` on this machine's file system; None where it is elsewhere."""
-    parts = urlsplit(place)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    return None if parts.scheme else Path(os.path.abspath(place))
+    path = files.local_path(files.absolute(place))
+    return None if path is None else Path(path)

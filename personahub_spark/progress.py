@@ -94,13 +94,13 @@ class Progress:
                 self._stream.write("\r\x1b[K")
                 self._stream.flush()
 
-    def say(self, text: str) -> None:
-        """One lasting line."""
+    def say(self, text: str, *, warns: bool = False) -> None:
+        """One lasting line; a WARNING where it ``warns``."""
         if self._live:
-            self._stream.write(f"\r\x1b[K{text}\n")
+            self._stream.write(f"\r\x1b[K{'WARNING ' if warns else ''}{text}\n")
             self._stream.flush()
         else:
-            log.info(text)
+            log.log(logging.WARNING if warns else logging.INFO, text)
 
     def _show(self, label: str, poll: Callable[[], Status | None], stop: threading.Event) -> None:
         started = changed_at = time.monotonic()

@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import locale
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from importlib.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import pyspark
 from py4j.protocol import Py4JError
@@ -67,18 +69,11 @@ NO_TRACE = "-XX:-UsePerfData"  # else Java leaves a folder hsperfdata_… where 
 JVM_ENDS_S = 20.0
 TABLES_WAIT_S = 600.0
 
-# Hadoop's own zstd codec needs native libraries; this one is in Spark's jars and is plain Java.
-CODECS = (
-    "org.apache.hadoop.io.compress.GzipCodec,org.apache.hadoop.io.compress.BZip2Codec,"
-    "io.airlift.compress.zstd.ZstdCodec"
-)
-
 CATALOG = "spark.sql.catalog.spark_catalog"
 ALWAYS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     CATALOG: "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",
-    "spark.hadoop.io.compression.codecs": CODECS,
     "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
 }
 KRYO = {
@@ -114,6 +109,8 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
         if settings_module.is_one_process(SparkConf().get("spark.master") or ""):  # else workers' python3 is theirs
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     else:
+        if not _is_utf8(locale.nl_langinfo(locale.CODESET)):
+            os.environ["LC_ALL"] = "C.UTF-8"  # in which Java will name files, as Python does
         java()
         options["spark.master"] = spark_settings.master
         options["spark.app.name"] = spark_settings.app_name
@@ -219,6 +216,8 @@ class StepResult:
     outcomes: dict[str, int]
     rows_added: dict[str, int] = field(default_factory=dict)
     spend: Spend = field(default_factory=Spend)
+    files_skipped: int = 0
+    """Files of unknown formats, which have no rows."""
 
     @property
     def changed(self) -> bool:
@@ -232,6 +231,7 @@ class StepResult:
             _added_up(self.outcomes, other.outcomes),
             _added_up(self.rows_added, other.rows_added),
             self.spend + other.spend,
+            self.files_skipped + other.files_skipped,
         )
 
 
@@ -282,6 +282,8 @@ def open_context(
         atexit.register(_end, spark)  # or a cluster takes the program for one that died
     if settings.store.root is None:
         _refuse_a_catalog_that_forgets(spark)
+    jvm: Any = spark.sparkContext._jvm
+    refuse_names_that_java_has_not(settings, jvm.System.getProperty("sun.jnu.encoding"))
     started_at = now()
     return Context(
         spark=spark,
@@ -339,13 +341,31 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
     spend = result.spend
     cost = "" if spend.cost_microusd is None else f", ${spend.cost_microusd / 1_000_000:,.4f}"
     asked = f"; {spend.requests:,} requests{cost}" if spend.requests else ""
-    context.progress.say(f"{step}: {result.rows_in:,} in = {_spoken(result.outcomes)}{asked}; {duration_s:.1f} s")
+    skipped = f"; {result.files_skipped:,} files of unknown formats skipped" if result.files_skipped else ""
+    share = quarantined_share(result)
+    is_much = share > context.settings.pipeline.quarantine_warn_share
+    those = "the new ones" if result.outcomes.get("done_before") else "them"
+    told = f"; {100 * share:.3g} % of {those} went to quarantine" if is_much else ""
+    context.progress.say(
+        f"{step}: {result.rows_in:,} in = {_spoken(result.outcomes)}{told}{skipped}{asked}; {duration_s:.1f} s",
+        warns=is_much,
+    )
     if result.rows_added.get(PERSONAS.name) and not context.store.dry_run:
         added = context.store.read(PERSONAS).where(F.col("run_id") == context.run_id)
         found = flagged(added.where(F.col("created_at") == F.lit(context.started_at)))
         if found.flagged:
             context.progress.say(f"{step}: {found.told()}")
     return result
+
+
+# What steps call the rows that they put into quarantine.
+_QUARANTINED = ("quarantined", "unreadable", "no_tokens")
+
+
+def quarantined_share(result: StepResult) -> float:
+    """Part of the rows that a step looked at which went to quarantine; those done before were not looked at."""
+    looked_at = result.rows_in - result.outcomes.get("done_before", 0)
+    return sum(result.outcomes.get(name, 0) for name in _QUARANTINED) / looked_at if looked_at > 0 else 0.0
 
 
 def main(run: Callable[[Context], StepResult], *, step: str, doc: str, argv: list[str] | None = None) -> None:
@@ -460,6 +480,30 @@ def _refuse_a_catalog_that_forgets(spark: SparkSession) -> None:
             "store.root is null, and this session's catalog forgets its tables when the session ends; set store.root, "
             f"or name a lasting catalog in spark.conf (spark.sql.catalogImplementation: hive, or {CATALOG})"
         )
+
+
+def refuse_names_that_java_has_not(settings: Settings, encoding: str) -> None:
+    """PersonaHubError where Java, which names files in ``encoding``, would write to other places than those named.
+
+    Documents and imports are no matter: Python reads them.
+    """
+    places = {
+        "store.root": settings.store.root,
+        "store.state": settings.store.state_root,
+        "calls.replay": settings.calls.replay,
+        "embedding.folder": settings.embedding.folder,
+    }
+    for name, place in places.items():
+        path = files.local_path(files.absolute(place)) if place is not None else None
+        if path is not None and not path.isascii() and not _is_utf8(encoding):
+            raise PersonaHubError(
+                f"{name} is {path}, and Java was started in a locale whose encoding ({encoding}) has no such names; "
+                "start with LC_ALL=C.UTF-8 in the environment, or name a place in plain ASCII"
+            )
+
+
+def _is_utf8(encoding: str) -> bool:
+    return encoding.replace("-", "").lower() == "utf8"
 
 
 def _disk_fault(error: BaseException) -> str | None:

@@ -179,8 +179,13 @@ class CallSettings(_Group):
 class DocumentSettings(_Group):
     """What to ingest, and which field means what."""
 
-    paths: list[str] = Field(default_factory=list)
-    format: Literal["auto", "jsonl", "parquet", "text"] = "auto"
+    paths: list[str] = Field(default_factory=list, description="files and folders, as they are called: no patterns")
+    format: Literal["auto", "jsonl", "parquet", "text"] = Field(
+        default="auto", description="auto: by each file's ending"
+    )
+    unknown_files: Literal["skip", "refuse"] = Field(
+        default="skip", description="files of unknown formats in a folder; skip: warn and count them"
+    )
     mapping: Literal["plain", "redpajama_v2", "fineweb", "dolma", "c4"] = "plain"
     columns: dict[Literal["text", "url", "title", "lang", "licence", "source"], str] = Field(
         default_factory=dict, description="overrides of the mapping: our column -> their field (dots reach inside)"
@@ -232,8 +237,11 @@ class ImportFilterSettings(_Group):
 class ImportSettings(_Group):
     """Personas that exist already, in files of one data set."""
 
-    paths: list[str] = Field(min_length=1)
-    format: Literal["auto", "jsonl", "parquet"] = "auto"
+    paths: list[str] = Field(min_length=1, description="files and folders, as they are called: no patterns")
+    format: Literal["auto", "jsonl", "parquet"] = Field(default="auto", description="auto: by each file's ending")
+    unknown_files: Literal["skip", "refuse"] = Field(
+        default="skip", description="files of unknown formats in a folder; skip: warn and count them"
+    )
     source: str = Field(min_length=1, description="name of the data set, as it would be withdrawn by")
     licence: str | None = Field(default=None, description="licence of rows that name none")
     lang: str | None = Field(default=None, description="language of rows that name none")
@@ -472,6 +480,12 @@ ON_REQUEST = ("import_personas", "withdraw", "expand_personas", "embed_personas"
 class PipelineSettings(_Group):
     steps: list[Step] = Field(
         default_factory=lambda: [step for step in typing.get_args(Step) if step not in ON_REQUEST]
+    )
+    quarantine_warn_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="a step that puts a larger share of the rows that it looks at into quarantine says so in a warning",
     )
 
     @model_validator(mode="after")

@@ -740,7 +740,7 @@ class Store:
             return rows.localCheckpoint()
         place = self._scratch.folder()
         rows.write.parquet(place)
-        return self._spark.read.schema(rows.schema).parquet(place)
+        return self._spark.read.schema(rows.schema).parquet(files.literal(place))
 
     def hand_over(self, folder: str) -> None:
         """Let ``folder`` go with what was staged."""
@@ -821,7 +821,10 @@ class Store:
 
     def _reference(self, name: str) -> str:
         """How SQL names a table, whether or not the session's catalog knows it."""
-        return f"delta.`{self._root}/{name}`" if self._root is not None else f"{self._database}.{name}"
+        if self._root is None:
+            return f"{self._database}.{name}"
+        place = f"{self._root}/{name}".replace("`", "``")
+        return f"delta.`{place}`"
 
     def _create_statement(self, table: Table, *, exists: bool) -> str:
         columns = ",\n".join(

@@ -32,7 +32,7 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     documents = tmp_path / "documents"
     documents.mkdir()
     rows = [json.dumps({"text": f"Notes number {n} on river gauges and floods."}) for n in range(6)]
-    (documents / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (documents / "räume.jsonl").write_text("\n".join(rows), encoding="utf-8")
     endpoint.set_script(
         [{"match": "<document>", "reply": '{"persona": "A hydrologist with {number} gauges in the hills"}'}]
     )
@@ -57,6 +57,7 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     ]  # fmt: skip
     environment = {**os.environ, "SPARK_HOME": str(Path(pyspark.__file__).parent)}
     environment.pop("PYTHONPATH", None)
+    environment["LC_ALL"] = "C"  # Java cannot name what is not ASCII
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
@@ -65,3 +66,24 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     assert context.store.read(LLM_CALLS).count() == 6 == endpoint.counts()["billed"]
     assert context.store.read(PERSONAS).count() == 6
     assert {row["step"] for row in context.store.read(RUNS).collect()} >= {"ingest_documents", "extract_personas"}
+
+
+def test_a_store_that_java_cannot_name_is_refused_where_java_was_started_before_us(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    raw = make_settings(store={"root": str(tmp_path / "räume")}).model_dump(mode="json")
+    conf = tmp_path / "conf.yaml"
+    conf.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    command = [
+        str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local[1]",
+        "--jars", ",".join(map(str, session.jars(SparkSettings()))), "--conf", "spark.ui.enabled=false",
+        "--conf", "spark.driver.host=127.0.0.1", "--conf", f"spark.pyspark.driver.python={sys.executable}",
+        "jobs/create_tables.py", "--conf", str(conf),
+    ]  # fmt: skip
+    environment = {**os.environ, "SPARK_HOME": str(Path(pyspark.__file__).parent), "LC_ALL": "C"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert f"error: store.root is {tmp_path}/räume, and Java was started in a locale" in done.stderr
+    assert not [name for name in os.listdir(tmp_path) if name != "conf.yaml"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -114,27 +115,39 @@ def test_every_shape_of_file_is_read_with_exact_places(read: Any, tmp_path: Path
     assert {(row["source"].split("/")[-1], row["line"]) for row in rejects.collect()} >= {("odd.jsonl", "4")}
 
 
-def test_line_numbers_are_exact_in_files_that_spark_splits(read: Any, spark: SparkSession, tmp_path: Path) -> None:
+def test_line_numbers_are_exact_in_files_that_several_tasks_read(
+    read: Any, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rnd = random.Random(5)
-    content = lines(*({"text": f"row {line} " + rnd.randbytes(120).hex()} for line in range(1, 1801)))
+    texts = [f"row {line} " + rnd.randbytes(120).hex() for line in range(1, 1801)]
+    content = lines(*({"text": text} for text in texts))
     content = content.replace(b'{"text": "row 900 ', b'\n{"text": "row 901 ', 1)  # a blank line counts, and is no row
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "plain.jsonl").write_bytes(content)
-    (tmp_path / "in" / "packed.jsonl.bz2").write_bytes(bz2.compress(content, 1))
-    usual = spark.conf.get("spark.sql.files.maxPartitionBytes")
-    spark.conf.set("spark.sql.files.maxPartitionBytes", str(64 * 1024))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "plain.jsonl").write_bytes(content)
+    (folder / "packed.jsonl.bz2").write_bytes(bz2.compress(content, 1))
+    pq.write_table(pa.table({"text": texts}), folder / "table.parquet", row_group_size=100)
+    broken = (folder / "table.parquet").read_bytes()
+    page = pq.ParquetFile(folder / "table.parquet").metadata.row_group(15).column(0).dictionary_page_offset
+    (folder / "broken.parquet").write_bytes(broken[:page] + b"\xff" * 40 + broken[page + 40 :])
+    monkeypatch.setattr(inputs, "TASK_BYTES", 64 * 1024)
+    monkeypatch.setattr(inputs, "_OPENING", 1024)
+    spark.sparkContext.setJobGroup("parts", "")
     try:
-        splits = spark.read.text(str(tmp_path / "in")).select("_metadata.file_name", "_metadata.file_block_start")
-        counted = {row["file_name"]: row["count"] for row in splits.distinct().groupBy("file_name").count().collect()}
-        assert min(counted["plain.jsonl"], counted["packed.jsonl.bz2"]) > 1  # else this test shows nothing
-        found = by_place(read(tmp_path / "in"), tmp_path / "in")
+        found = by_place(read(folder), folder)
     finally:
-        spark.conf.set("spark.sql.files.maxPartitionBytes", usual)
-    assert len(found) == 3600  # counted apart, they were as many: the fixture compares
+        spark.sparkContext.setJobGroup("tests", "")
+    tracker = spark.sparkContext.statusTracker()
+    stages = [tracker.getJobInfo(job).stageIds for job in tracker.getJobIdsForGroup("parts")]
+    known = [tracker.getStageInfo(stage) for stages in stages for stage in stages]
+    assert max(stage.numTasks for stage in known if stage is not None) > 12  # else this test shows nothing
+    assert found["broken.parquet", 1801]["reason"] == "unreadable_file"
+    del found["broken.parquet", 1801]
+    assert len(found) == 3 * 1800 + 1700  # counted apart, they were as many: the fixture compares
     shifted = {
         (file, line): row["text"].split()[1]
         for (file, line), row in found.items()
-        if int(row["text"].split()[1]) != (line if line < 900 or line == 901 else line - 1)
+        if int(row["text"].split()[1]) != (line if line < 900 or line == 901 or ".parquet" in file else line - 1)
     }
     assert shifted == {}
 
@@ -171,6 +184,48 @@ def test_a_mapping_reaches_inside_parquet_structs(read: Any, tmp_path: Path) -> 
     pq.write_table(table, tmp_path / "a.parquet")
     row = read(tmp_path / "a.parquet", mapping="dolma").collect()[0]
     assert (row["title"], row["licence"], row["lang"], row["url"], row["source"]) == ("T", "MIT", "de", None, "dolma")
+
+
+def test_in_one_folder_each_file_is_read_by_its_own_columns_and_what_is_no_such_file_is_one_row(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    nanos = pa.array([1], pa.timestamp("ns"))
+    half = pa.array([np.float16(1.5)])
+    tables = {
+        "a": {"text": ["from a"]}, "b": {"licence": ["MIT"], "text": ["from b"]}, "c": {"text": pa.nulls(1)},
+        "d": {"text": [5]}, "e": {"text": ["from e"], "meta": [{"x": 1}]}, "f": {"Text": ["F"], "text": ["from f"]},
+        "g": {"text": ["from g"], "_metadata": ["x"], "when": nanos, "score": half}, "h": {"other": ["from h"]},
+        "i": {"text": ["from i"], "meta": [{"licence": "CC0"}]}, "gone": {"text": ["from gone"]},
+    }  # fmt: skip
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    (folder / "empty.parquet").write_bytes(b"")
+    (folder / "footer.PARQUET").write_bytes((folder / "a.parquet").read_bytes()[:-8])
+    (folder / "räume.jsonl").write_bytes(lines({"text": "from räume"}))
+    with open(bytes(folder) + b"/caf\xe9.txt", "wb") as opened:
+        opened.write(b"\xef\xbb\xbffrom latin")
+    for name in ("data.csv", "README", "b.csv.gz", "notes.pdf"):
+        (folder / name).write_bytes(b"text\nno")
+    listed = inputs.list_files
+
+    def then_one_vanishes(*arguments: Any, **options: Any) -> inputs.Listing:
+        listing = listed(*arguments, **options)
+        (folder / "gone.parquet").unlink()
+        return listing
+
+    monkeypatch.setattr(inputs, "list_files", then_one_vanishes)
+    rows = read(folder, columns={"licence": "licence|meta.licence"}, licence="unknown")
+    found = {place: (row["text"] or row["reason"], row["licence"]) for place, row in by_place(rows, folder).items()}
+    assert {name.removesuffix(".parquet"): told for (name, line), told in found.items() if line == 1} == {
+        **{name: (f"from {name}", "unknown") for name in "aefg"}, "b": ("from b", "MIT"), "i": ("from i", "CC0"),
+        "c": ("missing_text", None), "d": ("text_not_a_string", None), "h": ("missing_text", None),
+        **dict.fromkeys(("gone", "empty", "footer.PARQUET"), ("unreadable_file", None)),
+        "räume.jsonl": ("from räume", "unknown"), "caf\\xe9.txt": ("from latin", "unknown"),
+    }  # fmt: skip
+    assert len(found) == 14
+    assert "documents.paths: 4 files of unknown formats are skipped (README, b.csv.gz, data.csv, …)" in caplog.text
 
 
 def test_a_file_that_breaks_off_gives_the_rows_before_and_one_that_says_so(
@@ -270,15 +325,19 @@ def test_wrong_paths_formats_and_columns_are_named_before_anything_is_read(read:
         return str(caught.value)
 
     assert refusal() == "documents.paths is empty; name the files or folders to read"
-    assert refusal(tmp_path / "absent [1]") == (
-        f"documents.paths: {tmp_path}/absent [1] does not exist or cannot be listed"
-    )
+    assert refusal(tmp_path / "absent [1]") == f"documents.paths: {tmp_path}/absent [1] does not exist"
     (tmp_path / "empty").mkdir()
     assert refusal(tmp_path / "empty") == f"documents.paths: no file in {tmp_path}/empty"
     (tmp_path / "data.csv.gz").write_bytes(b"x")
     said = refusal(tmp_path / "data.csv.gz")
     assert "data.csv.gz is of no known format (known: .jsonl" in said
     assert said.endswith("set documents.format to jsonl, parquet or text")
+    assert refusal(tmp_path) == (
+        "documents.paths: no file of a known format (.jsonl, .json, .ndjson, .parquet, .txt, .text, .md, .html, .htm) "
+        f"in {tmp_path}"
+    )
+    (tmp_path / "a.txt").write_bytes(b"a text")
+    assert "data.csv.gz is of no known format" in refusal(tmp_path, unknown_files="refuse")
     pq.write_table(pa.Table.from_pylist([{"id": 1, "content": "t"}]), tmp_path / "a.parquet")
     said = refusal(tmp_path / "a.parquet")
     assert "no column text of plain values" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
 from personahub_spark.session import Context, StepResult
-from personahub_spark.settings import Settings, SparkSettings
+from personahub_spark.settings import PipelineSettings, Settings, SparkSettings
 from personahub_spark.tables import LLM_CALLS, RUNS, TABLES
 from tests.waiting import PATIENCE_S
 
@@ -58,6 +59,38 @@ def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_conte
     assert rows[0]["cost_microusd"] == Decimal("1.5")
     assert rows[0]["settings_hash"] == context.settings.fingerprint()
     assert rows[0]["code_version"] == session.code_version()
+
+
+def test_a_step_that_puts_much_into_quarantine_says_so_in_a_warning_and_files_it_skipped_are_counted(
+    make_context: Callable[..., Context], caplog: pytest.LogCaptureFixture
+) -> None:
+    context = make_context()
+    caplog.set_level(logging.INFO)
+    for outcomes, files_skipped in (
+        ({"new": 9, "quarantined": 1}, 2),
+        ({"new": 8, "quarantined": 2}, 0),
+        ({"done_before": 90, "read": 8, "unreadable": 2}, 0),
+        ({"kept": 8, "no_tokens": 2}, 0),
+        ({"new": 8, "repeated": 2}, 0),
+        ({"done_before": 10}, 0),
+        ({"done_before": 0}, 0),
+    ):
+        result = StepResult(sum(outcomes.values()), outcomes, files_skipped=files_skipped)
+        session.run_step(context, "step", lambda _, result=result: result)  # type: ignore[misc]
+    said = [(record.levelname, record.getMessage().rpartition(";")[0]) for record in caplog.records]
+    assert said == [
+        ("INFO", "step: 10 in = 9 new + 1 quarantined; 2 files of unknown formats skipped"),
+        ("WARNING", "step: 10 in = 8 new + 2 quarantined; 20 % of them went to quarantine"),
+        ("WARNING", "step: 100 in = 90 done before + 8 read + 2 unreadable; 20 % of the new ones went to quarantine"),
+        ("WARNING", "step: 10 in = 8 kept + 2 no tokens; 20 % of them went to quarantine"),
+        ("INFO", "step: 10 in = 8 new + 2 repeated"),
+        ("INFO", "step: 10 in = 10 done before"),
+        ("INFO", "step: 0 in = 0 done before"),
+    ]
+    settings = context.settings.model_copy(update={"pipeline": PipelineSettings(quarantine_warn_share=0.2)})
+    result = StepResult(10, {"new": 8, "quarantined": 2})
+    session.run_step(dataclasses.replace(context, settings=settings), "step", lambda _: result)
+    assert caplog.records[-1].levelname == "INFO"
 
 
 def test_a_step_that_fails_after_asking_leaves_a_record_of_what_it_spent(

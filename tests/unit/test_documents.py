@@ -55,6 +55,16 @@ def test_each_reason_has_a_row_and_its_neighbour_has_none(reason: str, bad: byte
 
 def test_a_byte_order_mark_is_no_part_of_the_line() -> None:
     assert judge_line(b'\xef\xbb\xbf{"text": "a"}', PLAIN).fields["text"] == "a"
+    assert (
+        judge_line(rb'{"text": "\ufeffa b"}', PLAIN).fields["text"] == "a b"
+    )  # a file's mark came along with its text
+
+
+def test_bytes_that_are_no_text_are_told_apart_from_other_values() -> None:
+    assert judge_text({"text": b"\xff"}).reason == "not_utf8"
+    assert judge_text({"text": 5}).reason == "text_not_a_string"
+    assert judge_text({"text": "a", "url": b"\xff", "licence": float("nan")}).fields["url"] is None
+    assert judge_text({"text": "a", "licence": float("nan")}).fields["licence"] is None
 
 
 @pytest.mark.parametrize(

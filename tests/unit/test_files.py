@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.files import Scratch, absolute, cache_root, delete, filesystem, names, write_whole
+from personahub_spark.files import Scratch, absolute, cache_root, delete, filesystem, local_path, names, write_whole
 from tests.waiting import eventually
 
 
@@ -69,16 +69,23 @@ def test_what_is_not_there_has_no_names_and_needs_no_deleting(tmp_path: Path) ->
     assert os.listdir(tmp_path) == []
 
 
-def test_an_address_is_found_by_its_scheme(tmp_path: Path) -> None:
-    write_whole(tmp_path.as_uri(), "a", b"1")
-    assert names(str(tmp_path)) == ["a"]
-    system, path = filesystem("s3a://bucket/folder?region=us-east-1")
-    assert (system.type_name, path) == ("s3", "bucket/folder")
+def test_an_address_is_found_by_its_scheme_and_its_path_is_taken_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("file:", "file://"):
+        write_whole(f"{scheme}{tmp_path}/a b%20[1]", "a", b"1")
+    assert os.listdir(tmp_path) == ["a b%20[1]"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # else the bucket's region would be asked for
+    for address, kind in (("s3a://bucket", "s3"), ("s3://bucket", "s3"), ("gs://bucket", "gcs")):
+        system, path = filesystem(f"{address}/a b%20/[1]?x=y#z")
+        assert (system.type_name, path) == (kind, "bucket/a b%20/[1]?x=y#z")
 
 
-def test_an_unknown_file_system_says_what_to_do_instead() -> None:
-    with pytest.raises(PersonaHubError, match=r"dbfs:/x is on a file system .* let store\.state name a folder"):
-        filesystem("dbfs:/x")
+@pytest.mark.parametrize("place", ["dbfs:/x", "s3a://[/x"])
+def test_an_unknown_file_system_says_what_to_do_instead(place: str) -> None:
+    with pytest.raises(PersonaHubError, match=r"is on a file system .* name a folder on a shared disk") as caught:
+        filesystem(place)
+    assert str(caught.value).startswith(place)
 
 
 def test_a_place_becomes_absolute_unless_it_is_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +93,11 @@ def test_a_place_becomes_absolute_unless_it_is_an_address(tmp_path: Path, monkey
     assert absolute("a/../b/") == str(tmp_path / "b")
     assert absolute("/x/y [1]/") == "/x/y [1]"
     assert absolute("s3a://bucket/x/") == "s3a://bucket/x"
+    assert absolute("dbfs:/x") == "dbfs:/x"
+    assert absolute("run:1/x") == str(tmp_path / "run:1" / "x")  # a colon alone makes no address
+    assert [local_path(place) for place in ("/x", "file:/x y", "file:///x%20", "s3a://x/y")] == [
+        "/x", "/x y", "/x%20", None,
+    ]  # fmt: skip
 
 
 def test_the_cache_is_where_the_variable_says_else_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 LAYERS = (
     ("errors", "python_daemon", "endings"),
     ("text", "settings", "progress", "files", "terminal"),
-    ("llm",),
+    ("llm", "formats"),
     ("tables", "wal", "inputs"),
     (
         *("tasks", "filters", "embeddings", "dedup", "documents", "imports", "lineage", "withdrawals", "releases"),
@@ -39,7 +39,9 @@ LLM = {
     "batches": 6,
 }
 LLM |= {"fake": 2, "shared_prompts": 0, "local_models": 1}
-PLAIN = ("errors", "endings", "text", "settings", "progress", "files", "terminal", "wal", "llm", "tasks")
+PLAIN = (
+    "errors", "endings", "text", "settings", "progress", "files", "terminal", "formats", "wal", "llm", "tasks",
+)  # fmt: skip
 SPARK_SIDE_OF_TASKS = "tasks/frames.py"
 
 

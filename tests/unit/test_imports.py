@@ -67,6 +67,37 @@ def test_an_elite_row_keeps_its_domains_and_neither_none_nor_stray_keys() -> Non
     assert "text" not in found
 
 
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        ("[NaN, Infinity, -Infinity, 1e999, 0.5]", ["NaN", "Infinity", "-Infinity", "Infinity", 0.5]),
+        (r'{"a\u0000": "b\u0000", "NaN": "\ud800x"}', {"a\0": "b\0", "NaN": "x"}),
+        ("[" + "9" * 4000 + "]", None),
+        ('["\u00e4\u2028", {"k": [null, true, {}]}]', ["ä\u2028", {"k": [None, True, {}]}]),
+    ],
+)
+def test_a_nested_label_is_json_that_any_reader_takes(value: str, label: Any) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    found = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN)
+    told = json.loads(dict(found.fields["labels"])["labels"], parse_constant=refuse)
+    assert told == (json.loads(value) if label is None else label)
+
+
+@pytest.mark.parametrize(("value", "label"), [("NaN", None), ("Infinity", "inf"), ("5", "5"), ("true", "true")])
+def test_a_plain_label_is_a_string_and_what_is_no_number_is_none(value: str, label: str | None) -> None:
+    found = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN)
+    assert dict(found.fields["labels"]).get("labels") == label
+
+
+def test_a_label_may_have_the_name_of_a_field_and_a_text_its_mark() -> None:
+    settings = PLAIN.model_copy(update={"labels": ["lang", "text", "meta.x"], "columns": {"lang": "tongue"}})
+    row = {"persona": "\ufeffA judge", "text": "t", "lang": "en", "tongue": "de", "meta": {"x": {"y": 1}}}
+    assert (judged(row, settings)["persona"], judged(row, settings)["lang"]) == ("A judge", "de")
+    assert dict(judged(row, settings)["labels"]) == {"lang": "en", "text": "t", "meta.x": '{"y": 1}'}
+
+
 def test_the_same_persona_of_another_source_or_licence_is_another_row_and_a_row_may_name_its_own() -> None:
     keys = {
         judged({"persona": "A judge"}, PLAIN.model_copy(update=change))["source_key"]

@@ -105,6 +105,35 @@ def test_no_java_says_where_it_was_looked_for(
             session.java()
 
 
+# --- names
+
+
+def test_places_that_java_cannot_name_are_refused_and_only_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(encoding: str, **groups: dict[str, str | None]) -> str | None:
+        try:
+            session.refuse_names_that_java_has_not(settings.validate(groups), encoding)
+        except PersonaHubError as error:
+            return str(error).partition(",")[0]
+        return None
+
+    monkeypatch.chdir(tmp_path)
+    for encoding in ("ANSI_X3.4-1968", "ISO-8859-1"):  # Latin-1 has the letter; what it calls it on disk is not ours
+        assert refused(encoding, store={"root": "/x/räume"}) == "store.root is /x/räume"
+        assert refused(encoding, store={"root": "file:/x/räume"}) == "store.root is /x/räume"
+        assert refused(encoding, store={"root": "/x", "state": "/räume"}) == "store.state is /räume"
+        assert refused(encoding, calls={"replay": "/räume"}) == "calls.replay is /räume"
+        assert refused(encoding, store={"root": "/x"}, documents={"paths": ["/räume"]}) is None  # type: ignore[dict-item]
+        assert refused(encoding, store={"root": "s3a://bucket/räume"}) is None
+        assert refused(encoding) is None
+    for encoding in ("UTF-8", "utf8"):
+        assert refused(encoding, store={"root": "/x/räume"}) is None
+    (tmp_path / "räume").mkdir()
+    monkeypatch.chdir(tmp_path / "räume")
+    assert refused("ANSI_X3.4-1968") == f"store.root is {tmp_path}/räume/warehouse"  # also where it is started
+
+
 # --- jars
 
 

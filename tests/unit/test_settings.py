@@ -49,7 +49,7 @@ def test_every_group_has_defaults_that_hold() -> None:
         ({"models": {"x": {"base_url": "http://h/v1", "modle": "m"}}}, "models.x.modle", "did you mean model?"),
         ({"models": {"x": {**ENDPOINT, "others": [{"wight": 1}]}}}, "models.x.others.0.wight", "did you mean weight?"),
         ({"synthesis": [{}, {"varient": "plain"}]}, "synthesis.1.varient", "did you mean variant?"),
-        ({"pipeline": {"zzzzqqqq": 1}}, "pipeline.zzzzqqqq", "known here: steps"),
+        ({"pipeline": {"zzzzqqqq": 1}}, "pipeline.zzzzqqqq", "known here: quarantine_warn_share, steps"),
     ],
 )
 def test_an_unknown_key_names_its_place_and_its_nearest_neighbour(raw: dict[str, Any], where: str, hint: str) -> None:
@@ -346,7 +346,7 @@ CANDIDATES: list[Any] = [
     None, True, False, 0, 1, 2, 17, 100, 0.75, "other", "en", "write", "coarse", "packages", "parquet", "fineweb",
     "json_schema", "olympiad", "synthesize", "http://h/v2", [], ["too_short"], ["synthesize"], {}, {"text": "raw"},
     {"spark.x": "2"}, "/key", "hadoop:key", "aiohttp", "batch", [{"base_url": "http://h/v2"}], "endpoint", 5000,
-    "exact", "novelty", "withdraw",
+    "exact", "novelty", "withdraw", "refuse",
 ]  # fmt: skip
 
 

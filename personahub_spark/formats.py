@@ -1,0 +1,411 @@
+"""What is in a file: lines of JSON, rows of Parquet, or one text, packed or not. No Spark, and no JVM, in here.
+
+So a file's name, its packing and its columns mean the same on every machine: nothing rests on the locale, the codecs or
+the Parquet reader of a JVM. Parquet's rows are read as JSON lines are, each file by its own columns; a column that
+nobody asks for is not looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import codecs
+import contextlib
+import errno
+import gzip
+import io
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from personahub_spark.files import absolute, filesystem, local_path
+
+ENDINGS = {
+    "jsonl": (".jsonl", ".json", ".ndjson"),
+    "parquet": (".parquet",),
+    "text": (".txt", ".text", ".md", ".html", ".htm"),
+}
+PACKED = (".gz", ".zst", ".bz2")
+LONGEST = 256 * 1024**2
+"""Bytes of a line or a text; what is longer is no document, and would not fit a column of a batch."""
+
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+_BLOCK = 1024**2
+_ROWS = 500
+"""Of a Parquet file, decoded at once."""
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # that of UTF-32-LE begins with the first
+# What a file system says of one file, and not of itself.
+_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to read; a file that was changed is another one."""
+
+    path: str
+    """As it is shown and kept: ``file:/…``, or an address. What is not UTF-8 in a name is escaped in it."""
+    kind: str
+    """Of ``ENDINGS``; empty where it is none that is known."""
+    size_bytes: int
+    modified_at: datetime
+    name: bytes = b""
+    """What the system opens a local file by, in any locale; it may be no UTF-8."""
+
+    def open(self) -> BinaryIO:
+        """Its bytes as they are, at any place."""
+        if self.name:
+            return open(self.name, "rb")
+        system, place = filesystem(self.path)
+        opened: BinaryIO = system.open_input_file(place)
+        return opened
+
+
+class Item(NamedTuple):
+    """A line or row of a file: what was found in it by the names of ``columns``, or the reason why not."""
+
+    line: int
+    """From 1; of a part of JSON lines that does not begin the file, from 1 too."""
+    found: Mapping[str, Any] | None = None
+    reason: str | None = None
+    raw: bytes = b""
+    """The line or text as it is, without its end; of a Parquet row nothing."""
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is a line that counts, and no row."""
+        return self.found is None and self.reason is None
+
+
+def listing(place: str) -> list[File]:
+    """``place`` itself where it is a file, else every file in it and in its folders, in order of their paths.
+
+    Files and folders with names that begin with a dot or with ``_`` and have no ``=`` are left out, as Spark does: they
+    hold what a writer notes down for itself. A link is what it points to. Raises OSError where nothing is there or it
+    cannot be listed, PersonaHubError where Python knows no such file system.
+    """
+    path = absolute(place)
+    local = local_path(path)
+    found = _local_files(local) if local is not None else _remote_files(path)
+    return sorted(found, key=lambda file: file.path)
+
+
+def packing(path: str) -> str | None:
+    """Which of ``PACKED`` a file is, by its name in any case; None: it is not packed."""
+    return next((ending for ending in PACKED if path.lower().endswith(ending)), None)
+
+
+def kind_of(path: str) -> str:
+    """Which of ``ENDINGS`` a file is, by its name in any case, packed or not; empty: none of them."""
+    name = path.lower()
+    packed = packing(name)
+    name = name.removesuffix(packed) if packed is not None else name
+    return next((kind for kind, endings in ENDINGS.items() if name.endswith(endings)), "")
+
+
+def items(file: File, columns: Mapping[str, str], *, start: int = 0, end: int | None = None) -> Iterator[Item]:
+    """What is in ``file``, or in the part of it that begins in its bytes from ``start`` to before ``end``.
+
+    ``columns``: our name -> their path (see ``lookup``); of a text its one text is found, as ``text``. An empty file
+    has no lines. Raises whatever a file raises that breaks off or is no such file; see ``is_to_blame``.
+    """
+    if file.kind == "parquet":
+        with file.open() as stream:
+            yield from _rows(stream, columns, start, end)
+        return
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(file.open())
+        packed = packing(file.path)
+        if packed is not None:
+            stream = stack.enter_context(_unpacked(stream, packed))
+        yield from _lines(stream, columns, start, end) if file.kind == "jsonl" else _text(stream)
+
+
+def is_to_blame(file: File) -> bool:
+    """Whether reading ``file`` failed because of the file, and not of what it is reached by: its bytes can be read, or
+    it is gone or forbidden."""
+    try:
+        with file.open() as stream:
+            while stream.read(_BLOCK):
+                pass
+    except OSError as error:
+        return error.errno in _OF_ONE_FILE
+    return True
+
+
+def found_in(line: bytes, columns: Mapping[str, str]) -> tuple[dict[str, Any] | None, str | None]:
+    """The values of ``columns`` in a line of JSON, or the reason: not_utf8, malformed_json, not_an_object."""
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return None, "not_utf8"
+    except (ValueError, RecursionError):
+        return None, "malformed_json"
+    if not isinstance(record, dict):
+        return None, "not_an_object"
+    return {name: lookup(record, path) for name, path in columns.items()}, None
+
+
+def lookup(record: Mapping[str, Any], paths: str) -> Any:
+    """What ``record`` has at ``paths``: the first of several separated by | that is there.
+
+    A path is a key as it stands, dots and all, or keys with dots between them.
+    """
+    for path in paths.split("|"):
+        value: Any = record.get(path)
+        if value is None and "." in path:
+            value = record
+            for part in path.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    return None
+
+
+def columns_without(file: File, paths: str) -> list[str] | None:
+    """Names of a Parquet file's columns where none of ``paths`` leads to plain values in it, else None; raises what
+    ``items`` does."""
+    with file.open() as stream:
+        schema = pq.ParquetFile(stream).schema_arrow
+    for path in paths.split("|"):
+        if any(_leads_to_values(schema, parts) for parts in ([path], path.split("."))):
+            return None
+    names: list[str] = schema.names
+    return names
+
+
+def _leads_to_values(fields: Iterable[pa.Field], parts: Sequence[str]) -> bool:
+    kind = next((field.type for field in fields if field.name == parts[0]), None)
+    if kind is not None and len(parts) > 1:  # what keys a map has nobody knows
+        return pa.types.is_map(kind) or (pa.types.is_struct(kind) and _leads_to_values(kind, parts[1:]))
+    return kind is not None and not pa.types.is_nested(kind)
+
+
+def as_json(value: Any) -> str:
+    """``value``, of JSON or of a Parquet file, as JSON that any reader takes: numbers that JSON has no words for are
+    strings, as Spark writes them, and so are bytes, in base64."""
+    return json.dumps(_sayable(value), ensure_ascii=False, allow_nan=False)
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else as_json(key): _sayable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sayable(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value
+
+
+def _local_files(path: str) -> Iterator[File]:
+    known = os.stat(path)
+    if not stat.S_ISDIR(known.st_mode):
+        if not stat.S_ISREG(known.st_mode):
+            raise OSError(errno.EINVAL, "neither a file nor a folder", path)
+        yield _local_file(path, known)
+        return
+    seen: set[tuple[int, int]] = set()
+    folders = [(path, known)]
+    while folders:
+        folder, known = folders.pop()
+        if (known.st_dev, known.st_ino) in seen:  # a link to a folder above it
+            continue
+        seen.add((known.st_dev, known.st_ino))
+        for name in os.listdir(folder):
+            if _is_a_note(name):
+                continue
+            inside = os.path.join(folder, name)
+            try:
+                there = os.stat(inside)
+            except OSError:  # a link to nowhere, or it is gone by now: reading it will say so
+                yield _local_file(inside, None)
+                continue
+            if stat.S_ISDIR(there.st_mode):
+                folders.append((inside, there))
+            elif stat.S_ISREG(there.st_mode):
+                yield _local_file(inside, there)
+
+
+def _local_file(path: str, known: os.stat_result | None) -> File:
+    name = os.fsencode(path)
+    shown = f"file:{name.decode(errors='backslashreplace')}"
+    if known is None:
+        return File(shown, kind_of(shown), 0, _LONG_AGO, name)
+    changed = datetime.fromtimestamp(known.st_mtime_ns // 10**6 / 1000, UTC)
+    return File(shown, kind_of(shown), known.st_size, changed, name)
+
+
+def _remote_files(place: str) -> Iterator[File]:
+    system, path = filesystem(place)
+    root = system.get_file_info(path)
+    if root.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
+    if root.type == pafs.FileType.File:
+        yield File(place, kind_of(place), root.size or 0, (root.mtime or _LONG_AGO).astimezone(UTC))
+        return
+    for info in system.get_file_info(pafs.FileSelector(path, recursive=True)):
+        inside = info.path[len(path.rstrip("/")) + 1 :]
+        if info.type == pafs.FileType.File and not any(map(_is_a_note, inside.split("/"))):
+            changed = (info.mtime or _LONG_AGO).astimezone(UTC)
+            yield File(f"{place.rstrip('/')}/{inside}", kind_of(inside), info.size or 0, changed)
+
+
+def _is_a_note(name: str) -> bool:
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+
+
+def _unpacked(stream: BinaryIO, packed: str) -> BinaryIO:
+    opened: Any
+    if packed == ".gz":
+        opened = gzip.GzipFile(fileobj=stream)
+    elif packed == ".bz2":
+        opened = bz2.BZ2File(stream)
+    else:  # in small blocks: of the one in which a file breaks off nothing comes out
+        opened = io.BufferedReader(pa.CompressedInputStream(stream, "zstd"), 16 * 1024)
+    unpacked: BinaryIO = opened
+    return unpacked
+
+
+def _lines(stream: BinaryIO, columns: Mapping[str, str], start: int, end: int | None) -> Iterator[Item]:
+    """A part begins after the first newline from ``start`` - 1 on, and ends with the line in which ``end`` lies."""
+    position, number = start, 0
+    if start > 0:
+        stream.seek(start - 1)
+        position += _skipped_line(stream) - 1
+    while (end is None or position < end) and (read := stream.readline(LONGEST)):
+        if position == 0 and read.startswith(_MARKS):
+            yield Item(1, reason="not_utf8", raw=read[:_BLOCK])
+            return
+        lines = read.removeprefix(codecs.BOM_UTF8 if position == 0 else b"").splitlines()
+        position += len(read)
+        if len(read) == LONGEST and not read.endswith(b"\n"):
+            position += _skipped_line(stream)
+            number += 1
+            yield Item(number, reason="line_too_long", raw=read[:_BLOCK])
+            continue
+        for line in lines:  # as ended by a carriage return too
+            number += 1
+            found, reason = found_in(line, columns) if line.strip() else (None, None)
+            yield Item(number, found, reason, line)
+
+
+def _skipped_line(stream: BinaryIO) -> int:
+    """How many bytes are left of a line."""
+    size = 0
+    while read := stream.readline(_BLOCK):
+        size += len(read)
+        if read.endswith(b"\n"):
+            break
+    return size
+
+
+def _text(stream: BinaryIO) -> Iterator[Item]:
+    blocks, size = [], 0
+    while block := stream.read(_BLOCK):
+        blocks.append(block)
+        size += len(block)
+        if size > LONGEST:
+            yield Item(1, reason="text_too_long", raw=blocks[0])
+            return
+    whole = b"".join(blocks)
+    try:
+        yield Item(1, {"text": whole.decode("utf-8-sig")}, None, whole)
+    except UnicodeDecodeError:
+        yield Item(1, reason="not_utf8", raw=whole)
+
+
+def _rows(stream: BinaryIO, columns: Mapping[str, str], start: int, end: int | None) -> Iterator[Item]:
+    """A row group belongs to the part in which its first byte lies."""
+    # Buffered: else a whole column of a row group is held.
+    file = pq.ParquetFile(stream, buffer_size=8 * _BLOCK, pre_buffer=False, page_checksum_verification=True)
+    wanted = _read_columns(file.schema_arrow, columns)
+    line = 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        first = 0
+        if group.num_columns:
+            chunk = group.column(0)
+            first = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+        if (start > 0 and first < start) or (end is not None and first >= end):
+            line += group.num_rows
+            continue
+        for batch in file.iter_batches(_ROWS, row_groups=[number], columns=wanted, use_threads=False):
+            for record in _records(batch):
+                line += 1
+                yield Item(line, {name: lookup(record, path) for name, path in columns.items()})
+
+
+def _read_columns(schema: pa.Schema, columns: Mapping[str, str]) -> list[str]:
+    """What to read so that ``lookup`` finds the same as if all had been read."""
+    wanted = {path for paths in columns.values() for path in paths.split("|")}
+    heads = {path.split(".")[0] for path in wanted if "." in path}
+    # Keys of a map are no columns.
+    maps = {field.name for field in schema if field.name in heads and pa.types.is_map(field.type)}
+    return sorted(wanted | maps)
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    found: dict[str, list[Any]] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        found.setdefault(name, _values(column))  # a name that comes twice is the first one's
+    for nth in range(batch.num_rows):
+        yield {name: values[nth] for name, values in found.items()}
+
+
+def _values(array: pa.Array) -> list[Any]:
+    """As JSON has them: None, bool, int, float, str, list, dict. Bytes that are no UTF-8 stay bytes; times and
+    decimals are strings; what has no such form is None."""
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        return _values(array.storage)
+    if pa.types.is_dictionary(kind):
+        return _values(array.dictionary_decode())
+    if pa.types.is_struct(kind):
+        inner = {field.name: _values(array.field(nth)) for nth, field in enumerate(kind)}
+        there = array.is_valid().to_pylist()
+        return [{name: told[n] for name, told in inner.items()} if there[n] else None for n in range(len(array))]
+    if pa.types.is_map(kind):
+        return [
+            {e["key"] if isinstance(e["key"], str) else as_json(e["key"]): e["value"] for e in _entries(scalar)}
+            if scalar.is_valid
+            else None
+            for scalar in array
+        ]
+    if pa.types.is_nested(kind):
+        return [_values(scalar.values) if scalar.is_valid else None for scalar in array]
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
+        told: list[Any] = array.to_pylist()
+        return told
+    try:
+        if pa.types.is_floating(kind):
+            return pc.cast(array, pa.float64()).to_pylist()  # type: ignore[no-any-return]
+        if pa.types.is_fixed_size_binary(kind):
+            array = pc.cast(array, pa.binary())
+        elif not (pa.types.is_large_binary(kind) or pa.types.is_binary(kind)):
+            array = pc.cast(pc.cast(array, pa.string()), pa.binary())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return [None] * len(array)
+    return [None if value is None else _decoded(value) for value in array.to_pylist()]
+
+
+def _entries(scalar: Any) -> list[dict[str, Any]]:
+    keys, values = (_values(scalar.values.field(nth)) for nth in (0, 1))
+    return [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value

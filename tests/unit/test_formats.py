@@ -1,0 +1,375 @@
+"""What is in a file is found whatever its name, packing, marks and columns are; what breaks it is its own fault."""
+
+from __future__ import annotations
+
+import bz2
+import dataclasses
+import datetime as dt
+import decimal
+import gzip
+import json
+import os
+import resource
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from personahub_spark import formats
+from personahub_spark.formats import File, Item, as_json, is_to_blame, items, kind_of, listing
+
+TEXT = {"text": "text"}
+
+
+def file(path: Path) -> File:
+    found = listing(str(path))
+    assert len(found) == 1
+    return found[0]
+
+
+def found(path: Path, columns: dict[str, str] | None = None) -> list[Any]:
+    """What each row of a file has, or its reason."""
+    read = [item for item in items(file(path), columns or TEXT) if not item.is_blank]
+    return [item.reason if item.found is None else item.found for item in read]
+
+
+def before_the_break(path: Path) -> list[Item]:
+    """The rows of a file that breaks off; that it does, and that nothing else is to blame, is checked here."""
+    read: list[Item] = []
+    reading = items(file(path), TEXT)
+    while True:
+        try:
+            read.append(next(reading))
+        except StopIteration:
+            raise AssertionError(f"{path} was read to its end") from None
+        except Exception:
+            assert is_to_blame(file(path))
+            return read
+
+
+def table(**columns: Any) -> pa.Table:
+    return pa.table({"text": ["a", None], **columns})
+
+
+# --- Parquet
+
+ODD = {
+    "Text": pa.array(["A", "B"]),
+    "_metadata": pa.array(["x", "y"]),
+    "nanos": pa.array([1, 2], pa.timestamp("ns")),
+    "no_zone": pa.array([1, 2], pa.timestamp("us", "+25:00")),
+    "far_times": pa.array([2**62, -(2**62)], pa.timestamp("us")),
+    "time32": pa.array([1, 2], pa.time32("ms")),
+    "time64": pa.array([1, 2], pa.time64("ns")),
+    "half_floats": pa.array(np.array([1, 2], dtype=np.float16)),
+    "decimal256": pa.array([decimal.Decimal("1.5"), None], pa.decimal256(60, 2)),
+    "durations": pa.array([1, 2], pa.duration("ns")),
+    "far_dates": pa.array([10**8, -(10**8)], pa.date32()),
+    "unsigned": pa.array([2**64 - 1, 1], pa.uint64()),
+    "map": pa.array([[(1, ["x"])], None], pa.map_(pa.int32(), pa.list_(pa.string()))),
+    "codes": pa.array(["x", "y"]).dictionary_encode(),
+    "fixed": pa.array([b"ab", b"\xff\x00"], pa.binary(2)),
+    "nested": pa.array([{"text": [{"deep": b"\xff"}]}, None]),
+    "nulls": pa.nulls(2),
+    "a.b": pa.array(["x", "y"]),
+    "": pa.array(["x", "y"]),
+    "räume`'\"": pa.array(["x", "y"]),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_column_that_nobody_asks_for_never_matters(name: str, tmp_path: Path) -> None:
+    pq.write_table(table(**{name: ODD[name]}), tmp_path / "a.parquet")
+    assert found(tmp_path / "a.parquet") == [{"text": "a"}, {"text": None}]
+
+
+def test_of_columns_with_one_name_the_first_is_read(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["x", "text", "text"]), tmp_path / "a.parquet")
+    assert found(tmp_path / "a.parquet") == [{"text": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [
+        (pa.table({"x": [1]}), {"text": None, "licence": None}),
+        (pa.table({"text": pa.nulls(1), "licence": ["MIT"]}), {"text": None, "licence": "MIT"}),
+        (pa.table({"licence": ["MIT"], "text": ["a"]}), {"text": "a", "licence": "MIT"}),
+        (pa.table({"text": [5], "licence": [1.5]}), {"text": 5, "licence": 1.5}),
+        (pa.table({"text": [b"a"], "licence": [b"\xff"]}), {"text": "a", "licence": b"\xff"}),
+        (pa.table({"text": pa.array(["a"]).dictionary_encode()}), {"text": "a", "licence": None}),
+        (pa.table({"text": pa.array(["a"], pa.large_string())}), {"text": "a", "licence": None}),
+        (pa.table({"text": [["a"]], "licence": [True]}), {"text": ["a"], "licence": True}),
+        (pa.table({"text": ["a"], "meta": [{"y": 1}]}), {"text": "a", "licence": None}),
+        (pa.table({"text": ["a"], "meta": [{"licence": "MIT", "y": 1}]}), {"text": "a", "licence": "MIT"}),
+        (pa.table({"text": ["a"], "meta.licence": ["CC0"], "meta": [{"licence": "MIT"}]}),
+         {"text": "a", "licence": "CC0"}),
+        (pa.table({"text": ["a"], "meta": pa.array([[("licence", "MIT")]], pa.map_(pa.string(), pa.string()))}),
+         {"text": "a", "licence": "MIT"}),
+        (pa.table({"text": ["a"], "meta": pa.array([None], pa.struct([("licence", pa.string())]))}),
+         {"text": "a", "licence": None}),
+        (pa.table({"text": ["a"], "licence": pa.array([0], pa.date32())}), {"text": "a", "licence": "1970-01-01"}),
+        (pa.table({"text": ["a"], "licence": [decimal.Decimal("1.50")]}), {"text": "a", "licence": "1.50"}),
+    ],
+)  # fmt: skip
+def test_a_file_is_read_by_its_own_columns(written: pa.Table, wanted: dict[str, Any], tmp_path: Path) -> None:
+    pq.write_table(written, tmp_path / "a.parquet")
+    assert found(tmp_path / "a.parquet", {"text": "text", "licence": "licence|meta.licence"}) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("paths", "is_there"),
+    [
+        ("text", True), ("Text", False), ("none|text", True), ("meta", False), ("meta.text", True), ("meta.x", False),
+        ("meta.deep.text", True), ("meta.deep", False), ("map", False), ("map.any", True), ("a.b", True),
+        ("list", False), ("text.x", False), ("twice", True), ("nulls", True),
+    ],
+)  # fmt: skip
+def test_a_path_leads_to_plain_values_or_the_columns_are_named(paths: str, is_there: bool, tmp_path: Path) -> None:
+    meta = pa.array([{"text": "a", "deep": {"text": "b"}}])
+    columns = [["a"], meta, pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string())), ["b"], [["c"]], [1], ["d"]]
+    names = ["text", "meta", "map", "a.b", "list", "twice", "twice"]
+    pq.write_table(pa.table([*columns, pa.nulls(1)], names=[*names, "nulls"]), tmp_path / "a.parquet")
+    assert formats.columns_without(file(tmp_path / "a.parquet"), paths) == (None if is_there else [*names, "nulls"])
+
+
+def test_what_json_has_no_words_for_becomes_json_all_the_same(tmp_path: Path) -> None:
+    strings = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff")]
+    )
+    row = {
+        "numbers": pa.array([[float("nan"), float("inf"), float("-inf"), 1.5]]),
+        "times": pa.array([[dt.date(2020, 1, 2)]]),
+        "map": pa.array([[(7, b"\x00\xff")]], pa.map_(pa.int32(), pa.binary())),
+        "broken": pa.StructArray.from_arrays([strings], ["text"]),
+        "far": pa.array([[10**8]], pa.list_(pa.date32())),
+        "half": pa.array([[np.float16(0.5)]], pa.list_(pa.float16())),
+    }
+    pq.write_table(pa.table({name: values for name, values in row.items() if name != "half"}), tmp_path / "a.parquet")
+    read = found(tmp_path / "a.parquet", {name: name for name in row if name != "half"})[0]
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    told = {name: json.loads(as_json(value), parse_constant=refuse) for name, value in read.items()}
+    assert told.pop("far")  # a year that Python has not
+    assert told == {
+        "numbers": ["NaN", "Infinity", "-Infinity", 1.5], "times": ["2020-01-02"], "map": {"7": "AP8="},
+        "broken": {"text": "/w=="},
+    }  # fmt: skip
+
+
+def test_a_parquet_file_in_parts_has_each_row_group_once_and_its_row_numbers(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [f"row {n}" for n in range(1, 101)]}), tmp_path / "a.parquet", row_group_size=7)
+    whole = file(tmp_path / "a.parquet")
+    edges = [0, 1, 5, 300, 301, 900, whole.size_bytes - 1]
+    read = [
+        item
+        for start, end in zip(edges, [*edges[1:], None], strict=True)
+        for item in items(whole, TEXT, start=start, end=end)
+    ]
+    assert [(item.line, item.found) for item in read] == [(n, {"text": f"row {n}"}) for n in range(1, 101)]
+
+
+@pytest.mark.parametrize("broken", ["empty", "junk", "footer", "cut", "page", "letter"])
+def test_a_parquet_file_that_breaks_is_to_blame_itself(broken: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = pa.table({"text": [f"{n}" * 50 for n in range(50)]})
+    pq.write_table(texts, path, row_group_size=25, use_dictionary=False, compression="none", write_page_checksum=True)
+    whole = path.read_bytes()
+    second = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    path.write_bytes(
+        {
+            "empty": b"", "junk": b"this is no Parquet file" * 9, "footer": whole[:-8] + b"\xff\xff\xff\x7fPAR1",
+            "cut": whole[: len(whole) // 2], "page": whole[:second] + b"\xff" * 40 + whole[second + 40 :],
+            "letter": whole.replace(b"49494949", b"49494948"),
+        }[broken]
+    )  # fmt: skip
+    assert len(before_the_break(path)) == (25 if broken in ("page", "letter") else 0)
+
+
+# --- packed files
+
+LINES = b'{"text": "one"}\n{"text": "two"}\n'
+
+
+def frame(content: bytes, *, window_log: int = 20, checksum: bool = False, dictionary: Any = None) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=window_log, write_checksum=checksum)
+    packer = zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary).compressobj()
+    packed = packer.compress(content[:5]) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    packed += packer.compress(content[5:]) + packer.flush()
+    assert zstandard.get_frame_parameters(packed).window_size == 1 << window_log
+    return packed
+
+
+SKIPPED = b"".join(struct.pack("<II", 0x184D2A50 + n, size) + bytes(size) for n, size in ((0, 7), (15, 0), (3, 70_000)))
+PACKED = {
+    "a.jsonl.zst": frame(LINES, window_log=27),
+    "b.jsonl.zst": SKIPPED + frame(LINES[:16]) + SKIPPED + frame(b"") + frame(LINES[16:], checksum=True) + SKIPPED,
+    "c.jsonl.ZST": zstandard.compress(LINES),
+    "d.JSONL.Gz": gzip.compress(LINES[:20]) + gzip.compress(LINES[20:]) + b"\0" * 100,
+    "e.json.GZ": gzip.compress(LINES),
+    "f.NDJSON.BZ2": bz2.compress(LINES[:20]) + bz2.compress(LINES[20:]),
+    "g.Jsonl": LINES,
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_packed_file_is_read_by_any_case_of_its_ending(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(PACKED[name])
+    assert found(tmp_path / name) == [{"text": "one"}, {"text": "two"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("window.jsonl.zst", frame(LINES, window_log=28)),
+        ("dictionary.jsonl.zst", frame(LINES, dictionary=zstandard.ZstdCompressionDict(b"words" * 100 + LINES * 20))),
+        ("checksum.jsonl.zst", frame(LINES, checksum=True)[:-1] + b"\0"),
+        ("cut.jsonl.zst", frame(LINES)[:-9]), ("cut.jsonl.gz", gzip.compress(LINES)[:-9]),
+        ("cut.jsonl.bz2", bz2.compress(LINES)[:-9]), ("checksum.jsonl.gz", gzip.compress(LINES)[:-8] + bytes(8)),
+        ("junk.txt.gz", b"no such thing"), ("junk.txt.zst", b"no such thing"), ("junk.txt.bz2", b"no such thing"),
+    ],
+)  # fmt: skip
+def test_a_packed_file_that_cannot_be_unpacked_is_to_blame_itself(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    before_the_break(tmp_path / name)
+
+
+def test_what_stands_before_junk_at_the_end_of_a_packed_file_is_read(tmp_path: Path) -> None:
+    many = b"".join(b'{"text": "%d"}\n' % n for n in range(20_000))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(many) + b"junk")
+    assert len(before_the_break(tmp_path / "a.jsonl.gz")) == 20_000
+    (tmp_path / "a.jsonl.gz").unlink()
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(many) + b"junk")
+    assert len(before_the_break(tmp_path / "a.jsonl.zst")) > 18_000
+
+
+# --- lines, texts and their marks
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("a.txt", b"\xef\xbb\xbfwords", [{"text": "words"}]),
+        ("a.txt", b"words\xef\xbb\xbf", [{"text": "words\ufeff"}]),
+        ("a.txt", b"\xef\xbb\xbf", [{"text": ""}]),
+        ("a.txt", "words".encode("utf-16"), ["not_utf8"]),
+        ("a.txt", b"\xfe\xff\0w", ["not_utf8"]),
+        ("a.txt", b"", [{"text": ""}]),
+        ("a.txt.gz", gzip.compress(b"\xef\xbb\xbfwords"), [{"text": "words"}]),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n\xef\xbb\xbf{"text": "b"}', [{"text": "a"}, {"text": "b"}]),
+        ("a.jsonl", b'\xef\xbb\xbf\n{"text": "a"}', [{"text": "a"}]),
+        ("a.jsonl", b"\xef\xbb\xbf", []),
+        ("a.jsonl", b"", []),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b"}\n'.encode("utf-16"), ["not_utf8"]),
+        ("a.jsonl", b'\xfe\xff\0{\0}\0\n\0{\0}', ["not_utf8"]),
+        ("a.jsonl", "{}\n{}".encode("utf-32"), ["not_utf8"]),
+        ("a.jsonl", b"\0\0\xfe\xff" + "{}\n{}".encode("utf-32-be"), ["not_utf8"]),
+        ("a.jsonl", b'{"text": "a"}\r{"text": "b"}\r\n\r\n', [{"text": "a"}, {"text": "b"}]),
+    ],
+)  # fmt: skip
+def test_a_mark_of_its_encoding_is_no_part_of_a_text(
+    name: str, content: bytes, wanted: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert found(tmp_path / name) == wanted
+
+
+def test_json_lines_in_parts_have_each_line_once(tmp_path: Path) -> None:
+    content = b'{"text": 1}\n\n{"text": 22}\r\n \n{"text": 3}\r{"text": 4}\n{}\n\n'
+    (tmp_path / "a.jsonl").write_bytes(content)
+    whole = file(tmp_path / "a.jsonl")
+    everything = [item[1:] for item in items(whole, TEXT)]
+    assert [item[0] for item in everything if item[0]] == [{"text": n} for n in (1, 22, 3, 4)] + [{"text": None}]
+    for first in range(1, len(content)):
+        for second in range(first, len(content) + 1):
+            parts = [(0, first), (first, second), (second, None)]
+            read = [list(items(whole, TEXT, start=start, end=end)) for start, end in parts]
+            assert [item[1:] for part in read for item in part] == everything
+            assert all([item.line for item in part] == list(range(1, len(part) + 1)) for part in read)
+
+
+def test_a_line_or_text_that_is_no_document_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "LONGEST", 100)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"a" * 995 + b'"}\n' + LINES)
+    read = list(items(file(tmp_path / "a.jsonl"), TEXT))
+    assert [(item.line, item.reason, item.found) for item in read] == [
+        (1, "line_too_long", None), (2, None, {"text": "one"}), (3, None, {"text": "two"}),
+    ]  # fmt: skip
+    (tmp_path / "a.txt").write_bytes(b"a" * 101)
+    (tmp_path / "b.txt").write_bytes(b"a" * 100)
+    assert found(tmp_path / "a.txt") == ["text_too_long"]
+    assert found(tmp_path / "b.txt") == [{"text": "a" * 100}]
+
+
+# --- listings
+
+
+def test_a_folder_has_every_file_whatever_its_name_once(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    names = ["räume.jsonl", "部屋/a b%20.jsonl", "[x]{y,z}*?\\.txt", "no_suffix", "lang=en/_part=1/0.Parquet", "a:b.MD"]
+    for name in [*names, "_SUCCESS", ".hidden.jsonl", "_logs/a.jsonl", ".git/a.jsonl", "lang=en/._a.jsonl"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(LINES)
+    bad = os.path.join(os.fsencode(root), b"caf\xe9.jsonl")  # as another system's archive may bring it
+    with open(bad, "wb") as opened:
+        opened.write(LINES)
+    (root / "loop").symlink_to(root)
+    (root / "gone.jsonl").symlink_to(root / "nowhere")
+    os.mkfifo(root / "pipe.jsonl")
+    read = {each.path.removeprefix(f"file:{root}/"): each for each in listing(str(root))}
+    assert set(read) == {*names, "caf\\xe9.jsonl", "gone.jsonl"}
+    assert {name: each.kind for name, each in read.items()} == {
+        "räume.jsonl": "jsonl", "部屋/a b%20.jsonl": "jsonl", "[x]{y,z}*?\\.txt": "text", "no_suffix": "",
+        "lang=en/_part=1/0.Parquet": "parquet", "a:b.MD": "text", "caf\\xe9.jsonl": "jsonl", "gone.jsonl": "jsonl",
+    }  # fmt: skip
+    for name in ("räume.jsonl", "部屋/a b%20.jsonl", "caf\\xe9.jsonl"):
+        assert [item.found for item in items(read[name], TEXT)] == [{"text": "one"}, {"text": "two"}]
+    with pytest.raises(FileNotFoundError):
+        list(items(read["gone.jsonl"], TEXT))
+    assert is_to_blame(read["gone.jsonl"])
+    assert [each.path for each in listing(f"{root}/_SUCCESS")] == [f"file:{root}/_SUCCESS"]  # named, and not found
+    with pytest.raises(OSError, match="neither a file nor a folder"):
+        listing(f"{root}/pipe.jsonl")
+    with pytest.raises(FileNotFoundError):
+        listing(f"{root}/r*.jsonl")  # no pattern
+
+
+def test_a_file_is_not_to_blame_for_what_it_is_reached_by(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"words")
+    sound = file(tmp_path / "a.txt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_one = os.dup(0)
+    os.close(next_one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_one, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            list(items(sound, TEXT))
+        blamed = is_to_blame(sound)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not blamed
+    assert is_to_blame(dataclasses.replace(sound, name=os.fsencode(tmp_path / "gone.txt")))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("A.JSON", "jsonl"), ("a.parquet", "parquet"), ("a.Html.Gz", "text"), ("a.csv", ""), ("jsonl", ""), ("a.gz", "")],
+)
+def test_a_kind_is_told_by_a_name_in_any_case(name: str, kind: str) -> None:
+    assert kind_of(f"/x.jsonl/{name}") == kind
+
+
+def test_a_changed_file_is_another_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a")
+    before = file(tmp_path / "a.txt")
+    assert file(tmp_path / "a.txt") == before
+    os.utime(tmp_path / "a.txt", (1, 1))
+    assert file(tmp_path / "a.txt") == dataclasses.replace(
+        before, modified_at=dt.datetime(1970, 1, 1, 0, 0, 1, tzinfo=dt.UTC)
+    )
