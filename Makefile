@@ -15,6 +15,7 @@ export DOCS MODEL PORT K Q CONF STORE FORMAT ROWS
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+demo: export DEMO_BEGAN := $(shell date +%s)
 demo: $(VENV)/ready  ## web text to personas to math problems on a local model; DOCS=path MODEL=name PORT=number
 	@$(RUN) demo/run.py $${DOCS:+--documents "$$DOCS"} $${MODEL:+--model "$$MODEL"} $${PORT:+--port "$$PORT"}
 

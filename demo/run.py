@@ -5,23 +5,27 @@ Documents and models other than the default ones get a store of their own. A sec
 asks nothing and adds nothing.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
 
 import run_pipeline
 
-from personahub_spark import reports, session, settings
+from personahub_spark import preflight, reports, session, settings, terminal
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import local_models
 
@@ -31,6 +35,7 @@ FREE_BYTES = 2_000_000_000
 
 
 def main() -> None:
+    clock = Clock()
     declared = sorted(local_models.MODELS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=Path, default=DOCUMENTS, help="file or folder (default: %(default)s)")
@@ -42,7 +47,6 @@ def main() -> None:
     if not sys.stderr.isatty():  # progress goes to the log there
         logging.getLogger("personahub_spark.progress").setLevel(logging.INFO)
     with session.exit_code():
-        started = time.monotonic()
         documents = arguments.documents.expanduser()
         if not documents.exists():
             raise PersonaHubError(f"{documents} does not exist; name a file or folder of documents")
@@ -56,17 +60,23 @@ def main() -> None:
         store = str(usual.store.root)
         if (documents.resolve(), model) != (DOCUMENTS.resolve(), usual.endpoint("default").model):
             store = f"{store}/{own_name(documents, model)}"
-        results = run(model, documents, store, port=arguments.port, endpoint=arguments.endpoint)
+        results = run(model, documents, store, clock, port=arguments.port, endpoint=arguments.endpoint)
+        if not any(result.changed for result in results.values()):
+            print("\nNothing was new: these documents were read before, so nothing was asked and no row was added.")
+        print(f"\nTime         {clock.told()}")
         more = "" if store == usual.store.root else f"STORE={store} "
-        print(f"\nDone in {time.monotonic() - started:.0f} s, downloads included. More of it in SQL:")
+        print("\nMore of it in SQL (FORMAT=csv or json for programs):")
         print(f'  make sql {more}Q="select persona, title, licence, model_returned from persona_lineage"')
         print(f'  make sql {more}Q="select problem, persona, passed from problems"')
+        print(f'  make sql {more}Q="select * from failed_checks"')
         print(f'  make sql {more}Q="select stage, reason, what, detail from rejects"')
         print(f'  make sql {more}Q="select * from spend"', flush=True)
         session.exit_if_put_off(results)
 
 
-def run(model: str, documents: Path, store: str, *, port: int, endpoint: str | None) -> dict[str, session.StepResult]:
+def run(
+    model: str, documents: Path, store: str, clock: Clock, *, port: int, endpoint: str | None
+) -> dict[str, session.StepResult]:
     """Run the pipeline and print its summary; the model is fetched and served when the first question is due."""
     port = local_models.free_port(port) if endpoint is None else 0
     overrides = {
@@ -79,6 +89,10 @@ def run(model: str, documents: Path, store: str, *, port: int, endpoint: str | N
     }
     as_yaml = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
     chosen = settings.load(CONF, as_yaml)
+    preflight.check(chosen, chosen.pipeline.steps)  # before anything is fetched; open_context does it again
+    with clock("downloads"):
+        session.jars(chosen.spark)
+        local_models.fetch_embedder(chosen.embedding.model)
     context = session.open_context(chosen, chosen.pipeline.steps)
     look_again = context.before_asking
     with contextlib.ExitStack() as served:
@@ -87,13 +101,41 @@ def run(model: str, documents: Path, store: str, *, port: int, endpoint: str | N
             nonlocal endpoint
             look_again()
             if endpoint is None:
-                endpoint = served.enter_context(local_models.serve(model, port, say=context.progress.say))
+                with clock("downloads"):
+                    local_models.fetch(model, say=context.progress.say)
+                with clock("model"):
+                    endpoint = served.enter_context(local_models.serve(model, port, say=context.progress.say))
 
-        context = dataclasses.replace(context, before_asking=serve)
+        context = dataclasses.replace(context, before_asking=serve, while_asking=lambda: clock("model"))
         results = session.run_steps(context, {step: run_pipeline.STEPS[step] for step in chosen.pipeline.steps})
     outcomes = {step: result.outcomes for step, result in results.items()}
-    print(f"\n{reports.summary(context.store, outcomes, context.run_id)}")
+    print(f"\n{reports.summary(context.store, outcomes, context.run_id, width=terminal.width() or 120)}")
     return results
+
+
+class Clock:
+    """Seconds that were spent on what: the environment until now, then what is entered, the rest in Spark."""
+
+    def __init__(self) -> None:
+        # make says when it began, before it made the environment.
+        began = os.environ.get("DEMO_BEGAN", "")
+        self._began = float(began) if began.isdecimal() else time.time()
+        self._spent = {"environment": time.time() - self._began, "downloads": 0.0, "model": 0.0}
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[what] += time.monotonic() - began
+
+    def told(self) -> str:
+        """The whole time until now and its parts, in seconds that add up."""
+        parts = {what: round(spent) for what, spent in self._spent.items()}
+        total = max(round(time.time() - self._began), sum(parts.values()))
+        parts["Spark and the rest"] = total - sum(parts.values())
+        return f"{total:,} s = {' + '.join(f'{spent:,} {what}' for what, spent in parts.items())}"
 
 
 def own_name(documents: Path, model: str) -> str:

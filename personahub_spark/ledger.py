@@ -22,6 +22,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -104,6 +105,8 @@ class Run(Protocol):
     def calls(self) -> CallSettings: ...
     @property
     def before_asking(self) -> Callable[[], None]: ...
+    @property
+    def while_asking(self) -> Callable[[], AbstractContextManager[None]]: ...
     @property
     def put_off(self) -> list[Spend]: ...
     @property
@@ -324,6 +327,7 @@ class _Plan:
         total = -(-noted["missing"] * len(left) // noted["waves"])
         label = f"{self._step}: asking {self._endpoint.model}"
         with (
+            self._run.while_asking(),
             self._run.progress.watch(label, lambda: self._status(total, price)),
             ThreadPoolExecutor(1, thread_name_prefix="commit") as committer,
         ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from pyspark.sql import functions as F
 
+from personahub_spark import terminal
 from personahub_spark.dedup.semantic import SEMANTIC
 from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE
 from personahub_spark.settings import Step
@@ -24,18 +24,25 @@ INGEST, EXTRACT, DEDUP, SYNTHESIZE = "ingest_documents", "extract_personas", "de
 EXPAND, PROFILES = "expand_personas", "write_profiles"
 EMBED = "embed_personas"
 WENT = "withdrawn"
+_TIERS = (EXACT_TOKENS, SURFACE, SEMANTIC)
 
 
-def summary(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str, *, examples: int = 5) -> str:
-    """What run ``run_id`` did and what the tables hold now, in lines that add up; some personas beside their sources;
-    two problems.
+def summary(
+    store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str, *, width: int = 120, most: int = 60
+) -> str:
+    """What run ``run_id`` did and what the tables hold now, in lines that add up; personas beside their sources, what
+    dedup removed beside what stays for it, and problems: ``most`` of each, a line each, cut to ``width`` columns.
 
     ``outcomes``: for each step of the run what became of its rows (``StepResult.outcomes``). What was done to rows is
     told of this run, what there is of personas, problems and calls is told of the tables.
     """
-    return "\n".join(
-        [*_counts(store, outcomes, run_id), "", *_personas(store, examples), "", *_problems(store, examples=2)]
+    parts = (
+        _counts(store, outcomes, run_id),
+        _personas(store, width, most),
+        _removals(store, width, most),
+        _problems(store, width, most),
     )
+    return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines)
 
 
 def low_visibility(store: Store) -> dict[str, dict[int, int]]:
@@ -101,7 +108,7 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
         yield from _listed(f"{step}: unreadable ", quarantine[step])
 
     classes, flags = _persona_classes(store)
-    gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in (EXACT_TOKENS, SURFACE, SEMANTIC)]]
+    gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in _TIERS]]
     gone += [(said, name) for said, name in (("without words", NO_TOKENS), (WENT, WENT)) if classes[name]]
     parts = [f"{classes['hub']:,} in the hub", *[f"{classes[name]:,} {said}" for said, name in gone]]
     yield f"personas     {classes.total():,} distinct = {' + '.join(parts)}"
@@ -114,7 +121,7 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
     yield from _listed("  unreadable ", quarantine[SYNTHESIZE])
     passed, failing, checks = _checks(store)
     went = _went(store, "synthesis").count()
-    total = f"{passed + failing + went:,} written = {passed:,} pass all checks + {failing:,} fail one or more"
+    total = f"{passed + failing + went:,} written = {passed:,} pass the form checks + {failing:,} fail one or more"
     yield f"problems     {total}{f' + {went:,} {WENT}' if went else ''}"
     yield from _listed("  failed     ", checks, note=" (one may fail several)")
     yield from _calls(store, run_id, sum(found.get("deferred", 0) for found in outcomes.values()))
@@ -145,17 +152,9 @@ def _persona_classes(store: Store) -> tuple[Counter[str], Counter[str]]:
 
     Who was withdrawn, and is flagged or removed too, counts as that.
     """
-    gone = (
-        store.read(PERSONA_REMOVALS)
-        .select("persona_id", F.col("tier").alias("why"))
-        .union(store.read(QUARANTINE).where(F.col("source") == DEDUP).select("line", F.lit(NO_TOKENS)))
-        .union(_went(store, "persona").select("item", F.lit(WENT)))
-        .groupBy("persona_id")
-        .agg(F.min("why").alias("why"))  # in the order of their names withdrawn is last
-    )
     rows = (
         store.read(PERSONAS)
-        .join(gone, on="persona_id", how="left")
+        .join(_gone(store), on="persona_id", how="left")
         .groupBy("quality_flags", "why")
         .agg(F.count(F.lit(1)).alias("n"))
         .collect()
@@ -167,12 +166,24 @@ def _persona_classes(store: Store) -> tuple[Counter[str], Counter[str]]:
     return classes, flags
 
 
+def _gone(store: Store) -> DataFrame:
+    """Why a persona that is not flagged is not in the hub: persona_id, why (a tier, no_tokens or withdrawn)."""
+    return (
+        store.read(PERSONA_REMOVALS)
+        .select("persona_id", F.col("tier").alias("why"))
+        .union(store.read(QUARANTINE).where(F.col("source") == DEDUP).select("line", F.lit(NO_TOKENS)))
+        .union(_went(store, "persona").select("item", F.lit(WENT)))
+        .groupBy("persona_id")
+        .agg(F.min("why").alias("why"))  # in the order of their names withdrawn is last
+    )
+
+
 def _went(store: Store, kind: str) -> DataFrame:
     return store.read(WITHDRAWN).where(F.col("kind") == kind)
 
 
 def _checks(store: Store) -> tuple[int, int, Counter[str]]:
-    """Problems that pass all checks, those that fail one, and how many fail which; without withdrawn ones."""
+    """Problems that pass the checks, those that fail one, and how many fail which; without withdrawn ones."""
     passed, failing, checks = 0, 0, Counter[str]()
     went = _went(store, "synthesis").select(F.col("item").alias("synthesis_id"))
     kept = store.read(SYNTHESES).join(went, on="synthesis_id", how="left_anti")
@@ -198,48 +209,86 @@ def _calls(store: Store, run_id: str, put_off: int) -> Iterable[str]:
         )
         .collect()
     )
-    note = f"; those of the {put_off:,} calls put off not counted" if put_off else ""
-    yield f"this run     {_spent([row for row in by_run if row['of_this_run']])}{note}"
-    yield f"all runs     {_spent(by_run)}"
+    mine = [row for row in by_run if row["of_this_run"]]
+    yield from _spent("this run", mine, note=f"; those of the {put_off:,} calls put off not counted" if put_off else "")
+    if len(mine) < len(by_run):
+        yield from _spent("all runs", by_run)
 
 
-def _spent(rows: list[Row]) -> str:
+def _spent(label: str, rows: list[Row], *, note: str = "") -> Iterable[str]:
     answered, failed, attempts, tokens_in, cached, tokens_out, cost, unpriced = (
         sum(row[name] or 0 for row in rows)
         for name in ("answered", "failed", "attempts", "input", "cached", "output", "cost", "unpriced")
     )
-    price = "unknown (a model has no price)" if unpriced else f"${cost / 1_000_000:,.4f}"
-    return (
-        f"{answered + failed:,} calls = {answered:,} answered + {failed:,} failed, by {attempts:,} requests sent; "
-        f"{tokens_in:,} tokens in ({cached:,} cached), {tokens_out:,} out, cost {price}"
-    )
+    calls = answered + failed
+    yield f"{label:<13}{calls:,} calls = {answered:,} answered + {failed:,} failed{note}"
+    if calls:
+        again = max(attempts - calls, 0)
+        why = " (after an error, a timeout, or an answer that broke its form)" if again else ""
+        yield f"  requests   {attempts:,} sent = {attempts - again:,} first + {again:,} again{why}"
+        price = "unknown (a model has no price)" if unpriced else f"${cost / 1_000_000:,.4f}"
+        yield f"  tokens     {tokens_in:,} in ({cached:,} cached), {tokens_out:,} out; cost {price}"
 
 
-def _personas(store: Store, examples: int) -> Iterable[str]:
-    yield "Personas and the texts they come from"
-    named = F.coalesce("title", "url", F.regexp_extract("file", "[^/]+$", 0))
+def _personas(store: Store, width: int, most: int) -> Iterable[str]:
+    """All personas, those of the hub first, each with the name of what it was first found in, by its place there."""
+    lineage = store.view("persona_lineage")
+    named = F.coalesce("title", "url", F.concat_ws(":", F.regexp_extract("file", "[^/]+$", 0), "line"), "parent")
+    found = lineage.groupBy("persona_id").agg(F.min(F.struct("hop", "file", "line", named.alias("name"))).alias("o"))
+    why = F.when(F.size("quality_flags") > 0, F.concat(F.lit("flagged: "), F.array_join("quality_flags", ", ")))
     rows = (
-        store.view("persona_lineage")
-        .where(F.col("source_kind") == "document")
-        .join(store.view("hub").select("persona_id"), on="persona_id", how="left_semi")
-        .groupBy("persona_id", "persona")
-        .agg(F.min(F.struct("doc_id", named.alias("name"))).alias("source"))
-        .orderBy("persona_id")
-        .select("persona", "source.name")
-        .limit(examples)
-        .collect()
+        store.read(PERSONAS)
+        .join(_gone(store), on="persona_id", how="left")
+        .join(found, on="persona_id", how="left")
+        .withColumn(
+            "why", F.coalesce(why, F.when(F.col("why").isin(*_TIERS), F.concat(F.lit("removed by "), "why")), "why")
+        )
+        .orderBy(F.asc_nulls_first("why"), "o", "persona_id")
+        .select("text", F.coalesce("o.name", F.lit("")), F.coalesce("why", F.lit("")))
     )
-    for row in rows:
-        yield from _wrapped(f"- {row['persona']}  [{row['name']}]")
+    return _list("Personas", ("persona", "found in", "not in the hub"), rows, width, most)
 
 
-def _problems(store: Store, examples: int) -> Iterable[str]:
-    yield "Problems written for personas"
-    rows = store.view("problems").where("passed").orderBy("synthesis_id").limit(examples).collect()
-    for row in rows:
-        yield from _wrapped(f"- {row['problem']}")
-        yield from _wrapped(f"    for: {row['persona']}")
+def _removals(store: Store, width: int, most: int) -> Iterable[str]:
+    """What dedup removed, each followed by the one that stays."""
+    rows = store.view("removals").orderBy(F.desc("similarity"), "removed_text")
+    count = rows.count()
+    if not count:
+        return
+    yield f"Removed as duplicates ({count:,}), each with the persona that stays for it"
+    for row in rows.limit(most).collect():
+        measure = "cosine" if row["tier"] == SEMANTIC else "Jaccard"
+        yield terminal.cut(terminal.safe(f"  {row['tier']}, {measure} {row['similarity']:.3f}"), width)
+        yield terminal.cut(terminal.safe(f"    removed  {row['removed_text']}"), width)
+        yield terminal.cut(terminal.safe(f"    stays    {row['kept_text']}"), width)
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, width=116, subsequent_indent="    ", replace_whitespace=True)
+def _problems(store: Store, width: int, most: int) -> Iterable[str]:
+    """All texts that were not withdrawn, those that pass first, each with the checks that it fails."""
+    went = _went(store, "synthesis").select(F.col("item").alias("synthesis_id"))
+    personas = store.read(PERSONAS).select("persona_id", F.col("text").alias("persona"))
+    rows = (
+        store.read(SYNTHESES)
+        .join(went, on="synthesis_id", how="left_anti")
+        .join(personas, on="persona_id", how="inner")
+        .orderBy(F.size("checks") > 0, "synthesis_id")
+        .select(F.coalesce(F.col("fields")["problem"], "text"), "persona", F.array_join("checks", ", "))
+    )
+    return _list("Problems", ("problem", "for", "fails"), rows, width, most, narrow=1)
+
+
+def _list(
+    title: str, names: tuple[str, str, str], rows: DataFrame, width: int, most: int, *, narrow: int | None = None
+) -> Iterable[str]:
+    """``rows`` as a table; its last column only where it says something, its column ``narrow`` a third at most."""
+    count = rows.count()
+    cells = [list(row) for row in rows.limit(most).collect()]
+    if narrow is not None:
+        for row in cells:
+            row[narrow] = terminal.cut(terminal.safe(row[narrow]), width // 3)
+    used = len(names) if any(row[-1] for row in cells) else len(names) - 1
+    more = f", the first {most:,} of them" if count > most else ""
+    yield f"{title} ({count:,}{more})"
+    if cells:
+        lines = terminal.table(names[:used], [row[:used] for row in cells], most=width - 2)
+        yield from (f"  {line}" for line in lines)

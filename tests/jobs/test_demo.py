@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,7 +76,12 @@ def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder
     endpoint.set_script([*personas, problem])
     second = demo(folder, *mine, "--endpoint", endpoint.url)
     assert second.returncode == 0, second.stderr
-    assert "Note 1" in second.stdout and "a note.txt" in second.stdout
+    assert "Note 1" in second.stdout and "a note.txt:1" in second.stdout
+    assert "pass the form checks" in second.stdout and "Nothing was new" not in second.stdout
+    whole, parts = re.search(r"^Time +([\d,]+) s = (.*)$", second.stdout, re.M).groups()
+    named = {what: int(spent.replace(",", "")) for spent, what in (p.split(" ", 1) for p in parts.split(" + "))}
+    assert list(named) == ["environment", "downloads", "model", "Spark and the rest"]
+    assert sum(named.values()) == int(whole.replace(",", ""))
     asked = endpoint.counts()["requests"]
     store = next((folder / "warehouse").iterdir())
     assert store.name.startswith("it-s-mine-really-")
@@ -81,6 +89,7 @@ def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder
 
     third = demo(folder, *mine)  # a model would have to be fetched and served
     assert third.returncode == 0, third.stderr
+    assert "Nothing was new: these documents were read before" in third.stdout and " + 0 model + " in third.stdout
     assert endpoint.counts()["requests"] == asked
     assert [path.name for path in (folder / "warehouse").iterdir()] == [store.name]
     assert [path.name for path in (folder / "cache" / "models").iterdir()] == ["all-minilm-l6-v2"]
@@ -93,13 +102,23 @@ def test_a_step_says_that_it_will_ask_once_and_only_where_it_does(
     (tmp_path / "documents" / "a.txt").write_text("Notes on river gauges and floods. They go on.")
     endpoint.set_script([{"match": "<document>", "reply": '{"persona": "A hydrologist with gauges in the hills"}'}])
     asked_before: list[int] = []
+    asked_after: list[int] = []
+
+    @contextlib.contextmanager
+    def while_asking() -> Iterator[None]:
+        assert asked_before == [0]
+        yield
+        asked_after.append(endpoint.counts()["requests"])
+
     context = dataclasses.replace(
-        make_context(), before_asking=lambda: asked_before.append(endpoint.counts()["requests"])
+        make_context(),
+        before_asking=lambda: asked_before.append(endpoint.counts()["requests"]),
+        while_asking=while_asking,
     )
     steps = {step: run_pipeline.STEPS[step] for step in ("ingest_documents", "extract_personas")}
     session.run_steps(context, steps)
     session.run_steps(context, steps)
-    assert asked_before == [0]
+    assert (asked_before, asked_after) == ([0], [1])
     assert endpoint.counts()["requests"] == 1
 
 
@@ -122,3 +141,15 @@ def test_each_pair_of_documents_and_model_has_a_store_of_its_own() -> None:
     names = {own_name(Path(path), model) for path in ("a/b.jsonl", "a/c/b.jsonl", "日本") for model in ("m", "n")}
     assert len(names) == 6
     assert {name.rpartition("-")[0] for name in names} == {"b", "documents"}
+
+
+def test_time_is_told_from_where_make_began_in_parts_that_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEMO_BEGAN", str(int(time.time()) - 1000))
+    clock = runpy.run_path(str(ROOT / "demo" / "run.py"))["Clock"]()
+    with clock("model"):
+        pass
+    total, _, parts = clock.told().partition(" s = ")
+    seconds = [int(part.split()[0].replace(",", "")) for part in parts.split(" + ")]
+    assert sum(seconds) == int(total.replace(",", "")) and seconds[0] >= 1000 and seconds[1:3] == [0, 0]
+    recipe = subprocess.run(["make", "-n", "-p", "demo"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert re.search(r"^demo: DEMO_BEGAN := \d+$", recipe, re.M)

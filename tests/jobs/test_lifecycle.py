@@ -205,7 +205,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     said = reports.summary(context.store, {}, "r")
     assert "13 distinct = 6 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in said
     assert "+ 0 removed by semantic + 6 withdrawn" in said
-    assert "problems     3 written = 1 pass all checks + 0 fail one or more + 2 withdrawn" in said
+    assert "problems     3 written = 1 pass the form checks + 0 fail one or more + 2 withdrawn" in said
     child, twice = (
         explain_removal.explain(context.store, context.settings, known(text)) for text in ("child of one", "twice")
     )

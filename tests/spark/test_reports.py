@@ -88,26 +88,50 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
         "personas     4 distinct = 2 in the hub + 1 flagged + 1 removed by exact_tokens + 0 removed by surface"
         " + 0 removed by semantic" in said
     )
-    assert "problems     2 written = 1 pass all checks + 1 fail one or more" in said
+    assert "problems     2 written = 1 pass the form checks + 1 fail one or more" in said
     # seven questions about documents, one of them shared, less the one put off; two problems
-    assert "this run     8 calls = 7 answered + 1 failed, by 8 requests sent" in said
-    assert "those of the 1 calls put off not counted" in said
-    assert "[https://example.org/" in said  # no title, but an address
+    assert "this run     8 calls = 7 answered + 1 failed; those of the 1 calls put off not counted" in said
+    assert "  requests   8 sent = 8 first + 0 again\n" in said and "all runs" not in said
+    # everybody is listed, those of the hub first, with what is wrong with the others
+    listed = said.splitlines()[said.splitlines().index("Personas (4)") :]
+    assert all(len(line) <= 120 for line in listed)
+    assert [line.split("  ")[1] for line in listed[3:7]] == [
+        "A weaver who repairs old looms for a village museum",
+        "A hydrologist who gauges mountain rivers and warns of floods",
+        "I am a baker, call me",
+        "A weaver, who repairs old looms for a village museum!",
+    ]
+    assert "title 0" in listed[3] and "https://example.org/" in listed[4]  # no title, but an address
+    assert listed[5].endswith("flagged: too_short, first_person") or listed[5].endswith("flagged: first_person")
+    assert listed[6].endswith("removed by exact_tokens")
+    assert listed[8:12] == [
+        "Removed as duplicates (1), each with the persona that stays for it",
+        "  exact_tokens, Jaccard 1.000",
+        "    removed  A weaver, who repairs old looms for a village museum!",
+        "    stays    A weaver who repairs old looms for a village museum",
+    ]
+    assert listed[13] == "Problems (2)" and listed[16].endswith("museum…") is False
+    assert "A hydrologist reads 3 gauges 4 times a day." in listed[16]
+    assert "The answer is 12." in listed[17] and "contains_solution" in listed[17]
 
     (folder / "c.txt").write_text("One more, sent twice.")
     endpoint.set_script([rule for rule in RULES if rule["match"] != RULES[0]["match"]])
     said = run_again(context)
-    assert len(sums(said)) == 7 and all(total == sum(parts) for total, parts in sums(said)), said
+    assert len(sums(said)) == 9 and all(total == sum(parts) for total, parts in sums(said)), said
     assert "documents    12 rows read = 1 new + 8 known + 1 repeated + 2 quarantined" in said
     assert "  asked      9 documents = 6 done before + 2 read + 0 unreadable + 1 failed + 0 put off" in said
     calls = context.store.read(LLM_CALLS).collect()
     assert f"all runs     {len(calls)} calls = {len(calls) - 1} answered + 1 failed" in said
-    assert "this run     2 calls = 2 answered + 0 failed, by 3 requests sent" in said
-    assert sum(call["attempts"] for call in calls) == 11 and "by 11 requests sent" in said
+    assert "this run     2 calls = 2 answered + 0 failed\n  requests   3 sent = 2 first + 1 again (after an" in said
+    assert f"  requests   11 sent = {len(calls)} first + {11 - len(calls)} again (after an" in said
+    assert sum(call["attempts"] for call in calls) == 11
 
     said = run_again(context)
     assert "documents    12 rows read = 0 new + 9 known + 1 repeated + 2 quarantined" in said
-    assert "this run     0 calls = 0 answered + 0 failed, by 0 requests sent" in said
+    assert "this run     0 calls = 0 answered + 0 failed\nall runs     " in said
+    short = reports.summary(context.store, {}, "another", width=60, most=1).splitlines()
+    start = short.index("Personas (4, the first 1 of them)")
+    assert len(short[start:]) == 4 + 5 + 4 + 1 and all(len(line) <= 60 for line in short[start:])
     hub = context.store.view("hub").count()
     assert f"= {hub} in the hub + " in said
 
@@ -120,4 +144,4 @@ def test_a_plain_text_file_is_named_beside_its_persona(
     (folder / "notes of a week.txt").write_text("The river rose.")
     endpoint.set_script(RULES)
     said = run_again(make_context())
-    assert "[notes of a week.txt]" in " ".join(said.split())
+    assert "notes of a week.txt:1" in said
