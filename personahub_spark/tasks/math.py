@@ -22,7 +22,8 @@ from personahub_spark.tasks.tex import garbled
 from personahub_spark.tasks.wording import Asking, as_data, fill, json_format, template
 
 _MAX_PROBLEM_CHARS = 20_000
-_BROKEN_JSON = re.compile(r"""\A[\[{]\s*["\[{}]|"problem"\s*:""", re.IGNORECASE)
+_BROKEN_JSON = re.compile(r"""\A[\[{]\s*["\[{}]""")
+_KEY = re.compile(r'"problem"\s*:', re.IGNORECASE)
 
 _LEVEL = {
     "plain": "The problem is challenging but can be solved with pen and paper.",
@@ -98,7 +99,10 @@ def _told(text: str) -> str | None:
         if not isinstance(problem, str):
             return None
         value = content(visible(problem), lambda _: False, is_answer=False)
-    return value if isinstance(value, str) and not _BROKEN_JSON.search(value) else None
+    if not isinstance(value, str) or _BROKEN_JSON.match(PREFIX.sub("", value)):
+        return None
+    # Behind its prefix a problem may speak of JSON.
+    return None if missing_prefix(value) and _KEY.search(value) else value
 
 
 def _problem(value: object) -> object:

@@ -74,6 +74,9 @@ _BULLET = re.compile(r"[^\S\n]{0,8}[-*•·–+][^\S\n]+(?=\S)")
 _INLINE_NUMBER = re.compile(r"(?:(?<=\s)|\A)\(?\d{1,2}[.)][^\S\n]+(?=\S)")
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
 _GOES_ON = re.compile(r"(?:she|he|they|it|this|these|both)\b", re.IGNORECASE)
+_FENCE_IN_TEXT = re.compile(
+    r"(?<=[:\uff1a])\n+[^\S\n]{0,3}(?P<fence>```|~~~)[^\n]*\n(?:(?!(?P=fence))[^\n]*\n){0,50}?(?P=fence)"
+)
 _FIELD = re.compile(
     r"[*_`\"']{0,3}(?P<name>relation(?:ship)?(?: label)?|label|persona|person|description|words"
     r"|in (?:my|your|own) (?:own )?words)(?:\s\d{1,2})?[*_`\"']{0,3}\s?[:\uff1a][*_`\"']{0,3}\s*",
@@ -189,7 +192,8 @@ def _items(text: str) -> tuple[list[_Item], str | None]:
     whole = [item for found in json_objects(value, most=_MAX_ITEMS) for item in _of_json(found) or ()]
     if whole or _BROKEN_JSON.search(value):
         return whole, "not_json"
-    return _of_lines(value), None
+    # What someone types in a fence is part of the line that speaks of it.
+    return _of_lines(_FENCE_IN_TEXT.sub(lambda found: " " + " ".join(found[0].split()), value)), None
 
 
 def _of_json(value: object) -> list[_Item] | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from personahub_spark.llm.finish import ending, may_be_cut
-from personahub_spark.tasks.tex import Decoder, mended
+from personahub_spark.tasks.tex import Decoder, mended, without_controls
 from personahub_spark.text import clean, tokens
 
 # Bidirectional controls, zero-width spaces, tags; joiners only where no Persian, Indic or emoji character needs them.
@@ -16,6 +16,7 @@ _UNSEEN = re.compile(
     "[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0fff]"
     r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 )
+_CONTROLS = re.compile("[\x00-\x07\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 # What models write around what they think before they answer, by the chat templates that are about.
 _THINKING = (
     r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|analysis|scratch[ _-]?pad|cot|chain[ _-]of"
@@ -92,20 +93,32 @@ _LANGUAGE = re.compile(
 )
 _TAG = re.compile(
     r"^[^\S\n]*<(?P<tag>answer|output|response|result|final(?:[_ -]?(?:answer|output|response))?|persona|problem"
-    r"|profile|json|text)>",
+    r"|profile|json|text|solution)>",
     re.IGNORECASE | re.MULTILINE,
 )
 _TAG_ENDS = re.compile(
-    r"</(?:answer|output|response|result|final(?:[_ -]?\w+)?|persona|problem|profile)>\Z", re.IGNORECASE
+    r"</(?:answer|output|response|result|final(?:[_ -]?\w+)?|persona|problem|profile|solution)>\Z", re.IGNORECASE
 )
 _BOXED = re.compile(r"\\boxed\{(?:\\text\{(?P<text>[^{}]*)\}|(?P<inside>[^{}]*))\}")
 _QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "「": "」", "『": "』"}
-LEAD_IN = re.compile(
-    r"\A(?!\W*an?\s(?!(?:\w+\s){0,3}(?:persona|description|sentence|problem|profile|answer)\b))[^\n]{0,200}[:：][^\S\n]*\n+"
-    r"|\A\W{0,3}(?:sure|of course|certainly|okay|here)\b[^\n]{0,200}\n+",
+_ANNOUNCES = (
+    r"(?:\W{0,4}(?:sure|of\ course|certainly|absolutely|okay|ok|alright|great|yes|here|below|based\ on|json"
+    r"|i(?:['’]\w{1,4})?"
+    r"|voici|hier|aquí|aqui|ecco|вот)\b[^\n]{0,200}"
+    r"|\W{0,4}(?:以下|这是|好的|当然|はい|다음)[^\n]{0,200}"
+    r"|\W{0,4}(?:\w{1,20}\ ){0,4}(?:personas?|description|sentence|problem|profile|answer|output|response|result)\b"
+    r"[^\n:\uff1a]{0,60}[:\uff1a]\W{0,4})"
+).replace(r"\ ", "[ ]")
+LEAD_IN = re.compile(rf"\A{_ANNOUNCES}\n+", re.IGNORECASE)
+"""A first line that only announces what follows, in words that models use for that."""
+
+_LEAD_INS = re.compile(rf"(?:{_ANNOUNCES}\s*){{1,3}}", re.IGNORECASE)
+_CLOSING = re.compile(
+    r"\W{0,4}(?:let me know|(?:i )?hope|enjoy|anything else|feel free|this (?:persona|problem|profile)|note|explanation"
+    r"|as (?:asked|requested|you)|would you|do you (?:want|need|like)|is there|if you|thank|please|good luck"
+    r"|i(?:['’]\w+)?\b|the (?:persona|problem|profile|json) (?:above|is|reflects|captures))[^\n]{0,400}\Z",
     re.IGNORECASE,
 )
-"""A first line that only announces what follows."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +144,14 @@ def failed(name: str) -> Reading:
 def visible(text: str) -> str:
     """``text`` without what a reader does not see: controls, bidirectional overrides, zero-width characters.
 
-    TeX whose beginning became a control character is ``tex.mended``; of others newlines and tabs stay.
+    TeX is ``tex.mended``: no source of JSON is given. Newlines and tabs stay; other controls are ``tex.UNREADABLE``.
     """
-    return _UNSEEN.sub("", clean(mended(text)).replace("\r\n", "\n").replace("\r", "\n")).strip()
+    return _UNSEEN.sub("", clean(without_controls(mended(text)))).replace("\r\n", "\n").strip()
+
+
+def _source(text: str) -> str:
+    """``text`` without what a reader does not see, but with controls of which JSON may make something."""
+    return _UNSEEN.sub("", _CONTROLS.sub("", text)).replace("\r\n", "\n").strip()
 
 
 def word_runs(texts: Iterable[str], length: int) -> Counter[tuple[str, ...]]:
@@ -158,10 +176,12 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
     ended = ending(finish_reason)
     if ended in ("filtered", "refusal"):
         return failed(ended)
-    text = (answer or "").strip()
+    text = (answer or "").strip(" \n")
     if len(text) > 4 * longest:
         return failed("too_long")
-    text = _said(visible(text))
+    # TeX in JSON is seen to when its strings are read: there, two backslashes are one.
+    holds_json = text[:1] == '"' or _OBJECT_OR_LIST.search(text) is not None
+    text = _said(_source(text) if holds_json else visible(text))
     if len(text) > longest:
         return failed("too_long")
     if _TOOL_CALL.match(text) or (not text and ended == "tool_call"):
@@ -236,9 +256,9 @@ def content(
     """What ``text`` says: the JSON that it is or holds, or the plain text (a ``str``) without what is around it.
 
     The whole is tried as JSON first, then what stands in a fence, a tag or quotes around the whole. An answer (not:
-    a string inside JSON) may also have other text around its fence, and around its JSON: the first object that is
-    ``wanted`` and stands at the beginning of a line, behind a colon, or in less text than it has itself. With ``lists``
-    lists count as objects. JSON that is a text is read again, ``nested`` times at most.
+    a string inside JSON) may also have other text around its fence or its JSON: where that only announces and closes
+    it ("Sure! Here it is:"), or where a JSON that is ``wanted`` is most of the answer. All else is text as it stands.
+    With ``lists`` lists count as objects. JSON that is a text is read again, ``nested`` times at most.
     """
     try:
         value = _DECODER.decode(text)
@@ -247,11 +267,19 @@ def content(
     else:
         if not isinstance(value, str):
             return value
-        return content(visible(value), wanted, lists=lists, is_answer=False, nested=nested - 1) if nested else None
-    inner = _unwrapped(text, is_answer=is_answer)
+        return content(value.strip(), wanted, lists=lists, is_answer=False, nested=nested - 1) if nested else None
+    inner = _unwrapped(text, lambda inside: _is_one(inside, wanted), is_answer=is_answer)
     if inner != text and nested:
         return content(inner, wanted, lists=lists, is_answer=is_answer, nested=nested - 1)
-    return _held(text, wanted, lists=lists) if is_answer else text
+    value = _held(text, wanted, lists=lists) if is_answer else text
+    return visible(value) if isinstance(value, str) else value
+
+
+def _is_meant(before: str, after: str) -> bool:
+    """Whether what stands between ``before`` and ``after`` is the answer, and these only announce and close it."""
+    before, after = before.strip(), after.strip()
+    is_announced = not before or (len(before) <= 400 and _LEAD_INS.fullmatch(before) is not None)
+    return is_announced and (not after or _CLOSING.match(after) is not None)
 
 
 def _held(text: str, wanted: Callable[[object], bool], *, lists: bool) -> object:
@@ -269,9 +297,9 @@ def _held(text: str, wanted: Callable[[object], bool], *, lists: bool) -> object
                 break  # it is broken, and what is whole inside it is not the answer
             position = start.start() + 1
             continue
-        before = text[max(0, start.start() - 100) : start.start()].rstrip(" \t*_`")
         is_most = 2 * (end - start.start()) >= len(text)
-        if wanted(value) and (is_most or before[-1:] in ("", "\n", ":", "：", "=")):
+        after = text[end:].strip()
+        if wanted(value) and (is_most or _is_meant(text[: start.start()], "" if after[:1] in ("{", "`") else after)):
             return value
         other = value if is_most else other
         position = end
@@ -295,6 +323,13 @@ def json_objects(text: str, *, most: int) -> Iterator[dict[str, object]]:
         yield value
 
 
+def _is_one(text: str, wanted: Callable[[object], bool]) -> bool:
+    try:
+        return wanted(_DECODER.decode(text.strip()))
+    except (ValueError, RecursionError):
+        return False
+
+
 def _is_json(text: str) -> bool:
     if text[:1] not in ('"', "{", "["):
         return False
@@ -305,9 +340,9 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _unwrapped(text: str, *, is_answer: bool) -> str:
+def _unwrapped(text: str, is_wanted: Callable[[str], bool], *, is_answer: bool) -> str:
     """``text`` without one fence, tag or pair of quotes around the whole, and without what an answer says around it."""
-    for found in (_fenced(text, is_answer=is_answer), _tagged(text, is_answer=is_answer)):
+    for found in (_fenced(text, is_wanted, is_answer=is_answer), _tagged(text, is_answer=is_answer)):
         if found is not None:
             return found.strip()
     boxed = _BOXED.fullmatch(text)
@@ -319,37 +354,45 @@ def _unwrapped(text: str, *, is_answer: bool) -> str:
     return text
 
 
-def _is_introduced(text: str, position: int) -> bool:
-    """Whether what stands before ``position`` only announces what comes."""
-    before = text[:position].strip()
-    return not before or (before.count("\n") <= 2 and LEAD_IN.fullmatch(f"{before.splitlines()[-1]}\n") is not None)
-
-
-def _fenced(text: str, *, is_answer: bool) -> str | None:
-    opens = _FENCE_IN_LINE.search(text)
-    if opens is not None and "\n" not in text:
-        before, inside = text[: opens.start()].strip(), text[opens.end() :].removesuffix(opens[0])
-        if (before and not (is_answer and LEAD_IN.match(f"{before}\n"))) or opens[0][:3] in inside:
-            return None
-        if not text.endswith(opens[0]):
-            return None if before else inside
-        language = _LANGUAGE.match(inside)
-        return inside[language.end() if language else 0 :]
+def _fenced(text: str, is_wanted: Callable[[str], bool], *, is_answer: bool) -> str | None:
+    """What stands in the fence around ``text``; other text may be around that where ``is_wanted`` or announced."""
+    if "\n" not in text:
+        return _fenced_in_line(text, is_answer=is_answer)
     opens = _FENCE.search(text)
-    if opens is None or not (_is_introduced(text, opens.start()) if is_answer else not text[: opens.start()].strip()):
+    if opens is None:
         return None
     block = text[opens.end("fence") :]
     language = _LANGUAGE.match(block) or re.match("", block)
     block = block[language.end() if language else 0 :]
+    before, inside, after = text[: opens.start()].strip(), block.rstrip().removesuffix(opens["fence"]), ""
     depth = 1
     for line in _FENCE.finditer(block):
         if line["fence"][0] != opens["fence"][0] or len(line["fence"]) < len(opens["fence"]):
             continue
         depth += 1 if line["info"].strip() else -1
         if depth == 0:
-            after = block[line.end() :].strip()
-            return block[: line.start()] if is_answer or not after else None
-    return block.rstrip().removesuffix(opens["fence"])
+            inside, after = block[: line.start()], block[line.end() :].strip()
+            break
+    if not before and not after:
+        return inside
+    if not is_answer:
+        return None
+    if _is_meant(before, after) and (before or is_wanted(inside)):
+        return inside
+    return inside if 2 * len(inside) >= len(text) and is_wanted(inside) else None
+
+
+def _fenced_in_line(text: str, *, is_answer: bool) -> str | None:
+    opens = _FENCE_IN_LINE.search(text)
+    if opens is None:
+        return None
+    before, inside = text[: opens.start()].strip(), text[opens.end() :].removesuffix(opens[0])
+    if (before and not (is_answer and _is_meant(before, ""))) or opens[0][:3] in inside:
+        return None
+    if not text.endswith(opens[0]):
+        return None if before else inside
+    language = _LANGUAGE.match(inside)
+    return inside[language.end() if language else 0 :]
 
 
 def _tagged(text: str, *, is_answer: bool) -> str | None:
@@ -357,7 +400,8 @@ def _tagged(text: str, *, is_answer: bool) -> str | None:
     if opens is None:
         ends = _TAG_ENDS.search(text)
         return text[: ends.start()] if ends else None
-    if not (_is_introduced(text, opens.start()) if is_answer else not text[: opens.start()].strip()):
+    before = text[: opens.start()].strip()
+    if before and not (is_answer and _is_meant(before, "")):
         return None
     inside = text[opens.end() :].rstrip()
     closes = re.compile(rf"</{re.escape(opens['tag'])}>", re.IGNORECASE)

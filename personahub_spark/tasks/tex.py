@@ -8,7 +8,7 @@ from bisect import bisect
 from collections.abc import Callable
 from json import scanner
 from json.decoder import JSONDecodeError, JSONDecoder
-from typing import Any
+from typing import Any, Literal
 
 # Commands that begin with a letter that is a JSON escape after a backslash, without that letter. A backspace is never
 # meant: what follows one needs no list.
@@ -46,17 +46,28 @@ _WORDS_TOO = """
     supset t u
 """
 _WORDS = frozenset(_WORDS_TOO.split())
-_CONTROL = re.compile(r"([\x08\t\n\f\r])([A-Za-z]+)")
-_DELIMITER = re.compile(r"(?P<begins>\\(?:begin\{|[(\[]))|(?P<ends>\\(?:end\{|[)\]]))|\$\$?|\\.", re.DOTALL)
+_ALWAYS_COMMAND = re.compile(r"([\x08\f]|\r(?!\n))(?=[A-Za-z{])")
+_LETTERS = {"\b": "b", "\f": "f", "\r": "r", "\t": "t", "\n": "n"}
+_LEFT_OVER = re.compile(r"[\x08\f]|\r(?!\n)")
+UNREADABLE = "\ufffd"
+"""In place of a control character that says nothing: what stood there is not known."""
+
+_CONTROL = re.compile(r"([\t\n])([A-Za-z]+)")
+_DELIMITER = re.compile(r"\\(?:begin\{|end\{|.)|\$\$?", re.DOTALL)
+_FORMULA_SIGN = re.compile(r"[\\^_=<>+]|[\t\n][A-Za-z]")
 _FORMULA_BEFORE = re.compile(r"(?:(?<![^\W\d_])(?![aAI]\b)[^\W\d_]|[\d)\]}|=+<>^*/(,&-])[ ]*\Z")
 _FORMULA_AFTER = re.compile(r"[ ]*(?:[\d\\({^_=<>+|]|-(?![A-Za-z]{2})|(?![aAI]\b)[A-Za-z](?![A-Za-z]))")
 _PROSE_AFTER = re.compile(r"\s*-?[^\W\d_]{2}")
 _ARGUMENT_AFTER = re.compile(r"[ ]*\{")
+_BEGINNING = re.compile(r"\A[*_ ]*(?:math\s+problem[*_]*\s*[:\uff1a][*_ ]*)?\Z", re.IGNORECASE)
+_GREEK = ("u", "au")
+_Source = Literal["plain", "json", "json_of_one", "json_of_two"]
+"""Where a text comes from: JSON with escapes, of which the other commands of TeX have one backslash or two."""
 # A line of a formula may begin with a name such as e: these need something before them in their line.
 _NAMES = ("e", "i", "u")
 _LINE_GOES_ON = (re.compile(r"[ $({=+<>|^_/-]\Z"), re.compile(r"[\w $)=+<>|^_/-]\Z"))
 
-_ESCAPE = re.compile(r"((?:\\u[0-9a-fA-F]{4})+)|\\(.)", re.DOTALL)
+_ESCAPE = re.compile(r"((?:\\u[0-9a-fA-F]{4})+)|((?:\\\\)+)|\\(.)", re.DOTALL)
 _ESCAPED = {'"': '"', "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "'": "'"}
 _STRING_REST = re.compile(r'((?:[^"\\]|\\.)*+)"', re.DOTALL)
 _SINGLE = re.compile(r"(?<!\\)(?:\\\\)*\\(?:[A-Zac-eg-mo-qsv-z(\[]|[bfnrt]([A-Za-z]+)|u(?![0-9a-fA-F]{4})[a-z])")
@@ -64,77 +75,147 @@ _DOUBLED = re.compile(r"(?<!\\)(?:\\\\)+(?=[A-Za-z]{2})")
 
 _COMMAND = re.compile(r"\\[A-Za-z]")
 _ALL_DOUBLED = re.compile(
-    r"\\\\(?:[dt]?frac|sqrt|times|cdot|div|pm|leq?|geq?|neq|text|mathrm|mathbb|theta|alpha|beta|pi|left|sum|int|angle|begin)"
+    r"(?<!\\)\\\\(?:[dt]?frac|sqrt|times|cdot|div|pm|leq?|geq?|neq|text|mathrm|mathbb|theta|alpha|beta|pi|left|sum|int|angle|begin)"
     r"(?![A-Za-z])"
 )
+_BACKSLASHES = re.compile(r"(?:\\\\)+(?:(?=[A-Za-z]{2}|[(){}\[\],;:!%$])|(?<=\\{4}))")
 _ONE_BACKSLASH = re.compile(r"(?<!\\)(?:\\\\)*\\(?=[A-Za-z])")
 _LOST = re.compile(
     r"(?<![A-Za-z\\])(?:(?:rac|frac|binom|inom|qrt|sqrt|ext|extbf|athbb|athrm|oxed|egin|verline|nderline)\{"
     r"|(?:heta|imes|abla|orall|ightarrow|eftarrow)(?![A-Za-z]))"
 )
+_NO_LINE = re.compile(
+    r"(?<=[^\s.:;!?,。}\[\\])[ ]*\n(?:e|eq|i|u|mid)(?=[?)\]}^_$]|\Z)|[=({^_]\n(?:e|eq|i|o|u)(?![A-Za-z])"
+    r"|[ ]\n(?:e|eq|i|u|mid)[ ]?(?=[\d\\=<>])|[ ]\t[a-z]"
+)
+_TAB, _TEX = re.compile(r"\t[A-Za-z]"), re.compile(r"\\[A-Za-z(\[]|\$[^$]+\$")
 _SPLIT = re.compile(rf"(?<=[^\s.:;!?,。}}\[\\])[ ]*[\t\n](?:{'|'.join(sorted(_WORDS))})(?![A-Za-z])")
 
 
 def mended(text: str) -> str:
-    r"""``text`` with the commands of TeX whose backslash and first letter were read as a control character.
+    r"""``text``, which is no source of JSON, with TeX put right that was escaped once too often or too seldom.
 
-    A form feed, backspace or lone carriage return before the rest of a command is always that. A newline or tab is
-    where the letters after it, up to the next that is none, are the rest of a command and no word ("abla", "imes"), or
-    where they stand in a formula ("x \to 0"): a tab before "an apple" stays one. Where every command has two
-    backslashes, each has one in its place.
+    A form feed, backspace or lone carriage return before letters is a command that lost its backslash. A tab is that
+    before the rest of a command that is no word ("heta"), or in a formula; a newline before such a rest ("abla"). Where
+    every command has two backslashes, each has one in its place.
     """
+    text = _with_commands(text, "plain")
     if _ALL_DOUBLED.search(text) and not _ONE_BACKSLASH.search(text):
-        text = text.replace("\\\\", "\\")
+        text = _BACKSLASHES.sub(lambda found: found[0][: len(found[0]) // 2], text)
+    return text
+
+
+def _with_commands(text: str, source: _Source) -> str:
+    """``text`` with its commands that were read as control characters."""
+    text = _ALWAYS_COMMAND.sub(lambda found: f"\\{_LETTERS[found[1]]}", text)
     if not _CONTROL.search(text):
         return text
-    text = _CONTROL.sub(_command, text)
-    # What is beyond doubt came first: it tells where formulas begin and end.
-    ends = _ends_of_formulas(text)
-    return _CONTROL.sub(lambda found: _command_in_formula(found, bisect(ends, found.start()) % 2 == 1), text)
+    formulas = _formulas(text)
+    starts = [start for start, _, _ in formulas]
 
-
-def _command(found: re.Match[str]) -> str:
-    control, rest = found[1], found[2]
-    if control == "\b":
-        return f"\\b{rest}"
-    letter, known = _CUT[control]
-    if control == "\n" and rest in _CUT["\f"][1] and rest not in _WORDS:
-        return f"\\f{rest}"  # a page break that became a line break on its way
-    return f"\\{letter}{rest}" if rest in known and (rest not in _WORDS or control in "\f\r") else found[0]
-
-
-def _command_in_formula(found: re.Match[str], in_formula: bool) -> str:
-    text, start, end = found.string, found.start(), found.end()
-    control, rest = found[1], found[2]
-    letter, known = _CUT[control]
-    if rest not in known:
+    def command(found: re.Match[str]) -> str:
+        number = bisect(starts, found.start()) - 1
+        kind = formulas[number][2] if number >= 0 and found.start() < formulas[number][1] else ""
+        if _is_lost(found, kind, source):
+            return f"\\{_LETTERS[found[1]]}{found[2]}"
         return found[0]
+
+    return _CONTROL.sub(command, text)
+
+
+def _is_lost(found: re.Match[str], formula: str, source: _Source) -> bool:
+    """Whether a tab or newline before letters, in a ``formula`` of this kind or in none (""), is a command."""
+    text, start, end, control, rest = found.string, found.start(), found.end(), found[1], found[2]
+    is_tab = control == "\t"
+    is_known = rest in _CUT[control][1]
+    before = text[max(0, start - 2) : start]
+    if is_known and rest not in _WORDS:
+        return True
+    if is_tab and (formula == "inline" or (before and before[-1] in "({=^_")):
+        return True
+    is_after_blank = before.endswith(" ")
+    is_beginning = start < 40 and _BEGINNING.match(text[:start]) is not None
+    if is_tab and source != "plain" and (is_beginning or is_after_blank) and text[end : end + 1] in tuple("({^_="):
+        return True
+    if not is_known:
+        return source in ("json", "json_of_one") and formula == "inline" and not is_tab and len(rest) > 1
+    if not is_tab and source == "plain":
+        return False
+    is_prose = _PROSE_AFTER.match(text, end) is not None
+    if is_beginning:
+        return source != "plain" and (rest in _GREEK or not is_prose)
     if rest in ("ext", "ag"):
-        is_command = _ARGUMENT_AFTER.match(text, end) is not None
-    elif rest not in _NAMES and text[end : end + 1] in ("\\", "^", "_", "{", "("):
-        is_command = True
-    elif control == "\n" and rest in _NAMES and not _LINE_GOES_ON[rest == "e"].search(text, max(0, start - 2), start):
-        is_command = False
-    elif in_formula:
-        is_command = not _PROSE_AFTER.match(text, end)
-    else:
-        is_command = bool(_FORMULA_BEFORE.search(text, max(0, start - 20), start) and _FORMULA_AFTER.match(text, end))
-    return f"\\{letter}{rest}" if is_command else found[0]
+        return _ARGUMENT_AFTER.match(text, end) is not None
+    if rest not in _NAMES and text[end : end + 1] in ("\\", "^", "_", "{", "("):
+        return True
+    if not is_tab and rest in _NAMES and not _LINE_GOES_ON[rest == "e"].search(before):
+        return False
+    if formula or before[-1:] in ("(", "{", "=", "^", "_"):
+        return not is_prose and not (not is_tab and before == "$$")
+    if source == "json_of_one" and (is_tab or (is_after_blank and rest in _NAMES)) and not (is_prose and rest != "u"):
+        return True
+    if is_tab and rest in _GREEK and is_after_blank and source != "plain":
+        return not is_prose
+    if not is_tab:
+        # A line hardly ends in a blank, and where other commands of the line are whole this may be one, too.
+        line = text[text.rfind("\n", max(0, start - 200), start) + 1 : start] + text[end : end + 200].partition("\n")[0]
+        if source == "json_of_two" or not (is_after_blank or rest == "eq" or _COMMAND.search(line)):
+            return False
+    return bool(_FORMULA_BEFORE.search(text, max(0, start - 20), start) and _FORMULA_AFTER.match(text, end))
 
 
-def _ends_of_formulas(text: str) -> list[int]:
-    """Where formulas begin and end, by turns."""
-    ends: list[int] = []
+def _formulas(text: str) -> list[tuple[int, int, str]]:
+    r"""Where formulas begin and end, and their kind: inline, or display, which has lines of its own.
+
+    Of two dollars the second ends a formula where no blank is before it and no digit behind: "$5 or $6" has none.
+    """
+    found: list[tuple[int, int, str]] = []
+    opened: tuple[str, int, str] | None = None
+    depth, dollar = 0, -1
     for mark in _DELIMITER.finditer(text):
-        is_open = len(ends) % 2 == 1
-        if mark[0].startswith("$") or (mark["ends"] if is_open else mark["begins"]):
-            ends.append(mark.end())
-    return ends
+        sign, at = mark[0], mark.end()
+        if opened is not None and opened[0] == "\\end{":
+            depth += (sign == "\\begin{") - (sign == "\\end{")
+            if depth == 0:
+                found.append((opened[1], at, "display"))
+                opened = None
+        elif sign == "\\begin{":
+            opened, depth = ("\\end{", at, "display"), 1
+        elif sign in ("\\(", "\\["):
+            opened = ("\\)" if sign == "\\(" else "\\]", at, "inline" if sign == "\\(" else "display")
+        elif opened is not None and sign == opened[0] and sign != "$":
+            found.append((opened[1], mark.start(), opened[2]))
+            opened = None
+        elif sign == "$$" and (opened is None or opened[0] == "$"):
+            opened = ("$$", at, "display")
+        elif sign == "$" and opened is None:
+            opened, dollar = ("$", at, "inline"), at
+        elif sign == "$" and opened is not None and opened[0] == "$":
+            inside = text[dollar : mark.start()]
+            is_set_in = inside[:1] == " " and inside[-1:] == " " and _FORMULA_SIGN.search(inside) is not None
+            ends = inside[-1:] not in ("", " ", "\n") and not text[at : at + 1].isdigit()
+            if (ends or is_set_in) and "\n\n" not in inside and (inside[:1] != " " or is_set_in):
+                found.append((dollar, mark.start(), "inline"))
+                opened = None
+            else:
+                opened, dollar = ("$", at, "inline"), at
+    return found
+
+
+def without_controls(text: str) -> str:
+    """``text`` with UNREADABLE in place of each backspace, form feed and lone carriage return."""
+    return _LEFT_OVER.sub(UNREADABLE, text)
 
 
 def garbled(text: str) -> bool:
-    """Whether TeX in ``text`` lost something: a command without its beginning, a brace or environment left open."""
-    if _LOST.search(text):
+    """Whether TeX in ``text`` may have lost something.
+
+    That is a command without its beginning, a brace or environment left open, UNREADABLE, a tab before letters in a
+    line with TeX, a newline before what may be the rest of a command and no line of its own.
+    """
+    if UNREADABLE in text or _LOST.search(text) or _NO_LINE.search(text):
+        return True
+    if "\t" in text and any(_TAB.search(line) and _TEX.search(line) for line in text.split("\n")):
         return True
     if not _COMMAND.search(text):
         return False
@@ -153,8 +234,9 @@ _PLAIN = JSONDecoder(strict=False)
 class Decoder(JSONDecoder):
     r"""Reads JSON whose strings hold TeX as a model writes it: ``\sqrt`` and ``\(`` beside ``\\frac`` and ``\frac``.
 
-    What JSON knows is read as ever; a backslash before anything else stays, and strings are ``mended``. Where a string
-    writes its commands with one backslash, two before no letter are a line break of TeX and stay two. Line breaks
+    What JSON knows is read as ever; a backslash before anything else stays. Escapes before letters that are the rest of
+    a command are that command, most readily in formulas and where others have one backslash. Where a string
+    writes its commands with one backslash, two alone are a line break of TeX and stay two. Line breaks
     inside strings are taken. As with JSONDecoder, ValueError and RecursionError say that there is no JSON.
     """
 
@@ -175,19 +257,20 @@ def _string(text: str, begin: int, _strict: bool) -> tuple[str, int]:
         raise JSONDecodeError("Unterminated string starting at", text, begin - 1)
     raw = rest[1]
     if "\\" not in raw:
-        return mended(raw), rest.end()
-    is_single = not _DOUBLED.search(raw) and any(map(_is_command, _SINGLE.finditer(raw)))
+        return raw, rest.end()
+    is_doubled, is_single = bool(_DOUBLED.search(raw)), any(map(_is_command, _SINGLE.finditer(raw)))
 
     def unescaped(found: re.Match[str]) -> str:
         if found[1]:
             return str(json.loads(f'"{found[1]}"'))
-        character = found[2]
-        if character == "\\":
-            after = raw[found.end() : found.end() + 1]
-            return "\\\\" if is_single and not after.isalpha() else "\\"
-        return _ESCAPED.get(character, f"\\{character}")
+        if found[2]:
+            return "\\\\" if is_single and not is_doubled and found[2] == "\\\\" else "\\" * (len(found[2]) // 2)
+        return _ESCAPED.get(found[3], f"\\{found[3]}")
 
-    return mended(_ESCAPE.sub(unescaped, raw)), rest.end()
+    # A line break that stands there as it is was never a command.
+    text = _ESCAPE.sub(unescaped, raw.replace("\n", "\v"))
+    text = _with_commands(text, "json_of_one" if is_single else "json_of_two" if is_doubled else "json")
+    return text.replace("\v", "\n"), rest.end()
 
 
 def _is_command(found: re.Match[str]) -> bool:

@@ -276,6 +276,55 @@ def test_json_with_other_text_around_is_read_where_it_is_meant() -> None:
     assert problem(f"Here is a problem for the baker:\n{said}\nEnjoy!") == (PROBLEM, ())
 
 
+CODE = "```\ncode\n```"
+CODE_IN_PYTHON = "```python\nprint(1)\n```"
+OBJECT = '{"problem": "cakes", "persona": "x", "n": 4}'
+
+
+@pytest.mark.parametrize("code", [CODE, CODE_IN_PYTHON, "~~~\ncode\n~~~", "\n```\ncode\n```\n"])
+def test_a_fence_inside_a_plain_answer_is_text(code: str) -> None:
+    for text in (
+        f"The developer who types:\n{code}\nand sells pies",
+        f"Eine Entwicklerin, die schreibt:\n{code}\nund Kuchen verkauft",
+        f"{code}\nA retired nurse who types this",
+        f"Here is what she types:\n{code}\nA retired nurse",
+    ):
+        assert "pies" not in text or "pies" in str(one(text))
+        assert "code" in str(one(text)) or "print" in str(one(text))
+        assert one(text) not in ("code", "print(1)")
+    for text in (
+        f"Consider this program:\n{code}\nWhat is the sum of what it prints?",
+        f"Math problem: Consider this program:\n{code}\nWhat is the sum of what it prints?",
+        f"Math problem:\n{code}\nWhat is the sum of what this prints?",
+        f"Here is a program:\n{code}\nWhat is the sum of what it prints?",
+    ):
+        assert str(problem(text)[0]) == text.removeprefix("Math problem:").strip()
+    found = several(f"Patient: A clerk who types:\n{code}\nFriend: A cook who bakes")
+    assert "A clerk who types" in str(found[0]) or "A clerk who types" in " ".join(map(str, found))
+    told = profile(f"Background: He types:\n{code}\nand sells pies\nHistory:\n- aa\n- bb\nSkills:\n- cc")
+    assert isinstance(told, dict)
+    assert told["background"].startswith("He types:") and told["background"].endswith("and sells pies")
+    assert told["history"] == ("aa", "bb")
+
+
+def test_a_fence_around_plain_text_counts_with_nothing_behind_it_and_a_known_announcement_before() -> None:
+    for answer in (f"Sure!\n\nHere is the persona:\n```\n{PERSONA}\n```", f"Output:\n```\n{PERSONA}\n```"):
+        assert one(answer) == PERSONA
+    assert one(f"She types:\n```\n{PERSONA}\n```") != PERSONA
+    assert one(f"Whatever she says, listen:\n```json\n{json.dumps({'persona': PERSONA})}\n```") == PERSONA
+
+
+def test_an_object_inside_a_plain_answer_is_text() -> None:
+    for answer in (
+        f"A teacher of JSON who asks her class: {OBJECT} is an object of which kind, in which language?",
+        f"A teacher of JSON who asks her class what this is:\n{OBJECT}\nand wants to know the language it is in",
+    ):
+        assert one(answer) == "!not_json"
+    text = f"The baker stores orders like this:\n{OBJECT}\nHow many cakes are there in 7 such orders of the baker?"
+    assert problem(f"Math problem: {text}")[0] == text
+    assert problem(text)[0] == "!not_json"
+
+
 # --- TeX
 
 TEX = [
@@ -409,3 +458,96 @@ def test_the_longest_answers_are_read_without_hanging(unit: str) -> None:
         task.read(text, "stop", GIVEN)
         problem(text)
     assert time.process_time() - start < 120  # a few seconds; hours where a pattern backtracks
+
+
+ONE_BACKSLASH = [
+    r"\tr(A)=3, what", r"\tau is a time. For \tau = 3, what is \tau^2", r"$\tr(A) = 3$, what is $\tr(2A)$",
+    r"$\rank(A)$ is 3, what", r"What is the \rank of A", r"$\frak{g}$", r"$\fint f$", r"$\trace A$", r"$\tensor T$",
+    r"$\thetaX$", r"$\nullity$", r"$a\negthinspace b$", r"$\noalign{}$", r"$x \nin A$", r"x =\nu", r"x_\nu", r"\ne 0",
+    r"$\r{a}$", r"\foo 3", r"\bra x", r"\(x\) of \tau", r"where \nu is \(2\)", r"\rbar",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ONE_BACKSLASH)
+def test_commands_that_no_list_knows_are_kept_by_where_they_stand(text: str) -> None:
+    assert problem(f'{{"problem": "Math problem: {text}?"}}') == problem(
+        json.dumps({"problem": f"Math problem: {text}?"})
+    )
+    assert problem(f'{{"problem": "Math problem: {text}?"}}')[0] == f"{text}?"
+    assert one(f'{{"persona": "A teacher who asks {text} daily"}}') in (
+        f"A teacher who asks {text} daily",
+        "!garbled_latex",
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "O preço é 5\ne o outro 7",
+        "Mario ha 3\ne 4 pere",
+        "x\nmid y",
+        "costs $5\ne $6",
+        "$5\nto $7",
+        "2\nprec = 3",
+        r"$\frac{1}{2}$, 5" + "\ne o outro 7",
+        "Se $x = 3$\ne $y = 4$",
+        "\\[\nf(x) = 3\n\\]",
+        "$$\ne^x\n$$ and $\\begin{aligned}\nx &= 1 \\\\\ny &= 2\n\\end{aligned}$",
+        "$$\nsin x\n$$",
+    ],
+)
+def test_real_line_breaks_are_kept_also_before_what_may_be_a_command(text: str) -> None:
+    assert Decoder().decode(json.dumps(text)) == mended(text) == text
+    assert problem(json.dumps({"problem": f"Math problem: {text}?"}))[0] == f"{text}?"
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        (r"\begin{cases} x \\ y \end{cases}", r"\begin{cases} x \\ y \end{cases}"),
+        (r"\begin{cases} x \\\\ y \end{cases}", r"\begin{cases} x \\ y \end{cases}"),
+        (r"\begin{cases} x=1\\y=2 \end{cases}", r"\begin{cases} x=1\\y=2 \end{cases}"),
+        (r"\begin{cases} x=1\\\\y=2 \end{cases}", r"\begin{cases} x=1\\y=2 \end{cases}"),
+        (r"\\begin{cases} x=1\\\\n=2 \\end{cases}", r"\begin{cases} x=1\\n=2 \end{cases}"),
+        (r"\\\\begin{cases} x=1\\\\\\\\n=2 \\\\end{cases}", r"\begin{cases} x=1\\n=2 \end{cases}"),
+    ],
+)
+def test_a_line_break_of_tex_stays_one(source: str, wanted: str) -> None:
+    assert problem(f'{{"problem": "Math problem: {source}?"}}')[0] == f"{wanted}?"
+
+
+@pytest.mark.parametrize(
+    "text", ["2\nu", "x =\nu", "a\tb and $x$", "a \x08 b", "a \x0c b", r"a\tb and \(x\)".replace(r"\t", "\t")]
+)
+def test_a_control_character_that_stays_in_doubt_is_told_and_never_passed(text: str) -> None:
+    reading, checks = problem(f"Math problem: How many is {text}?")
+    assert "garbled_latex" in checks
+    assert reading is not None and not set(reading) & set("\x08\x0c\r")
+
+
+_PRINTABLE = st.lists(
+    st.sampled_from(
+        ["\\", "\\\\", '"', "'", "$", "$$", "{", "}", "(", "]", "&", "=", "^", "_", " ", "é", "\u4e2d", "7", ".", ":"]
+    )
+    | st.sampled_from(
+        ["frac", "tr", "n", "u", "t", "rank", "text", "begin{", "to", "b", "f", "u0041", "(", "Name", "left"]
+    )
+    | st.sampled_from([r"\tr(A)", r"\\n&4", r"\frac{1}{2}", r"C:\temp", r"\"hi\"", r"\nu", r"\fnl", r"\\\\", "[1, 2]"])
+).map("".join)
+
+
+@settings(max_examples=400)
+@given(_PRINTABLE)
+def test_text_that_json_escapes_is_read_back_as_it_is_by_every_reader(text: str) -> None:
+    # Not: commands that all have two backslashes in the text itself. Those were escaped twice.
+    text = "A x" + text.replace("\\\\fra", "\\\\ fra").replace("\\\\tex", "\\\\ tex").replace("\\\\beg", "\\\\ beg")
+    text = " ".join(f"{text.replace(_TWICE_LEFT, _TWICE_LEFT[:-4])} z".split())
+    for put in (lambda said: json.dumps(said), lambda said: json.dumps(said, ensure_ascii=False)):
+        assert problem(put({"problem": f"Math problem: {text}"}))[0] == text
+        assert one(put({"persona": text})) in (text, "!garbled_latex")
+        assert several(put({"personas": [text]})) in ([text], ["!garbled_latex"])
+        told = profile(put({**PROFILE, "background": text}))
+        assert isinstance(told, dict) and told["background"] == text
+
+
+_TWICE_LEFT = "\\\\left"
