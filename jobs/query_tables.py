@@ -46,7 +46,7 @@ def main() -> None:
             sys.stdout.reconfigure(errors="backslashreplace")
         else:
             sys.stdout.reconfigure(encoding="utf-8")
-    with exit_code():
+    with exit_code("stopped"):
         context = open_context(filtering(load(arguments.conf, arguments.set)))
         store = releases.at(context.store, arguments.release) if arguments.release else context.store
         use(context.spark, store, personas=arguments.persona or ())

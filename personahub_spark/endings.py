@@ -6,7 +6,7 @@ after it. Its blocks are left as by an exception, so that tasks stop asking and 
 every moment, and the next run goes on from there.
 
 All temporary files of a run, Java's too, lie in one folder (``run_folder``) that goes with the process. What a process
-that was killed could not delete is deleted by the next one.
+that was killed could not delete is deleted by the next one on the same machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import fcntl
 import functools
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -32,7 +33,9 @@ from typing import NoReturn
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SENTENCE = "stopped; what was answered so far is kept, run again to go on"
 GRACE_S = 2.5
-"""How long a program has to leave its blocks. The rest of its end takes TIDY_S and a second at most."""
+"""How long a program has to leave its blocks. The rest of its end takes at most KILL_S and TIDY_S, with Spark on a
+cluster CLUSTER_S more: less than 5 seconds together, with a cluster less than 6."""
+KILL_S = 1.0
 TIDY_S = 1.2
 SAME_S = 0.5
 """Signals that come so soon after the first are no second one."""
@@ -40,6 +43,9 @@ CLUSTER_S = 1.0
 """How long Spark has to tell a cluster that it ends."""
 
 _PREFIX = "personahub-run-"
+_UNLOCKED = "personahub-unlocked-"
+"""Folders with this prefix are never swept: no lock would tell that their process lives."""
+_TRIES = 100
 
 
 class Stopped(KeyboardInterrupt):
@@ -47,8 +53,8 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def by_signals() -> Iterator[None]:
-    """A signal that comes inside ends the program, with exit code 128 and the signal's number.
+def by_signals(sentence: str = SENTENCE) -> Iterator[None]:
+    """A signal that comes inside ends the program, which says ``sentence``; the code is 128 and the signal's number.
 
     Signals that the program was started to ignore (``nohup``, ``&`` in a script) are ignored. Does nothing where
     somebody else has the signals: inside another such block, or outside the main thread.
@@ -57,7 +63,7 @@ def by_signals() -> Iterator[None]:
     if _program is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _program = program = _Program()
+    _program = program = _Program(sentence)
     before = {number: signal.getsignal(number) for number in program.signals}
     wakeup = signal.set_wakeup_fd(program.wakeup.fileno(), warn_on_full_buffer=False)
     try:
@@ -103,7 +109,8 @@ def _end_with_parent(parent: int) -> None:
 class _Program:
     """A program while signals may end it. A thread waits for them: the main thread may be busy outside Python."""
 
-    def __init__(self) -> None:
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
         self.told: int | None = None
         self.cluster = False
         self.last_acts: list[Callable[[], object]] = []
@@ -148,7 +155,7 @@ class _Program:
                 # Programs like timeout send a signal to the process and to its group: that is one signal.
                 while self._next() is not None and time.monotonic() - told_at < SAME_S:
                     pass
-            if not self._ending.acquire(timeout=TIDY_S + 1):
+            if not self._ending.acquire(timeout=TIDY_S + KILL_S + (CLUSTER_S if self.cluster else 0)):
                 os._exit(self._code)
             self._ending.release()
             self.end()
@@ -170,12 +177,13 @@ class _Program:
             self.told = number
             clear = "\r\x1b[K" if os.isatty(2) else ""
             with contextlib.suppress(OSError):  # the terminal may be what went away
-                os.write(2, f"{clear}{SENTENCE}\n".encode())
+                os.write(2, f"{clear}{self._sentence}\n".encode())
             # Whatever breaks from here on breaks because the program ends.
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 2)
             os.close(silence)
-            logging.disable()
+            # Not logging.disable(), which waits for a lock that the main thread may hold while it waits for this one.
+            logging.root.manager.disable = logging.CRITICAL
 
     def _tidy(self) -> None:
         for act in self.last_acts:
@@ -192,30 +200,54 @@ _program: _Program | None = None
 def run_folder(place: str | None = None) -> Path:
     """The folder of this process in ``place`` (default: where temporary files go), deleted when it ends.
 
-    The first use deletes those that killed processes left there: of a living one the folder is locked.
+    The first use deletes the folders that killed processes of this machine left there. A living process holds a lock on
+    its folder. Such a lock may be seen on its own machine alone, so the folders of other machines are left to them.
     """
     return _run_folder(place or tempfile.gettempdir())
 
 
 @functools.cache
 def _run_folder(place: str) -> Path:
+    machine = f"{_PREFIX}{socket.gethostname()}-"
+    of_this_machine = re.compile(re.escape(machine) + r"[0-9a-f]*-\w{8}")
     for left in Path(place).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            lock = _locked(left)
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(lock)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-        with contextlib.suppress(OSError):  # somebody swept it before it was locked
-            _run_folders[folder] = _locked(folder)
-            if folder.is_dir():
-                break
-    if len(_run_folders) == 1:
-        atexit.register(_drop_run_folders)
+        if of_this_machine.fullmatch(left.name):
+            with contextlib.suppress(OSError):
+                lock = _locked(left)
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+    _drop_at_exit()
+    for _ in range(_TRIES):
+        folder = Path(tempfile.mkdtemp(prefix=f"{machine}{_boot()}-", dir=place))
+        try:
+            lock = _locked(folder)
+        except (FileNotFoundError, BlockingIOError):  # another process is sweeping it
+            continue
+        except OSError:  # no lock can be had here
+            shutil.rmtree(folder, ignore_errors=True)
+            break
+        if folder.is_dir():
+            _run_folders[folder] = lock
+            return folder
+        os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=_UNLOCKED, dir=place))
+    _run_folders[folder] = None
     return folder
 
 
-_run_folders: dict[Path, int] = {}
+_run_folders: dict[Path, int | None] = {}
+
+
+@functools.cache
+def _drop_at_exit() -> None:
+    atexit.register(_drop_run_folders)
+
+
+def _boot() -> str:
+    """What tells this start of the machine from others, in hexadecimal digits; empty where the system does not say."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    return ""
 
 
 def _locked(folder: Path) -> int:
@@ -235,14 +267,20 @@ def _drop_run_folders() -> None:
 
 
 def _kill_children(*, gently: bool) -> None:
-    """End all processes below this one; ``gently``: they are asked first."""
-    children = _descendants(os.getpid())
-    for number, patience_s in ((signal.SIGTERM, CLUSTER_S), (signal.SIGKILL, 1.0))[0 if gently else 1 :]:
-        for child in children:
-            with contextlib.suppress(OSError):
-                os.kill(child, number)
+    """End all processes below this one, also those that begin meanwhile; ``gently``: they are asked first."""
+    children: set[int] = set()
+    for number, patience_s in ((signal.SIGTERM, CLUSTER_S), (signal.SIGKILL, KILL_S))[0 if gently else 1 :]:
         give_up = time.monotonic() + patience_s
-        while any(map(_is_alive, children)) and time.monotonic() < give_up:
+        told: set[int] = set()
+        while time.monotonic() < give_up:
+            # Those of a parent that has ended are below this process no longer.
+            children = {child for child in children.union(_descendants(os.getpid())) if _is_alive(child)}
+            if not children:
+                return
+            for child in children - told:
+                with contextlib.suppress(OSError):
+                    os.kill(child, number)
+            told |= children
             time.sleep(0.02)
 
 

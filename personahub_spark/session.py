@@ -420,10 +420,13 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def exit_code() -> Iterator[None]:
-    """Turn what a user can mend into one sentence and exit code 2; see ``endings`` for signals."""
+def exit_code(stopped: str = endings.SENTENCE) -> Iterator[None]:
+    """Turn what a user can mend into one sentence and exit code 2; see ``endings`` for signals.
+
+    ``stopped``: what a program says that a signal ends.
+    """
     try:
-        with endings.by_signals():
+        with endings.by_signals(stopped):
             yield
     except PersonaHubError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -439,7 +442,7 @@ def exit_code() -> Iterator[None]:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print(endings.SENTENCE, file=sys.stderr)
+        print(stopped, file=sys.stderr)
         sys.exit(130)
 
 

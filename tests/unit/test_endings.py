@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from personahub_spark import endings
+from personahub_spark.session import exit_code
 from tests.waiting import PATIENCE_S
 
 SENTENCE = "stopped; what was answered so far is kept, run again to go on\n"
@@ -136,6 +140,108 @@ def test_folders_of_killed_programs_are_swept_and_those_of_living_ones_stay(tmp_
     living.send_signal(signal.SIGTERM)
     assert ended(living)[0] == 143
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "swept"),
+    [
+        ("personahub-run-{host}-{boot}-abcd_123", True),
+        ("personahub-run-{host}-{other}-abcd_123", True),  # before the machine was started anew
+        ("personahub-run-{host}--abcd_123", True),
+        ("personahub-run-other-{boot}-abcd_123", False),  # its lock may not be seen here
+        ("personahub-run-{host}-2-{boot}-abcd_123", False),
+        ("personahub-unlocked-abcd_123", False),
+    ],
+)
+def test_only_folders_of_this_machine_are_swept(left: str, swept: bool, tmp_path: Path) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    folder = tmp_path / left.format(host=socket.gethostname(), boot=boot, other="0" * 32)
+    folder.mkdir()
+    own = endings.run_folder(str(tmp_path))
+    assert own.name.startswith(f"personahub-run-{socket.gethostname()}-{boot}-")
+    assert folder.exists() != swept
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EMFILE, errno.EPERM, errno.EWOULDBLOCK])
+def test_where_no_lock_can_be_had_the_folder_is_used_without_one_and_never_swept(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def refuse(*_: object) -> None:
+        tries.append(1)
+        assert len(tries) <= 1000, "this goes on for ever"
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", refuse)
+        own = endings.run_folder(str(tmp_path))
+    (own / "file").touch()
+    assert ended(program(tmp_path, "print('up', flush=True)"))[0] == 0
+    assert (own / "file").exists()
+    if code != errno.EWOULDBLOCK:
+        assert [*tmp_path.iterdir()] == [own]
+
+
+def test_a_folder_that_is_swept_as_it_is_made_is_made_again_and_that_one_goes_with_the_process(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    swept = (
+        "import fcntl\nplain, swept = fcntl.flock, []\n"
+        "def flock(descriptor, how):\n"
+        "    plain(descriptor, how)\n"
+        "    if not swept:\n"
+        "        swept.append(os.readlink(f'/proc/self/fd/{descriptor}'))\n"
+        "        os.rmdir(swept[0])\n"
+        f"fcntl.flock = flock\nfolder = endings.run_folder({str(place)!r})\n"
+        "assert folder.is_dir() and str(folder) != swept[0]\nprint('up', flush=True)"
+    )
+    assert ended(program(tmp_path / "other", swept))[0] == 0
+    assert [*place.iterdir()] == []
+
+
+def test_a_signal_while_the_lock_of_logging_is_held_ends_the_program(tmp_path: Path) -> None:
+    holding = "import logging\nlogging._acquireLock()\nprint('up', flush=True)\n"
+    started = program(tmp_path, holding + "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**6)\ntime.sleep(1000)")
+    started.send_signal(signal.SIGTERM)  # the thread that waits for it comes before the handler
+    try:
+        found, _, said = ended(started)
+    finally:
+        started.kill()
+    assert (found, said) == (143, SENTENCE)
+
+
+def test_processes_that_begin_while_others_are_ended_are_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[subprocess.Popen[bytes]] = []
+    found = endings._descendants
+
+    def descendants(pid: int) -> list[int]:
+        before = found(pid)
+        if not late:
+            late.append(subprocess.Popen(["sleep", "1000"]))
+        return [child for child in before if child in started]
+
+    first = subprocess.Popen(["sleep", "1000"])
+    started = [first.pid]
+
+    def all_of_them(pid: int) -> list[int]:
+        here = descendants(pid)
+        started.extend(each.pid for each in late)
+        return here
+
+    monkeypatch.setattr(endings, "_descendants", all_of_them)
+    try:
+        endings._kill_children(gently=False)
+        assert not alive(first.pid) and not alive(late[0].pid)
+    finally:
+        first.kill()
+        late[0].kill()
+
+
+def test_a_program_that_asks_nothing_says_only_that_it_is_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended_with, exit_code("stopped"):
+        raise KeyboardInterrupt
+    assert (ended_with.value.code, capsys.readouterr().err) == (130, "stopped\n")
 
 
 def test_a_run_has_one_folder_in_a_place_and_it_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
