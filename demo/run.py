@@ -28,6 +28,7 @@ import run_pipeline
 from personahub_spark import preflight, reports, session, settings, terminal
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import local_models
+from personahub_spark.settings import Endpoint
 
 CONF = Path("conf/local.yaml")
 DOCUMENTS = Path("demo/documents")
@@ -97,9 +98,9 @@ def run(
     look_again = context.before_asking
     with contextlib.ExitStack() as served:
 
-        def serve() -> None:
+        def serve(asked: Endpoint) -> None:
             nonlocal endpoint
-            look_again()
+            look_again(asked)
             if endpoint is None:
                 with clock("downloads"):
                     local_models.fetch(model, say=context.progress.say)

@@ -104,7 +104,7 @@ class Run(Protocol):
     @property
     def calls(self) -> CallSettings: ...
     @property
-    def before_asking(self) -> Callable[[], None]: ...
+    def before_asking(self) -> Callable[[Endpoint], None]: ...
     @property
     def while_asking(self) -> Callable[[], AbstractContextManager[None]]: ...
     @property
@@ -316,7 +316,7 @@ class _Plan:
             return Spend()
         if self._run.calls.replay is not None:
             return self._replay(left)
-        self._run.before_asking()
+        self._run.before_asking(self._endpoint)
         price = _price(self._run, self._endpoint)
         self._check_mode()
         if price is None:

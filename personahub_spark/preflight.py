@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from personahub_spark import files, formats
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.llm import probe
 from personahub_spark.llm.client import key_of
-from personahub_spark.llm.failures import Failure
 from personahub_spark.llm.gate import NotAdmitted
-from personahub_spark.settings import Endpoint, Settings
+from personahub_spark.settings import Address, Endpoint, Settings
 from personahub_spark.tables import LLM_CALLS
 
 log = logging.getLogger(__name__)
 
 SWITCH = "calls.check_endpoints: false leaves this look at the list of models out"
+_ADVICE = {
+    "run": f"; {SWITCH}",
+    "retry": f"; start the server or mend base_url ({SWITCH})",
+    "row": " It is asked all the same, for many servers take models that they do not list",
+}
+_AT_ONCE = 16
+_WRITTEN = 64 * 1024
 
 
-def check(settings: Settings, steps: Collection[str], *, dry_run: bool = False) -> Callable[[], None]:
+def check(settings: Settings, steps: Collection[str], *, dry_run: bool = False) -> Callable[[Endpoint], None]:
     """Look at what ``steps`` need: models, their keys and servers, inputs, a store that can be written.
 
-    PersonaHubError says what the first of them lacks. A server that cannot be reached is only warned of where answers
-    are stored already, for there may be nothing left to ask: call what comes back before the first question, and it
-    looks again. Of Spark on other machines, whose files and variables are not those of this one, less is known.
+    PersonaHubError says what the first of them lacks. A model that cannot be asked at any of its addresses is only a
+    warning where answers are stored already, for there may be nothing left to ask: call what comes back with the
+    endpoint before its first question, and it looks again. It is a warning, too, where Spark runs on other machines:
+    what they have and reach is not known here.
     """
     asked = {name: settings.endpoint(name) for step in steps for name in settings.models_of(step)}
     here = _is_here(settings)
@@ -39,22 +47,25 @@ def check(settings: Settings, steps: Collection[str], *, dry_run: bool = False) 
             for place in filter(None, (settings.store.root, settings.store.state_root)):
                 _check_writable(place)
     if dry_run or settings.calls.replay is not None:
-        return lambda: None
+        return lambda _: None
     keys = {name: _keys(name, endpoint, here=here) for name, endpoint in asked.items()}
     if not settings.calls.check_endpoints:
-        return lambda: None
-    faults = [fault for name in asked if (fault := _unreachable(name, asked[name], keys[name]))]
-    if faults and here and not _may_have_answers(settings):
-        raise PersonaHubError(faults[0])
-    for fault in faults:
-        log.warning(fault)
+        return lambda _: None
+    reports = _look(asked, keys)
+    shut = {name for name, report in reports.items() if report.is_shut}
+    if shut and here and not _may_have_answers(settings):
+        raise PersonaHubError(next(reports[name].faults[0] for name in asked if name in shut))
+    for report in reports.values():
+        for said in report.faults:
+            log.warning(said)
 
-    def look_again() -> None:
-        still = [fault for name in asked if (fault := _unreachable(name, asked[name], keys[name]))]
-        if faults and still and here:
-            raise PersonaHubError(still[0])
+    def look_again(endpoint: Endpoint) -> None:
+        again = {name: each for name, each in asked.items() if name in shut and each == endpoint}
+        for report in _look(again, keys).values():
+            if report.is_shut:
+                raise PersonaHubError(report.faults[0])
 
-    return look_again if faults else lambda: None
+    return look_again if here else lambda _: None
 
 
 def _is_here(settings: Settings) -> bool:
@@ -76,21 +87,40 @@ def _keys(name: str, endpoint: Endpoint, *, here: bool) -> list[str | None]:
     return keys
 
 
-def _unreachable(name: str, endpoint: Endpoint, keys: Sequence[str | None]) -> str | None:
-    """Why the model cannot be reached at any address; PersonaHubError where what an address says is final."""
-    faults: list[str] = []
-    for address, key in zip(endpoint.addresses, keys, strict=True):
-        wants_key = any((address.api_key_env, address.api_key_file, address.api_key_credential))
-        if wants_key and key is None:  # nobody here knows what the server would say to it
-            continue
-        fault: Failure | None = probe.look(endpoint, address, key=key)
-        if fault is None:
-            continue
-        said = f"models.{name} at {address.base_url}: {fault.message}"
-        if fault.kind == "run":
-            raise PersonaHubError(f"{said}; {SWITCH}")
-        faults.append(f"{said}; start the server or mend base_url ({SWITCH})")
-    return faults[0] if len(faults) == len(endpoint.addresses) else None
+class _Report(NamedTuple):
+    """What is wrong at the addresses of a model; ``is_shut``: none of them can be asked."""
+
+    faults: list[str]
+    is_shut: bool
+
+
+def _look(asked: Mapping[str, Endpoint], keys: Mapping[str, Sequence[str | None]]) -> dict[str, _Report]:
+    """What the addresses of each model say, all looked at together."""
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="look") as threads:
+        looks = {
+            name: [
+                (address, threads.submit(probe.look, endpoint, address, key=key))
+                for address, key in zip(endpoint.addresses, keys[name], strict=True)
+                if key is not None or not _wants_key(address)  # else nobody here knows what the server would say
+            ]
+            for name, endpoint in asked.items()
+        }
+        found = {
+            name: [(address, fault) for address, look in each if (fault := look.result()) is not None]
+            for name, each in looks.items()
+        }
+    reports = {}
+    for name, faults in found.items():
+        said = [
+            f"models.{name} at {address.base_url}: {fault.message}{_ADVICE[fault.kind]}" for address, fault in faults
+        ]
+        refusing = sum(fault.kind != "row" for _, fault in faults)
+        reports[name] = _Report(said, refusing == len(asked[name].addresses))
+    return reports
+
+
+def _wants_key(address: Address) -> bool:
+    return any((address.api_key_env, address.api_key_file, address.api_key_credential))
 
 
 def _may_have_answers(settings: Settings) -> bool:
@@ -107,20 +137,18 @@ def _check_writable(place: str) -> None:
     path = _local(place)
     if path is None:
         return
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    # No folder is made for this: two that start at once would take it from each other.
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(_WRITTEN))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise PersonaHubError(
             f"a disk is full or cannot be written ({path}: {error.strerror or error}); free some space, or name "
             "another place: store.root and store.state in the settings"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):  # somebody uses it already
-            for folder in made:
-                folder.rmdir()
 
 
 def _check_jars(settings: Settings, steps: Collection[str]) -> None:

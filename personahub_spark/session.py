@@ -46,7 +46,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.filters import flagged
 from personahub_spark.llm.costs import Purse, Spend
 from personahub_spark.progress import Progress, Status
-from personahub_spark.settings import CallSettings, Price, Settings, SparkSettings
+from personahub_spark.settings import CallSettings, Endpoint, Price, Settings, SparkSettings
 from personahub_spark.tables import LLM_CALLS, PERSONAS, RUNS, MissingTableError, Store, Table, catalog_lasts, spend_of
 
 log = logging.getLogger(__name__)
@@ -246,8 +246,8 @@ class Context:
     prices: dict[str, Price]
     progress: Progress
     started_at: datetime
-    before_asking: Callable[[], None] = field(default=lambda: None)
-    """Called before a step sends its first request, and not where there is none to send."""
+    before_asking: Callable[[Endpoint], None] = field(default=lambda _: None)
+    """Called with the endpoint before a step sends its first request, and not where there is none to send."""
     while_asking: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
     """Entered when a step begins to ask, and left when all that it asks has an outcome."""
     put_off: list[Spend] = field(default_factory=list)

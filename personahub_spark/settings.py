@@ -7,8 +7,10 @@ show after money was spent. An unknown key is an error that names its nearest ne
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
+import logging
 import re
 import types
 import typing
@@ -21,6 +23,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from personahub_spark.errors import SettingsError
+
+log = logging.getLogger(__name__)
 
 Verb = Literal["read", "write", "like", "dislike"]
 Granularity = Literal["coarse", "fine"]
@@ -589,7 +593,15 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Settings:
         raise SettingsError(f"settings file {file} must hold keys and values, found {type(raw).__name__}")
     for override in overrides or []:
         _put(raw, override)
-    return validate(raw)
+    settings = validate(raw)
+    if settings.prices is None and (beside := file.with_name("prices.yaml")).is_file():
+        _warn_of_unused(beside)
+    return settings
+
+
+@functools.cache
+def _warn_of_unused(prices: Path) -> None:
+    log.warning("%s is not used; set prices to it to have it used", prices)
 
 
 def validate(raw: dict[str, Any]) -> Settings:

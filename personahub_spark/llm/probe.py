@@ -21,9 +21,10 @@ _RIGHTS = ("scope", "permission")
 def look(endpoint: Endpoint, address: Address, *, key: str | None) -> Failure | None:
     """What is wrong at ``address``; None where nothing is, or the server does not say.
 
-    Many servers have no such list, or show it to other keys than those that may ask: of their replies only a 401 and a
-    list without the model tell something. Kinds as of a call: ``retry`` is a server that could not be reached, ``run``
-    what no waiting mends. Raises PersonaHubError where the environment names an unusable proxy or certificates.
+    Two replies tell something: status 401, and a list without the model. All other replies pass, for many servers have
+    no such list, or show it to other keys than those that may ask. Kinds: ``retry`` is a server that could not be
+    reached, ``run`` what no waiting mends, ``row`` a model that is not listed, which many servers take all the same.
+    Raises PersonaHubError where the environment names an unusable proxy or certificates.
     """
     url = f"{address.base_url.rstrip('/')}/models"
     proxy = proxy_for(url)
@@ -42,6 +43,8 @@ def look(endpoint: Endpoint, address: Address, *, key: str | None) -> Failure | 
                 body += piece
                 if len(body) > _LIST_BYTES or time.monotonic() > give_up:
                     return None
+    except (httpx2.ReadTimeout, httpx2.WriteTimeout):  # it is there, and slow
+        return None
     except (httpx2.HTTPError, OSError) as error:
         unreachable = UnreachableError()
         unreachable.__cause__ = error
@@ -52,9 +55,9 @@ def look(endpoint: Endpoint, address: Address, *, key: str | None) -> Failure | 
         return classify(StatusError(401, body), endpoint, address, secret=key)
     listed = _listed(body) if reply.status_code == 200 else []
     if listed and not _is_listed(endpoint.model, listed):
-        near = get_close_matches(endpoint.model, listed, n=3, cutoff=0.5) or sorted(listed)[:3]
-        said = f"the server lists no model {endpoint.model}; it has {', '.join(near)}"
-        return Failure("run", "unknown_model", f"{said}{', …' if len(listed) > len(near) else ''}")
+        near = _near(endpoint.model, listed)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it lists {', '.join(sorted(listed)[:3])}."
+        return Failure("row", "unlisted_model", f"the server does not list the model {endpoint.model}; {hint}")
     return None
 
 
@@ -67,6 +70,12 @@ def _listed(body: bytes) -> list[str]:
     models = found.get("data") if isinstance(found, dict) else found
     names = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
     return [name for name in names if isinstance(name, str)]
+
+
+def _near(model: str, listed: Collection[str]) -> list[str]:
+    """At most three names that are nearly ``model``, whatever their case."""
+    by_lower = {name.lower(): name for name in listed}
+    return [by_lower[name] for name in get_close_matches(model.lower(), by_lower, n=3, cutoff=0.5)]
 
 
 def _is_listed(model: str, listed: Collection[str]) -> bool:

@@ -112,7 +112,7 @@ def test_a_step_says_that_it_will_ask_once_and_only_where_it_does(
 
     context = dataclasses.replace(
         make_context(),
-        before_asking=lambda: asked_before.append(endpoint.counts()["requests"]),
+        before_asking=lambda _: asked_before.append(endpoint.counts()["requests"]),
         while_asking=while_asking,
     )
     steps = {step: run_pipeline.STEPS[step] for step in ("ingest_documents", "extract_personas")}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,10 @@ import pytest
 
 from personahub_spark import preflight, settings
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.llm import probe
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.settings import Settings
+from tests.waiting import PATIENCE_S
 
 STEPS = ("ingest_documents", "extract_personas")
 KEY = "sk-test-9876543210-secret"
@@ -64,7 +70,8 @@ def test_what_lacks_nothing_takes_one_request_and_leaves_nothing_behind(
     make: Callable[..., Settings], fake: FakeEndpoint, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
-    preflight.check(make(), STEPS)()
+    chosen = make()
+    preflight.check(chosen, STEPS)(chosen.endpoint("default"))
     assert looks(fake) == 1 and fake.counts()["requests"] == 0
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -130,9 +137,13 @@ def test_where_answers_are_stored_a_server_that_is_away_counts_only_when_somethi
     before_asking = preflight.check(chosen, STEPS)
     assert [record.message.startswith(f"models.default at {away}: ") for record in caplog.records] == [True]
     with pytest.raises(PersonaHubError, match=f"models.default at {away}: "):
-        before_asking()
-    with FakeEndpoint(key=KEY) as locked:  # what a server says is final, whatever is stored
-        fault(make(models=model(base_url=locked.url)))
+        before_asking(chosen.endpoint("default"))
+    with FakeEndpoint(key=KEY) as locked:  # nor does a wrong key matter where nothing is asked
+        chosen = make(models=model(base_url=locked.url))
+        before_asking = preflight.check(chosen, STEPS)
+        assert "status 401" in caplog.records[-1].message
+        with pytest.raises(PersonaHubError, match="status 401"):
+            before_asking(chosen.endpoint("default"))
     (ledger / "part-0.parquet").unlink()
     kept = tmp_path / "store" / "_state" / "plans" / "a" / "shards" / "w000000"
     kept.mkdir(parents=True)
@@ -144,6 +155,59 @@ def test_one_address_of_a_model_that_works_is_enough(make: Callable[..., Setting
     away = closed_port()
     preflight.check(make(models=model(base_url=away, others=[{"base_url": fake.url}])), STEPS)
     fault(make(models=model(base_url=away, others=[{"base_url": away}])))
+    with FakeEndpoint(key=KEY) as locked:
+        preflight.check(make(models=model(base_url=locked.url, others=[{"base_url": fake.url}])), STEPS)
+        assert "status 401" in fault(make(models=model(base_url=locked.url, others=[{"base_url": locked.url}])))
+        elsewhere = make(models=model(base_url=locked.url), spark={"master": "yarn"})
+        preflight.check(elsewhere, STEPS)(elsewhere.endpoint("default"))  # its machines may be let in
+
+
+def test_before_a_step_asks_only_its_own_model_is_looked_at(
+    make: Callable[..., Settings], fake: FakeEndpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "store" / "llm_calls").mkdir(parents=True)
+    (tmp_path / "store" / "llm_calls" / "part-0.parquet").touch()
+    away = closed_port()
+    models = {"default": {"model": "m", "base_url": fake.url}, "other": {"model": "m", "base_url": away}}
+    chosen = make(models=models, expansion={"model": "other"})
+    fake.set_script([{"path": "GET /v1/models", "status": 401, "times": 1}])  # and then it has its key
+    before_asking = preflight.check(chosen, (*STEPS, "expand_personas"))
+    before_asking(chosen.endpoint("default"))
+    assert looks(fake) == 2
+    with pytest.raises(PersonaHubError, match=f"models.other at {away}: "):
+        before_asking(chosen.endpoint("other"))
+    assert looks(fake) == 2
+
+
+def test_all_addresses_are_looked_at_together_and_a_slow_one_counts_as_there(
+    make: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No server that hangs replies before all have been asked."""
+    hanging = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+    met = threading.Barrier(len(hanging))
+
+    def hang(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = server.accept()
+            with connection:
+                met.wait(PATIENCE_S)
+                connection.recv(2**16)
+                while connection.recv(2**16):  # until whoever asked has enough
+                    pass
+
+    monkeypatch.setattr(probe, "ANSWERS_S", 5.0)
+    threads = [threading.Thread(target=hang, args=(server,)) for server in hanging]
+    for thread in threads:
+        thread.start()
+    urls = [f"http://127.0.0.1:{server.getsockname()[1]}/v1" for server in hanging]
+    try:
+        preflight.check(make(models=model(base_url=urls[0], others=[{"base_url": url} for url in urls[1:]])), STEPS)
+        assert not met.broken and met.n_waiting == 0
+    finally:
+        met.abort()
+        for server, thread in zip(hanging, threads, strict=True):
+            server.close()
+            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -165,14 +229,23 @@ def test_a_server_without_a_list_that_says_anything_passes(
     assert looks(fake) == 1
 
 
-def test_a_model_that_is_not_listed_is_named_with_those_that_are(
-    make: Callable[..., Settings], fake: FakeEndpoint
+def test_a_model_that_is_not_listed_is_warned_of_with_those_that_are_nearly_so_called(
+    make: Callable[..., Settings], fake: FakeEndpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Many servers take names that they do not list: of deployments, aliases, presets, or any at all."""
     listed = json.dumps({"data": [{"id": name} for name in ("gpt-4o-mini", "gpt-4o", "whisper", "tts")]})
     fake.set_script([{"path": "GET /v1/models", "body": listed}])
-    said = fault(make(models={"default": {"model": "gpt-4o-mimi", "base_url": fake.url}}))
-    assert said.startswith(f"models.default at {fake.url}: the server lists no model gpt-4o-mimi; it has gpt-4o-mini")
+    for name, said in (
+        ("gpt-4o-mimi", "did you mean gpt-4o-mini or gpt-4o? It is asked all the same"),
+        ("GPT-4O", "did you mean gpt-4o or gpt-4o-mini? It is asked all the same"),
+        ("my deployment", "it lists gpt-4o, gpt-4o-mini, tts. It is asked all the same"),
+    ):
+        chosen = make(models={"default": {"model": name, "base_url": fake.url}})
+        preflight.check(chosen, STEPS)(chosen.endpoint("default"))
+        where = f"models.default at {fake.url}: the server does not list the model {name}; {said}"
+        assert caplog.records.pop().message.startswith(where)
     preflight.check(make(models={"default": {"model": "gpt-4o", "base_url": fake.url}}), STEPS)
+    assert not caplog.records
 
 
 # --- jars, inputs and the store
@@ -226,3 +299,28 @@ def test_a_store_that_cannot_be_written_is_named_and_one_that_can_is_left_as_it_
     preflight.check(make(store=below), ())  # only reads
     preflight.check(make(store={"root": str(tmp_path / "a" / "b" / "store")}), STEPS)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_disk_that_takes_a_file_but_not_what_is_written_is_found_full(
+    make: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "a disk is full" in fault(make())
+
+
+def test_looking_at_a_store_takes_no_folder_away_from_another_run(
+    make: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another start makes the folder while this one looks."""
+    store, really = tmp_path / "store", os.fsync
+
+    def meanwhile(descriptor: int) -> None:
+        store.mkdir(exist_ok=True)
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    preflight.check(make(), STEPS)
+    assert store.is_dir()

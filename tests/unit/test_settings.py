@@ -441,3 +441,18 @@ def test_limits_of_an_import_go_over_the_general_ones_and_must_fit_them() -> Non
         limits(max_words=4)
     with pytest.raises(SettingsError, match=r"unknown setting imports.0.filters.max_word; did you mean max_words\?"):
         limits(max_word=4)
+
+
+def test_prices_beside_the_settings_that_are_not_used_are_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "my.yaml").write_text("{}")
+    (tmp_path / "prices.yaml").write_text("{}")
+    for _ in range(2):
+        load(tmp_path / "my.yaml", ["prices=prices.yaml"])
+    assert not caplog.records
+    for _ in range(2):
+        load(tmp_path / "my.yaml")
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/prices.yaml is not used; set prices to it to have it used"
+    ]
