@@ -12,13 +12,14 @@ import bz2
 import codecs
 import contextlib
 import errno
+import functools
 import gzip
 import io
 import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, NamedTuple
@@ -36,7 +37,7 @@ ENDINGS = {
     "text": (".txt", ".text", ".md", ".html", ".htm"),
 }
 PACKED = (".gz", ".zst", ".bz2")
-LONGEST = 256 * 1024**2
+LONGEST = 64 * 1024**2
 """Bytes of a line or a text; what is longer is no document, and would not fit a column of a batch."""
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -44,8 +45,19 @@ _BLOCK = 1024**2
 _ROWS = 500
 """Of a Parquet file, decoded at once."""
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # that of UTF-32-LE begins with the first
-# What a file system says of one file, and not of itself.
-_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
+_FETCHED = 8 * _BLOCK
+"""Of a file that is not on this machine, at once: each read is a request."""
+# What a file system says of a file that is gone. A disk's fault and a right that is missing concern more than one file.
+_GONE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+
+
+class BrokenError(Exception):
+    """The content of a file breaks off, or it is gone: reading it again ends at the same place in the same way."""
+
+    def __init__(self, why: str, count: int) -> None:
+        super().__init__(why)
+        self.why, self.count = why, count
+        """``count``: how many items were found before it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,11 @@ class File:
 
     def open(self) -> BinaryIO:
         """Its bytes as they are, at any place."""
+        stream = self.requests()
+        return stream if self.name else io.BufferedReader(stream, _FETCHED)  # type: ignore[type-var]
+
+    def requests(self) -> BinaryIO:
+        """As ``open``, but each read of a file that is not on this machine is a request, and there are no lines."""
         if self.name:
             return open(self.name, "rb")
         system, place = filesystem(self.path)
@@ -116,12 +133,24 @@ def items(file: File, columns: Mapping[str, str], *, start: int = 0, end: int | 
     """What is in ``file``, or in the part of it that begins in its bytes from ``start`` to before ``end``.
 
     ``columns``: our name -> their path (see ``lookup``); of a text its one text is found, as ``text``. An empty file
-    has no lines. Raises whatever a file raises that breaks off or is no such file; see ``is_to_blame``.
+    has no lines. A row group of Parquet that cannot be decoded gives one item with reason ``unreadable_file`` and why
+    as ``raw``, at the first line that is not read; groups after it are read. So what is found does not depend on the
+    parts.
+
+    Raises BrokenError where a file breaks off, is no such file, or is gone. Whatever else is raised is no fault of its
+    content: that it cannot be reached, or may not be read, or that reading it again went otherwise.
     """
     if file.kind == "parquet":
-        with file.open() as stream:
-            yield from _rows(stream, columns, start, end)
-        return
+        yield from _rows(file, columns, start, end)
+    else:
+        yield from _twice(file, lambda: _unpacked_items(file, columns, start, end), start, end)
+
+
+def _unpacked_items(file: File, columns: Mapping[str, str], start: int, end: int | None) -> Iterator[Item]:
+    if start > 0:
+        with file.requests() as stream:
+            if stream.read(len(_MARKS[0])) in _MARKS:  # no lines: the part that begins the file says so
+                return
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(file.open())
         packed = packing(file.path)
@@ -130,15 +159,43 @@ def items(file: File, columns: Mapping[str, str], *, start: int = 0, end: int | 
         yield from _lines(stream, columns, start, end) if file.kind == "jsonl" else _text(stream)
 
 
-def is_to_blame(file: File) -> bool:
-    """Whether reading ``file`` failed because of the file, and not of what it is reached by: its bytes can be read, or
-    it is gone or forbidden."""
+def _twice(file: File, read: Callable[[], Iterator[Item]], start: int, end: int | None) -> Iterator[Item]:
+    """What ``read`` finds between ``start`` and ``end`` of ``file``. Where it fails it is called once more, to see
+    whether the content is to blame (BrokenError)."""
+    count = again = 0
     try:
+        for item in read():
+            count += 1
+            yield item
+        return
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a file does to its decoder
+        fault = error
+    if isinstance(fault, OSError) and fault.errno is not None and fault.errno not in _GONE:
+        raise fault
+    try:
+        for _ in read():
+            again += 1
+    except MemoryError:
+        raise
+    except Exception as error:
+        if (type(error), again) == (type(fault), count) and _is_of_content(fault, file, start, end):
+            said = f"{type(fault).__name__}: {fault}".strip()
+            raise BrokenError(said.splitlines()[0], count) from error
+    raise fault
+
+
+def _is_of_content(fault: Exception, file: File, start: int, end: int | None) -> bool:
+    if not isinstance(fault, OSError) or fault.errno is not None or file.name:
+        return True
+    try:  # of what is not on this machine no number says whether bytes are missing or make no sense
         with file.open() as stream:
-            while stream.read(_BLOCK):
+            stream.seek(start)
+            while (end is None or stream.tell() < end) and stream.read(_BLOCK):
                 pass
-    except OSError as error:
-        return error.errno in _OF_ONE_FILE
+    except OSError:
+        return False
     return True
 
 
@@ -174,7 +231,7 @@ def lookup(record: Mapping[str, Any], paths: str) -> Any:
 def columns_without(file: File, paths: str) -> list[str] | None:
     """Names of a Parquet file's columns where none of ``paths`` leads to plain values in it, else None; raises what
     ``items`` does."""
-    with file.open() as stream:
+    with file.requests() as stream:
         schema = pq.ParquetFile(stream).schema_arrow
     for path in paths.split("|"):
         if any(_leads_to_values(schema, parts) for parts in ([path], path.split("."))):
@@ -270,11 +327,88 @@ def _unpacked(stream: BinaryIO, packed: str) -> BinaryIO:
     if packed == ".gz":
         opened = gzip.GzipFile(fileobj=stream)
     elif packed == ".bz2":
-        opened = bz2.BZ2File(stream)
-    else:  # in small blocks: of the one in which a file breaks off nothing comes out
-        opened = io.BufferedReader(pa.CompressedInputStream(stream, "zstd"), 16 * 1024)
+        opened = io.BufferedReader(_Bzip2(stream), _BLOCK)
+    else:
+        opened = io.BufferedReader(_Zstd(stream), 16 * 1024)
     unpacked: BinaryIO = opened
     return unpacked
+
+
+class _Bzip2(io.RawIOBase):
+    """As bz2.BZ2File, which takes no notice of what follows the last stream and is none."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed, self._unpacker = packed, bz2.BZ2Decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            packed = b""
+            if self._unpacker.eof:
+                packed = self._unpacker.unused_data or self._packed.read(_BLOCK)
+                if not packed:
+                    return 0
+                self._unpacker = bz2.BZ2Decompressor()
+            elif self._unpacker.needs_input:
+                packed = self._packed.read(_BLOCK)
+                if not packed:
+                    raise EOFError("the file ends before its last stream does")
+            if found := self._unpacker.decompress(packed, len(buffer)):
+                buffer[: len(found)] = found
+                return len(found)
+
+
+class _Zstd(io.RawIOBase):
+    """Gives all that comes before a break: a read that fails loses what it had, so it is done again byte by byte."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed, self._position = packed, 0
+        self._fault: tuple[Exception, int] | None = None
+        """Of the read that failed, and where it would have ended."""
+        self._opened = pa.CompressedInputStream(_Lent(packed), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._fault is None:
+            try:
+                return self._taken(buffer, len(buffer))
+            except (OSError, pa.ArrowException) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # of the disk
+                    raise
+                self._fault = error, self._position + len(buffer)
+            self._packed.seek(0)
+            self._opened = pa.CompressedInputStream(_Lent(self._packed), "zstd")
+            left = self._position
+            while left and (skipped := self._opened.read(min(left, 16 * 1024))):
+                left -= len(skipped)
+        fault, end = self._fault
+        if self._position >= end:  # it was none of the content
+            raise fault
+        return self._taken(buffer, 1)
+
+    def _taken(self, buffer: Any, most: int) -> int:
+        found = self._opened.read(most)
+        self._position += len(found)
+        buffer[: len(found)] = found
+        return len(found)
+
+
+class _Lent(io.RawIOBase):
+    """A stream that is not closed by who reads it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream: Any = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        read: int = self._stream.readinto(buffer)
+        return read
 
 
 def _lines(stream: BinaryIO, columns: Mapping[str, str], start: int, end: int | None) -> Iterator[Item]:
@@ -325,25 +459,81 @@ def _text(stream: BinaryIO) -> Iterator[Item]:
         yield Item(1, reason="not_utf8", raw=whole)
 
 
-def _rows(stream: BinaryIO, columns: Mapping[str, str], start: int, end: int | None) -> Iterator[Item]:
+def _rows(file: File, columns: Mapping[str, str], start: int, end: int | None) -> Iterator[Item]:
     """A row group belongs to the part in which its first byte lies."""
-    # Buffered: else a whole column of a row group is held.
-    file = pq.ParquetFile(stream, buffer_size=8 * _BLOCK, pre_buffer=False, page_checksum_verification=True)
-    wanted = _read_columns(file.schema_arrow, columns)
-    line = 0
-    for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
-        first = 0
-        if group.num_columns:
-            chunk = group.column(0)
-            first = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-        if (start > 0 and first < start) or (end is not None and first >= end):
-            line += group.num_rows
-            continue
-        for batch in file.iter_batches(_ROWS, row_groups=[number], columns=wanted, use_threads=False):
-            for record in _records(batch):
-                line += 1
-                yield Item(line, {name: lookup(record, path) for name, path in columns.items()})
+    with contextlib.closing(_Table(file, columns)) as table:
+        yield from _twice(file, table.look, max(0, file.size_bytes - _BLOCK), None)
+        line = 0
+        for number, group in enumerate(table.groups):
+            if (start == 0 or group.start >= start) and (end is None or group.start < end):
+                read = functools.partial(table.rows, number, line)
+                try:
+                    yield from _twice(file, read, group.start, group.end)
+                except BrokenError as broken:
+                    yield Item(line + broken.count + 1, reason="unreadable_file", raw=broken.why.encode())
+            line += group.rows
+
+
+class _Group(NamedTuple):
+    """Of a Parquet file: where its bytes begin and end, and how many rows it has."""
+
+    start: int
+    end: int
+    rows: int
+
+
+class _Table:
+    """A Parquet file; it is opened anew after it broke."""
+
+    def __init__(self, file: File, columns: Mapping[str, str]) -> None:
+        self._file, self._columns = file, columns
+        self._open: tuple[BinaryIO, pq.ParquetFile] | None = None
+        self.groups: list[_Group] = []
+
+    def look(self) -> Iterator[Item]:
+        """Find its groups; gives no items."""
+        with self._opened() as parquet:
+            known = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+            self.groups = [_Group(*_bytes_of(group), group.num_rows) for group in known]
+        yield from ()
+
+    def rows(self, number: int, line: int) -> Iterator[Item]:
+        """Those of a group, of which the first one comes after ``line``."""
+        with self._opened() as parquet:
+            wanted = _read_columns(parquet.schema_arrow, self._columns)
+            for batch in parquet.iter_batches(_ROWS, row_groups=[number], columns=wanted, use_threads=False):
+                for record in _records(batch):
+                    line += 1
+                    yield Item(line, {name: lookup(record, path) for name, path in self._columns.items()})
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile]:
+        try:
+            if self._open is None:
+                stream = self._file.requests()
+                self._open = stream, None
+                # Buffered: else a whole column of a row group is held.
+                parquet = pq.ParquetFile(
+                    stream, buffer_size=_FETCHED, pre_buffer=False, page_checksum_verification=True
+                )
+                self._open = stream, parquet
+            yield self._open[1]
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._open is not None:
+            (stream, _), self._open = self._open, None
+            stream.close()
+
+
+def _bytes_of(group: Any) -> tuple[int, int]:
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    starts = [chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset for chunk in chunks]
+    if not chunks:
+        return 0, 0
+    return starts[0], max(begin + chunk.total_compressed_size for begin, chunk in zip(starts, chunks, strict=True))
 
 
 def _read_columns(schema: pa.Schema, columns: Mapping[str, str]) -> list[str]:

@@ -164,9 +164,9 @@ def read(spark: SparkSession, files: Sequence[File], shape: Shape, *, stage: Cal
     """The rows of ``files``, at least one, and how many there must be.
 
     Blank lines are no rows. A file that breaks off, is no such file, or is gone gives the rows before the break, and
-    one row with reason ``unreadable_file`` at the line after them. ``stage`` evaluates a frame once and keeps it
-    (``Store.stage``). Raises SettingsError where Parquet files have no column for ``shape.main``, PersonaHubError where
-    files cannot be reached.
+    one row with reason ``unreadable_file`` at the line after them; a row group of Parquet likewise. ``stage`` evaluates
+    a frame once and keeps it (``Store.stage``). Raises SettingsError where Parquet files have no column for
+    ``shape.main``, PersonaHubError where files cannot be reached.
     """
     _refuse_without_main(files, shape)
     tasks = _tasks(files, spark.sparkContext.defaultParallelism)
@@ -236,13 +236,13 @@ def _reader(
         while True:
             try:
                 item = next(reading, None)
+            except formats.BrokenError as broken:
+                why = clean(broken.why)[:RAW_CHARACTERS]
+                break
             except MemoryError:
                 raise
-            except Exception as error:  # whatever a file does to its decoder
-                if not formats.is_to_blame(part.file):
-                    raise PersonaHubError(f"{_UNREACHABLE}{part.file.path} ({_first_line(error)})") from error
-                why = _first_line(error)
-                break
+            except Exception as error:  # the next attempt of Spark may reach it
+                raise PersonaHubError(f"{_UNREACHABLE}{part.file.path} ({_first_line(error)})") from error
             if item is None:
                 break
             line = item.line
@@ -302,12 +302,7 @@ def _parts(file: File, most: int) -> list[_Part]:
 
 def _numbered(rows: DataFrame, parts: Sequence[Row]) -> DataFrame:
     """``rows`` with lines counted from the beginning of their files."""
-    before: dict[str, int] = {}
-    offsets = []
-    for part in sorted(parts, key=lambda part: (part["file"], part["start"])):
-        if before.get(part["file"]):
-            offsets.append((part["file"], part["start"], before[part["file"]]))
-        before[part["file"]] = before.get(part["file"], 0) + part["lines"]
+    offsets = _offsets(parts)
     if not offsets:
         return rows
     known = rows.sparkSession.createDataFrame(offsets, "file string, start long, offset long")
@@ -316,7 +311,18 @@ def _numbered(rows: DataFrame, parts: Sequence[Row]) -> DataFrame:
     )
 
 
-def _breaks(files: Sequence[File], parts: Sequence[Row], shape: Shape) -> list[tuple[Any, ...]]:
+def _offsets(parts: Iterable[Any]) -> list[tuple[str, int, int]]:
+    """Of a file's parts, but of those with none: the file, where the part starts, and how many lines are before it."""
+    before: dict[str, int] = {}
+    offsets = []
+    for part in sorted(parts, key=lambda part: (part["file"], part["start"])):
+        if before.get(part["file"]):
+            offsets.append((part["file"], part["start"], before[part["file"]]))
+        before[part["file"]] = before.get(part["file"], 0) + part["lines"]
+    return offsets
+
+
+def _breaks(files: Sequence[File], parts: Sequence[Any], shape: Shape) -> list[tuple[Any, ...]]:
     """A row for each file that could not be read to its end."""
     why = {part["file"]: part["why"] for part in parts if part["why"] is not None}
     lines: dict[str, list[int]] = {path: [] for path in why}
@@ -327,7 +333,9 @@ def _breaks(files: Sequence[File], parts: Sequence[Row], shape: Shape) -> list[t
     for file in files:
         if file.path not in why:
             continue
-        line = 1 + (max if file.kind == "parquet" else sum)(lines[file.path])
+        line = 1 + (
+            0 if file.kind == "parquet" else sum(lines[file.path])
+        )  # of Parquet nothing is read without its end
         row_hash = hashlib.sha256(f"{file.size_bytes} bytes".encode()).hexdigest()  # it may be too large to be hashed
         fault = {"reason": "unreadable_file", "raw": why[file.path], "row_hash": row_hash}
         row = {"file": file.path, "line": line, **fault}

@@ -6,7 +6,9 @@ import bz2
 import dataclasses
 import datetime as dt
 import decimal
+import errno
 import gzip
+import io
 import json
 import os
 import resource
@@ -21,7 +23,7 @@ import pytest
 import zstandard
 
 from personahub_spark import formats
-from personahub_spark.formats import File, Item, as_json, is_to_blame, items, kind_of, listing
+from personahub_spark.formats import BrokenError, File, Item, as_json, items, kind_of, listing
 
 TEXT = {"text": "text"}
 
@@ -39,17 +41,14 @@ def found(path: Path, columns: dict[str, str] | None = None) -> list[Any]:
 
 
 def before_the_break(path: Path) -> list[Item]:
-    """The rows of a file that breaks off; that it does, and that nothing else is to blame, is checked here."""
+    """The rows of a file that breaks off by its own fault."""
     read: list[Item] = []
     reading = items(file(path), TEXT)
-    while True:
-        try:
+    with pytest.raises(BrokenError) as caught:
+        while True:
             read.append(next(reading))
-        except StopIteration:
-            raise AssertionError(f"{path} was read to its end") from None
-        except Exception:
-            assert is_to_blame(file(path))
-            return read
+    assert caught.value.count == len(read) and "\n" not in caught.value.why
+    return read
 
 
 def table(**columns: Any) -> pa.Table:
@@ -189,7 +188,26 @@ def test_a_parquet_file_that_breaks_is_to_blame_itself(broken: str, tmp_path: Pa
             "letter": whole.replace(b"49494949", b"49494948"),
         }[broken]
     )  # fmt: skip
-    assert len(before_the_break(path)) == (25 if broken in ("page", "letter") else 0)
+    if broken in ("page", "letter"):
+        read = list(items(file(path), TEXT))
+        assert [item.line for item in read] == list(range(1, 27))
+        assert read[-1].reason == "unreadable_file" and read[-1].raw
+    else:
+        assert before_the_break(path) == []
+
+
+def test_row_groups_after_a_broken_one_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"row {n}" for n in range(1, 401)]
+    pq.write_table(pa.table({"text": texts, "x": texts}), path, row_group_size=50)
+    whole = path.read_bytes()
+    page = pq.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
+    path.write_bytes(whole[:page] + b"\xff" * 40 + whole[page + 40 :])
+    read = list(items(file(path), TEXT))
+    assert [item.line for item in read] == [*range(1, 52), *range(101, 401)]
+    assert [item.line for item in read if item.reason == "unreadable_file"] == [51]
+    assert [item.found["text"] for item in read if item.found] == texts[:50] + texts[100:]
+    assert len([item for item in items(file(path), {"text": "x"}) if item.found]) == 400  # nobody asked for it
 
 
 # --- packed files
@@ -245,8 +263,13 @@ def test_what_stands_before_junk_at_the_end_of_a_packed_file_is_read(tmp_path: P
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(many) + b"junk")
     assert len(before_the_break(tmp_path / "a.jsonl.gz")) == 20_000
     (tmp_path / "a.jsonl.gz").unlink()
-    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(many) + b"junk")
-    assert len(before_the_break(tmp_path / "a.jsonl.zst")) > 18_000
+    for junk in (b"junk", b"j", b"junk" * 50_000):
+        (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(LINES) + zstandard.compress(many) + junk)
+        assert len(before_the_break(tmp_path / "a.jsonl.zst")) == 20_002
+    (tmp_path / "a.jsonl.zst").unlink()
+    for junk in (b"junk", b"j", b"junk" * 50_000):
+        (tmp_path / "a.jsonl.bz2").write_bytes(bz2.compress(many) + junk)
+        assert len(before_the_break(tmp_path / "a.jsonl.bz2")) == 20_000
 
 
 # --- lines, texts and their marks
@@ -294,6 +317,19 @@ def test_json_lines_in_parts_have_each_line_once(tmp_path: Path) -> None:
             assert all([item.line for item in part] == list(range(1, len(part) + 1)) for part in read)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_lines_of_another_encoding_are_one_row_however_they_are_divided(encoding: str, tmp_path: Path) -> None:
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    content = mark + (LINES.decode() * 50).encode(encoding)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    whole = file(tmp_path / "a.jsonl")
+    once = [(1, "not_utf8")]
+    assert [(item.line, item.reason) for item in items(whole, TEXT)] == once
+    for at in (1, 2, 40, 41, 1000, len(content) - 1):
+        read = [item for start, end in ((0, at), (at, None)) for item in items(whole, TEXT, start=start, end=end)]
+        assert [(item.line, item.reason) for item in read] == once
+
+
 def test_a_line_or_text_that_is_no_document_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "LONGEST", 100)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"a" * 995 + b'"}\n' + LINES)
@@ -330,9 +366,8 @@ def test_a_folder_has_every_file_whatever_its_name_once(tmp_path: Path) -> None:
     }  # fmt: skip
     for name in ("räume.jsonl", "部屋/a b%20.jsonl", "caf\\xe9.jsonl"):
         assert [item.found for item in items(read[name], TEXT)] == [{"text": "one"}, {"text": "two"}]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(BrokenError, match="FileNotFoundError"):
         list(items(read["gone.jsonl"], TEXT))
-    assert is_to_blame(read["gone.jsonl"])
     assert [each.path for each in listing(f"{root}/_SUCCESS")] == [f"file:{root}/_SUCCESS"]  # named, and not found
     with pytest.raises(OSError, match="neither a file nor a folder"):
         listing(f"{root}/pipe.jsonl")
@@ -350,11 +385,106 @@ def test_a_file_is_not_to_blame_for_what_it_is_reached_by(tmp_path: Path) -> Non
     try:
         with pytest.raises(OSError, match="Too many open files"):
             list(items(sound, TEXT))
-        blamed = is_to_blame(sound)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert not blamed
-    assert is_to_blame(dataclasses.replace(sound, name=os.fsencode(tmp_path / "gone.txt")))
+    with pytest.raises(BrokenError, match="FileNotFoundError"):
+        list(items(dataclasses.replace(sound, name=os.fsencode(tmp_path / "gone.txt")), TEXT))
+
+
+MANY = b"".join(b'{"text": "%d %s"}\n' % (n, os.urandom(20).hex().encode()) for n in range(4000))
+EVERY_KIND = {
+    "a.jsonl": MANY, "b.jsonl.gz": gzip.compress(MANY), "c.jsonl.bz2": bz2.compress(MANY),
+    "d.jsonl.zst": zstandard.compress(MANY), "e.txt": MANY, "f.txt.gz": gzip.compress(MANY), "g.parquet": b"",
+}  # fmt: skip
+
+
+def write_one(name: str, folder: Path) -> File:
+    (folder / name).write_bytes(EVERY_KIND[name])
+    if name == "g.parquet":
+        texts = [json.loads(line)["text"] for line in MANY.splitlines()]
+        pq.write_table(pa.table({"text": texts}), folder / name, row_group_size=1000)
+    return file(folder / name)
+
+
+def as_remote(known: File) -> File:
+    """A file that pyarrow's file systems open."""
+    return dataclasses.replace(known, path=known.path.removeprefix("file:"), name=b"")
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_a_file_elsewhere_is_read_as_one_on_this_machine(name: str, tmp_path: Path) -> None:
+    here = write_one(name, tmp_path)
+    read = list(items(here, TEXT))
+    assert len(read) == (1 if ".txt" in name else 4000) and all(item.found for item in read)
+    assert list(items(as_remote(here), TEXT)) == read
+    if name in ("a.jsonl", "g.parquet"):
+        middle = here.size_bytes // 2
+        parts = [(0, middle), (middle, None)]
+        divided = [list(items(as_remote(here), TEXT, start=start, end=end)) for start, end in parts]
+        assert all(divided) and [item.found for part in divided for item in part] == [item.found for item in read]
+    if name == "g.parquet":
+        assert formats.columns_without(as_remote(here), "none|text") is None
+
+
+class Failing(io.RawIOBase):
+    """A file of which ``fails`` reads fail that reach beyond ``at``."""
+
+    def __init__(self, path: bytes, at: int, fails: list[OSError]) -> None:
+        self._file, self._at, self._fails = open(path, "rb", buffering=0), at, fails  # noqa: SIM115
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        if self._fails and self._file.tell() + len(buffer) > self._at:
+            raise self._fails.pop()
+        return self._file.readinto(buffer)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, at: int, fails: list[OSError]) -> None:
+    def requests(self: File) -> Any:
+        return Failing(self.name or os.fsencode(self.path), at, fails)
+
+    monkeypatch.setattr(File, "requests", requests, raising=False)
+    monkeypatch.setattr(File, "open", lambda self: io.BufferedReader(requests(self), 4096))
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_fault_that_passes_breaks_no_file(
+    name: str, remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = write_one(name, tmp_path)
+    known = as_remote(here) if remote else here
+    for fault in (OSError("AWS Error NETWORK_CONNECTION"), ConnectionResetError(errno.ECONNRESET, "reset")):
+        with monkeypatch.context() as patched:
+            failing(patched, here.size_bytes // 2, [fault])
+            with pytest.raises(OSError, match=r"NETWORK_CONNECTION|reset"):
+                list(items(known, TEXT))
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_no_file_is_broken_that_cannot_be_reached_at_all(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = write_one(name, tmp_path)
+    for number in (errno.EIO, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT):
+        with monkeypatch.context() as patched:
+            failing(patched, here.size_bytes // 2, [OSError(number, "again") for _ in range(100)])
+            with pytest.raises(OSError, match="again"):
+                list(items(here, TEXT))
+    failing(monkeypatch, here.size_bytes // 2, [OSError("AWS Error ACCESS_DENIED") for _ in range(100)])
+    with pytest.raises(OSError, match="ACCESS_DENIED"):
+        list(items(as_remote(here), TEXT))
 
 
 @pytest.mark.parametrize(

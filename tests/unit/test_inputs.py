@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import logging
 import os
+import random
 import resource
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql.types import StringType, StructField, StructType
 
-from personahub_spark import inputs
+from personahub_spark import formats, inputs
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.formats import File
 from personahub_spark.inputs import Judged, Shape, list_files
@@ -107,6 +110,58 @@ def test_a_file_that_breaks_has_one_row_that_says_so_after_those_that_were_read(
     assert [note["why"].partition(":")[0] for note in notes if note["why"]] == [
         "BadGzipFile", "ArrowInvalid", "FileNotFoundError",
     ]  # fmt: skip
+
+
+def keys(files: list[File], tasks: list[list[Any]]) -> list[tuple[Any, ...]]:
+    """Places of rows, with their texts or else their keys in quarantine, as ``inputs.read`` puts them together."""
+    found, notes = read(tasks)
+    parts = [note for note in notes if note["lines"] is not None]
+    lines = {f.path for f in files if f.kind == "jsonl"}
+    offsets = {(path, start): before for path, start, before in inputs._offsets(p for p in parts if p["file"] in lines)}
+    rows = [
+        (row["file"], row["line"] + offsets.get((row["file"], row["start"]), 0), row["text"], row["row_hash"])
+        for row in found
+    ]
+    broken = [dict(zip(SHAPE.rows.fieldNames(), row, strict=True)) for row in inputs._breaks(files, parts, SHAPE)]
+    rows += [(row["file"], row["line"], None, row["row_hash"]) for row in broken]
+    assert len(rows) == sum(note["seen"] or 0 for note in notes) + len(broken)
+    return sorted(rows, key=lambda row: row[:2])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_and_their_keys_do_not_depend_on_how_files_are_divided(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_OPENING", 10)
+    monkeypatch.setattr(formats, "LONGEST", 300)
+    rnd = random.Random(seed)
+    kinds = [
+        *(b'{"text": "row %d"}' % n for n in range(9)), b"{}", b"not json", b"", b" ", b'{"text": "\xff"}', b"[1]",
+        b'{"text": "' + b"long" * 200 + b'"}', b'{"text": 1}\r{"text": 2}',
+    ]  # fmt: skip
+    content = b"".join(rnd.choice(kinds) + rnd.choice([b"\n", b"\r\n"]) for _ in range(200)) + b'{"text": "last"}'
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + content)
+    (tmp_path / "c.jsonl").write_bytes(("\n".join(f'{{"text": {n}}}' for n in range(300))).encode("utf-16"))
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(content)[: -rnd.randrange(1, 400)])
+    (tmp_path / "e.jsonl.bz2").write_bytes(bz2.compress(content) + b"junk")
+    path = tmp_path / "f.parquet"
+    texts = [None if rnd.random() < 0.1 else rnd.randbytes(8).hex() for _ in range(400)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=rnd.randrange(20, 70), write_page_checksum=True)
+    whole, known = bytearray(path.read_bytes()), pq.ParquetFile(path).metadata
+    for group in rnd.sample(range(known.num_row_groups), 2):
+        at = known.row_group(group).column(0).data_page_offset + rnd.randrange(60)
+        whole[at : at + 10] = bytes(byte ^ 0xFF for byte in whole[at : at + 10])
+    path.write_bytes(whole)
+    (tmp_path / "g.parquet").write_bytes(whole[:-8])
+    files = listed(tmp_path)
+    expected = keys(files, [[inputs._Part(file)] for file in files])
+    reasons = {row["reason"] for row in read([[inputs._Part(file)] for file in files])[0]}
+    assert reasons >= {"not_utf8", "malformed_json", "unreadable_file", "line_too_long", "missing_text"}
+    for most in (100_000, 2000, 700, rnd.randrange(50, 300)):
+        tasks = [[part] for file in files for part in inputs._parts(file, most)]
+        assert (len(tasks) > len(files)) == (most < 100_000)
+        assert keys(files, tasks) == expected
 
 
 def test_a_disk_that_cannot_be_read_is_no_fault_of_its_files(tmp_path: Path) -> None:
