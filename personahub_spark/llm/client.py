@@ -31,7 +31,6 @@ from personahub_spark.llm.usage import Usage
 from personahub_spark.llm.wire import (
     AnswerClass,
     BadReplyError,
-    BrokenOffError,
     Outcome,
     Reply,
     Request,
@@ -57,8 +56,8 @@ MAX_INPUT_TOKENS = 300_000
 # A slow source must not keep the first inputs of a call waiting for the last ones.
 PACK_WAIT_S = 0.5
 # After so many of its own this run gives a request up: replies that were paid for and cannot be read, replies that
-# cannot be read at all, attempts without a reply in time.
-PAID_BAD_REPLIES, BAD_REPLIES, TIMEOUTS = 2, 3, 3
+# cannot be read at all, answers that the server broke off, attempts without a reply in time.
+PAID_BAD_REPLIES, BAD_REPLIES, BROKEN_OFF, TIMEOUTS = 2, 3, 3, 3
 
 _WATCH_S = 0.25
 _CLOSE_S = 1.0
@@ -437,9 +436,9 @@ class _Run:
             permit = await self._admitted(call)
             target = self._targets[permit.address]
             usage: Usage | None = None
-            was_answered = refuses_encoding = False
+            was_billed = refuses_encoding = False
             failure: Failure | None = _STOPPED  # which it is when it gets cancelled
-            call.begin_attempt(target)
+            call.begin_attempt(target, answers=self._successes)
             encoding = self._encodings.get(target.way, call.encoding)
             successes, calls = self._successes, self._slots.busy
             limit_s = target.patience.limit_s(call.work, most=self._slots.limit, timeouts=call.timeouts)
@@ -448,21 +447,19 @@ class _Run:
                     body = call.body(target.address.service_tier, encoding)
                     raw = await target.transport.post(call.path, body, target.key)
                 reply = read(raw, secret=target.secret)
-                usage, failure, was_answered = reply.usage, None, True
+                usage, failure, was_billed = reply.usage, None, True
             except Exception as error:  # whatever one attempt raises is a value
                 failure = classify(error, self._endpoint, target.address, secret=target.secret)
                 refuses_encoding = call.is_for_vectors and is_about_encoding(error)
                 if isinstance(error, BadReplyError):
-                    usage = error.usage
-                    call.is_billed = call.is_billed or error.billed
-                    was_answered = isinstance(error, BrokenOffError)
+                    usage, was_billed = error.usage, error.billed
                 if isinstance(error, TimeoutError):
                     target.patience.timed_out(call.number, began=permit.began, now=time.monotonic())
                     if target.patience.is_at_end:
                         failure = too_slow(self._endpoint.model, limit_s)
             finally:
                 cost = cost_microusd(usage, self._price)
-                call.end_attempt(usage, cost, was_answered=was_answered)
+                call.end_attempt(usage, cost, was_billed=was_billed)
                 tokens = None if usage is None else usage.input_tokens + usage.output_tokens
                 self._gate.settle(permit, tokens=tokens, cost_microusd=cost, failure=failure)
                 self._slots.leave(permit, failure, answers=self._successes - successes)
@@ -477,7 +474,7 @@ class _Run:
                 if self._encodings.get(target.way, encoding) == encoding:
                     self._encodings[target.way] = _NEXT_ENCODING[encoding]
                 continue
-            await self._next_attempt(call, permit, failure)
+            await self._next_attempt(call, permit, failure, was_billed=was_billed)
 
     async def _admitted(self, call: _Call) -> Permit:
         """Leave to call. What that takes is no time of the request's."""
@@ -495,7 +492,7 @@ class _Run:
         call.deadline += time.monotonic() - asked_at
         return permit
 
-    async def _next_attempt(self, call: _Call, permit: Permit, failure: Failure) -> None:
+    async def _next_attempt(self, call: _Call, permit: Permit, failure: Failure, *, was_billed: bool) -> None:
         """Return when ``call`` may try again; _UnansweredError when it should not."""
         if failure.kind == "run":
             # The gate gives up this address; whether there is another shows when leave is asked for again.
@@ -503,7 +500,7 @@ class _Run:
             if call.refusals > len(self._targets):
                 raise self._refused(failure)
             return
-        if permit.probe and failure.kind == "retry":
+        if permit.probe and failure.kind == "retry" and not was_billed:
             call.tries -= 1  # the address was known to be out of order: no attempt of the request's
             call.probes += 1
             if call.probes == MAX_PROBES:
@@ -516,7 +513,9 @@ class _Run:
         if asked_s(failure.retry_after, time.time()) is not None:
             pause_s = 0.0  # the gate knows when that address may be asked again; another one may be asked now
         is_last = call.tries >= self._endpoint.max_attempts or pause_s >= call.left_s()
-        end = call.end_after(failure, paused_s=self._gate.paused_s, is_last=is_last)
+        end = call.end_after(
+            failure, was_billed=was_billed, paused_s=self._gate.paused_s, answers=self._successes, is_last=is_last
+        )
         if end is not None:
             raise end
         self._gate.retry()
@@ -638,7 +637,8 @@ class _Call:
         """Ask something else for the same rows, within what is left of their time."""
         self.tries = 0
         self.is_billed = False  # for a reply that could not be read
-        self._bad_replies = self.timeouts = 0
+        self._bad_replies = self._broken_off = self.timeouts = 0
+        self._answers = 0
         self._paused_s = 0.0
         self._make = body
         self._bodies: dict[tuple[str | None, VectorEncoding], bytes] = {}
@@ -664,19 +664,21 @@ class _Call:
     def left_s(self) -> float:
         return self.deadline - time.monotonic()
 
-    def begin_attempt(self, target: _Target) -> None:
+    def begin_attempt(self, target: _Target, *, answers: int) -> None:
+        if not self.tries:
+            self._answers = answers
         self.tries += 1
         self._began = time.monotonic()
         for row in self._rows:
             row.target = target
 
-    def end_attempt(self, usage: Usage | None, cost: Decimal | None, *, was_answered: bool) -> None:
+    def end_attempt(self, usage: Usage | None, cost: Decimal | None, *, was_billed: bool) -> None:
         """The attempt is over; what it is known to have taken is shared among the rows."""
         latency_ms = round((time.monotonic() - self._began) * 1000)
         for row in self._rows:
             row.attempts += 1
             row.latency_ms = latency_ms
-            if was_answered and usage is None:
+            if was_billed and usage is None:
                 row.lose_count()
         if len(self._rows) == 1:
             self._rows[0].charge(usage, cost)
@@ -686,12 +688,16 @@ class _Call:
             for row, used, its_cost in zip(self._rows, usage.shared(weights), costs, strict=True):
                 row.charge(used, its_cost)
 
-    def end_after(self, failure: Failure, *, paused_s: float, is_last: bool) -> _UnansweredError | None:
+    def end_after(
+        self, failure: Failure, *, was_billed: bool, paused_s: float, answers: int, is_last: bool
+    ) -> _UnansweredError | None:
         """How the call ends now that an attempt failed; None: another attempt may mend it.
 
-        ``paused_s`` is how long outages held calls so far: it tells a request that hangs from an endpoint that does.
-        ``is_last``: there is no time, or no leave, for another attempt.
+        ``paused_s`` is how long outages held calls so far, ``answers`` how many calls were answered: they tell a
+        request that hangs, or is always broken off, from an endpoint that does so to all. ``is_last``: there is no
+        time, or no leave, for another attempt.
         """
+        self.is_billed = self.is_billed or was_billed
         if failure.kind == "row":
             return _UnansweredError("failed", failure, is_divisible=True)
         several = len(self._rows) > 1
@@ -701,6 +707,12 @@ class _Call:
                 return _UnansweredError("failed", failure, is_divisible=True)
             if self._bad_replies >= BAD_REPLIES:
                 return _UnansweredError("deferred", failure)
+        if failure.error_class == "broken_off":
+            self._broken_off += 1
+            if self._broken_off >= BROKEN_OFF:
+                # Each run that asks again would pay again; but where nobody else was answered, it is the endpoint.
+                others = answers > self._answers
+                return _UnansweredError("failed" if others else "deferred", failure, is_divisible=True)
         if failure.error_class == "timeout":
             if paused_s > self._paused_s:
                 self.timeouts, self._paused_s = 0, paused_s

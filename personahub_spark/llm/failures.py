@@ -59,10 +59,6 @@ class ReplyTooLargeError(Exception):
     """The reply is longer than we read."""
 
 
-class BadVectorError(Exception):
-    """An input got a vector that cannot be used."""
-
-
 def classify(
     error: Exception, endpoint: Endpoint, address: Address | None = None, *, secret: str | None = None
 ) -> Failure:
@@ -125,8 +121,6 @@ def _of_exception(error: Exception) -> Failure:
         return Failure("retry", kind, f"{error}: {_said(error.error)}" if error.error else str(error))
     if isinstance(error, ReplyTooLargeError):
         return Failure("row", "reply_too_large", str(error))
-    if isinstance(error, BadVectorError):
-        return Failure("row", "bad_vector", str(error))
     if isinstance(error, PersonaHubError):
         return Failure("row", "unusable_request", str(error))
     return Failure("row", f"unexpected_{type(error).__name__}", f"{type(error).__name__}: {error}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 Ending = Literal["complete", "tool_call", "cut_off", "filtered", "refusal", "fault"]
 
@@ -28,8 +30,33 @@ _FAULT = {
 }
 # A limit that is told as an error, and a tool call that could not be written: asked again, they would end so again.
 _LIMIT = {"limit", "length", "tokens", "malformed"}
+# Names that some servers write where others write nothing.
+_UNSAID = {"", "null", "none"}
+# From good to bad: where a stream names several reasons, the worst is the one that counts.
+_RANKS: tuple[Ending, ...] = ("complete", "tool_call", "cut_off", "refusal", "filtered", "fault")
+_LONGEST_REASON = 100
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _PREFIX = re.compile(r"\A(?:finish|stop)_?reason_")
+
+
+def told_reason(choice: Mapping[str, Any]) -> str | None:
+    """The finish reason of a choice as text, None where it says none; some servers put its name into an object."""
+    for name in ("finish_reason", "finishReason"):
+        reason = choice.get(name)
+        if isinstance(reason, dict):
+            reason = reason.get("type", reason)
+        if isinstance(reason, str) and reason.strip().lower() not in _UNSAID:
+            return reason
+        if reason is not None and not isinstance(reason, str):
+            return json.dumps(reason)[:_LONGEST_REASON]
+    return None
+
+
+def worst(reason: str | None, other: str) -> str:
+    """Which of two reasons of one answer counts; ``reason`` where they mean the same."""
+    if reason is None:
+        return other
+    return max(reason, other, key=lambda name: _RANKS.index(ending(name)))
 
 
 @lru_cache(maxsize=1024)
@@ -39,10 +66,10 @@ def ending(finish_reason: str | None) -> Ending:
     ``complete``, also where no name was given: the text is whole. ``fault``: something of the server's broke off. A
     name that is not known is ``cut_off``, since nobody says that the text is whole.
     """
-    if finish_reason is None or not finish_reason.strip():
+    if finish_reason is None or finish_reason.strip().lower() in _UNSAID:
         return "complete"
     words = re.findall(r"[^\W_]+", _WORD_STARTS.sub("_", finish_reason[:100]).lower())
-    name = _PREFIX.sub("", "_".join(words))
+    name = _PREFIX.sub("", "_".join(words)).replace("time_out", "timeout").replace("timed_out", "timeout")
     words = name.split("_")
     if name in _COMPLETE:
         return "complete"

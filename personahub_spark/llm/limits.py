@@ -23,11 +23,11 @@ BASE_S = 0.5
 CAP_S = 60.0
 
 # Failures of an address, not of what it was asked.
-OUTAGE = {"connection", "server_error", "timeout", "broken_off"}
+OUTAGE = {"connection", "server_error", "timeout"}
 # Failures that only an address which works can bring about; busy is not broken.
 _REPLIED = {
     *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
-    *("reply_too_large", "bad_vector"),
+    *("reply_too_large", "bad_vector", "broken_off"),
 }
 # Failures that say that no answer was written. Any other may have been billed without our knowing.
 UNBILLED = {

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from personahub_spark.llm.finish import ending, told_reason, worst
+
 _LINE_END = re.compile(r"\r\n|\n|\r")
-_FIELDS = ("data:", "event:", "id:", "retry:", ":")
-_END = "[DONE]"
+_FIELDS = ("data:", "event:", "id:", "retry:", "error:", ":")
+_COMMENTS = re.compile(r"\s*+(?::[^\r\n]*+\s*+)*+")
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_NO_ERROR = frozenset({"", "0", "0.0", "200", "ok", "success", "succeeded", "none", "null", "no error", "false"})
 
 
 def is_stream(text: str) -> bool:
@@ -17,16 +21,39 @@ def is_stream(text: str) -> bool:
     return text.lstrip().startswith(_FIELDS)
 
 
-def events(text: str) -> Iterator[str]:
-    """The data of each event; of one whose lines are JSON by themselves, as some servers write them, each line."""
+def without_comments(text: str) -> str:
+    """``text`` without the comments that a server sends first, to keep a connection alive."""
+    found = _COMMENTS.match(text)
+    return text[found.end() :] if found else text
+
+
+def says_something(error: object) -> bool:
+    """Whether ``error`` is one: some servers always send an error object, with nothing or a success in it."""
+    if isinstance(error, dict):
+        return any(map(_is_said, error.values()))
+    return _is_said(error)
+
+
+def events(text: str) -> Iterator[tuple[str, bool]]:
+    """The data of each event, and whether the server calls it an error.
+
+    Of an event whose lines are JSON by themselves, as some servers write them, each line is one.
+    """
     data: list[str] = []
-    for line in [*_LINE_END.split(text), ""]:
-        if line.startswith("data:"):
-            data.append(line.removeprefix("data:").removeprefix(" "))
+    is_error = False
+    for told in [*_LINE_END.split(text), ""]:
+        line = told.lstrip()
+        name, _, value = line.partition(":")
+        if name in ("data", "error") and line != name:
+            data.append(value.removeprefix(" "))
+            is_error = is_error or name == "error"
+        elif name == "event":
+            is_error = is_error or "error" in value.lower()
         elif not line and data:
             alone = len(data) > 1 and all(part.lstrip().startswith(("{", "[")) for part in data)
-            yield from data if alone else ["\n".join(data)]
-            data = []
+            for whole in data if alone else ["\n".join(data)]:
+                yield whole, is_error
+            data, is_error = [], False
 
 
 @dataclass
@@ -39,55 +66,107 @@ class Assembly:
     has_choice: bool = False
     is_whole: bool = False
     error: object = None
+    _has_ended: bool = False
+    _is_ordinary: bool = True
     _body: dict[str, Any] = field(default_factory=dict)
-    _message: dict[str, Any] = field(default_factory=dict)
-    _finish_reason: object = None
+    _pieces: dict[str, list[Any]] = field(default_factory=dict)
+    _finish_reason: str | None = None
 
-    def add(self, chunk: dict[str, Any]) -> None:
-        """The next chunk."""
-        self.error = self.error or chunk.get("error") or (chunk if chunk.get("object") == "error" else None)
-        for name in ("id", "model"):
-            self._body[name] = self._body.get(name) or chunk.get(name)
+    def add(self, chunk: dict[str, Any], *, is_error: bool = False) -> None:
+        """The next chunk; ``is_error``: the server calls it one."""
         choices = chunk.get("choices")
-        self.has_choice = self.has_choice or isinstance(choices, list)
         choice: dict[str, Any] = next(filter(_is_first, choices if isinstance(choices, list) else ()), {})
-        self.error = self.error or choice.get("error")
-        # Some tell the usage in every chunk, up to there; some within the choice, or under a name of their own.
+        # Some tell the usage in every chunk, up to there, or in parts; some within the choice, or under another name.
         for holder in (chunk, choice, chunk.get("x_groq")):
             if isinstance(holder, dict) and holder.get("usage"):
-                self._body["usage"] = holder["usage"]
-        if choice.get("finish_reason") not in (None, "", "null"):
-            self._finish_reason, self.is_whole = choice["finish_reason"], True
+                self._body["usage"] = _merged(self._body.get("usage"), holder["usage"])
+        if self._has_ended:
+            return
         delta, message = choice.get("delta"), choice.get("message")
-        if isinstance(delta, dict):
+        told = [holder.get("error") for holder in (chunk, choice, delta, message) if isinstance(holder, dict)]
+        told += [chunk] if is_error or _is_error(chunk) else []
+        self.error = self.error or next(filter(says_something, told), None)
+        is_known = isinstance(choices, list) or bool(chunk.get("usage")) or chunk.get("type") == "ping"
+        self._is_ordinary = self._is_ordinary and is_known
+        for name in ("id", "model"):
+            self._body[name] = self._body.get(name) or chunk.get(name)
+        self.has_choice = self.has_choice or isinstance(choices, list)
+        reason = told_reason(choice)
+        if reason is not None:
+            self._finish_reason, self.is_whole = worst(self._finish_reason, reason), True
+        if isinstance(delta, dict) and (delta or not isinstance(message, dict)):
             for name, value in delta.items():
-                self._join(name, value)
-        elif isinstance(message, dict):
-            self._message = {**self._message, **message}  # all of it so far
+                self._pieces.setdefault(name, []).append(value)
+        elif isinstance(message, dict):  # all of it so far
+            for name, value in message.items():
+                if value or name not in self._pieces:
+                    self._pieces[name] = [value]
+
+    def spoil(self) -> None:
+        """An event that cannot be read, so that it may have said anything."""
+        self._is_ordinary = False
 
     def end(self) -> None:
-        """The server says that nothing follows."""
-        self.is_whole = self.is_whole or self.has_choice
+        """The server says that nothing follows but the usage."""
+        self._has_ended = True
+        self.is_whole = self.is_whole or (self.has_choice and self._is_ordinary)
 
     @property
     def body(self) -> dict[str, Any]:
-        choice = {"message": self._message, "finish_reason": self._finish_reason}
+        message = {name: _joined(name, pieces) for name, pieces in self._pieces.items()}
+        choice = {"message": message, "finish_reason": self._finish_reason}
         return {**self._body, "choices": [choice] if self.has_choice else None, "error": self.error}
 
-    def _join(self, name: str, value: object) -> None:
-        before = self._message.get(name)
-        if value is None or value == "":
-            self._message.setdefault(name, value)
-        elif isinstance(before, str) and isinstance(value, str) and name != "role":
-            self._message[name] = before + value
-        elif isinstance(before, list) or (before and isinstance(value, list)):
-            self._message[name] = _parts(before) + _parts(value)
-        else:
-            self._message[name] = value
+
+def _is_said(value: object) -> bool:
+    if value is None or isinstance(value, dict | list):
+        return bool(value)
+    return str(value).strip().lower() not in _NO_ERROR
 
 
 def _is_first(choice: object) -> bool:
     return isinstance(choice, dict) and choice.get("index") in (0, None, "0")
+
+
+def _is_error(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk is one as a whole: it says so, or has a message where the answer should be."""
+    status = chunk.get("status")
+    if any("error" in str(chunk.get(name)).lower() for name in ("object", "type")):
+        return True
+    if isinstance(status, str) and ending(status) == "fault":
+        return True
+    is_answer = isinstance(chunk.get("choices"), list) or bool(chunk.get("usage"))
+    told = chunk.get("detail"), chunk.get("errors"), chunk.get("message")
+    return not is_answer and any(says_something(words) for words in told if not isinstance(words, dict))
+
+
+def _merged(before: Any, told: Any) -> Any:
+    """Usage of which ``told`` is news: a zero or a null takes nothing back."""
+    if not isinstance(before, dict) or not isinstance(told, dict):
+        return before if isinstance(before, dict) else told
+    merged = dict(before)
+    for name, value in told.items():
+        known = before.get(name)
+        if isinstance(known, dict) and isinstance(value, dict):
+            merged[name] = {**known, **{part: count for part, count in value.items() if count or part not in known}}
+        elif value or name not in before:
+            merged[name] = value
+    return merged
+
+
+def _joined(name: str, pieces: list[Any]) -> Any:
+    """What the deltas of one field are together."""
+    said = [piece for piece in pieces if piece is not None and piece != ""]
+    if said and name != "role" and all(isinstance(piece, str) for piece in said):
+        return _PAIR.sub(_character, "".join(said))
+    if any(isinstance(piece, list) for piece in said):
+        return [part for piece in said for part in _parts(piece)]
+    return said[-1] if said else pieces[0]
+
+
+def _character(pair: re.Match[str]) -> str:
+    """The one character of two halves that came in two deltas."""
+    return pair[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _parts(content: object) -> list[Any]:

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import re
 import ssl
 import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
@@ -24,6 +25,11 @@ from personahub_spark.llm.wire import BadReplyError
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_VECTORS_BYTES = 256 * 2**20
 _MAX_ERROR_BYTES = 2**20
+# Bounds on the work that a body can make without growing: encodings one over the other, and parts that are empty.
+_MOST_ENCODINGS = 4
+_MOST_MEMBERS = 10_000
+_PIECE = 2**14
+_ZEROS = re.compile(rb"\0*+")
 
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -255,31 +261,44 @@ def _whole(status: int, content: bytes, encodings: str, headers: Mapping[str, st
 
 def _decoded(content: bytes, encodings: str, most: int) -> bytes:
     """``content`` without its ``encodings``, a Content-Encoding header, and no larger than ``most`` bytes."""
-    for encoding in reversed([name.strip().lower() for name in encodings.split(",")]):
-        if encoding in ("", "identity"):
-            continue
+    names = [name.strip().lower() for name in encodings.split(",")]
+    applied = [name for name in names if name not in ("", "identity")]
+    if len(applied) > _MOST_ENCODINGS:
+        raise BadReplyError(f"the reply is encoded {len(applied)} times over", billed=True)
+    for encoding in reversed(applied):
         if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise BadReplyError(f"the reply is encoded as {encoding[:20]!r}, though no encoding was asked for")
+            said = f"the reply is encoded as {encoding[:20]!r}, though no encoding was asked for"
+            raise BadReplyError(said, billed=True)
         try:
             content = _inflated(content, encoding, most)
         except zlib.error as error:
-            raise BadReplyError(f"the reply says that it is encoded as {encoding}, and is not ({error})") from None
+            said = f"the reply says that it is encoded as {encoding}, and is not ({error})"
+            raise BadReplyError(said, billed=True) from None
     return content
 
 
 def _inflated(content: bytes, encoding: str, most: int) -> bytes:
-    pieces, size = [], 0
-    while content:
+    pieces, size, at, members = [], 0, 0, 0
+    while at < len(content):
+        members += 1
+        if members > _MOST_MEMBERS:
+            raise zlib.error(f"it has more than {_MOST_MEMBERS} parts")
         # "deflate" comes with the header of zlib, and without.
-        is_bare = encoding == "deflate" and (content[0] & 0x0F != 8 or int.from_bytes(content[:2], "big") % 31 != 0)
+        begin = content[at : at + 2]
+        is_bare = encoding == "deflate" and (begin[0] & 0x0F != 8 or int.from_bytes(begin, "big") % 31 != 0)
         inflating = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | 32)
-        pieces.append(inflating.decompress(content, most + 1 - size))
-        size += len(pieces[-1])
-        if size > most:
-            raise _too_large(most)
-        if not inflating.eof:
-            raise zlib.error("its end is missing")
-        content = inflating.unused_data.lstrip(b"\0")  # more of it may follow
+        while not inflating.eof:
+            if at >= len(content):
+                raise zlib.error("its end is missing")
+            # By pieces: what a part leaves over is copied each time.
+            piece = content[at : at + _PIECE]
+            pieces.append(inflating.decompress(piece, most + 1 - size))
+            size += len(pieces[-1])
+            if size > most:
+                raise _too_large(most)
+            at += len(piece) - len(inflating.unused_data)
+        zeros = _ZEROS.match(content, at)  # more of it may follow
+        at = at if zeros is None else zeros.end()
     return b"".join(pieces)
 
 

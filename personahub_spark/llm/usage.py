@@ -11,7 +11,8 @@ from typing import Any
 # No call takes so many. A count beyond is a fault of the server, and would use up any budget.
 MOST_TOKENS = 100_000_000
 
-# What names mean, in snake case. Several of one kind say the same, or all but one are a zero that nobody filled in.
+# What names mean, in snake case. Of several names of one kind the largest count is taken: a server that sends two
+# sends the same number twice, or leaves one at zero.
 _CACHED = dict.fromkeys(("cached_tokens", "cached_input_tokens", "cached_prompt_tokens"), "cached")
 _IN_DETAILS = {**_CACHED, "cache_read_input_tokens": "cached"}
 _OUT_DETAILS = dict.fromkeys(("reasoning_tokens", "thinking_tokens", "thoughts_token_count"), "reasoning")
@@ -25,7 +26,7 @@ _NAMES: dict[str, str | dict[str, str]] = {
     **dict.fromkeys(("num_cached_tokens", "cached_content_token_count"), "cached"),
     "prompt_cache_hit_tokens": "hit",
     "prompt_cache_miss_tokens": "missed",
-    # These hold nothing of what the next ones tell, where they are told.
+    # Anthropic's input_tokens are without those that its two names for the cache count; see _input.
     "input_tokens": "bare_input",
     "cache_read_input_tokens": "cache_read",
     **dict.fromkeys(("cache_creation_input_tokens", "cache_write_input_tokens"), "cache_written"),
@@ -109,7 +110,7 @@ def _gather(told: object, names: Mapping[str, Any], counts: dict[str, int]) -> N
         if kind is None or value is None:
             continue
         if isinstance(kind, dict):
-            if value:
+            if isinstance(value, dict):  # others tell details by a list, which is no count of ours
                 _gather(value, kind, counts)
             continue
         count = whole_number(value)
@@ -143,13 +144,15 @@ def _usage(counts: Mapping[str, int], *, wrote: bool, of_vectors: bool) -> Usage
 
 
 def _input(counts: Mapping[str, int], cached: int) -> int | None:
-    """Tokens in, those from and for a cache included."""
+    """Tokens in, those from and for a cache included; a total that is just input and output has them inside."""
     beside = counts.get("cache_read", 0) + counts.get("cache_written", 0)
     if "input" in counts:
         tokens_in = max(counts["input"], counts.get("bare_input", 0))
         return tokens_in + beside if cached > tokens_in else tokens_in
     if "bare_input" in counts:
-        return counts["bare_input"] + beside
+        bare = counts["bare_input"]
+        is_inside = "output" in counts and counts.get("total") == bare + counts["output"] and beside <= bare
+        return bare if is_inside else bare + beside
     return counts["hit"] + counts["missed"] if {"hit", "missed"} <= counts.keys() else None
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.finish import ending
-from personahub_spark.llm.stream import Assembly, events, is_stream
+from personahub_spark.llm.finish import ending, told_reason
+from personahub_spark.llm.stream import Assembly, events, is_stream, says_something, without_comments
 from personahub_spark.llm.usage import Usage, read_usage, whole_number
 
 Api = Literal["chat.completions", "embeddings"]
@@ -33,8 +34,7 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SHORTEST_SECRET = 8
 # Longer numbers than this are no counts, and Python refuses to read very long ones.
 _LONGEST_NUMBER = 300
-_LONGEST_REASON = 100
-_TEXT_PARTS = ("text", "output_text", None)
+_TEXT_PARTS = ("text", "output_text")
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Vectors:
     """What the body of a 200 says to a request for embeddings.
 
     ``vectors`` are in the order of the inputs: float32, little-endian, of length one; None where an input got none
-    that can be used (not finite, zero, or not of the dimensions that were asked for).
+    that can be used (not finite, zero, not of the dimensions that were asked for, or not of those that most have).
     """
 
     vectors: list[bytes | None]
@@ -255,7 +255,7 @@ def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
     by the finish reason, that it did not come to the end.
     """
     body = _read(raw)
-    choices, error = body.get("choices"), body.get("error") if _says_something(body.get("error")) else None
+    choices, error = body.get("choices"), body.get("error") if says_something(body.get("error")) else None
     if not isinstance(choices, list) or (error and not choices):
         usage = read_usage(body.get("usage"), wrote=False)
         raise BadReplyError("the reply holds no choices", error, billed=bool(body.get("usage")), usage=usage)
@@ -264,10 +264,11 @@ def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
     message = choice.get("message")
     said = _said(message) if isinstance(message, dict) else _NOTHING
     usage = read_usage(body.get("usage"), wrote=said.wrote)
-    finish_reason = _reason(choice.get("finish_reason"))
+    finish_reason = told_reason(choice)
     ended = ending(finish_reason)
-    if _says_something(choice.get("error")):
-        error = choice["error"]
+    for holder in (choice, message):
+        if isinstance(holder, dict) and says_something(holder.get("error")):
+            error = holder["error"]
     if ended == "fault" or (error and ended not in ("filtered", "refusal")):
         why = "an error" if error else f"finish_reason {finish_reason!r}"
         raise BrokenOffError(f"the server broke the answer off with {why}", error, usage=usage)
@@ -291,7 +292,7 @@ def answer_class(reply: Reply, request: Request) -> AnswerClass:
     ended = ending(reply.finish_reason)
     if ended == "filtered":
         return "filtered"
-    if ended in ("cut_off", "fault"):
+    if ended == "cut_off":
         return "cut_off"
     asked_for_tools = bool(request.sampling.get("tools") or request.sampling.get("functions"))
     if reply.tool_call:
@@ -307,7 +308,7 @@ def read_vectors(raw: bytes, count: int, *, dimensions: int | None = None, secre
     body = _read(raw)
     data = body.get("data")
     usage = read_usage(body.get("usage"), wrote=False, of_vectors=True)
-    if not isinstance(data, list) or (not data and _says_something(body.get("error"))):
+    if not isinstance(data, list) or (not data and says_something(body.get("error"))):
         billed = bool(body.get("usage"))
         raise BadReplyError("the reply holds no data", body.get("error"), billed=billed, usage=usage)
     entries = [entry if isinstance(entry, dict) else {} for entry in data]
@@ -319,6 +320,10 @@ def read_vectors(raw: bytes, count: int, *, dimensions: int | None = None, secre
     vectors: list[bytes | None] = [None] * count
     for place, entry in zip(places, entries, strict=True):
         vectors[place] = _unit_vector(entry.get("embedding"), dimensions)
+    sizes = Counter(len(vector) for vector in vectors if vector is not None)
+    if len(sizes) > 1:
+        usual = sizes.most_common(1)[0][0]
+        vectors = [vector if vector is not None and len(vector) == usual else None for vector in vectors]
     return Vectors(vectors, usage, _name(body.get("model"), secret), _name(body.get("id"), secret))
 
 
@@ -353,6 +358,9 @@ def _read(raw: bytes) -> dict[str, Any]:
     try:
         body = loads(text)
     except (ValueError, RecursionError):
+        rest = without_comments(text)
+        if rest.startswith("{") and rest is not text:
+            return _read(rest.encode("utf-8", "surrogatepass"))
         if is_stream(text):
             return _assembled(text)
         # What begins like an answer and does not end like one was written by a model; a web page was not.
@@ -366,16 +374,18 @@ def _read(raw: bytes) -> dict[str, Any]:
 def _assembled(text: str) -> dict[str, Any]:
     """The body that a streamed completion would have had in one piece."""
     assembly = Assembly()
-    for data in events(text):
+    for data, is_error in events(text):
         if data.strip() == "[DONE]":
             assembly.end()
-            break
+            continue
         try:
             chunk = loads(data)
         except (ValueError, RecursionError):
-            break  # half an event
+            chunk = {"message": data} if is_error else None  # None: half an event
         if isinstance(chunk, dict):
-            assembly.add(chunk)
+            assembly.add(chunk, is_error=is_error)
+        else:
+            assembly.spoil()
     if assembly.has_choice and not assembly.is_whole and not assembly.error:
         raise BrokenOffError("the reply streams, and its stream ends before the answer does")
     return assembly.body
@@ -411,12 +421,13 @@ def _said(message: Mapping[str, Any]) -> _Said:
     fault = None
     if isinstance(content, list):
         parts = [part if isinstance(part, dict) else {"text": part} for part in content]
-        refusal = refusal or next((part.get("refusal") for part in parts if part.get("type") == "refusal"), None)
-        is_call = is_call or any(part.get("type") == "tool_use" for part in parts)
+        kinds = [str(part.get("type") or "text").lower() for part in parts]
+        of_kind = list(zip(kinds, parts, strict=True))
+        refusal = refusal or next((part.get("refusal") for kind, part in of_kind if kind == "refusal"), None)
+        is_call = is_call or "tool_use" in kinds
         thought = thought or bool(parts)
         # A part of another type, or that is marked so, is what the model thought, or no text.
-        texts = [part.get("text") for part in parts if part.get("type") in _TEXT_PARTS and not part.get("thought")]
-        content = "".join(text for text in texts if isinstance(text, str))
+        content = "".join(_text(part) for kind, part in of_kind if kind in _TEXT_PARTS and not part.get("thought"))
     elif content is not None and not isinstance(content, str):
         fault = f"the reply's content is a JSON {type(content).__name__}, not text"
         content = None
@@ -426,40 +437,37 @@ def _said(message: Mapping[str, Any]) -> _Said:
     return _Said(content, bool(refusal), is_call, wrote, fault)
 
 
-def _reason(finish_reason: object) -> str | None:
-    """A finish reason as text; some servers put its name into an object."""
-    if isinstance(finish_reason, dict):
-        finish_reason = finish_reason.get("type", finish_reason)
-    if finish_reason is None or isinstance(finish_reason, str):
-        return finish_reason
-    return json.dumps(finish_reason)[:_LONGEST_REASON]
-
-
-def _says_something(error: object) -> bool:
-    """Whether ``error`` is one: some servers always send an error object, without anything in it."""
-    return any(error.values()) if isinstance(error, dict) else bool(error)
+def _text(part: Mapping[str, Any]) -> str:
+    """The text of one part of a content."""
+    text = part.get("text", part.get("content"))
+    text = text.get("value") if isinstance(text, dict) else text
+    return text if isinstance(text, str) else ""
 
 
 def _places(told: Sequence[object]) -> Sequence[int] | None:
     """The input that each vector is of, by what each says as its index; None where they contradict each other.
 
-    Where indices say nothing (they are the same for all, or words) the order does.
+    Some servers count from another number than 0. Where indices say nothing (they are the same for all, or words) the
+    order does.
     """
     in_order = range(len(told))
-    if len({type(index) for index in told}) == 1:
-        numbers = [whole_number(index) for index in told]
-        known = [number for number in numbers if number is not None]
-        if sorted(known) == list(in_order):
-            return known
-        if len(set(map(repr, told))) == 1 or not (known or isinstance(told[0], int | float)):
-            return in_order
-    return None
+    numbers = [whole_number(index) for index in told]
+    known = [number for number in numbers if number is not None]
+    first = min(known, default=0)
+    places = [number - first for number in known]
+    if sorted(places) == list(in_order):
+        return places
+    same = len(set(map(repr, told))) == 1
+    words = len({type(index) for index in told}) == 1 and not (known or isinstance(told[0], int | float))
+    return in_order if same or words else None
 
 
 def _unit_vector(embedding: object, dimensions: int | None) -> bytes | None:
     try:
         if isinstance(embedding, str):
-            vector = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float64)
+            letters = "".join(embedding.split()).rstrip("=")  # some break lines, or leave the padding out
+            raw = base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+            vector = np.frombuffer(raw, dtype="<f4").astype(np.float64)
         elif isinstance(embedding, list):
             vector = np.array(embedding, dtype=np.float64)
         else:

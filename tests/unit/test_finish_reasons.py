@@ -41,7 +41,7 @@ NAMES = {
         *["insufficient_system_resource", "network_error", "server_error", "rate_limit_exceeded", "modelUnloaded"],
     ],
 }
-UNKNOWN = ["null", "OTHER", "LANGUAGE", "load", "weird", "non_stop", "unstop", "5", "{}", "?!", "\u505c\u6b62"]
+UNKNOWN = ["OTHER", "LANGUAGE", "load", "weird", "non_stop", "unstop", "5", "{}", "?!", "\u505c\u6b62"]
 
 
 @pytest.mark.parametrize(("name", "meaning"), [(name, meaning) for meaning, names in NAMES.items() for name in names])
@@ -62,7 +62,7 @@ def test_any_name_means_one_of_six_things_and_few_mean_that_the_text_is_whole(na
         assert any(word in name.lower() for word in ("stop", "end", "eos", "complete", "finish", "done", "normal"))
 
 
-@pytest.mark.parametrize("name", [None, "", " "])
+@pytest.mark.parametrize("name", [None, "", " ", "null", "None"])
 def test_who_sends_no_reason_may_have_said_all(name: str | None) -> None:
     assert ending(name) == "complete"
 

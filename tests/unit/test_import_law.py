@@ -25,20 +25,20 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LLM = {
     "finish": 0,
-    "stream": 0,
     "usage": 0,
-    "wire": 1,
-    "costs": 2,
-    "schema": 2,
-    "failures": 3,
-    "limits": 4,
-    "transport": 4,
-    "probe": 5,
-    "gate": 5,
-    "client": 6,
-    "batches": 6,
+    "stream": 1,
+    "wire": 2,
+    "costs": 3,
+    "schema": 3,
+    "failures": 4,
+    "limits": 5,
+    "transport": 5,
+    "probe": 6,
+    "gate": 6,
+    "client": 7,
+    "batches": 7,
 }
-LLM |= {"fake": 2, "shared_prompts": 0, "local_models": 1}
+LLM |= {"fake": 3, "shared_prompts": 0, "local_models": 2}
 PLAIN = (
     "errors", "endings", "text", "settings", "progress", "files", "terminal", "formats", "wal", "llm", "tasks",
 )  # fmt: skip

@@ -12,7 +12,6 @@ import pytest
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.failures import (
     MAX_MESSAGE,
-    BadVectorError,
     ReplyTooLargeError,
     StatusError,
     UnreachableError,
@@ -72,7 +71,6 @@ def unreachable(*causes: Exception) -> UnreachableError:
         (ValueError("surprise"), "row", "unexpected_ValueError"),
         (PersonaHubError("a stored request cannot be read"), "row", "unusable_request"),
         (ReplyTooLargeError("the reply is larger than 64 MiB"), "row", "reply_too_large"),
-        (BadVectorError("not finite"), "row", "bad_vector"),
         (status_error(407, {"message": "filtered by the content filter"}), "run", "proxy_refused"),
         (status_error(401), "run", "unauthorized"),
         (status_error(403), "run", "forbidden"),

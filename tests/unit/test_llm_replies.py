@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from personahub_spark.llm import stream as stream_module
 from personahub_spark.llm.batches import Journal, run_batches
 from personahub_spark.llm.failures import classify
 from personahub_spark.llm.fake import FakeEndpoint
@@ -46,6 +47,9 @@ BROKEN_OFF: list[dict[str, Any]] = [
     {"finish_reason": None, "error": "Provider disconnected"},
     {"finish_reason": "error", "choice": {"message": None}},
     {"choice": {"message": None, "error": {"code": 502, "message": "Upstream"}}},
+    {"choice": {"message": {"content": "A retired nur", "error": {"code": 502, "message": "Upstream"}}}},
+    *[{"finish_reason": name} for name in ("timed_out", "TIME_OUT", "timedOut", "request_time_out")],
+    *[{"finish_reason": None, "choice": {"finishReason": name}} for name in ("ABORT", {"type": "error"})],
 ]
 
 
@@ -66,6 +70,9 @@ def test_what_the_server_broke_off_is_no_answer_and_may_be_asked_again(told: dic
         {"error": None},
         {"error": {}},
         {"error": {"message": "", "type": "", "code": None}, "choice": {"error": None}},
+        *[{"error": none} for none in ("", False, 0, [], "none", {"code": 0, "message": "success"})],
+        {"error": {"code": "0", "message": "OK"}, "choice": {"error": {"code": 200, "message": "Success"}}},
+        *[{"finish_reason": name} for name in ("null", "None", " ")],
     ],
 )
 def test_an_error_that_says_nothing_is_none(told: dict[str, Any]) -> None:
@@ -100,6 +107,17 @@ def test_where_nobody_knows_what_a_broken_off_answer_cost_the_cost_of_the_row_is
     assert (outcome.status, outcome.attempts, outcome.usage, outcome.cost_microusd) == ("answered", 2, None, None)
 
 
+@pytest.mark.parametrize("body", ['{"choices": [{"mess', '{"choices": [{"message": {"content": 5}}]}'])
+def test_a_reply_that_was_paid_for_and_does_not_tell_its_usage_makes_the_cost_of_its_row_unknown(
+    fake: FakeEndpoint, body: str
+) -> None:
+    fake.set_script([{"body": body, "times": 1}, {"reply": "A retired nurse"}])
+    outcome = only(answers([ask("x")], endpoint(fake)))
+    assert (outcome.status, outcome.attempts, outcome.usage, outcome.cost_microusd) == ("answered", 2, None, None)
+    fake.set_script([{"body": "<html>", "times": 1}, {"reply": "A retired nurse"}])
+    assert only(answers([ask("x")], endpoint(fake))).usage == Usage(1, 0, 3, 0)
+
+
 def test_where_one_of_two_answers_does_not_tell_what_it_took_the_cost_of_the_row_is_unknown(fake: FakeEndpoint) -> None:
     asked = ask("x", response_format={"type": "json_object"})
     for rules in (
@@ -111,12 +129,32 @@ def test_where_one_of_two_answers_does_not_tell_what_it_took_the_cost_of_the_row
         assert (outcome.text, outcome.attempts, outcome.usage, outcome.cost_microusd) == ("{}", 2, None, None)
 
 
-def test_what_is_always_broken_off_is_put_off_and_stops_nobody_else(fake: FakeEndpoint) -> None:
-    fake.set_script([{"match": "poison", "body": completion(finish_reason="error").decode()}])
+def test_what_is_always_broken_off_is_paid_three_times_and_fails_where_others_are_answered(fake: FakeEndpoint) -> None:
+    fake.set_script([{"match": "poison", "body": completion(finish_reason="abort", usage=USAGE).decode()}])
     told = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(8)], endpoint(fake))}
     bad = told.pop(ask("poison").key)
-    assert (bad.status, bad.error_class) == ("deferred", "broken_off")
+    assert (bad.status, bad.error_class, bad.attempts) == ("failed", "broken_off", 3)
+    assert bad.usage == Usage(300, 0, 60, 0)
     assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert fake.counts()["requests"] == 3 + 8
+
+
+def test_where_every_answer_is_broken_off_all_are_put_off_after_three_each(fake: FakeEndpoint) -> None:
+    fake.set_script([{"body": completion(finish_reason="abort", usage=USAGE).decode()}])
+    told = answers(asks(8), endpoint(fake))
+    assert {(outcome.status, outcome.error_class, outcome.attempts) for outcome in told} == {
+        ("deferred", "broken_off", 3)
+    }
+    assert fake.counts()["requests"] == 3 * 8
+
+
+def test_a_probe_that_was_paid_for_is_an_attempt(fake: FakeEndpoint) -> None:
+    # Six failures close the address, so that what follows are probes.
+    broken = completion(finish_reason="abort", usage=USAGE).decode()
+    fake.set_script([{"status": 500, "times": 6}, {"body": broken}])
+    told = answers(asks(6), endpoint(fake, max_attempts=1000))
+    assert {(outcome.status, outcome.error_class) for outcome in told} == {("deferred", "broken_off")}
+    assert fake.counts()["billed"] == 3 * 6
 
 
 @pytest.mark.parametrize(
@@ -124,7 +162,7 @@ def test_what_is_always_broken_off_is_put_off_and_stops_nobody_else(fake: FakeEn
     [
         *[(name, "cut_off") for name in ("length", "MAX_TOKENS", "model_length", "max_output_tokens", "OTHER", 5, {})],
         *[(name, "filtered") for name in ("content_filter", "SAFETY", "RECITATION", "contentFilter")],
-        *[(name, "ok") for name in ("stop", "STOP", "end_turn", "eos", "", None, {"type": "stop", "matched": 7})],
+        *[(name, "ok") for name in ("stop", "STOP", "end_turn", "eos", None, {"type": "stop", "matched": 7})],
         ("REFUSAL", "refusal"),
     ],
 )
@@ -133,6 +171,12 @@ def test_the_class_of_an_answer_follows_from_what_its_end_is_called(finish_reaso
     assert answer_class(reply, ask("x")) == kind
     if isinstance(finish_reason, str):
         assert reply.finish_reason == finish_reason
+
+
+def test_a_reason_is_read_in_either_spelling_of_its_field() -> None:
+    cut = read_reply(completion("A nur", None, choice={"finishReason": "MAX_TOKENS"}))
+    assert (cut.finish_reason, answer_class(cut, ask("x"))) == ("MAX_TOKENS", "cut_off")
+    assert read_reply(completion("A nurse", "null")).finish_reason is None
 
 
 # --- streams
@@ -174,6 +218,19 @@ WHOLE = (event({"role": "assistant", "content": ""}), *HALVES, LAST, "[DONE]")
         stream(event({"content": [{"type": "thinking", "thinking": "hmm"}]}), *WHOLE),
         stream(completion("A retired nurse", usage=USAGE).decode(), "[DONE]"),
         stream(json.dumps({"choices": []}), json.dumps({"choices": [{"index": 1, "delta": {"content": "?"}}]}), *WHOLE),
+        b"\n  " + stream(*WHOLE[1:]),
+        b": ping\n\n: ping\r\n\r\n" + completion("A retired nurse", usage=USAGE),
+        stream(*HALVES, "[DONE]", LAST),
+        stream(
+            *HALVES, json.dumps({"usage": {"prompt_tokens": 100, "completion_tokens": 0}}), json.dumps({"usage": USAGE})
+        ),
+        stream(
+            *HALVES, json.dumps({"usage": {"prompt_tokens": 100}}), json.dumps({"usage": {"completion_tokens": 20}})
+        ),
+        stream(*HALVES, LAST, json.dumps({"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}})),
+        stream(event({"content": "A ret"}), event({}, message={"content": "A retired nurse"}, usage=USAGE), "[DONE]"),
+        stream(event({"content": "A retired"}, error={"code": 0, "message": "success"}), *WHOLE[2:]),
+        stream(*HALVES[:1], event({"content": " nurse"}), json.dumps({"type": "ping"}), LAST, "[DONE]"),
     ],
 )
 def test_an_answer_that_streams_is_read_with_its_usage(raw: bytes) -> None:
@@ -197,7 +254,13 @@ def test_a_stream_tells_what_a_body_does() -> None:
     assert answer_class(called, ask("x")) == "tool_call"
     cut = read_reply(stream(event({"content": "A reti"}, finish_reason="length"), "[DONE]"))
     assert answer_class(cut, ask("x")) == "cut_off"
+    twice = read_reply(
+        stream(event({"content": "A"}, finish_reason="length"), event({}, finish_reason="stop"), "[DONE]")
+    )
+    assert (twice.finish_reason, answer_class(twice, ask("x"))) == ("length", "cut_off")
     assert read_reply(stream(*HALVES)).usage is None
+    halves = stream(event({"content": "\ud83d"}), event({"content": "\ude00"}, finish_reason="stop"))
+    assert read_reply(halves).text == "\U0001f600"
 
 
 @pytest.mark.parametrize(
@@ -210,11 +273,37 @@ def test_a_stream_tells_what_a_body_does() -> None:
         stream(*HALVES[:1], json.dumps({"error": {"message": "lost"}}), "[DONE]"),
         stream(*HALVES[:1], json.dumps({"object": "error", "message": "lost"}), "[DONE]"),
         stream(*HALVES[:1], event({}, finish_reason="error"), "[DONE]"),
+        *[
+            stream(HALVES[0]) + error.encode() + b"\n\ndata: [DONE]\n\n"
+            for error in (
+                'event: error\ndata: {"code": 500, "message": "lost"}',
+                "event: error\ndata: lost",
+                'error: {"code": 500, "message": "lost"}',
+                'data: {"type": "error", "message": "lost"}',
+                'data: {"type": "server_error"}',
+                'data: {"detail": "lost"}',
+                'data: {"message": "lost"}',
+                'data: {"choices": [], "status": "failed"}',
+                'data: {"code": 500}',
+                "data: lost",
+            )
+        ],
+        stream(event({"content": "A retired", "error": {"code": 500}}), "[DONE]"),
+        stream(HALVES[0], event({"error": "lost"}), "[DONE]"),
     ],
 )
 def test_a_stream_that_ends_before_its_answer_was_broken_off(raw: bytes) -> None:
     with pytest.raises(BrokenOffError):
         read_reply(raw)
+
+
+def test_the_work_for_a_stream_grows_with_its_length_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 20_000
+    joined: list[int] = []
+    real = stream_module._joined
+    monkeypatch.setattr(stream_module, "_joined", lambda name, pieces: joined.append(len(pieces)) or real(name, pieces))
+    assert len(read_reply(stream(*[HALVES[0]] * count, "[DONE]")).text or "") == 9 * count
+    assert joined == [count]
 
 
 NOTHING = [b": PROCESSING\n\n", b"data: [DONE]\n\n", b"data: 5\n\n", stream(json.dumps({"error": {"code": 429}}))]
@@ -285,6 +374,9 @@ def test_lines_of_batches_are_read_like_replies(fake: FakeEndpoint, tmp_path: Pa
         [{"type": "redacted_thinking", "data": "aGht"}, {"type": "text", "text": "A retired nurse"}],
         [{"type": "summary_text", "text": "hmm"}, {"type": "text", "text": "A retired nurse"}],
         [{"text": "hmm", "thought": True}, {"text": "A retired nurse"}],
+        [{"type": "Text", "text": "A retired nurse"}],
+        [{"type": "text", "text": {"value": "A retired nurse", "annotations": []}}],
+        [{"type": "text", "content": "A retired nurse"}],
     ],
 )
 def test_what_a_model_thought_is_no_part_of_the_answer(content: Any) -> None:

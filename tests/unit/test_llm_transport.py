@@ -152,6 +152,7 @@ def deflated(raw: bytes) -> bytes:
         ("GZIP", zipped(ANSWER)),
         ("x-gzip", zipped(ANSWER)),
         ("gzip", zipped(ANSWER[:9]) + zipped(ANSWER[9:])),
+        ("gzip", zipped(b"") * 2_000 + b"\0\0" + zipped(ANSWER)),
         ("deflate", zlib.compress(ANSWER)),
         ("deflate", deflated(ANSWER)),
         ("gzip, identity", zipped(ANSWER)),
@@ -178,6 +179,8 @@ def test_an_encoding_that_nobody_asked_for_is_undone(kind: Any, encoding: str, b
         ("gzip", zipped(ANSWER) + b"more"),
         ("deflate", ANSWER),
         ("deflate, gzip", zipped(ANSWER)),
+        ("gzip", zipped(b"") * 50_000),
+        (", ".join(["gzip"] * 100), ANSWER),
     ],
     ids=without_bytes,
 )
@@ -189,6 +192,7 @@ def test_an_encoding_that_cannot_be_undone_is_a_bad_reply_and_no_outage(kind: An
         post(kind, f"{server.url}/v1")
     where = Endpoint(model="m", base_url=f"{server.url}/v1")
     assert classify(caught.value, where).error_class == "bad_reply"
+    assert caught.value.billed  # somebody answered, and we cannot read it
 
 
 def test_a_small_body_that_swells_is_bounded_like_a_large_one(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:

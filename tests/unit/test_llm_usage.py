@@ -111,7 +111,23 @@ def test_all_else_is_unknown(form: str, told: Tokens) -> None:
         ({"input_tokens": 6, "cache_read_input_tokens": None, "output_tokens": 20}, Usage(6, 0, 20, 0)),
         ({"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 80}}, None),
         ({"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": "some"}}, None),
-        ({"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": "none"}, None),
+        # details that are no object tell nothing
+        *[
+            ({"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": details}, Usage(10, 0, 4, 0))
+            for details in ("none", [{"modality": "TEXT", "tokenCount": 10}], 7)
+        ],
+        # cached tokens within the input, where the total says so, and beside it
+        *[
+            (
+                {"inputTokens": 100, "outputTokens": 20, "totalTokens": total, "cacheReadInputTokens": 64},
+                Usage(tokens_in, 64, 20, 0),
+            )
+            for total, tokens_in in ((120, 100), (184, 164), (None, 164))
+        ],
+        (
+            {"input_tokens": 36, "output_tokens": 20, "total_tokens": 56, "cache_read_input_tokens": 64},
+            Usage(100, 64, 20, 0),
+        ),
     ],
 )
 def test_usage_is_read_or_unknown(told: Any, read: Usage | None) -> None:

@@ -354,7 +354,7 @@ def test_vectors_whose_index_says_nothing_are_taken_by_order(index: Any) -> None
     assert [np.frombuffer(vector or b"", "<f4").tolist() for vector in read.vectors] == [[1, 0], [0, 1]]
 
 
-@pytest.mark.parametrize("indices", [["1", "0"], [1.0, 0.0], ["1.0", "0.0"]])
+@pytest.mark.parametrize("indices", [["1", "0"], [1.0, 0.0], ["1.0", "0.0"], ["1", 0], [2, 1], ["8", 7.0]])
 def test_an_index_is_a_whole_number_in_any_form(indices: list[Any]) -> None:
     data = [{"index": index, "embedding": [index == indices[1], index == indices[0]]} for index in indices]
     data = [{**entry, "embedding": [float(number) for number in entry["embedding"]]} for entry in data]
@@ -374,11 +374,23 @@ def test_a_vector_that_cannot_be_used_is_none_and_spoils_no_other(embedding: Any
     assert read.vectors == [None, np.array([0, 1], "<f4").tobytes()]
 
 
+@pytest.mark.parametrize("mangle", [lambda text: f"{text[:4]}\r\n{text[4:]}\n", lambda text: text.rstrip("=")])
+def test_base64_may_have_broken_lines_and_no_padding(mangle: Any) -> None:
+    told = packed(0, 2, 0, 0)
+    assert told.endswith("=")
+    assert read_vectors(vectors(mangle(told)), 1).vectors == [np.array([0, 1, 0, 0], "<f4").tobytes()]
+
+
+def test_vectors_of_one_reply_have_one_length_that_of_most() -> None:
+    read = read_vectors(vectors([1, 0, 0], [1, 0], [0, 1], None), 4)
+    assert [vector is None for vector in read.vectors] == [True, False, False, True]
+
+
 def test_a_vector_of_other_dimensions_than_asked_for_cannot_be_used() -> None:
     assert [vector is None for vector in read_vectors(vectors([1, 0], [1, 0, 0]), 2, dimensions=2).vectors] == [0, 1]
 
 
-@pytest.mark.parametrize("places", [[0], [0, 1, 2], [1, 2], [0, "1"], [0, True], [0, None], [-1, -2]])
+@pytest.mark.parametrize("places", [[0], [0, 1, 2], [1, 3], [0, "0"], [0, True], [0, None], [-1, -2]])
 def test_other_vectors_than_one_for_each_input_are_a_bad_reply_that_was_paid_for(places: list[Any]) -> None:
     data = [{"index": place, "embedding": [1, 0]} for place in places]
     with pytest.raises(BadReplyError) as caught:
