@@ -773,7 +773,7 @@ def _keep(outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step:
             writer.flush()  # whoever stopped the run may not wait for calls that are still in flight
         usage, why = outcome.usage, outcome.error_class or "unknown"
         spent = Spend(1)  # of what it took to no end, as far as the endpoint said
-        if why == "broken_off" and usage is None:
+        if not outcome.is_usage_known:
             spent = Spend(1, cost_microusd=None)
         elif usage is not None:
             spent = Spend(1, usage.input_tokens, usage.output_tokens, outcome.cost_microusd)
@@ -781,7 +781,9 @@ def _keep(outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step:
 
 
 def _row(outcome: Outcome, endpoint: Endpoint, step: str) -> dict[str, Any]:
-    usage = outcome.usage
+    usage, cost = outcome.usage, outcome.cost_microusd
+    if outcome.status == "failed" and usage is None and outcome.is_usage_known:
+        cost = Decimal(0)  # refused: nothing was billed
     return {
         "request_key": outcome.request_key,
         "step": step,
@@ -796,7 +798,7 @@ def _row(outcome: Outcome, endpoint: Endpoint, step: str) -> dict[str, Any]:
         "cached_tokens": usage.cached_tokens if usage else None,
         "output_tokens": usage.output_tokens if usage else None,
         "reasoning_tokens": usage.reasoning_tokens if usage else None,
-        "cost_microusd": outcome.cost_microusd,
+        "cost_microusd": cost,
         "attempts": outcome.attempts,
         "latency_ms": outcome.latency_ms,
         "model_returned": outcome.model_returned,

@@ -205,7 +205,7 @@ def _calls(store: Store, run_id: str, put_off: int) -> Iterable[str]:
             F.sum("cached_tokens").alias("cached"),
             F.sum("output_tokens").alias("output"),
             F.sum("cost_microusd").alias("cost"),
-            F.count_if((F.col("status") == "answered") & F.col("cost_microusd").isNull()).alias("unpriced"),
+            F.count_if(F.col("cost_microusd").isNull()).alias("unpriced"),
         )
         .collect()
     )
@@ -226,7 +226,8 @@ def _spent(label: str, rows: list[Row], *, note: str = "") -> Iterable[str]:
         again = max(attempts - calls, 0)
         why = " (after an error, a timeout, or an answer that broke its form)" if again else ""
         yield f"  requests   {attempts:,} sent = {attempts - again:,} first + {again:,} again{why}"
-        price = "unknown (a model has no price)" if unpriced else f"${cost / 1_000_000:,.4f}"
+        unknown = "unknown (a model has no price, or a reply did not tell its tokens)"
+        price = unknown if unpriced else f"${cost / 1_000_000:,.4f}"
         yield f"  tokens     {tokens_in:,} in ({cached:,} cached), {tokens_out:,} out; cost {price}"
 
 

@@ -328,7 +328,7 @@ LLM_CALLS = Table(
         _column("cached_tokens", _long, "tokens in that the endpoint had cached"),
         _column("output_tokens", _long, "tokens out, reasoning included"),
         _column("reasoning_tokens", _long, "tokens out that were reasoning"),
-        _column("cost_microusd", COST, "micro-dollars; null: no price or no usage known"),
+        _column("cost_microusd", COST, "micro-dollars; null: no price or no usage known; 0: nothing was billed"),
         _column("attempts", _integer, "times it was sent", nullable=False),
         _column("latency_ms", _long, "milliseconds of the last attempt", nullable=False),
         _column("model_returned", _text, "model as the endpoint named it"),
@@ -485,7 +485,7 @@ def spend_of(calls: DataFrame) -> Spend:
         F.coalesce(F.sum("input_tokens"), F.lit(0)).alias("input_tokens"),
         F.coalesce(F.sum("output_tokens"), F.lit(0)).alias("output_tokens"),
         F.coalesce(F.sum("cost_microusd"), F.lit(0).cast(COST)).alias("cost"),
-        F.count_if((F.col("status") == "answered") & F.col("cost_microusd").isNull()).alias("unpriced"),
+        F.count_if(F.col("cost_microusd").isNull()).alias("unpriced"),
     ).collect()[0]
     cost = None if found["unpriced"] else found["cost"]
     return Spend(found["requests"], found["input_tokens"], found["output_tokens"], cost)

@@ -49,6 +49,7 @@ from personahub_spark.llm.wire import (
     Vectors,
     answer_class,
     clean,
+    embeddings_body,
     loads,
     read_reply,
     read_vectors,
@@ -455,11 +456,14 @@ class _Reader:
             # What the server broke off may succeed another time.
             paid = isinstance(problem, BadReplyError) and problem.billed and not isinstance(problem, BrokenOffError)
             usage = problem.usage if isinstance(problem, BadReplyError) else None
+            is_known = usage is not None or not (isinstance(problem, BadReplyError) and problem.billed)
         # What was paid for and cannot be read would be paid for again by each run that asks again.
         became: Status = "failed" if paid or failure.kind == "row" else "deferred"
         if failure.kind == "run" and not self.stopped:
             became, self.stopped = "stopped", True
-        return self.unanswered(key, became, failure, shape.prompt_version, latency_ms=latency_ms, usage=usage)
+        return self.unanswered(
+            key, became, failure, shape.prompt_version, latency_ms=latency_ms, usage=usage, is_usage_known=is_known
+        )
 
     def unanswered(
         self,
@@ -471,6 +475,7 @@ class _Reader:
         attempts: int = 1,
         latency_ms: int = 0,
         usage: Usage | None = None,
+        is_usage_known: bool = True,
     ) -> Outcome:
         return Outcome(
             request_key=key,
@@ -487,6 +492,7 @@ class _Reader:
             error_class=failure.error_class,
             error_message=failure.message,
             prompt_version=prompt_version,
+            is_usage_known=is_usage_known,
         )
 
     def _answered(self, key: str, shape: Request, raw: bytes, latency_ms: int) -> Outcome:
@@ -498,7 +504,13 @@ class _Reader:
             vector = reply.vectors[0]
             if vector is None:
                 return self.unanswered(
-                    key, "failed", _BAD_VECTOR, shape.prompt_version, latency_ms=latency_ms, usage=reply.usage
+                    key,
+                    "failed",
+                    _BAD_VECTOR,
+                    shape.prompt_version,
+                    latency_ms=latency_ms,
+                    usage=reply.usage,
+                    is_usage_known=reply.usage is not None,
                 )
         else:
             reply = read_reply(raw, secret=self._secret)
@@ -882,5 +894,8 @@ def _shape(request: Request) -> Request:
 
 
 def _line(request: Request) -> bytes:
+    """The line of a batch file. An endpoint that refused base64 would fail every line, hours later, so that vectors
+    are asked for without a word on their encoding."""
+    body = embeddings_body([request], encoding="unsaid") if request.api == "embeddings" else request.body()
     start = json.dumps({"custom_id": request.key, "method": "POST", "url": _URLS[request.api]})[:-1]
-    return start.encode() + b', "body": ' + request.body() + b"}\n"
+    return start.encode() + b', "body": ' + body + b"}\n"

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.costs import cost_microusd, dearest_microusd, shared_cost
-from personahub_spark.llm.failures import Failure, classify, is_about_encoding, missing_key
+from personahub_spark.llm.failures import Failure, ReplyTooLargeError, classify, is_about_encoding, missing_key
 from personahub_spark.llm.gate import GateClient, GatePlace, NotAdmitted, Permit
 from personahub_spark.llm.limits import OUTAGE, Breaker, Concurrency, Patience, asked_s, backoff_s, too_slow
 from personahub_spark.llm.schema import check_for
@@ -62,6 +62,8 @@ PAID_BAD_REPLIES, BAD_REPLIES, BROKEN_OFF, TIMEOUTS = 2, 3, 3, 3
 _WATCH_S = 0.25
 _CLOSE_S = 1.0
 _KEY_CHARACTERS = 65536
+
+_VECTOR_ITEM = 4  # bytes of a number
 
 # How else to ask for vectors who refuses one way. Some give them in base64 alone, and want none of it said.
 _NEXT_ENCODING: dict[VectorEncoding, VectorEncoding] = {"base64": "float", "float": "unsaid"}
@@ -278,6 +280,7 @@ class _Run:
             error_class=failure.error_class,
             error_message=failure.message,
             prompt_version=row.prompt_version,
+            is_usage_known=row.is_known,
         )
 
     def _begin(self, rows: list[_Row]) -> None:
@@ -379,24 +382,31 @@ class _Run:
         assert answer is not None
         self._finish(row, *answer)
 
-    async def _embed(self, rows: list[_Row], *, patience: int = 2, encoding: VectorEncoding = "base64") -> None:
+    async def _embed(
+        self,
+        rows: list[_Row],
+        *,
+        patience: int = 2,
+        encoding: VectorEncoding = "base64",
+        dimensions: int | None = None,
+    ) -> None:
         """Ask for the vectors of several inputs at once; one that spoils it for all is found by halving.
 
-        ``encoding`` is how addresses are asked that have not given any vector yet.
+        ``encoding`` is how addresses are asked that have not given any vector yet, ``dimensions`` how many a vector
+        must have, where the request does not say.
         """
         requests = [row.request for row in rows]
         call = self._call(rows, "/embeddings", partial(embeddings_body, requests), 0, patience)
         call.encoding = encoding
-        dimensions = requests[0].sampling.get("dimensions")
+        dimensions = requests[0].sampling.get("dimensions", dimensions)
         try:
             reply = await self._reply(call, partial(read_vectors, count=len(rows), dimensions=dimensions))
         except _UnansweredError as end:
-            wants_floats = encoding == "base64" and self._may_want_floats(rows[0], end.failure)
-            encoding = "float" if wants_floats else encoding
+            other = self._other_encoding(call, end.failure)
             if end.is_divisible and len(rows) > 1:
-                await self._embed_halves(rows, encoding)
-            elif end.is_divisible and wants_floats:
-                await self._embed(rows, patience=1, encoding=encoding)
+                await self._embed_halves(rows, other or encoding)
+            elif end.is_divisible and other is not None:
+                await self._embed(rows, patience=1, encoding=other)
             else:
                 self._end(rows, end)
             return
@@ -411,17 +421,24 @@ class _Run:
         elif len(without) == len(rows):
             await self._embed_halves(rows, encoding)
         elif without:
-            await self._embed(without, patience=1)
+            usual = next(len(vector) for vector in reply.vectors if vector is not None) // _VECTOR_ITEM
+            await self._embed(without, patience=1, dimensions=usual)
 
     async def _embed_halves(self, rows: list[_Row], encoding: VectorEncoding) -> None:
         middle = len(rows) // 2
         await self._embed(rows[:middle], patience=1, encoding=encoding)
         await self._embed(rows[middle:], patience=1, encoding=encoding)
 
-    def _may_want_floats(self, row: _Row, failure: Failure) -> bool:
-        """Whether the address that ``row`` was asked at last may refuse base64 without a word of that."""
-        of_request = failure.error_class in ("bad_request", "server_error")
-        return of_request and row.target is not None and row.target.way not in self._encodings
+    def _other_encoding(self, call: _Call, failure: Failure) -> VectorEncoding | None:
+        """How else to ask the address of ``call``, which may have refused the encoding without a word of that.
+
+        None where it gave vectors before. An error of the server is often an outage, so that it is told less.
+        """
+        if call.target is None or call.target.way in self._encodings:
+            return None
+        refused = failure.error_class == "bad_request"
+        broke = failure.error_class == "server_error" and call.encoding == "base64"
+        return _NEXT_ENCODING.get(call.encoding) if refused or broke else None
 
     def _call(
         self, rows: list[_Row], path: str, body: _Body, max_output_tokens: int | None, patience: int = 0
@@ -453,6 +470,7 @@ class _Run:
                 refuses_encoding = call.is_for_vectors and is_about_encoding(error)
                 if isinstance(error, BadReplyError):
                     usage, was_billed = error.usage, error.billed
+                was_billed = was_billed or isinstance(error, ReplyTooLargeError)
                 if isinstance(error, TimeoutError):
                     target.patience.timed_out(call.number, began=permit.began, now=time.monotonic())
                     if target.patience.is_at_end:
@@ -500,6 +518,9 @@ class _Run:
             if call.refusals > len(self._targets):
                 raise self._refused(failure)
             return
+        fails_alone = call.is_alone and call.tries >= 2 and failure.error_class == "server_error"
+        if fails_alone and self._other_encoding(call, failure) is not None:
+            raise _UnansweredError("deferred", failure, is_divisible=True)
         if permit.probe and failure.kind == "retry" and not was_billed:
             call.tries -= 1  # the address was known to be out of order: no attempt of the request's
             call.probes += 1
@@ -558,6 +579,7 @@ class _Run:
                 answer_class=kind,
                 vector=vector,
                 prompt_version=row.prompt_version,
+                is_usage_known=row.is_known,
             )
         )
 
@@ -622,6 +644,8 @@ class _Call:
         self.path = path
         self.encoding: VectorEncoding = "base64"  # of vectors
         self.is_for_vectors = patience > 0
+        self.is_alone = len(rows) == 1 and self.is_for_vectors
+        self.target: _Target | None = None
         self.deadline = deadline
         self.number = number
         self.refusals = 0
@@ -668,6 +692,7 @@ class _Call:
         if not self.tries:
             self._answers = answers
         self.tries += 1
+        self.target = target
         self._began = time.monotonic()
         for row in self._rows:
             row.target = target

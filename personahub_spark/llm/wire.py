@@ -153,7 +153,8 @@ def embeddings_body(
 ) -> bytes:
     """What is sent for the vectors of several texts at once; they have one model and one ``sampling``.
 
-    ``encoding`` is how the vectors are asked for; whichever it is, ``read_vectors`` takes what comes.
+    ``encoding`` is how the vectors are asked for; whichever it is, ``read_vectors`` takes what comes. ``unsaid`` brings
+    lists of numbers, and there is nothing in it to refuse.
     """
     body = {
         **requests[0].sampling,
@@ -202,7 +203,8 @@ class Outcome:
     will not succeed unchanged. ``deferred``: ask again another day. ``stopped``: no request of this run would succeed.
     Without an answer ``text``, ``finish_reason``, ``answer_class``, ``vector``, ``model_returned`` and ``response_id``
     are None; with one the two error fields are. ``usage`` and ``cost_microusd`` are sums over all replies to the
-    request that were billed, also those that could not be read; None where nothing is known. ``vector`` is that of
+    request that were billed, also those that could not be read; None where nothing is known. ``is_usage_known``: each
+    billed reply told what it took, so that a usage of None means that there was none. ``vector`` is that of
     an embedding: float32, little-endian, of length one. ``latency_ms`` is that of the last attempt; ``endpoint`` is
     host:port/path of the address that was asked last.
     """
@@ -223,6 +225,7 @@ class Outcome:
     answer_class: AnswerClass | None = None
     vector: bytes | None = None
     prompt_version: str = ""
+    is_usage_known: bool = True
 
 
 class BadReplyError(Exception):

@@ -5,7 +5,7 @@ WITH calls AS (
     count(*) AS requests,
     sum(input_tokens) AS input_tokens,
     sum(output_tokens) AS output_tokens,
-    count_if(status = 'answered' AND cost_microusd IS NULL) AS answers_without_cost,
+    count_if(cost_microusd IS NULL) AS requests_without_cost,
     sum(cost_microusd) / 1000000 AS cost_usd
   FROM {llm_calls}
   GROUP BY run_id, step, model
@@ -22,7 +22,7 @@ SELECT
   coalesce(c.run_id, s.run_id) AS run_id, coalesce(c.step, s.step) AS step, c.model,
   s.started_at, s.duration_s,
   coalesce(c.requests, 0) AS requests, c.input_tokens, c.output_tokens,
-  coalesce(c.answers_without_cost, 0) AS answers_without_cost, c.cost_usd,
+  coalesce(c.requests_without_cost, 0) AS requests_without_cost, c.cost_usd,
   s.limit_share,
   s.put_off_tokens AS step_put_off_tokens, s.put_off_cost_usd AS step_put_off_cost_usd
 FROM calls AS c

@@ -458,6 +458,14 @@ def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: St
     assert (profiles["requests"], profiles["kept_rows"]) == (3, 1)
 
 
+def test_sums_of_cost_say_how_many_calls_they_leave_out(filled: Store) -> None:
+    shown = "status", "class", "requests", "requests_without_cost", "cost_usd"
+    ended = filled.view("call_outcomes").where("step = 'extract_personas' AND model = 'm'").select(*shown).collect()
+    assert {row[:4] for row in ended} == {("answered", "ok", 3, 0), ("failed", "content_filter", 1, 1)}
+    by_run = filled.view("spend_by_run").where("step = 'extract_personas' AND model = 'm'").collect()
+    assert [(row["requests"], row["requests_without_cost"]) for row in by_run] == [(4, 1)]
+
+
 def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> None:
     rows = {tuple(row[:5]) for row in filled.view("rejects").collect()}
     assert rows == {

@@ -230,6 +230,13 @@ def test_a_line_with_an_error_is_one_outcome_and_the_others_are_answers(
     assert bad.cost_microusd == (Decimal("2.5") if billed else None)
 
 
+def test_batches_ask_for_vectors_without_an_encoding_that_could_be_refused(
+    fake: FakeEndpoint, journal: Journal
+) -> None:
+    fake.set_script([{"encoding_format": name, "status": 400} for name in ("base64", "float")])
+    assert statuses(told(fake, journal, [Request.embedding("m", "a text")])) == {"answered": 1}
+
+
 def test_a_bad_vector_fails_its_row_and_keeps_its_cost(fake: FakeEndpoint, journal: Journal) -> None:
     fake.set_script([{"match": "poison", "fault": "nan"}])
     found = told(fake, journal, [Request.embedding("m", "poison pill"), Request.embedding("m", "fine")])
@@ -551,10 +558,13 @@ def test_a_chunk_of_another_model_or_address_is_left_alone(fake: FakeEndpoint, j
 
 
 def test_a_batch_that_the_endpoint_forgot_is_put_off(fake: FakeEndpoint, journal: Journal) -> None:
+    fake.set_script([{"batch": {"looks": 1_000_000}}])
     left = run(fake, journal, asks(5))
-    next(left)
+    while not any(journal.told(name, "batch") for name in journal.chunks()):
+        next(left)  # a tick may come before the batch is created
     left.close()
     fake.reset()
+    fake.set_script([])
     found = told(fake, journal, asks(5))
     assert statuses(found) == {"deferred": 5}
     assert {outcome.error_class for outcome in found.values()} == {"batch_gone"}

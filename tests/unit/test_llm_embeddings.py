@@ -233,6 +233,42 @@ def test_who_wants_no_encoding_said_is_asked_without(fake: FakeEndpoint, encodin
     assert list(encodings.values()) == ["unsaid"]
 
 
+@pytest.mark.parametrize("count", [1, 9])
+def test_who_wants_no_encoding_said_need_not_say_so(fake: FakeEndpoint, encodings: dict[Any, str], count: int) -> None:
+    refused = {"status": 422, "body": '{"detail": "extra fields not permitted"}'}
+    fake.set_script([{**refused, "encoding_format": name} for name in ("base64", "float")])
+    assert {outcome.status for outcome in answers(embeds(count), endpoint(fake))} == {"answered"}
+    assert list(encodings.values()) == ["unsaid"]
+
+
+def test_inputs_that_go_alone_are_asked_for_floats_where_a_server_breaks_at_base64(
+    fake: FakeEndpoint, encodings: dict[Any, str]
+) -> None:
+    fake.set_script([{"encoding_format": "base64", "status": 500, "body": "oops"}])
+    told = answers(embeds(8), endpoint(fake, inputs_per_request=1, max_attempts=3))
+    assert {outcome.status for outcome in told} == {"answered"}
+    assert list(encodings.values()) == ["float"]
+
+
+@pytest.mark.parametrize(("again", "status"), [([0.0, 1.0], "answered"), ([1.0, 0.0, 0.0], "failed")])
+def test_a_vector_of_another_size_than_the_others_is_asked_for_again_and_held_to_theirs(
+    fake: FakeEndpoint, again: list[float], status: str
+) -> None:
+    def body(*vectors: list[float]) -> str:
+        return json.dumps({"data": [{"index": place, "embedding": vector} for place, vector in enumerate(vectors)]})
+
+    odd = embed("odd")
+    fake.set_script(
+        [
+            {"body": body([1.0, 0.0], [1.0, 0.0], [1.0, 0.0, 0.0]), "times_total": 1},
+            {"match": "odd", "body": body(again)},
+        ]
+    )
+    told = by_key(answers([embed("a"), embed("b"), odd], endpoint(fake)))
+    assert told.pop(odd.key).status == status
+    assert {outcome.status for outcome in told.values()} == {"answered"}
+
+
 def test_an_encoding_that_is_never_right_ends_as_a_failure(fake: FakeEndpoint, encodings: dict[Any, str]) -> None:
     fake.set_script([{"status": 400, "body": "encoding_format is never right"}])
     outcome = only(answers(embeds(1), endpoint(fake)))

@@ -118,6 +118,18 @@ def test_a_reply_that_was_paid_for_and_does_not_tell_its_usage_makes_the_cost_of
     assert only(answers([ask("x")], endpoint(fake))).usage == Usage(1, 0, 3, 0)
 
 
+@pytest.mark.parametrize("last", [{"status": 500}, {"status": 400}, {"body": "<html>"}])
+def test_an_outcome_says_that_its_cost_is_unknown_whatever_failed_last(
+    fake: FakeEndpoint, last: dict[str, Any]
+) -> None:
+    fake.set_script([{"body": completion(finish_reason="abort").decode(), "times": 1}, last])
+    outcome = only(answers([ask("x")], endpoint(fake, max_attempts=2)))
+    assert (outcome.status != "answered", outcome.usage, outcome.is_usage_known) == (True, None, False)
+    fake.reset()
+    fake.set_script([last])
+    assert only(answers([ask("x")], endpoint(fake, max_attempts=2))).is_usage_known
+
+
 def test_where_one_of_two_answers_does_not_tell_what_it_took_the_cost_of_the_row_is_unknown(fake: FakeEndpoint) -> None:
     asked = ask("x", response_format={"type": "json_object"})
     for rules in (
