@@ -32,6 +32,7 @@ _MAX_ANSWER_CHARS = 50_000
 _MAX_ITEMS = 50
 """So many personas of an answer are looked at."""
 _MAX_RELATION_CHARS = 200
+_MAX_TOLD_CHARS = 2 * _MAX_RELATION_CHARS  # with what is around the words for a relation
 _COPIED_RUN = 8  # words in a row: other amateur violin makers may be found, and shorter examples told of a real text
 
 # What people write for a relation, by the label that it counts as. The label itself need not be repeated.
@@ -326,7 +327,8 @@ def _related(item: _Item) -> tuple[object, Relation, str | None]:
     persona, relation, words = item.persona, item.relation, item.words
     if isinstance(persona, str) and not isinstance(relation, str) and not isinstance(words, str):
         persona, words = _labelled(visible(persona))
-    said = [_undressed(visible(text)).strip(" *_`.:") for text in (relation, words) if isinstance(text, str)]
+    told = [text[:_MAX_TOLD_CHARS] for text in (relation, words) if isinstance(text, str)]
+    said = [_undressed(visible(text)).strip(" *_`.:") for text in told]
     label: Relation = next((found for found in map(relation_of, said) if found is not None), "other")
     own = next((text for text in reversed(said) if text and text.lower() not in RELATIONS), None)
     bracketed = None if own is None else _IN_BRACKETS.search(own)

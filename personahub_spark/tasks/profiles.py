@@ -48,10 +48,11 @@ _FIELDS = {word: field for field, words in _NAMES.items() for word in words.spli
 _BROKEN_JSON = re.compile(r'\A\s*[\[{]|"background"\s*:', re.IGNORECASE)
 _MARK = re.compile(r"\A\s*(?:[-*•·–+]|\(?\d{1,2}[.)、])\s+")
 _HEADING = re.compile(
-    r"\A(?P<mark>\s*[-•·–+]\s+)?[\s#>*_]*(?:\d[.)]\s*)?[*_]*"
-    r"(?P<name>[^\W\d_]+(?:[ &/]+[^\W\d_]+){0,3})[*_\s]*(?:[:\uff1a](?P<rest>.*))?\Z"
+    r"\A(?P<mark>\s*+[-•·–+]\s++)?[\s#>*_]*+(?:\d[.)]\s*+)?[*_]*+"
+    r"(?P<name>[^\W\d_]+(?:[ &/]+[^\W\d_]+){0,3})[*_\s]*+(?:[:\uff1a](?P<rest>.*))?\Z"
 )
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
+_MAX_HEADING_CHARS = 200  # of a row, in which its heading is looked for
 _SHORT_WORDS = 5  # words between two commas that may be an entry
 _WHEN = ("age", "year")
 
@@ -311,14 +312,15 @@ def _of_headings(text: str) -> dict[str, object]:
 
 def _heading(row: str) -> tuple[str | None, str]:
     """The field that ``row`` is the heading of, and what stands behind it in the row."""
-    heading = _HEADING.match(row)
+    heading = _HEADING.match(row[:_MAX_HEADING_CHARS])
     if heading is None:
         return None, ""
     field = _field(heading["name"])
     # A list may have an entry "- soft skills: …"; only the bare name makes a heading of a marked row.
     if heading["mark"] is not None and heading["name"].lower() != field:
         return None, ""
-    return field, (heading["rest"] or "").strip(" *_")
+    rest = row[heading.start("rest") :] if heading["rest"] is not None else ""
+    return field, rest.strip(" *_")
 
 
 def _section(rows: list[str], *, is_list: bool) -> object:

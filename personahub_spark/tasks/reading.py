@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -19,43 +19,56 @@ _UNSEEN = re.compile(
 _CONTROLS = re.compile("[\x00-\x07\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 # What models write around what they think before they answer, by the chat templates that are about.
 _THINKING = (
-    r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|analysis|scratch[ _-]?pad|cot|chain[ _-]of"
+    r"(?:\w{1,20}:)?(?:\w{0,40}(?:think|thought|reason|reflect)\w{0,60}|analysis|scratch[ _-]?pad|cot|chain[ _-]of"
     r"|inner|internal|monologue|ant[ _-]?thinking|deliberation|planning|plan)(?:[ _-]\w{1,20}){0,2}"
 )
 _OPENS = (
     rf"(?:<|&lt;)\s*{_THINKING}(?:\s[^<>]{{0,200}})?(?:>|&gt;)|\[(?:THINK|THINKING|THOUGHT|REASONING)\]|◁\s*think\s*▷"
+    r"|<unused94>|<details\s+type=.reasoning.[^<>]{0,100}>"
     r"|<\|(?:begin_of_thought|start_thinking|think(?:ing)?(?:_start)?|inner_prefix|cot_start)\|>|<\|channel>(?!\|)"
 )
 _CLOSES = (
     rf"(?:<|&lt;)\s*\\?/\s*{_THINKING}\s*(?:>|&gt;)|\[/(?:THINK|THINKING|THOUGHT|REASONING)\]|◁\s*/\s*think\s*▷"
+    r"|<unused95>|</details>|<think\s*/>|<｜end▁of▁thinking｜>"
     r"|<\|(?:end_of_thought|end_thinking|/think(?:ing)?|think(?:ing)?_end|inner_suffix|cot_end)\|>|<channel\|>"
 )
 _OPENED, _CLOSED = re.compile(_OPENS, re.IGNORECASE), re.compile(_CLOSES, re.IGNORECASE)
-# Spoken of, and not meant: `</think>`, or a pair with next to nothing in it amid a line.
+# Where a text is about the tags: `</think>` in backquotes, or <think>…</think> with at most 8 characters in a line.
 _SPOKEN_OF = re.compile(
     rf"`(?:{_OPENS}|{_CLOSES})[^`\n]{{0,40}}`|(?<=[^\W\d_] )[(`\"']?(?:{_OPENS})[^\n<\[◁]{{0,8}}(?:{_CLOSES})",
     re.IGNORECASE,
 )
-_THOUGHT_PROCESS = re.compile(
-    r"\A\W*here(?:'s| is) my (?:thought|thinking) process:.*?\bhere(?:'s| is) my response:", re.DOTALL | re.IGNORECASE
+_THOUGHT_PROCESS = re.compile(r"\A\W{0,100}here(?:'s| is) my (?:thought|thinking) process:", re.IGNORECASE)
+_RESPONSE = re.compile(r"\bhere(?:'s| is) my response:", re.IGNORECASE)
+_LABEL_OF_THOUGHTS = re.compile(
+    r"\A[\W_]{0,100}(?:thoughts?|thinking|reasoning|analysis|rationale)[*_]{0,3}\s{0,3}[:：]", re.IGNORECASE
 )
-_LABELLED_THOUGHTS = re.compile(
-    r"\A[\W_]*(?:thoughts?|thinking|reasoning|analysis|rationale)[*_]*\s*[:：].*\n[\W_]*"
-    r"(?:(?:final\s+)?(?:answer|response|output|result)[*_]*\s*[:：][*_\s]*|(?=(?:persona|math\s+problem)[*_]*\s*[:：]))",
-    re.DOTALL | re.IGNORECASE,
+_LABEL_OF_ANSWER = re.compile(
+    r"^[^\w\n]{0,10}_{0,2}(?:(?:(?:final )?(?:answer|response|output|result))[*_]{0,3}\s{0,3}[:：][*_\s]{0,10}"
+    r"|(?=(?:persona|math problem)[*_]{0,3}\s{0,3}[:：]))",
+    re.IGNORECASE | re.MULTILINE,
 )
+_DONE_THINKING = re.compile(r"\AThinking(?:\.{3}|…)")
+_DONE = re.compile(r"(?:\.{3}|…)done thinking\.")
+_TOLD_THOUGHTS = ((_THOUGHT_PROCESS, _RESPONSE), (_LABEL_OF_THOUGHTS, _LABEL_OF_ANSWER), (_DONE_THINKING, _DONE))
 # Channels of gpt-oss, also where a server leaves the special tokens out.
 _CHANNEL = re.compile(r"<\|channel\|>\s*[a-z]+(?P<to>[^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>")
-_FINAL = re.compile(r"<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
-_BARE_CHANNEL = re.compile(r"\A(?:analysis|commentary)(?=[A-Z\"'“])")
+_FINAL = re.compile(
+    r"(?:<\|channel\|>\s*|\A(?:assistant)?)final[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>"
+    r"|<\|channel\|>\s*final\s*\n|<\|start\|>assistant<\|message\|>"
+)
+_BARE_CHANNEL = re.compile(r"\A(?:assistant)?(?:analysis|commentary)(?P<is_sure>[A-Z\"'“])?")
 _BARE_FINAL = "assistantfinal"
 
 _TURN = (
     r"(?:<[|｜](?![^<>|｜]*(?:thought|think|tool|python))[^<>|｜\s]{1,40}[|｜]>"
     r"|</?s>|<(?:end_of_turn|start_of_turn|end_of_utterance|eos|bos|eot|eod)>|<\|?turn\|?>|<(?:seed:)?[be]os(?:_token)?>"
-    r"|\[/?INST\]|\[(?:EOS|BOS)\]|\[\|\w{1,20}\|\]|</?assistant>)"
+    r"|\[/?INST\]|\[(?:EOS|BOS)\]|\[\|\w{1,20}\|\]|</?assistant>"
+    r"|<(?:pad|unk|_?end|end_of_sentence|reserved_\d{1,6})>|\[(?:PAD|UNK|end of text|UNUSED_TOKEN_\d{1,6})\])"
 )
 _TURN_BEGINS = re.compile(rf"\A(?:\s*{_TURN}(?:\s*(?:assistant|model)(?=\s*(?:\n|<[|｜])))?)+\s*", re.IGNORECASE)
+_ROLE = re.compile(r"\A(?:assistant|model)[ \t]*\n\s*(?=\S)")
+_LAST_TOKENS = re.compile(rf"(?<![^\W\d_] )\s*(?:{_TURN}\s*)+\Z", re.IGNORECASE)
 _TURN_ENDS = re.compile(rf"(?<![^\W\d_] )(?<!`){_TURN}|{_TURN}(?![^\S\n]*[^\s<\[])", re.IGNORECASE)
 _TURN_BROKEN_OFF = re.compile(r"<[|｜][\w▁]{0,20}[|｜]?\Z")
 
@@ -144,9 +157,23 @@ def failed(name: str) -> Reading:
 def visible(text: str) -> str:
     """``text`` without what a reader does not see: controls, bidirectional overrides, zero-width characters.
 
-    TeX is ``tex.mended``: no source of JSON is given. Newlines and tabs stay; other controls are ``tex.UNREADABLE``.
+    Thoughts at its beginning and special tokens at its end are none of it, also in a string of JSON. TeX is
+    ``tex.mended``: no source of JSON is given. Newlines and tabs stay; other controls are ``tex.UNREADABLE``.
     """
+    return _without_marks(_readable(text))
+
+
+def _readable(text: str) -> str:
     return _UNSEEN.sub("", clean(without_controls(mended(text)))).replace("\r\n", "\n").strip()
+
+
+def _without_marks(text: str) -> str:
+    """``text`` without the thoughts that it begins with and the special tokens that it ends in."""
+    opened = _OPENED.match(text)
+    closed = _CLOSED.search(text, opened.end()) if opened else None
+    text = text[closed.end() :].strip() if closed and text[closed.end() :].strip() else text
+    ends = _LAST_TOKENS.search(text, max(0, len(text) - 200))
+    return text[: ends.start()] if ends and ends.start() else text
 
 
 def _source(text: str) -> str:
@@ -171,7 +198,7 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
     What a model thought before it answered is no answer, nor is what it said after its turn; in JSON both are text like
     any other. ``longest`` bounds the work in characters: what is longer is ``too_long`` unread, thoughts of up to three
     times as many not counted. Failures: filtered, refusal, tool_call, cut_off (nothing came before the token limit),
-    empty, no_text, too_long.
+    empty, no_text, too_long, unclear_thoughts (a closing tag that may end thoughts or be what the answer is about).
     """
     ended = ending(finish_reason)
     if ended in ("filtered", "refusal"):
@@ -181,10 +208,14 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
         return failed("too_long")
     # TeX in JSON is seen to when its strings are read: there, two backslashes are one.
     holds_json = text[:1] == '"' or _OBJECT_OR_LIST.search(text) is not None
-    text = _said(_source(text) if holds_json else visible(text))
+    said = _said(_source(text) if holds_json else _readable(text))
+    if said is None:
+        return failed("unclear_thoughts")
+    text = said
     if len(text) > longest:
         return failed("too_long")
-    if _TOOL_CALL.match(text) or (not text and ended == "tool_call"):
+    # Beside a call an answer may say what it is for.
+    if _TOOL_CALL.match(text) or (ended == "tool_call" and (not text or _OBJECT_OR_LIST.search(text) is None)):
         return failed("tool_call")
     if not text:
         return failed("cut_off" if may_be_cut(finish_reason) else "empty")
@@ -195,35 +226,63 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
     return text
 
 
-def _said(text: str) -> str:
-    """``text`` without thoughts and without the marks of a chat template; nothing where thoughts have no end."""
+def _said(text: str) -> str | None:
+    """What an answer says after its thoughts and inside its turn: "" where it has only thoughts.
+
+    None where a closing tag may end thoughts or be what the answer is about.
+    """
+    role = _ROLE.match(text)
+    text = text[role.end() :] if role else text
     if not _is_json(text):
-        text = _without_thoughts(text)
+        answer = _without_thoughts(text)
+        if answer is None:
+            return None
+        text = answer
     begins = _TURN_BEGINS.match(text)
     text = text[begins.end() :] if begins else text
     ends = _outside(text, _TURN_ENDS) or _TURN_BROKEN_OFF.search(text)
     return text[: ends.start()].strip() if ends else text
 
 
-def _without_thoughts(text: str) -> str:
+def _without_thoughts(text: str) -> str | None:
     channel = _outside(text, _FINAL, last=True)
     if channel is not None:
         return text[channel.end() :].strip()
     channel = _outside(text, _CHANNEL, last=True)
     if channel is not None:
         return "<tool_call>" if "to=" in channel["to"] else ""
-    if _BARE_CHANNEL.match(text):
+    bare = _BARE_CHANNEL.match(text)
+    if bare is not None and (bare["is_sure"] or _BARE_FINAL in text):
         return text.rpartition(_BARE_FINAL)[2].strip() if _BARE_FINAL in text else ""
-    process = _THOUGHT_PROCESS.match(text) or _LABELLED_THOUGHTS.match(text)
-    if process is not None:
-        return text[process.end() :].strip()
+    for begins, ends in _TOLD_THOUGHTS:
+        if begins.match(text):
+            end = _last(ends, text)
+            if end is not None:
+                return text[end.end() :].strip()
     closed = _outside(text, _CLOSED, last=True)
+    if closed is not None and not _ends_thoughts(text, closed):
+        return None
     text = text[closed.end() :].strip() if closed else text
     opened = _outside(text, _OPENED)
     # What stands before thoughts that go on to the end was said, unless they are only spoken of: "reads <think> tags".
     if opened is None or (text[: opened.start()][-1:] == " " and text[opened.end() :][:1] == " "):
         return text
     return text[: opened.start()].strip()
+
+
+def _ends_thoughts(text: str, closed: re.Match[str]) -> bool:
+    """Whether thoughts were opened before ``closed``, or a line or a new sentence begins there."""
+    before, after = text[: closed.start()], text[closed.end() :]
+    return (
+        _OPENED.search(before) is not None
+        or not after.strip()
+        or before.rstrip(" \t")[-1:] in ("", "\n")
+        or not after.lstrip(" \t")[:1].islower()
+    )
+
+
+def _last(mark: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return deque(mark.finditer(text), maxlen=1).pop() if mark.search(text) else None
 
 
 def _outside(text: str, mark: re.Pattern[str], *, last: bool = False) -> re.Match[str] | None:

@@ -16,6 +16,7 @@ from personahub_spark.tasks.persona_answers import read_one, read_several
 from personahub_spark.tasks.personas import PersonaToPersona
 from personahub_spark.tasks.profiles import PersonaProfile
 from personahub_spark.tasks.tex import Decoder, garbled, mended
+from tests.waiting import linear
 
 ENDPOINT = Endpoint(model="m", base_url="http://127.0.0.1/v1")
 PERSONA = "A retired nurse who teaches first aid"
@@ -85,7 +86,35 @@ THOUGHTS = [
     "Reasoning: maybe an angler.\nOr a nurse.\n\n**Final answer:** {}",
     "{}\n<think>Or an angler",
 ]
+THOUGHTS += [
+    "<longcat_think>Maybe.</longcat_think>{}",
+    "<deepthink>Maybe.</deepthink>\n{}",
+    "<self_reflection>Maybe.</self_reflection>{}",
+    "<tool_thinking>Maybe.</tool_thinking>{}",
+    "<unused94>thought\nMaybe.<unused95>{}",
+    "Thinking...\nMaybe.\n...done thinking.\n\n{}",
+    '<details type="reasoning"><summary>Thought for 3 seconds</summary>Maybe.</details>{}',
+    "<think/>{}",
+    "analysis用户想要一个人物。assistantfinal{}",
+    "analysis1. Maybe. assistantfinal{}",
+    "analysisthe user wants one.assistantfinal{}",
+    "analysis The user wants one.assistantfinal {}",
+    "assistantanalysisWe think.assistantfinal{}",
+    "final<|message|>{}",
+    "<|channel|>final\n{}",
+    "<|channel|>analysis<|message|>Maybe.<|end|><|start|>assistant<|message|>{}",
+]
 TURNS = [
+    "assistant\n\n{}",
+    "model\n{}",
+    "{}[UNUSED_TOKEN_145]",
+    "{}<end_of_sentence>",
+    "{}<reserved_107>",
+    "{}<pad><pad>",
+    "{}<unk>",
+    "{}[PAD]",
+    "{} [end of text]",
+    "<solution>{}</solution>",
     "{}<|im_end|>",
     "{}<|eot_id|>",
     "{}</s>",
@@ -551,3 +580,60 @@ def test_text_that_json_escapes_is_read_back_as_it_is_by_every_reader(text: str)
 
 
 _TWICE_LEFT = "\\\\left"
+
+
+@pytest.mark.parametrize(
+    "around", ["<think>Maybe.</think> {}", "{}<|im_end|>", "{}</s>", "<thinking>\nA</thinking>\n{} <|eot_id|>"]
+)
+def test_thoughts_before_and_tokens_behind_a_string_of_json_are_no_part_of_it(around: str) -> None:
+    assert one(json.dumps({"persona": around.replace("{}", f"{PERSONA}.")})) == f"{PERSONA}."
+    assert several(json.dumps({"personas": [around.replace("{}", f"{PERSONA}.")]})) == [f"{PERSONA}."]
+    said = around.replace("{}", f"Math problem: {PROBLEM}")
+    assert problem(json.dumps({"problem": said})) == (PROBLEM, ())
+
+
+def test_a_closing_tag_amid_a_sentence_is_not_cut_at() -> None:
+    for tag in ("</analysis>", "</think>", "</reasoning>"):
+        assert one(f"An HTML tutor whose pupils close {tag} tags wrongly every day") == "!unclear_thoughts"
+        assert (
+            one(f"Maybe an angler.{tag}{PERSONA}")
+            == one(f"Maybe\n{tag} a nurse {PERSONA}"[:6] + f"{tag}\n{PERSONA}")
+            == PERSONA
+        )
+
+
+def test_what_a_model_says_beside_a_call_of_a_tool_is_no_persona() -> None:
+    assert one("Let me look up a person first.", "tool_calls") == "!tool_call"
+    assert one(json.dumps({"persona": PERSONA}), "tool_calls") == PERSONA
+
+
+@pytest.mark.parametrize(
+    ("begins", "unit", "ends"),
+    [
+        ("Thinking: x\n", "---\n", "a"),
+        ("Thinking: x\n", "_", "a"),
+        ("Thinking: x\n", "answer\n", "a"),
+        ("Thinking...", "...done thinking", "a"),
+        ("Here is my thought process:", "here is my response", "a"),
+        ("", "*", "1"),
+        ("", "# ", "a"),
+        ("", "> - ", "a"),
+        ("a:\n", "```\na:\n", "a"),
+        ("$", " $", "a"),
+        ("", "\\(", "a"),
+        ("", "<think_", "a"),
+        ("", "a think", "a"),
+        ("", "sure ", ":"),
+        ("", "</s>", "a"),
+        ("<think>", "<think>a</think>", "a"),
+    ],
+)
+def test_any_part_of_an_answer_is_read_in_linear_time(begins: str, unit: str, ends: str) -> None:
+    text = begins + unit * ((49_000 - len(begins)) // len(unit)) + ends
+    with linear():
+        for answer in (text, text[:19_000] + ends, json.dumps({"relation": text, "persona": PERSONA})):
+            one(answer)
+            read_several(answer, "stop", most=3, given=GIVEN)
+            problem(answer)
+            profile(answer)
+        one(text * 4)
