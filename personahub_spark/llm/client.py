@@ -682,7 +682,7 @@ class _Call:
     def work_done(self, usage: Usage | None) -> int:
         """What the server had to do for its reply."""
         if usage is None:
-            return self.tokens
+            return self.work
         return Patience.work(usage.input_tokens - usage.cached_tokens, usage.output_tokens)
 
     def left_s(self) -> float:

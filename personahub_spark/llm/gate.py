@@ -42,7 +42,16 @@ from typing import Any, Protocol, TypeVar, final
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.failures import Failure
-from personahub_spark.llm.limits import Admission, Go, Outlook, Turns, asked_s, budget_reached, cap_microusd
+from personahub_spark.llm.limits import (
+    SLOW_ADVICE,
+    Admission,
+    Go,
+    Outlook,
+    Turns,
+    asked_s,
+    budget_reached,
+    cap_microusd,
+)
 from personahub_spark.settings import Endpoint, Price
 
 log = logging.getLogger(__name__)
@@ -442,6 +451,7 @@ class _Hub:
         self._members: dict[int, Callable[[_Message], None]] = {}
         self._ids = itertools.count(1)
         self._told: Outlook | None = None
+        self._advised = False
         self._timer: asyncio.TimerHandle | None = None
         self._requests_per_s = _sum_per_s([address.requests_per_minute for address in endpoint.addresses])
         self._tokens_per_s = _sum_per_s([address.tokens_per_minute for address in endpoint.addresses])
@@ -532,6 +542,9 @@ class _Hub:
             else:
                 message.setdefault("no", []).append([answer.number, _packed(answer.failure, whole=True)])
         outlook = self._admission.outlook(now)
+        if self._admission.is_silent and outlook.final is None and not self._advised:
+            self._advised = True
+            log.warning("no call has been answered yet, and the first ran out of time; %s", SLOW_ADVICE)
         if outlook != self._told:
             self._told = outlook
             self._log(outlook, now)

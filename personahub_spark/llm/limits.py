@@ -114,24 +114,29 @@ class Concurrency:
 class Patience:
     """How long one attempt at an address may take: far longer than at the rate at which it answered so far.
 
-    ``fixed_s``: always so long; None: as measured. The limit is there to find out about an address that hangs; what it
-    must not do is to end what a slow one is working on, for that begins again from nothing. Times are of the caller's
-    clock.
+    ``fixed_s``: always so long; None: as measured. Until the first answer no attempt has more than FIRST_MOST_S, so
+    that an address that never answers is found out in half an hour. After it the rate counts, but an answer of a few
+    tokens shows no rate, only how long any answer takes: no limit is more than MOST_TIMES the longest answer, until
+    calls run into it. The limit is there to find out about an address that hangs; what it must not do is to end what a
+    slow one is working on, for that begins again from nothing. Times are of the caller's clock.
     """
 
     FIRST_S_PER_TOKEN = 0.2
+    FIRST_MOST_S = 600.0
     LEAST_S = 60.0
     MARGIN = 4.0
+    MOST_TIMES = 20.0
     # A token takes so many times as long to write as to read, about.
     WRITTEN = 8
     UNBOUNDED = 2048
     ROUNDS = 3
-    """So often in a row all calls ran into their limits, each twice the one before, and the address is too slow."""
+    """So often in a row all calls ran into their limits, and the address is too slow."""
     _MEMORY = 32
 
     def __init__(self, fixed_s: float | None) -> None:
         self._fixed_s = fixed_s
-        self._paces: deque[tuple[float, int]] = deque(maxlen=self._MEMORY)  # seconds a token, at so many calls at once
+        # Of answers: seconds a token, seconds, and calls at once.
+        self._seen: deque[tuple[float, float, int]] = deque(maxlen=self._MEMORY)
         self._rounds = 0
         self._round_ended = -math.inf
         self._waiting_for: set[int] = set()
@@ -146,13 +151,16 @@ class Patience:
         ``timeouts`` times."""
         if self._fixed_s is not None:
             return self._fixed_s
-        pace = max((pace * max(1.0, most / then) for pace, then in self._paces), default=None)
-        per_token = self.FIRST_S_PER_TOKEN * most if pace is None else self.MARGIN * pace
-        return max(self.LEAST_S, per_token * work) * 2.0 ** max(timeouts, self._rounds)
+        doubled = 2.0 ** max(timeouts, self._rounds)
+        if not self._seen:
+            return min(self.FIRST_MOST_S, max(self.LEAST_S, self.FIRST_S_PER_TOKEN * most * work) * doubled)
+        pace = max(pace * max(1.0, most / then) for pace, _, then in self._seen)
+        longest_s = max(took_s * max(1.0, most / then) for _, took_s, then in self._seen)
+        return max(self.LEAST_S, min(self.MARGIN * pace * work, self.MOST_TIMES * longest_s)) * doubled
 
     def answered(self, work: int, *, calls: int, took_s: float) -> None:
         """A call with ``work`` was answered, of ``calls`` at once."""
-        self._paces.append((took_s / max(1, work), max(1, calls)))
+        self._seen.append((took_s / max(1, work), took_s, max(1, calls)))
         self._rounds = 0
         self._waiting_for.clear()
 
@@ -166,18 +174,23 @@ class Patience:
     @property
     def is_at_end(self) -> bool:
         """Whether there is no use in waiting any longer. A single call may be at fault, where others were answered."""
-        several = len(self._waiting_for) > 1 or not self._paces
+        several = len(self._waiting_for) > 1 or not self._seen
         return self._fixed_s is None and self._rounds >= self.ROUNDS and several
 
 
+SLOW_ADVICE = (
+    "see whether its server works at all and what else keeps its machine busy; then lower in_flight or max_tokens, "
+    "serve a smaller model, or set timeout_s to the seconds that an answer takes"
+)
+
+
 def too_slow(model: str, limit_s: float) -> Failure:
-    """An address did not answer in time, each time with twice the time."""
+    """An address did not answer in time in any of ROUNDS rounds of calls."""
     return Failure(
         "run",
         "too_slow",
-        f"{model} gave no answer in {Patience.ROUNDS} rounds of calls, the last with a limit of {limit_s:.0f} s; see "
-        "whether its server works at all and what else keeps its machine busy; then lower in_flight or max_tokens, "
-        "serve a smaller model, or set timeout_s to the seconds that an answer takes",
+        f"{model} gave no answer in {Patience.ROUNDS} rounds of calls, the last with a limit of {limit_s:.0f} s; "
+        f"{SLOW_ADVICE}",
     )
 
 
@@ -543,6 +556,7 @@ class Admission:
         self._limited = any(a.requests_per_minute or a.tokens_per_minute for a in addresses)
         self._outage_limit_s = outage_limit_s
         self.shut_since: float | None = None
+        self._was_answered = False
         self._probed_at = -math.inf
         self._affordable: Decimal | None = None
         self._asks: OrderedDict[int, OrderedDict[int, _Ask]] = OrderedDict()  # members in turn
@@ -551,6 +565,11 @@ class Admission:
     @property
     def waiting(self) -> int:
         return sum(len(asks) for asks in self._asks.values())
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether calls ran out of time, and none was answered so far."""
+        return self.timeouts > 0 and not self._was_answered
 
     @property
     def in_flight(self) -> int:
@@ -614,6 +633,7 @@ class Admission:
 
     def hear_success(self, address: int, *, calls: int, began: float) -> None:
         """Free calls at ``address`` that succeeded; the youngest began at ``began``."""
+        self._was_answered = True
         self._places[address].breaker.succeeded(began=began, calls=calls)
 
     def hear_failure(self, address: int, failure: Failure, asked_s: float | None, *, began: float, now: float) -> None:
@@ -779,6 +799,7 @@ class Admission:
     def _judge(self, address: int, failure: Failure | None, asked_s: float | None, began: float, now: float) -> None:
         place = self._places[address]
         if failure is None or failure.error_class in _REPLIED:
+            self._was_answered = True
             place.breaker.succeeded(began=began)
         if failure is None:
             return

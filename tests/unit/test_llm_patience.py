@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from asking import PRICE, answers, ask, asks, endpoint
 
-from personahub_spark.llm.client import outcomes
+from personahub_spark.llm.client import _Call, outcomes
 from personahub_spark.llm.failures import Failure
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.gate import Gate
 from personahub_spark.llm.limits import Admission, Concurrency, Patience, too_slow
+from personahub_spark.llm.usage import Usage
 from personahub_spark.settings import Address
 from tests.waiting import Clock, eventually
 
@@ -75,10 +76,44 @@ def test_the_limit_doubles_with_each_round_without_an_answer_and_with_each_timeo
     patience.timed_out(2, began=0.0, now=200.0)  # the same round
     assert limit(patience) == 400.0
     patience.timed_out(1, began=200.0, now=600.0)
-    assert limit(patience) == 800.0
+    assert limit(patience) == Patience.FIRST_MOST_S  # and not 800
     patience.answered(1000, calls=1, took_s=50.0)
     assert limit(patience) == 200.0
     assert limit(patience, timeouts=1) == 400.0
+
+
+@pytest.mark.parametrize(("work", "most"), [(10, 1), (1000, 1), (Patience.work(1000, 300), 4), (10**6, 64)])
+def test_an_address_that_never_answers_is_found_out_in_half_an_hour(work: int, most: int) -> None:
+    patience, now = Patience(None), 0.0
+    for call in range(Patience.ROUNDS):
+        assert not patience.is_at_end
+        began, now = now, now + limit(patience, work, most=most, timeouts=call)
+        patience.timed_out(1, began=began, now=now)
+    assert patience.is_at_end and now <= 1800.0
+
+
+def test_an_answer_of_a_few_tokens_shows_how_long_any_takes_and_no_rate() -> None:
+    patience = Patience(None)
+    patience.answered(Patience.work(10, 3), calls=1, took_s=8.0)
+    whole = Patience.work(500, 600)
+    assert limit(patience, whole) == 20 * 8.0  # not 4 * 8 / 34 * 5300
+    assert limit(patience, whole, most=4) == 4 * 20 * 8.0
+    assert limit(patience, Patience.work(10, 9)) == 4 * 8.0 / 34 * 82  # a call much like it: by the rate
+    assert limit(patience, whole, timeouts=1) == 2 * 20 * 8.0
+    patience.answered(Patience.work(500, 300), calls=1, took_s=100.0)
+    assert limit(patience, whole) == 20 * 100.0
+    for _ in range(32):
+        patience.answered(Patience.work(500, 300), calls=1, took_s=100.0)
+    assert limit(patience, whole) == pytest.approx(4 * 100.0 * whole / Patience.work(500, 300))
+    quick = Patience(None)
+    quick.answered(Patience.work(10, 3), calls=1, took_s=0.5)
+    assert limit(quick, whole) == Patience.LEAST_S
+
+
+def test_what_a_call_was_worth_is_counted_in_one_unit_whether_the_reply_says_it_or_not() -> None:
+    call = _Call([], "/chat/completions", lambda **_: b"x" * 4000, 100, None, 0.0, 0, 1)
+    tokens_in = call.work - Patience.WRITTEN * 100
+    assert call.work_done(None) == call.work_done(Usage(tokens_in, 0, 100, 0)) == call.work
 
 
 @pytest.mark.parametrize(
@@ -141,16 +176,17 @@ def test_what_is_slow_is_waited_for_when_the_limit_is_measured(fake: FakeEndpoin
 
 
 def test_an_endpoint_that_answers_nobody_ends_the_run_after_three_rounds_with_what_to_change(
-    fake: FakeEndpoint, clock: Clock
+    fake: FakeEndpoint, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.set_script([{"fault": "hang"}])
     where = endpoint(fake, in_flight=4, timeout_s=None, max_attempts=8)
     began = clock()
-    with clock.skipping(3000, fake=fake), Gate(where, PRICE) as gate:
+    with clock.skipping(700, fake=fake), Gate(where, PRICE) as gate:
         told = [outcome for outcome in outcomes(asks(24), where, PRICE, gate=gate.place) if outcome is not None]
         assert gate.timeouts == 3
-    # Each had twice the time of the one before, not the same again.
-    assert clock() - began >= (1 + 2 + 4) * Patience.FIRST_S_PER_TOKEN * Patience.WRITTEN * Patience.UNBOUNDED
+    assert clock() - began >= 3 * Patience.FIRST_MOST_S
+    advice = [record.message for record in caplog.records if record.message.startswith("no call has been answered")]
+    assert len(advice) == 1 and "max_tokens" in advice[0]  # after the first of them
     stopped = [outcome for outcome in told if outcome.status == "stopped"]
     assert {outcome.error_class for outcome in stopped} == {"too_slow"}
     for word in ("3 rounds", "in_flight", "max_tokens", "smaller model", "timeout_s"):
@@ -192,6 +228,17 @@ def test_once_one_was_answered_all_places_are_used(fake: FakeEndpoint) -> None:
 
 
 # --- on the driver
+
+
+def test_that_nothing_was_answered_is_known_after_the_first_timeout_and_until_the_first_answer() -> None:
+    admission = Admission([Address(base_url="http://a/v1")])
+    assert not admission.is_silent
+    admission.hear_failure(0, TIMEOUT, None, began=0.0, now=60.0)
+    assert admission.is_silent
+    admission.hear_success(0, calls=1, began=60.0)
+    assert not admission.is_silent
+    admission.hear_failure(0, TIMEOUT, None, began=61.0, now=120.0)
+    assert not admission.is_silent
 
 
 def test_an_outage_of_timeouts_says_what_to_change_and_another_does_not() -> None:
