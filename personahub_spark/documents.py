@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from personahub_spark import inputs
-from personahub_spark.inputs import Found, Judged, Shape
+from personahub_spark.inputs import Found, Judged, Listing, Shape
 from personahub_spark.settings import DocumentSettings
 from personahub_spark.text import clean, content_id, only_markup
 
@@ -72,14 +72,19 @@ def judge_text(found: Mapping[str, Any]) -> Judged:
     return Judged({"text": text, **rest})
 
 
+def list_files(settings: DocumentSettings, *, ahead: bool = False) -> Listing:
+    """The files of ``settings.paths``, as ``inputs.list_files`` does."""
+    unknown = settings.unknown_files
+    return inputs.list_files(settings.paths, settings.format, _shape(settings), unknown=unknown, ahead=ahead)
+
+
 def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[DataFrame], DataFrame]) -> Found:
     """The rows of all files of ``settings.paths``: ``doc_id`` and ``FIELDS``, or a reason; see ``inputs.read``.
 
     Raises SettingsError for a path that does not exist, a format that is not known, or a text column that is missing.
     """
-    shape = _shape(settings)
-    listing = inputs.list_files(settings.paths, settings.format, shape, unknown=settings.unknown_files)
-    found = inputs.read(spark, listing.files, shape, stage=stage)
+    listing = list_files(settings)
+    found = inputs.read(spark, listing.files, _shape(settings), stage=stage)
     return dataclasses.replace(found, files_skipped=listing.skipped)
 
 

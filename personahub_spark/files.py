@@ -61,10 +61,10 @@ def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     scheme = re.sub("^s3[an]$", "s3", address["scheme"].lower())
     try:
         found, root = _system(f"{scheme}://{address['host'] or ''}/")
-    except pa.ArrowInvalid as error:
+    except pa.ArrowInvalid:
         raise PersonaHubError(
-            f"{place} is on a file system that Python does not know ({error}); name a folder on a shared disk, or an "
-            "address of hdfs://, s3a://, gs:// or abfss://"
+            f"{place} is on a file system that Python does not know; name a folder on a shared disk, or an address of "
+            "s3://, s3a://, gs://, hdfs://, abfs:// or abfss://"
         ) from None
     return found, f"{root.rstrip('/')}{address['path']}"
 

@@ -103,17 +103,23 @@ class Item(NamedTuple):
         return self.found is None and self.reason is None
 
 
-def listing(place: str) -> list[File]:
+def listing(place: str, closed: list[str] | None = None) -> list[File]:
     """``place`` itself where it is a file, else every file in it and in its folders, in order of their paths.
 
     Files and folders with names that begin with a dot or with ``_`` and have no ``=`` are left out, as Spark does: they
-    hold what a writer notes down for itself. A link is what it points to. Raises OSError where nothing is there or it
-    cannot be listed, PersonaHubError where Python knows no such file system.
+    hold what a writer notes down for itself. A link is what it points to. A folder in it that this process may not read
+    is left out and put into ``closed``, where that is given. Raises OSError where nothing is there or it cannot be
+    listed, PersonaHubError where Python knows no such file system.
     """
     path = absolute(place)
     local = local_path(path)
-    found = _local_files(local) if local is not None else _remote_files(path)
+    found = _local_files(local, closed) if local is not None else _remote_files(path)
     return sorted(found, key=lambda file: file.path)
+
+
+def shown(path: str) -> str:
+    """A path on this machine as ``File.path`` has it."""
+    return _shown(path.encode(errors="surrogateescape"))
 
 
 def packing(path: str) -> str | None:
@@ -265,22 +271,30 @@ def _sayable(value: Any) -> Any:
     return value
 
 
-def _local_files(path: str) -> Iterator[File]:
-    known = os.stat(path)
+def _local_files(path: str, closed: list[str] | None) -> Iterator[File]:
+    top = _name(path)
+    known = os.stat(top)
     if not stat.S_ISDIR(known.st_mode):
         if not stat.S_ISREG(known.st_mode):
             raise OSError(errno.EINVAL, "neither a file nor a folder", path)
-        yield _local_file(path, known)
+        yield _local_file(top, known)
         return
     seen: set[tuple[int, int]] = set()
-    folders = [(path, known)]
+    folders = [(top, known)]
     while folders:
         folder, known = folders.pop()
         if (known.st_dev, known.st_ino) in seen:  # a link to a folder above it
             continue
         seen.add((known.st_dev, known.st_ino))
-        for name in os.listdir(folder):
-            if _is_a_note(name):
+        try:
+            names = os.listdir(folder)
+        except PermissionError:  # as lost+found
+            if closed is None or folder == top:
+                raise
+            closed.append(_shown(folder))
+            continue
+        for name in names:
+            if _is_a_note(name.decode("latin-1")):
                 continue
             inside = os.path.join(folder, name)
             try:
@@ -294,13 +308,29 @@ def _local_files(path: str) -> Iterator[File]:
                 yield _local_file(inside, there)
 
 
-def _local_file(path: str, known: os.stat_result | None) -> File:
-    name = os.fsencode(path)
-    shown = f"file:{name.decode(errors='backslashreplace')}"
+def _name(path: str) -> bytes:
+    """What the system knows ``path`` by: UTF-8, whatever the locale; as the locale has it where only that is there."""
+    try:
+        name = path.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # a half of a character, as JSON can name it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+    with contextlib.suppress(UnicodeEncodeError):
+        other = os.fsencode(path)
+        if not os.path.lexists(name) and os.path.lexists(other):
+            return other
+    return name
+
+
+def _shown(name: bytes) -> str:
+    return f"file:{name.decode(errors='backslashreplace')}"
+
+
+def _local_file(name: bytes, known: os.stat_result | None) -> File:
+    path = _shown(name)
     if known is None:
-        return File(shown, kind_of(shown), 0, _LONG_AGO, name)
+        return File(path, kind_of(path), 0, _LONG_AGO, name)
     changed = datetime.fromtimestamp(known.st_mtime_ns // 10**6 / 1000, UTC)
-    return File(shown, kind_of(shown), known.st_size, changed, name)
+    return File(path, kind_of(path), known.st_size, changed, name)
 
 
 def _remote_files(place: str) -> Iterator[File]:

@@ -6,6 +6,7 @@ Reads the shapes that are released (paper section 1: ``persona``; ``input person
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -60,9 +61,10 @@ _ROW = StructType(
 )
 
 
-def list_files(settings: ImportSettings) -> Listing:
-    """The files of ``settings.paths``, as ``inputs.list_files`` does."""
-    return inputs.list_files(settings.paths, settings.format, _shape(settings), unknown=settings.unknown_files)
+def list_files(settings: ImportSettings, *, setting: str = "imports", ahead: bool = False) -> Listing:
+    """The files of ``settings.paths``, as ``inputs.list_files`` does; ``setting`` is what sentences call them."""
+    shape, unknown = dataclasses.replace(_shape(settings), setting=setting), settings.unknown_files
+    return inputs.list_files(settings.paths, settings.format, shape, unknown=unknown, ahead=ahead)
 
 
 def import_id(file: File, settings: ImportSettings) -> str:

@@ -10,9 +10,10 @@ import dataclasses
 import hashlib
 import logging
 import math
+import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,46 +119,75 @@ class _Part:
 
 
 def list_files(
-    paths: Sequence[str], form: str, shape: Shape, *, unknown: Literal["skip", "refuse"] = "skip"
+    paths: Sequence[str], form: str, shape: Shape, *, unknown: Literal["skip", "refuse"] = "skip", ahead: bool = False
 ) -> Listing:
     """Every file of ``paths`` and of the folders among them; a path is taken as it stands, it is no pattern.
 
-    ``form``: a kind, or ``auto``: by a file's ending, in any case. Raises SettingsError for a path that does not exist,
-    for a file of an unknown format that ``paths`` names or, with ``unknown`` refuse, that a folder holds, and where
-    nothing is left.
+    ``form``: a kind, which every file is taken for, whatever its name; or ``auto``: by a file's ending, in any case.
+    ``ahead``: look only at what is on this machine, and do not warn. Raises SettingsError for a path that does not
+    exist, for a file that may not be read, for a file of an unknown format that ``paths`` names or, with ``unknown``
+    refuse, that a folder holds, and where nothing is left; PersonaHubError where Python knows no such file system.
     """
     if not paths:
         raise SettingsError(f"{shape.setting}.paths is empty; name the files or folders to read")
     found: dict[str, File] = {}
     strange: dict[str, File] = {}
+    closed: list[str] = []
     for path in paths:
+        local = local_path(absolute(path))
+        if ahead and local is None:
+            continue
         try:
-            inside = formats.listing(path)
+            inside = formats.listing(path, closed)
         except FileNotFoundError:
-            raise SettingsError(f"{shape.setting}.paths: {path} does not exist") from None
+            raise SettingsError(
+                f"{shape.setting}.paths: {local or path} does not exist; name files or folders that do"
+            ) from None
         except OSError as error:
             why = error.strerror or str(error)
-            raise SettingsError(f"{shape.setting}.paths: {path} cannot be listed ({why})") from None
-        local = local_path(absolute(path))
-        is_named = [file.path for file in inside] == [f"file:{local}" if local is not None else absolute(path)]
+            raise SettingsError(f"{shape.setting}.paths: {local or path} cannot be listed ({why})") from None
+        is_named = [file.path for file in inside] == [formats.shown(local) if local is not None else absolute(path)]
         for file in inside:
             kind = file.kind if form == "auto" else form
             if kind in shape.kinds:
+                if _is_forbidden(file):
+                    raise SettingsError(
+                        f"{shape.setting}.paths: {local_path(file.path)} cannot be read (Permission denied); give the "
+                        "right to read it, or name other files"
+                    )
                 found[file.path] = dataclasses.replace(file, kind=kind)
             elif is_named or unknown == "refuse":
                 raise SettingsError(_unknown_format(file.path, shape))
             else:
                 strange[file.path] = file
-    if strange:
-        some = ", ".join(path.rpartition("/")[2] for path in sorted(strange)[:3])
-        log.warning(
-            "%s.paths: %d files of unknown formats are skipped (%s%s)",
-            *(shape.setting, len(strange), some, ", …" if len(strange) > 3 else ""),
-        )
-    if not found:
+    if not ahead:
+        _warn(f"{shape.setting}.paths: %d files of unknown formats are skipped (%s)", strange)
+        _warn(f"{shape.setting}.paths: %d folders that may not be read are skipped (%s)", closed)
+    if not found and not (ahead and any(local_path(absolute(path)) is None for path in paths)):
         left_out = f" of a known format ({', '.join(_known_endings(shape))})" if strange else ""
-        raise SettingsError(f"{shape.setting}.paths: no file{left_out} in {', '.join(paths)}")
+        raise SettingsError(
+            f"{shape.setting}.paths: there is no file{left_out} in {', '.join(paths)}; put some there, or name another "
+            "folder"
+        )
     return Listing([found[path] for path in sorted(found)], len(strange))
+
+
+def _warn(sentence: str, paths: Collection[str]) -> None:
+    if paths:
+        some = ", ".join(path.rpartition("/")[2] for path in sorted(set(paths))[:3])
+        log.warning(sentence, len(set(paths)), f"{some}, …" if len(set(paths)) > 3 else some)
+
+
+def _is_forbidden(file: File) -> bool:
+    if not file.name or os.access(file.name, os.R_OK):
+        return False
+    try:
+        open(file.name, "rb").close()
+    except PermissionError:
+        return True
+    except OSError:  # a link to nowhere, as it may be: reading it will say so
+        return False
+    return False
 
 
 def read(spark: SparkSession, files: Sequence[File], shape: Shape, *, stage: Callable[[DataFrame], DataFrame]) -> Found:

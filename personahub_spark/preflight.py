@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from personahub_spark import files, formats
+from personahub_spark import documents, files, imports
 from personahub_spark.errors import PersonaHubError, SettingsError
+from personahub_spark.inputs import Listing
 from personahub_spark.llm import probe
 from personahub_spark.llm.client import key_of
 from personahub_spark.llm.gate import NotAdmitted
@@ -164,33 +165,19 @@ def _check_jars(settings: Settings, steps: Collection[str]) -> None:
 
 def _check_inputs(settings: Settings, steps: Collection[str]) -> None:
     if "ingest_documents" in steps:
-        _check_paths("documents", settings.documents.paths)
+        paths = settings.documents.paths
+        _check_paths("documents", paths, documents.list_files(settings.documents, ahead=True))
     if "import_personas" in steps:
         for number, entry in enumerate(settings.imports):
-            _check_paths(f"imports.{number}", entry.paths)
+            setting = f"imports.{number}"
+            _check_paths(setting, entry.paths, imports.list_files(entry, setting=setting, ahead=True))
 
 
-def _check_paths(setting: str, paths: Sequence[str]) -> None:
-    """SettingsError where ``paths`` of this machine do not exist, or hold nothing at all."""
-    if not paths:
-        raise SettingsError(f"{setting}.paths is empty; name the files or folders to read")
-    sizes: list[int] = []
-    for path in map(_local, paths):
-        if path is None:
-            return
-        try:
-            sizes += [file.size_bytes for file in formats.listing(str(path))]
-            if path.is_file():
-                path.open("rb").close()
-        except FileNotFoundError:
-            raise SettingsError(f"{setting}.paths: {path} does not exist; name files or folders that do") from None
-        except OSError as error:
-            raise SettingsError(f"{setting}.paths: {error.filename} cannot be read ({error.strerror})") from None
-    named = ", ".join(paths)
-    if not sizes:
-        raise SettingsError(f"{setting}.paths: there is no file in {named}; put some there, or name another folder")
-    if not any(sizes):
-        raise SettingsError(f"{setting}.paths: every file in {named} is empty; there is nothing to read")
+def _check_paths(setting: str, paths: Sequence[str], listing: Listing) -> None:
+    """SettingsError where all that ``paths`` hold is empty."""
+    elsewhere = any(_local(path) is None for path in paths)
+    if not elsewhere and not any(file.size_bytes for file in listing.files):
+        raise SettingsError(f"{setting}.paths: every file in {', '.join(paths)} is empty; there is nothing to read")
 
 
 def _local(place: str) -> Path | None:

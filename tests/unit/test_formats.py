@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import bz2
 import dataclasses
 import datetime as dt
@@ -13,6 +14,8 @@ import json
 import os
 import resource
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -259,17 +262,17 @@ def test_a_packed_file_that_cannot_be_unpacked_is_to_blame_itself(name: str, con
 
 
 def test_what_stands_before_junk_at_the_end_of_a_packed_file_is_read(tmp_path: Path) -> None:
-    many = b"".join(b'{"text": "%d"}\n' % n for n in range(20_000))
+    many = b"".join(b'{"text": "%d"}\n' % n for n in range(4000))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(many) + b"junk")
-    assert len(before_the_break(tmp_path / "a.jsonl.gz")) == 20_000
+    assert len(before_the_break(tmp_path / "a.jsonl.gz")) == 4000
     (tmp_path / "a.jsonl.gz").unlink()
     for junk in (b"junk", b"j", b"junk" * 50_000):
         (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(LINES) + zstandard.compress(many) + junk)
-        assert len(before_the_break(tmp_path / "a.jsonl.zst")) == 20_002
+        assert len(before_the_break(tmp_path / "a.jsonl.zst")) == 4002
     (tmp_path / "a.jsonl.zst").unlink()
     for junk in (b"junk", b"j", b"junk" * 50_000):
         (tmp_path / "a.jsonl.bz2").write_bytes(bz2.compress(many) + junk)
-        assert len(before_the_break(tmp_path / "a.jsonl.bz2")) == 20_000
+        assert len(before_the_break(tmp_path / "a.jsonl.bz2")) == 4000
 
 
 # --- lines, texts and their marks
@@ -485,6 +488,44 @@ def test_no_file_is_broken_that_cannot_be_reached_at_all(
     failing(monkeypatch, here.size_bytes // 2, [OSError("AWS Error ACCESS_DENIED") for _ in range(100)])
     with pytest.raises(OSError, match="ACCESS_DENIED"):
         list(items(as_remote(here), TEXT))
+
+
+def test_a_name_that_is_there_only_in_the_encoding_of_the_locale_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(os.fsencode(tmp_path) + b"/r\xe4ume.jsonl", "wb") as opened:
+        opened.write(LINES)
+    monkeypatch.setattr(os, "fsencode", lambda path: path.encode("latin-1"))
+    assert [each.path for each in listing(f"{tmp_path}/räume.jsonl")] == [f"file:{tmp_path}/r\\xe4ume.jsonl"]
+    (tmp_path / "räume.jsonl").write_bytes(LINES)
+    assert [each.path for each in listing(f"{tmp_path}/räume.jsonl")] == [f"file:{tmp_path}/räume.jsonl"]
+
+
+def test_a_name_is_found_in_a_locale_without_its_characters(tmp_path: Path) -> None:
+    for name in ("räume", "部屋"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jsonl").write_bytes(LINES)
+    (tmp_path / "räume" / "部屋.jsonl").write_bytes(LINES)
+    program = (
+        "import sys\n"
+        "from personahub_spark.formats import items, listing\n"
+        "print(sys.getfilesystemencoding())\n"
+        "for place in ('r\\u00e4ume', '\\u90e8\\u5c4b', '\\u90e8\\u5c4b/\\u90e8\\u5c4b.jsonl'):\n"
+        "    read = listing(f'{sys.argv[1]}/{place}')\n"
+        "    print(ascii([(f.path, len(list(items(f, {})))) for f in read]))\n"
+    )
+    variables = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    said = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert said.returncode == 0, said.stderr
+    encoding, *read = said.stdout.splitlines()
+    assert encoding != "utf-8"
+    place = f"file:{tmp_path}"
+    assert [ast.literal_eval(each) for each in read] == [
+        [(f"{place}/räume/räume.jsonl", 2), (f"{place}/räume/部屋.jsonl", 2)],
+        [(f"{place}/部屋/部屋.jsonl", 2)],
+        [(f"{place}/部屋/部屋.jsonl", 2)],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,8 @@ LAYERS = (
     ("text", "settings", "progress", "files", "terminal"),
     ("llm", "formats"),
     ("tables", "wal", "inputs"),
-    (
-        *("tasks", "filters", "embeddings", "dedup", "documents", "imports", "lineage", "withdrawals", "releases"),
-        "preflight",
-    ),
+    ("tasks", "filters", "embeddings", "dedup", "documents", "imports", "lineage", "withdrawals", "releases"),
+    ("preflight",),
     ("session", "ledger", "reports"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import logging
 import os
@@ -66,6 +67,32 @@ def test_a_file_of_an_unknown_format_is_skipped_in_a_folder_and_refused_where_it
     (tmp_path / "others" / "b.csv").write_bytes(b"")
     with pytest.raises(SettingsError, match=r"no file of a known format \(\.jsonl.*\) in "):
         listed(tmp_path / "others")
+
+
+def test_a_folder_that_may_not_be_read_is_skipped_and_a_file_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "lost+found/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"words")
+    listdir = os.listdir
+
+    def forbidden(path: Any, *rest: Any, **others: Any) -> Any:  # root may read everything
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    def listing(path: Any) -> Any:
+        return forbidden(path) if os.fsencode(path).endswith(b"lost+found") else listdir(path)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    assert [file.path for file in listed(tmp_path)] == [f"file:{tmp_path}/a.txt"]
+    assert caplog.messages == ["documents.paths: 1 folders that may not be read are skipped (lost+found)"]
+    with pytest.raises(SettingsError, match=r"lost\+found cannot be listed \(Permission denied\)"):
+        listed(tmp_path / "lost+found")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert len(listed(tmp_path)) == 1
+    monkeypatch.setattr(inputs, "open", forbidden, raising=False)
+    with pytest.raises(SettingsError, match=r"paths: /.*a\.txt cannot be read \(Permission denied\); give the right"):
+        listed(tmp_path)
 
 
 def test_a_file_that_two_paths_lead_to_is_read_once(tmp_path: Path) -> None:

@@ -282,8 +282,35 @@ def test_inputs_that_are_not_there_or_hold_nothing_are_named(make: Callable[...,
         preflight.check(chosen, ("extract_personas",))  # reads none of them
     for paths in ([str(empty), str(tmp_path / "documents")], ["s3a://bucket/folder"]):
         preflight.check(make(documents={"paths": paths}), STEPS)
-    imports = [{"paths": [str(tmp_path / "documents")], "source": "x"}, {"paths": [str(empty)], "source": "y"}]
+    (tmp_path / "a.jsonl").write_text("{}")
+    imports = [{"paths": [str(tmp_path / "a.jsonl")], "source": "x"}, {"paths": [str(empty)], "source": "y"}]
     assert fault(make(imports=imports), ("import_personas",)).startswith("imports.1.paths: there is no file in")
+
+
+def test_inputs_that_listing_them_would_refuse_are_refused_before_spark(
+    make: Callable[..., Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixed, strange = tmp_path / "mixed", tmp_path / "strange"
+    for path in (mixed / "a.txt", mixed / "b.csv", strange / "b.csv"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("words")
+    for documents, said in (
+        ({"paths": [str(strange)]}, "documents.paths: there is no file of a known format"),
+        ({"paths": [str(mixed / "b.csv")]}, f"documents.paths: file:{mixed}/b.csv is of no known format"),
+        ({"paths": [str(mixed)], "unknown_files": "refuse"}, f"documents.paths: file:{mixed}/b.csv is of no known"),
+        ({"paths": ["s3a://bucket/x", str(tmp_path / "no")]}, f"documents.paths: {tmp_path}/no does not exist"),
+        ({"paths": ["s3a://bucket/x", str(mixed / "b.csv")]}, "documents.paths: file:"),
+    ):
+        assert fault(make(documents=documents)).startswith(said)
+    for documents in (
+        {"paths": [str(mixed)]},
+        {"paths": [str(strange)], "format": "jsonl"},
+        {"paths": ["s3a://bucket/x", str(strange)]},
+    ):
+        preflight.check(make(documents=documents), STEPS)
+    texts = [{"paths": [str(mixed / "a.txt")], "source": "x"}]
+    assert "imports.0.paths: file:" in fault(make(imports=texts), ("import_personas",))
+    assert "skipped" not in caplog.text  # the step itself says so
 
 
 def test_a_store_that_cannot_be_written_is_named_and_one_that_can_is_left_as_it_was(
