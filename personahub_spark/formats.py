@@ -505,10 +505,10 @@ def _rows(file: File, columns: Mapping[str, str], start: int, end: int | None) -
 
 
 class _Group(NamedTuple):
-    """Of a Parquet file: where its bytes begin and end, and how many rows it has."""
+    """Of a Parquet file: where its bytes begin and end (None: with the file), and how many rows it has."""
 
     start: int
-    end: int
+    end: int | None
     rows: int
 
 
@@ -524,7 +524,8 @@ class _Table:
         """Find its groups; gives no items."""
         with self._opened() as parquet:
             known = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-            self.groups = [_Group(*_bytes_of(group), group.num_rows) for group in known]
+            starts = [_start(group) for group in known]
+            self.groups = list(map(_Group, starts, [*starts[1:], None], [group.num_rows for group in known]))
         yield from ()
 
     def rows(self, number: int, line: int) -> Iterator[Item]:
@@ -558,12 +559,12 @@ class _Table:
             stream.close()
 
 
-def _bytes_of(group: Any) -> tuple[int, int]:
-    chunks = [group.column(number) for number in range(group.num_columns)]
-    starts = [chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset for chunk in chunks]
-    if not chunks:
-        return 0, 0
-    return starts[0], max(begin + chunk.total_compressed_size for begin, chunk in zip(starts, chunks, strict=True))
+def _start(group: Any) -> int:
+    if not group.num_columns:
+        return 0
+    chunk = group.column(0)
+    first: int = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    return first
 
 
 def _read_columns(schema: pa.Schema, columns: Mapping[str, str]) -> list[str]:

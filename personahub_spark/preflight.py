@@ -177,7 +177,8 @@ def _check_paths(setting: str, paths: Sequence[str], listing: Listing) -> None:
     """SettingsError where all that ``paths`` hold is empty."""
     elsewhere = any(_local(path) is None for path in paths)
     if not elsewhere and not any(file.size_bytes for file in listing.files):
-        raise SettingsError(f"{setting}.paths: every file in {', '.join(paths)} is empty; there is nothing to read")
+        which = "every file of a known format" if listing.skipped else "every file"
+        raise SettingsError(f"{setting}.paths: {which} in {', '.join(paths)} is empty; there is nothing to read")
 
 
 def _local(place: str) -> Path | None:

@@ -95,6 +95,16 @@ def test_a_folder_that_may_not_be_read_is_skipped_and_a_file_is_refused(
         listed(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["dbfs:/data/a.jsonl", "wasbs://c@account/a", "http://host/a.jsonl"])
+def test_a_file_system_that_is_not_known_is_one_sentence(place: str) -> None:
+    with pytest.raises(PersonaHubError) as caught:
+        listed(place)
+    assert str(caught.value) == (
+        f"{place} is on a file system that Python does not know; name a folder on a shared disk, or an address of "
+        "s3://, s3a://, gs://, hdfs://, abfs:// or abfss://"
+    )
+
+
 def test_a_file_that_two_paths_lead_to_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a")
     assert len(listed(tmp_path, tmp_path / "a.txt", f"{tmp_path}/../{tmp_path.name}/", f"file://{tmp_path}")) == 1

@@ -290,12 +290,14 @@ def test_inputs_that_are_not_there_or_hold_nothing_are_named(make: Callable[...,
 def test_inputs_that_listing_them_would_refuse_are_refused_before_spark(
     make: Callable[..., Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mixed, strange = tmp_path / "mixed", tmp_path / "strange"
-    for path in (mixed / "a.txt", mixed / "b.csv", strange / "b.csv"):
+    mixed, strange, blank = (tmp_path / name for name in ("mixed", "strange", "blank"))
+    for path in (mixed / "a.txt", mixed / "b.csv", strange / "b.csv", blank / "b.csv"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("words")
+    (blank / "a.txt").touch()
     for documents, said in (
         ({"paths": [str(strange)]}, "documents.paths: there is no file of a known format"),
+        ({"paths": [str(blank)]}, f"documents.paths: every file of a known format in {blank} is empty"),
         ({"paths": [str(mixed / "b.csv")]}, f"documents.paths: file:{mixed}/b.csv is of no known format"),
         ({"paths": [str(mixed)], "unknown_files": "refuse"}, f"documents.paths: file:{mixed}/b.csv is of no known"),
         ({"paths": ["s3a://bucket/x", str(tmp_path / "no")]}, f"documents.paths: {tmp_path}/no does not exist"),
