@@ -41,7 +41,7 @@ QUICK = {
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes name no test: a packed file has the second in it, and processes that share the tests must agree on names."""
+    """Bytes name no test: a packed file holds the time, and processes that share tests must agree on their names."""
     return argname if isinstance(val, bytes) else None
 
 
