@@ -34,5 +34,5 @@ package: $(VENV)/ready  ## the zip that executors need, for spark-submit --py-fi
 clean:  ## remove what the other targets made, the demo's tables included; downloads stay in ~/.cache/personahub
 	@rm -rf $(VENV) build dist *.egg-info warehouse .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt scripts/make_environment.sh
 	@PYTHON='$(PYTHON)' scripts/make_environment.sh $(VENV)

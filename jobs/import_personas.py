@@ -90,7 +90,7 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         F.col("source_key").alias("first_origin"),
         flags.alias("quality_flags"),
     )
-    if store.dry_run and total["personas"]:  # flags are for good, so they are told before too
+    if store.dry_run and total["personas"]:  # flags of stored rows never change, so a dry run tells of them too
         new = allowed.where("nth_persona = 1 and known_persona is null")
         judged = flagged(new.select(flags.alias("quality_flags")))
         if judged.flagged:

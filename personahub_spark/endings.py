@@ -208,6 +208,8 @@ def run_folder(place: str | None = None) -> Path:
 
 @functools.cache
 def _run_folder(place: str) -> Path:
+    if Path(place) in _run_folders:  # as where a session finds what the one before it put into the environment
+        return Path(place)
     machine = f"{_PREFIX}{socket.gethostname()}-"
     of_this_machine = re.compile(re.escape(machine) + r"[0-9a-f]*-\w{8}")
     for left in Path(place).glob(f"{_PREFIX}*"):

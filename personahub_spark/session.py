@@ -308,7 +308,7 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
 
     Where tables are missing they are made first.
 
-    Of a step that fails with a PersonaHubError the answers that it paid for are kept, and so is a record of what they
+    When a step fails with a PersonaHubError, the answers that it paid for are kept, and so is a record of what they
     cost, with no rows.
     """
     started = time.monotonic()
@@ -570,11 +570,23 @@ def _own_local_folders(options: dict[str, str]) -> None:
 
 
 def _run_folders(disks: str) -> str:
-    """A run's folder on each of ``disks``, which are made where they are missing."""
-    found = []
-    for disk in disks.split(","):
-        os.makedirs(disk, exist_ok=True)
-        found.append(str(endings.run_folder(disk)))
+    """A run's folder on each of ``disks``, which are made where they are missing.
+
+    A disk that cannot be used is left out with a warning; PersonaHubError where that are all.
+    """
+    found, fault = [], None
+    for disk in filter(None, map(str.strip, disks.split(","))):
+        try:
+            os.makedirs(disk, exist_ok=True)
+            found.append(str(endings.run_folder(disk)))
+        except OSError as error:
+            fault = f"{disk}: {error.strerror or error}"
+            log.warning("Spark's local files are not kept on a disk that cannot be used (%s)", fault)
+    if not found:
+        raise PersonaHubError(
+            f"no disk for Spark's local files can be used ({fault or 'none is named'}); mend SPARK_LOCAL_DIRS or "
+            "spark.local.dir"
+        )
     return ",".join(found)
 
 

@@ -224,13 +224,21 @@ class _Spool:
         """Start anew with only what is in flight or under suspicion."""
         lines: list[dict[str, Any]] = [self._by]
         lines += [{"start": key, "how": how} for key, how in self.started.items()]
+        whole = b"".join(_line(entry) for entry in lines)
         with contextlib.suppress(OSError):
-            fresh = self._path.with_suffix(f".{os.getpid()}")
-            fresh.write_bytes(b"".join(_line(entry) for entry in lines))
-            fresh.replace(self._path)
+            try:
+                self._replace(whole)
+            except FileNotFoundError:  # another run left no folder where it saw no spool
+                self._path = _private_folder() / self._path.name
+                self._replace(whole)
             if self._file is not None:
                 self._file.close()
             self._file = io.FileIO(self._path, "a")
+
+    def _replace(self, whole: bytes) -> None:
+        fresh = self._path.with_suffix(f".{os.getpid()}")
+        fresh.write_bytes(whole)
+        fresh.replace(self._path)
 
     def start(self, key: str, how: str) -> None:
         self.started[key] = how

@@ -354,7 +354,8 @@ def _listed(cache: Path, name: str, port: int) -> Iterator[None]:
     entry.parent.mkdir(parents=True, exist_ok=True)
     fresh = entry.with_suffix(".new")
     with fresh.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # without a lock it may be missed, and the server runs all the same
+            fcntl.flock(file, fcntl.LOCK_EX)
         json.dump({"name": name, "process": os.getpid(), "port": port}, file)
         file.flush()
         fresh.replace(entry)  # nobody finds it unlocked
@@ -367,7 +368,8 @@ def _listed(cache: Path, name: str, port: int) -> Iterator[None]:
 def _warn_of_others(cache: Path, tell: Callable[[str], None]) -> None:
     """Say which other servers run on this machine; entries of dead ones go."""
     for entry in (cache / "serving").glob(f"{glob.escape(socket.gethostname())}-*.json"):
-        with contextlib.suppress(FileNotFoundError), entry.open(encoding="utf-8") as file:
+        # Writable, because NFS locks no file that was opened for reading. What cannot be looked at is left out.
+        with contextlib.suppress(OSError, ValueError), entry.open("r+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 entry.unlink()

@@ -10,19 +10,29 @@ hold, and with the second the slot takes the beginning from there. All else goes
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Awaitable
 from typing import Any
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
 
 log = logging.getLogger(__name__)
 
 _MAX_BODY = 256 * 1024 * 1024
-_PASSED_ON = ("content-type", "accept", "authorization")
+_PASSED_ON = ("content-type", "accept", "accept-encoding", "authorization")
+# Of a reply, what concerns only the way to its server; see RFC 9110, 7.6.1.
+_OF_ONE_WAY = {
+    *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"),
+    *("te", "trailer", "transfer-encoding", "upgrade"),
+}
+_WORTH_SHARING = 200
+"""Characters of a beginning from which on it is worth the requests that share it."""
+_REMEMBERED = 500
+_TRIES = 2
 # What decides, beside the messages, how a prompt begins.
 _SHAPING = ("model", "tools", "chat_template_kwargs")
 
@@ -31,10 +41,12 @@ async def run(server: str, port: int, slots: int, ended: Awaitable[object]) -> N
     """Serve at ``port`` of loopback, for the server of so many ``slots`` at the URL ``server``, until ``ended``."""
     no_limit = aiohttp.ClientTimeout(total=None, sock_connect=None)
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, timeout=no_limit, trust_env=False) as session:
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=no_limit, trust_env=False, auto_decompress=False
+    ) as session:
         app = web.Application(client_max_size=_MAX_BODY)
         app.router.add_route("*", "/{path:.*}", _Front(server.rstrip("/"), session, slots).handle)
-        # Who does not wait for the answer any longer ends the work on it.
+        # When a client closes its connection, its request is cancelled, so that the server stops working on it.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -49,24 +61,27 @@ class _Front:
         self._server = server
         self._slots = slots
         self._session = session
-        self._seen = Counter[str]()
+        self._tries_left: dict[bytes, int] = {}  # by beginning, the one seen last at the end
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._entry = asyncio.Lock()
 
-    async def handle(self, request: web.Request) -> web.Response:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         if request.path != "/v1/chat/completions":
             return await self._pass_on(request, body)
         async with self._entry:
             beginning = _beginning(body)
-            if beginning is not None:
-                known_by = json.dumps(beginning, sort_keys=True)
-                self._seen[known_by] += 1
-                if self._seen[known_by] == 2:
+            if beginning is not None and self._slots > 1:
+                known_by = hashlib.sha256(json.dumps(beginning, sort_keys=True).encode()).digest()
+                left = self._tries_left.pop(known_by, None)
+                if left:
                     await self._idle.wait()
-                    await self._share(beginning)
+                    left = 0 if await self._share(beginning) else left - 1
+                self._tries_left[known_by] = _TRIES if left is None else left
+                if len(self._tries_left) > _REMEMBERED:
+                    del self._tries_left[next(iter(self._tries_left))]
             self._calls += 1
             self._idle.clear()
         try:
@@ -76,38 +91,58 @@ class _Front:
             if not self._calls:
                 self._idle.set()
 
-    async def _pass_on(self, request: web.Request, body: bytes) -> web.Response:
+    async def _pass_on(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        """The server's reply, passed on piece by piece as it comes."""
+        answer: web.StreamResponse | None = None
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         try:
             async with self._session.request(
-                request.method, f"{self._server}{request.raw_path}", data=body or None, headers=headers
+                request.method,
+                f"{self._server}{request.raw_path}",
+                data=body or None,
+                headers=headers,
+                skip_auto_headers=("accept-encoding",),
             ) as reply:
-                kind = {"content-type": reply.headers.get("content-type", "application/json")}
-                return web.Response(status=reply.status, body=await reply.read(), headers=kind)
+                kept = [(name, value) for name, value in reply.headers.items() if name.lower() not in _OF_ONE_WAY]
+                answer = web.StreamResponse(status=reply.status, reason=reply.reason, headers=CIMultiDict(kept))
+                await answer.prepare(request)
+                async for piece in reply.content.iter_any():
+                    await answer.write(piece)
+                await answer.write_eof()
+                return answer
         except aiohttp.ClientError as error:
+            if answer is not None:  # it has begun: that it ends too soon is all that can be said
+                if request.transport is not None:
+                    request.transport.abort()
+                return answer
             return web.json_response({"error": {"message": f"the model's server is gone ({error})"}}, status=502)
 
-    async def _share(self, beginning: dict[str, Any]) -> None:
+    async def _share(self, beginning: dict[str, Any]) -> bool:
+        """Whether the server replied to all that shares ``beginning``."""
         alone = {**beginning, "messages": [*beginning["messages"], {"role": "user", "content": ""}], "max_tokens": 1}
         try:
             await self._post("/v1/chat/completions", alone)
-            for slot in range(self._slots if self._slots > 1 else 0):
+            for slot in range(self._slots):
                 await self._post("/v1/completions", {"prompt": ".", "max_tokens": 1, "id_slot": slot})
                 await self._post("/v1/chat/completions", {**alone, "id_slot": slot})
         except aiohttp.ClientError as error:  # a help, no more
             log.warning("what prompts begin with could not be shared among the slots: %s", error)
+            return False
+        return True
 
     async def _post(self, path: str, body: dict[str, Any]) -> None:
         async with self._session.post(f"{self._server}{path}", json=body) as reply:
             await reply.read()
+            if reply.status >= 500:  # any other refusal stays one
+                reply.raise_for_status()
 
 
 def _beginning(body: bytes) -> dict[str, Any] | None:
-    """What a request for an answer begins with, before its last message; None where that is nothing."""
+    """What a request for an answer begins with, before its last message; None where that is too little to share."""
     try:
         asked = json.loads(body)
         *first, last = asked["messages"]
-        if not first or last["role"] != "user":
+        if last["role"] != "user" or len(json.dumps(first)) < _WORTH_SHARING:
             return None
         return {**{name: asked[name] for name in _SHAPING if name in asked}, "messages": first}
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -238,6 +241,32 @@ def test_another_server_on_this_machine_is_told_of_while_it_lives(index: Path, t
     if told:
         assert f"tiny, process {other.pid}" in told[0] and "http://127.0.0.1:4711/v1" in told[0]
     assert list((cache / "serving").iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["no lock for a reader", "no lock", "may not be deleted", "half written"])
+def test_an_entry_of_a_server_that_cannot_be_looked_at_stops_nothing(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = local_models._entry(tmp_path, 1)
+    entry.parent.mkdir()
+    entry.write_text('{"name": "tiny", "process": 1, "port": 4711}')
+    real, said = fcntl.flock, list[str]()
+
+    def flock(file: IO[str], how: int) -> None:
+        if fault == "no lock" or (fault == "no lock for a reader" and not file.writable()):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if fault == "half written":
+            raise BlockingIOError
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if fault == "may not be deleted":
+        monkeypatch.setattr(Path, "unlink", lambda *_: (_ for _ in ()).throw(PermissionError()))
+    if fault == "half written":
+        entry.write_text('{"name": ')
+    local_models._warn_of_others(tmp_path, said.append)
+    assert said == []
+    assert entry.exists() == (fault != "no lock for a reader")
 
 
 def test_the_command_line_lists_the_models_and_ends_with_2_for_an_unknown_one(

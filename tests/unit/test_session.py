@@ -333,6 +333,22 @@ def test_what_is_shipped_lies_where_nobody_else_can_put_another_package(
     session._shipped.cache_clear()
 
 
+def test_sparks_local_files_lie_on_the_disks_that_can_be_used_and_no_deeper_in_a_later_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken").touch()
+    disks = [str(tmp_path / name) for name in ("one", "broken", "two")]
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", ",".join(disks))
+    for _ in range(2):
+        session._own_local_folders({})
+        folders = [Path(folder) for folder in os.environ["SPARK_LOCAL_DIRS"].split(",")]
+        assert [str(folder.parent) for folder in folders] == [disks[0], disks[2]]
+        assert all(folder.is_dir() for folder in folders)
+    assert [disks[1] in record.message for record in caplog.records] == [True]
+    with pytest.raises(PersonaHubError, match="no disk for Spark's local files can be used"):
+        session._own_local_folders({"spark.local.dir": disks[1]})
+
+
 def test_a_full_disk_is_one_sentence_and_a_broken_connection_is_not_dressed_up_as_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -8,19 +8,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
+import pytest
+from aiohttp import web
 
 from personahub_spark.llm import shared_prompts
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.local_models import free_port
 from tests.recorder import Recorder
+from tests.waiting import PATIENCE_S
 
 
-def before(server: str, use: Callable[[str, aiohttp.ClientSession], Awaitable[None]]) -> None:
+def before(server: str, use: Callable[[str, aiohttp.ClientSession], Awaitable[None]], *, slots: int = 2) -> None:
     """``use`` what stands before ``server`` (an URL up to /v1), while it runs."""
 
     async def both() -> None:
         port, ended = free_port(), asyncio.Event()
-        running = asyncio.create_task(shared_prompts.run(server.removesuffix("/v1"), port, 2, ended.wait()))
+        running = asyncio.create_task(shared_prompts.run(server.removesuffix("/v1"), port, slots, ended.wait()))
         async with aiohttp.ClientSession() as session:
             while True:
                 try:
@@ -36,7 +39,7 @@ def before(server: str, use: Callable[[str, aiohttp.ClientSession], Awaitable[No
 
 
 def chat(system: str | None, user: str, **more: Any) -> dict[str, Any]:
-    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages = [] if system is None else [{"role": "system", "content": f"{system}. " * 70}]
     return {"model": "m", "messages": [*messages, {"role": "user", "content": user}], "max_tokens": 50, **more}
 
 
@@ -103,3 +106,74 @@ def test_a_server_that_is_gone_is_a_bad_gateway() -> None:
             assert reply.status == 502 and "gone" in (await reply.json())["error"]["message"]
 
     before(f"http://127.0.0.1:{free_port()}/v1", use)
+
+
+def posts(slots: int, ask: list[dict[str, Any]], script: list[dict[str, Any]]) -> int:
+    """Requests that the server got for ``ask``, one after the other."""
+
+    async def use(url: str, session: aiohttp.ClientSession) -> None:
+        for body in ask:
+            async with session.post(url, json=body) as reply:
+                await reply.read()
+
+    with FakeEndpoint() as there:
+        there.set_script(script)
+        before(there.url, use, slots=slots)
+        return there.counts()["requests"]
+
+
+def test_nothing_is_shared_with_one_slot_nor_is_a_short_beginning() -> None:
+    asked = [chat("be brief", str(n)) for n in range(3)]
+    assert posts(1, asked, []) == 3
+    assert posts(2, asked, []) == 3 + (1 + 2)
+    short = [{**one, "messages": [{"role": "system", "content": "be brief"}, one["messages"][1]]} for one in asked]
+    assert posts(2, short, []) == 3
+
+
+def test_a_beginning_that_could_not_be_shared_is_tried_once_more() -> None:
+    asked = [chat("be brief", f"question {n}") for n in range(5)]
+    refusing = [{"match": "question"}, {"status": 500}]  # the beginning alone
+    assert posts(2, asked, refusing) == 5 + 1 + 1
+
+
+def test_only_the_last_beginnings_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_prompts, "_REMEMBERED", 2)
+    assert posts(2, [chat(system, "x") for system in ("a", "b", "a")], []) == 3 + (1 + 2)
+    assert posts(2, [chat(system, "x") for system in ("a", "b", "c", "a")], []) == 4
+
+
+def test_a_reply_is_passed_on_as_it_comes_with_its_headers() -> None:
+    passed_first = asyncio.Event()
+
+    async def both() -> None:
+        async def serve(request: web.Request) -> web.StreamResponse:
+            answer = web.StreamResponse(status=429, headers={"Retry-After": "7", "Keep-Alive": "timeout=9"})
+            await answer.prepare(request)
+            await answer.write(b"first ")
+            await asyncio.wait_for(passed_first.wait(), PATIENCE_S)
+            await answer.write(b"second")
+            return answer
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        port, ahead, ended = free_port(), free_port(), asyncio.Event()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        running = asyncio.create_task(shared_prompts.run(f"http://127.0.0.1:{port}", ahead, 2, ended.wait()))
+        async with aiohttp.ClientSession() as session:
+            while True:
+                try:
+                    reply = await session.post(f"http://127.0.0.1:{ahead}/v1/chat/completions", json=chat("be", "x"))
+                    break
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(0.01)
+            assert await asyncio.wait_for(reply.content.readany(), PATIENCE_S) == b"first "
+            passed_first.set()
+            assert (reply.status, await reply.read()) == (429, b"second")
+            assert reply.headers["Retry-After"] == "7" and "Keep-Alive" not in reply.headers
+        ended.set()
+        await running
+        await runner.cleanup()
+
+    asyncio.run(both())

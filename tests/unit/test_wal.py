@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,21 @@ def test_without_a_local_disk_the_shards_keep_their_word(tmp_path: Path, monkeyp
     log.starting("a")
     log.add(row("a"))
     assert len(stored(tmp_path / "w0")) == 1
+
+
+def test_a_spool_begins_where_another_run_has_just_tidied_its_folder_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = wal._Spool.left
+
+    def meanwhile(spool: wal._Spool, died_in: Collection[int]) -> Any:
+        wal.tidy()
+        return left(spool, died_in)
+
+    monkeypatch.setattr(wal._Spool, "left", meanwhile)
+    writer(tmp_path / "w0").add(row("a"))
+    (spool,) = tmp_path.rglob("*.jsonl")
+    assert spool.parent.stat().st_mode & 0o077 == 0 and '"end"' in spool.read_text()
 
 
 ACTS = ["start", "alone", "add", "drop", "flush", "abandon", "die", "fail", "end"]
