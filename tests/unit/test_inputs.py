@@ -187,8 +187,9 @@ def test_rows_and_their_keys_do_not_depend_on_how_files_are_divided(
     pq.write_table(pa.table({"text": texts}), path, row_group_size=rnd.randrange(20, 70), write_page_checksum=True)
     whole, known = bytearray(path.read_bytes()), pq.ParquetFile(path).metadata
     for group in rnd.sample(range(known.num_row_groups), 2):
-        at = known.row_group(group).column(0).data_page_offset + rnd.randrange(60)
-        whole[at : at + 10] = bytes(byte ^ 0xFF for byte in whole[at : at + 10])
+        chunk = known.row_group(group).column(0)
+        at = chunk.dictionary_page_offset + chunk.total_compressed_size - 1 - rnd.randrange(10)
+        whole[at] ^= 0xFF  # of the last page's content, of which there is a checksum
     path.write_bytes(whole)
     (tmp_path / "g.parquet").write_bytes(whole[:-8])
     files = listed(tmp_path)
