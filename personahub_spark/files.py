@@ -42,11 +42,6 @@ def local_path(place: str) -> str | None:
     return address["path"] or "/" if address["scheme"].lower() == "file" and not address["host"] else None
 
 
-def literal(place: str) -> str:
-    """``place`` for Spark's readers, which would take some of its characters for a pattern."""
-    return "".join(f"\\{character}" if character in "*?[]{}\\" else character for character in place)
-
-
 def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     """The file system of an absolute path or an address, and the path there; Hadoop's s3a is Arrow's s3.
 

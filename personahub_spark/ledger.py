@@ -45,7 +45,7 @@ from personahub_spark.llm.usage import Usage
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest
 from personahub_spark.progress import Progress, Status
 from personahub_spark.settings import CallSettings, Endpoint, Price
-from personahub_spark.tables import COST, LLM_CALLS, Store, Table, spend_of
+from personahub_spark.tables import COST, LLM_CALLS, Store, Table, spend_of, stored_parquet
 from personahub_spark.text import estimate_tokens
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ class _Plan:
     def requests(self) -> DataFrame:
         """The requests as they were given."""
         columns = StructType.fromJson(self._noted()["columns"])
-        return self._run.spark.read.schema(columns).parquet(files.literal(f"{self.folder}/requests"))
+        return stored_parquet(self._run.spark, f"{self.folder}/requests", columns)
 
     def fold(self) -> Spend:
         """Make what the log holds rows of the ledger."""
@@ -445,7 +445,7 @@ class _Plan:
         """One task for each of ``parts``, without a shuffle: who loses an executor loses that one's tasks only."""
         shards = self._shards(wave)
         caller = _Caller(self._endpoint, price, shards, self._step, place, wal.FLUSH_S, stage, tuple(failed))
-        asked = [self._run.spark.read.schema(_ASKED).parquet(files.literal(part)).coalesce(1) for part in parts]
+        asked = [stored_parquet(self._run.spark, part, _ASKED).coalesce(1) for part in parts]
         return functools.reduce(DataFrame.union, asked).mapInArrow(caller, _MANIFEST)
 
     def _parts(self, wave: int) -> list[str]:
@@ -529,8 +529,7 @@ class _Plan:
         if f"wave={wave}" not in files.names(f"{self.folder}/requests", folders=True):
             return self.requests().limit(0).select("request_key", "request")
         columns = StructType.fromJson(self._noted()["columns"])
-        place = files.literal(f"{self.folder}/requests/wave={wave}")
-        asked = self._run.spark.read.schema(columns).parquet(place)
+        asked = stored_parquet(self._run.spark, f"{self.folder}/requests/wave={wave}", columns)
         return _missing(asked, self._calls(wave))
 
     def _calls(self, wave: int) -> DataFrame:
@@ -561,7 +560,7 @@ class _Plan:
         store, folder = self._run.store, self._shards(wave)
         best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
         # One listing of the folder is faster than a look at each of a thousand shards.
-        shards = self._run.spark.read.schema(_CALLS).parquet(files.literal(folder))
+        shards = stored_parquet(self._run.spark, folder, _CALLS)
         found = (
             shards.where(F.col("_metadata.file_name").isin(list(names)))
             .withColumn("_nth", F.row_number().over(best))

@@ -740,7 +740,7 @@ class Store:
             return rows.localCheckpoint()
         place = self._scratch.folder()
         rows.write.parquet(place)
-        return self._spark.read.schema(rows.schema).parquet(files.literal(place))
+        return stored_parquet(self._spark, place, rows.schema)
 
     def hand_over(self, folder: str) -> None:
         """Let ``folder`` go with what was staged."""
@@ -857,6 +857,11 @@ _LASTING = {
 
 # How Spark and Delta say that there is no such table.
 _ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "SCHEMA_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND")
+
+
+def stored_parquet(spark: SparkSession, place: str, schema: StructType) -> DataFrame:
+    """The Parquet files in the folder ``place``, whose name is no pattern: Spark would take it for one."""
+    return spark.read.schema(schema).option("__globPaths__", "false").parquet(place)
 
 
 def catalog_lasts(spark: SparkSession) -> bool:
