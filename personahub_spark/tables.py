@@ -662,7 +662,7 @@ class Store:
                 known = self.read(table).select(*table.key)
                 return stamped.join(known, on=list(table.key), how="left_anti").count()
             merged = self._spark.sql(
-                f"MERGE INTO {self._reference(table.name)} AS known USING {{rows}} AS new ON {same_key} "
+                f"MERGE INTO {_unformatted(self._reference(table.name))} AS known USING {{rows}} AS new ON {same_key} "
                 "WHEN NOT MATCHED THEN INSERT *",
                 rows=stamped,
             )
@@ -710,7 +710,7 @@ class Store:
         if self.dry_run:
             return self.read(table).join(keys, on=keys.columns, how="left_semi").count()
         merged = self._spark.sql(
-            f"MERGE INTO {self._reference(table.name)} AS known USING {{keys}} AS gone ON {agree} "
+            f"MERGE INTO {_unformatted(self._reference(table.name))} AS known USING {{keys}} AS gone ON {agree} "
             "WHEN MATCHED THEN DELETE",
             keys=keys,
         )
@@ -857,6 +857,11 @@ _LASTING = {
 
 # How Spark and Delta say that there is no such table.
 _ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "SCHEMA_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND")
+
+
+def _unformatted(reference: str) -> str:
+    """``reference`` in a query that frames are put into: braces in the name of a place hold none of them."""
+    return reference.replace("{", "{{").replace("}", "}}")
 
 
 def stored_parquet(spark: SparkSession, place: str, schema: StructType) -> DataFrame:
