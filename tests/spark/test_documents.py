@@ -325,7 +325,8 @@ def test_wrong_paths_formats_and_columns_are_named_before_anything_is_read(read:
         return str(caught.value)
 
     assert refusal() == "documents.paths is empty; name the files or folders to read"
-    assert refusal(tmp_path / "absent [1]") == f"documents.paths: {tmp_path}/absent [1] does not exist"
+    absent = tmp_path / "absent [1]"
+    assert refusal(absent) == f"documents.paths: {absent} does not exist; name files or folders that do"
     (tmp_path / "empty").mkdir()
     assert refusal(tmp_path / "empty") == f"documents.paths: no file in {tmp_path}/empty"
     (tmp_path / "data.csv.gz").write_bytes(b"x")
