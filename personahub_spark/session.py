@@ -299,6 +299,8 @@ def open_context(
 
 def make_tables(context: Context) -> list[str]:
     """Make the tables and views that are missing; names of the tables made. Who comes at the same time waits."""
+    if context.store.is_complete():  # nothing to wait for; a catalog that lasts may still learn the names
+        return context.store.create()
     with wal.lease(f"{context.store.state_root}/locks", "create_tables", wait_s=TABLES_WAIT_S):
         return context.store.create()
 
