@@ -256,7 +256,7 @@ def _removals(store: Store, width: int, most: int) -> Iterable[str]:
     count = rows.count()
     if not count:
         return
-    yield f"Removed as duplicates ({count:,}), each with the persona that stays for it"
+    yield f"Duplicates removed ({count:,}), each with the persona kept for it"
     for row in rows.limit(most).collect():
         measure = "cosine" if row["tier"] == SEMANTIC else "Jaccard"
         yield terminal.cut(terminal.safe(f"  {row['tier']}, {measure} {row['similarity']:.3f}"), width)

@@ -105,7 +105,7 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
     assert listed[5].endswith("flagged: too_short, first_person") or listed[5].endswith("flagged: first_person")
     assert listed[6].endswith("removed by exact_tokens")
     assert listed[8:12] == [
-        "Removed as duplicates (1), each with the persona that stays for it",
+        "Duplicates removed (1), each with the persona kept for it",
         "  exact_tokens, Jaccard 1.000",
         "    removed  A weaver, who repairs old looms for a village museum!",
         "    stays    A weaver who repairs old looms for a village museum",
