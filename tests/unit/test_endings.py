@@ -118,10 +118,14 @@ def test_whoever_takes_the_signal_from_us_gives_it_back(tmp_path: Path) -> None:
 
 
 def test_handlers_are_as_they_were_after_a_block_that_nobody_ended() -> None:
-    before = [signal.getsignal(number) for number in endings.SIGNALS]
-    with endings.by_signals(), endings.by_signals():
-        assert signal.getsignal(signal.SIGINT) != before[0]
-    assert [signal.getsignal(number) for number in endings.SIGNALS] == before
+    theirs = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with &
+    try:
+        before = [signal.getsignal(number) for number in endings.SIGNALS]
+        with endings.by_signals(), endings.by_signals():
+            assert signal.getsignal(signal.SIGINT) != before[0]
+        assert [signal.getsignal(number) for number in endings.SIGNALS] == before
+    finally:
+        signal.signal(signal.SIGINT, theirs)
 
 
 def test_folders_of_killed_programs_are_swept_and_those_of_living_ones_stay(tmp_path: Path) -> None:
