@@ -462,7 +462,7 @@ def test_answers_that_a_dead_driver_left_in_the_log_are_folded_in_before_anythin
         textwrap.dedent(
             f"""
             import sys
-            sys.path[:0] = {sys.path[:2]!r}
+            sys.path[:0] = {[*sys.path[:2], str(Path(__file__).parents[2])]!r}
             from personahub_spark import session, settings, wal
             from personahub_spark.tables import LLM_CALLS
             from spark.test_ledger import ask, question
