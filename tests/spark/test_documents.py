@@ -328,14 +328,16 @@ def test_wrong_paths_formats_and_columns_are_named_before_anything_is_read(read:
     absent = tmp_path / "absent [1]"
     assert refusal(absent) == f"documents.paths: {absent} does not exist; name files or folders that do"
     (tmp_path / "empty").mkdir()
-    assert refusal(tmp_path / "empty") == f"documents.paths: no file in {tmp_path}/empty"
+    assert refusal(tmp_path / "empty") == (
+        f"documents.paths: there is no file in {tmp_path}/empty; put some there, or name another folder"
+    )
     (tmp_path / "data.csv.gz").write_bytes(b"x")
     said = refusal(tmp_path / "data.csv.gz")
     assert "data.csv.gz is of no known format (known: .jsonl" in said
     assert said.endswith("set documents.format to jsonl, parquet or text")
     assert refusal(tmp_path) == (
-        "documents.paths: no file of a known format (.jsonl, .json, .ndjson, .parquet, .txt, .text, .md, .html, .htm) "
-        f"in {tmp_path}"
+        "documents.paths: there is no file of a known format (.jsonl, .json, .ndjson, .parquet, .txt, .text, .md, "
+        f".html, .htm) in {tmp_path}; put some there, or name another folder"
     )
     (tmp_path / "a.txt").write_bytes(b"a text")
     assert "data.csv.gz is of no known format" in refusal(tmp_path, unknown_files="refuse")
