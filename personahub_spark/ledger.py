@@ -153,7 +153,9 @@ def complete_all(
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
         plan = _Plan(run, endpoint, step, f"{step}-{digest}")
         spend = _recover(run, endpoint, step, plan)
-        if not plan.exists():
+        if plan.exists():
+            plan.recount()
+        else:
             plan.write(requests, rows)
         spend += plan.complete()
         store.hand_over(plan.folder)  # not before: whoever comes after a failure goes on from here
@@ -292,10 +294,21 @@ class _Plan:
             self._run.progress.say(f"{self._step}: {estimate.text}")
         self._note({**found, "missing": estimate.requests})
 
+    def recount(self) -> None:
+        """Note how many requests of an interrupted plan are still missing, without a look at finished waves."""
+        noted = self._noted()
+        written = set(files.names(f"{self.folder}/requests", folders=True))
+        places = [f"{self.folder}/requests/wave={n}" for n in self._waves_left() if f"wave={n}" in written]
+        missing = 0
+        if places and noted["missing"]:
+            left = stored_parquet(self._run.spark, StructType.fromJson(noted["columns"]), *places)
+            missing = _missing(left, self._run.store.read(LLM_CALLS)).count()
+        self._note({**noted, "missing": missing})
+
     def requests(self) -> DataFrame:
         """The requests as they were given."""
         columns = StructType.fromJson(self._noted()["columns"])
-        return stored_parquet(self._run.spark, f"{self.folder}/requests", columns)
+        return stored_parquet(self._run.spark, columns, f"{self.folder}/requests")
 
     def fold(self) -> Spend:
         """Make what the log holds rows of the ledger."""
@@ -310,8 +323,7 @@ class _Plan:
     def complete(self) -> Spend:
         """Ask what is missing, wave by wave."""
         noted = self._noted()
-        done = {int(name[1:7]) for name in files.names(f"{self.folder}/waves")}
-        left = [wave for wave in range(noted["waves"]) if wave not in done] if noted["missing"] else []
+        left = self._waves_left() if noted["missing"] else []
         if not left:
             return Spend()
         if self._run.calls.replay is not None:
@@ -324,7 +336,7 @@ class _Plan:
         ask = self._ask_in_batches if self._endpoint.mode == "batch" else self._ask_in_tasks
         put_off, used, asking_s = Counter[str](), Counter[str](), 0.0
         commit: Future[None] | None = None
-        total = -(-noted["missing"] * len(left) // noted["waves"])
+        total = noted["missing"]
         label = f"{self._step}: asking {self._endpoint.model}"
         with (
             self._run.while_asking(),
@@ -361,6 +373,10 @@ class _Plan:
             why = _PUT_OFF_ADVICE.get(error_class, error_class)
             log.warning("%s: %d calls put off to a later run (%s)", self._step, count, why)
         return self._committed + Spend(limit_share=self._limit_share(used, asking_s))
+
+    def _waves_left(self) -> list[int]:
+        done = {int(name[1:7]) for name in files.names(f"{self.folder}/waves")}
+        return [wave for wave in range(self._noted()["waves"]) if wave not in done]
 
     def _may_commit_while_asking(self) -> bool:
         """Whether the next wave may be asked while this one is made rows of the ledger.
@@ -445,7 +461,7 @@ class _Plan:
         """One task for each of ``parts``, without a shuffle: who loses an executor loses that one's tasks only."""
         shards = self._shards(wave)
         caller = _Caller(self._endpoint, price, shards, self._step, place, wal.FLUSH_S, stage, tuple(failed))
-        asked = [stored_parquet(self._run.spark, part, _ASKED).coalesce(1) for part in parts]
+        asked = [stored_parquet(self._run.spark, _ASKED, part).coalesce(1) for part in parts]
         return functools.reduce(DataFrame.union, asked).mapInArrow(caller, _MANIFEST)
 
     def _parts(self, wave: int) -> list[str]:
@@ -529,7 +545,7 @@ class _Plan:
         if f"wave={wave}" not in files.names(f"{self.folder}/requests", folders=True):
             return self.requests().limit(0).select("request_key", "request")
         columns = StructType.fromJson(self._noted()["columns"])
-        asked = stored_parquet(self._run.spark, f"{self.folder}/requests/wave={wave}", columns)
+        asked = stored_parquet(self._run.spark, columns, f"{self.folder}/requests/wave={wave}")
         return _missing(asked, self._calls(wave))
 
     def _calls(self, wave: int) -> DataFrame:
@@ -560,7 +576,7 @@ class _Plan:
         store, folder = self._run.store, self._shards(wave)
         best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
         # One listing of the folder is faster than a look at each of a thousand shards.
-        shards = stored_parquet(self._run.spark, folder, _CALLS)
+        shards = stored_parquet(self._run.spark, _CALLS, folder)
         found = (
             shards.where(F.col("_metadata.file_name").isin(list(names)))
             .withColumn("_nth", F.row_number().over(best))

@@ -740,7 +740,7 @@ class Store:
             return rows.localCheckpoint()
         place = self._scratch.folder()
         rows.write.parquet(place)
-        return stored_parquet(self._spark, place, rows.schema)
+        return stored_parquet(self._spark, rows.schema, place)
 
     def hand_over(self, folder: str) -> None:
         """Let ``folder`` go with what was staged."""
@@ -864,9 +864,9 @@ def _unformatted(reference: str) -> str:
     return reference.replace("{", "{{").replace("}", "}}")
 
 
-def stored_parquet(spark: SparkSession, place: str, schema: StructType) -> DataFrame:
-    """The Parquet files in the folder ``place``, whose name is no pattern: Spark would take it for one."""
-    return spark.read.schema(schema).option("__globPaths__", "false").parquet(place)
+def stored_parquet(spark: SparkSession, schema: StructType, *folders: str) -> DataFrame:
+    """The Parquet files in ``folders``, whose names are no patterns: Spark would take them for some."""
+    return spark.read.schema(schema).option("__globPaths__", "false").parquet(*folders)
 
 
 def catalog_lasts(spark: SparkSession) -> bool:
