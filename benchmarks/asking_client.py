@@ -22,7 +22,7 @@ from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.gate import Gate
 from personahub_spark.llm.wire import Request, StoredRequest
-from personahub_spark.settings import Endpoint, Price
+from personahub_spark.settings.models import Endpoint, Price
 
 PRICE = Price(input=Decimal("0.5"), output=Decimal(2))
 TEXT = "Who is likely to read this? " + "A text from the web, some sixty words long, about bread and ovens. " * 5

@@ -26,11 +26,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from watch import PYTHON_WORKERS
 
-from personahub_spark import session, settings
-from personahub_spark.ledger import complete_all
+from personahub_spark.ledger.complete import complete_all
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.tables import DOCUMENTS
+from personahub_spark.program import steps
+from personahub_spark.settings import loading, models
+from personahub_spark.store.hub_tables import DOCUMENTS
 
 MODEL = "benchmark"
 
@@ -130,7 +131,7 @@ def _below(pid: int, command: re.Pattern[bytes]) -> dict[int, int]:
 
 
 def _run(told: dict[str, object]) -> None:
-    chosen = settings.validate(
+    chosen = loading.validate(
         {
             "store": {"root": told["root"]},
             "spark": {"master": told["master"]},
@@ -143,9 +144,9 @@ def _run(told: dict[str, object]) -> None:
             },
         }
     )  # fmt: skip
-    context = session.open_context(chosen)
+    context = steps.open_context(chosen)
     context.store.create()
-    context.prices[MODEL] = settings.Price.model_validate({"input": 1, "output": 2})
+    context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
     calls = int(str(told["calls"]))
     made = [Request(MODEL, [{"role": "user", "content": f"question {n}"}], {"temperature": 0}) for n in range(calls)]
     rows = [(request.key, request.to_json()) for request in made]

@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 from watch import PYTHON_WORKERS
 
-from personahub_spark import session
 from personahub_spark.dedup import semantic
+from personahub_spark.dedup.embeddings import SparkNlpEmbedder
 from personahub_spark.dedup.semantic import STORED, Centroids, Floats, Integers, on_grid
-from personahub_spark.embeddings import SparkNlpEmbedder
-from personahub_spark.settings import EmbeddingSettings, SemanticSettings, SparkSettings
+from personahub_spark.program import session
+from personahub_spark.settings.dedup import EmbeddingSettings, SemanticSettings
+from personahub_spark.settings.whole import SparkSettings
 
 THRESHOLD = 0.9
 PART = 10_000

@@ -36,10 +36,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from watch import Watch, shuffled
 
-from personahub_spark import session
 from personahub_spark.dedup import in_memory, surface
 from personahub_spark.dedup.lists import Lists
-from personahub_spark.settings import SparkSettings, SurfaceSettings, load
+from personahub_spark.program import session
+from personahub_spark.settings.dedup import SurfaceSettings
+from personahub_spark.settings.loading import load
+from personahub_spark.settings.whole import SparkSettings
 from personahub_spark.text import token_set
 
 SETS = {

@@ -32,10 +32,11 @@ import numpy.typing as npt
 import openai
 from pyspark.sql import SparkSession
 
-from personahub_spark import session
-from personahub_spark.embeddings import STORED, SparkNlpEmbedder
+from personahub_spark.dedup.embeddings import STORED, SparkNlpEmbedder
 from personahub_spark.llm.local_models import fetch_embedder
-from personahub_spark.settings import EmbeddingSettings, SparkSettings
+from personahub_spark.program import session
+from personahub_spark.settings.dedup import EmbeddingSettings
+from personahub_spark.settings.whole import SparkSettings
 
 Matrix = npt.NDArray[np.float32]
 BATCHES = (1, 8, 32)

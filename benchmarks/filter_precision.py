@@ -19,9 +19,12 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark import imports, session
-from personahub_spark.filters import RULES, quality_flags
-from personahub_spark.settings import FilterSettings, ImportSettings, SparkSettings
+from personahub_spark.hub.filters import RULES, quality_flags
+from personahub_spark.program import session
+from personahub_spark.settings.personas import FilterSettings
+from personahub_spark.settings.sources import ImportSettings
+from personahub_spark.settings.whole import SparkSettings
+from personahub_spark.sources import imports
 
 LABELS = Path(__file__).parent / "labels" / "personas.csv"
 DRAWN = ("random", "fresh")

@@ -13,11 +13,12 @@ import random
 import tempfile
 from pathlib import Path
 
-from personahub_spark import session, settings
-from personahub_spark.ledger import complete_all
+from personahub_spark.ledger.complete import complete_all
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.session import Context
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context
+from personahub_spark.settings import loading, models
 
 MODEL = "benchmark"
 REPLY = "A person who writes down what was seen and heard on the way home."
@@ -55,8 +56,8 @@ def main() -> None:
 
 
 def _context(folder: Path, url: str, chosen: argparse.Namespace) -> Context:
-    context = session.open_context(
-        settings.validate(
+    context = steps.open_context(
+        loading.validate(
             {
                 "store": {"root": str(folder / "store")},
                 "spark": {"master": f"local[{chosen.workers}]"},
@@ -71,7 +72,7 @@ def _context(folder: Path, url: str, chosen: argparse.Namespace) -> Context:
         )
     )  # fmt: skip
     context.store.create()
-    context.prices[MODEL] = settings.Price.model_validate({"input": 1, "output": 2})
+    context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
     return context
 
 

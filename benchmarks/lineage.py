@@ -21,10 +21,14 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import IntegerType, StringType
 
-from personahub_spark import lineage, session, settings
-from personahub_spark.progress import Progress
-from personahub_spark.session import Context
-from personahub_spark.tables import DOCUMENTS, PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONAS, Store, Table
+from personahub_spark.hub import lineage
+from personahub_spark.program import session, steps
+from personahub_spark.program.progress import Progress
+from personahub_spark.program.steps import Context
+from personahub_spark.settings import loading, whole
+from personahub_spark.store.hub_tables import DOCUMENTS, PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONAS
+from personahub_spark.store.store import Store
+from personahub_spark.store.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
 import query_tables
@@ -46,7 +50,7 @@ def main() -> None:
     # Not what conf/local.yaml has for some thousand rows.
     conf = "spark.conf={spark.driver.memory: 6g, spark.sql.shuffle.partitions: '16'}"
     overrides = [f"store.root={arguments.root}", "spark.master=local[2]", conf, *arguments.set]
-    context = open_context(settings.load(Path("conf/local.yaml"), [*overrides, "spark.spark_nlp=false"]))
+    context = open_context(loading.load(Path("conf/local.yaml"), [*overrides, "spark.spark_nlp=false"]))
     # Two origins a persona, and FAN_OUT times as many personas a hop.
     roots = max(1, arguments.edges // 2 // sum(FAN_OUT**hop for hop in range(HOPS + 1)))
     made_s = took(lambda: generate(context, roots))
@@ -79,16 +83,16 @@ def main() -> None:
     }, indent=1), flush=True)  # fmt: skip
     rule = withdraw.Rule("source", "withdrawn", "benchmark", "to be measured")
     results = []
-    withdraw_s = took(lambda: results.append(session.run_step(context, "withdraw", lambda c: withdraw.run(c, rule))))
+    withdraw_s = took(lambda: results.append(steps.run_step(context, "withdraw", lambda c: withdraw.run(c, rule))))
     assert results[0].outcomes["stays"] > 0 == results[0].outcomes["withdrawn"]  # each root was found twice
     print(json.dumps({"withdraw_s": round(withdraw_s, 1), "personas": results[0].outcomes}))
 
 
-def open_context(chosen: settings.Settings) -> Context:
+def open_context(chosen: whole.Settings) -> Context:
     spark = session.build(chosen.spark)
     store = Store(spark, chosen.store)
     store.create()
-    return Context(spark, chosen, store, "benchmark", {}, Progress(), session.now())
+    return Context(spark, chosen, store, "benchmark", {}, Progress(), steps.now())
 
 
 def took(work: Callable[[], object]) -> float:

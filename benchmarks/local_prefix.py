@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from personahub_spark.llm import local_models
-from personahub_spark.settings import Endpoint, PersonaSettings
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.personas import PersonaSettings
 from personahub_spark.tasks.personas import TextToPersona
 
 SLOTS = 4

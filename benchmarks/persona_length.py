@@ -24,10 +24,11 @@ from typing import Any
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark import session, settings
-from personahub_spark.filters import quality_flags
+from personahub_spark.hub.filters import quality_flags
 from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.local_models import serve
+from personahub_spark.program import session
+from personahub_spark.settings import loading, whole
 from personahub_spark.tasks.personas import TextToPersona
 from personahub_spark.text import content_id
 
@@ -47,7 +48,7 @@ def main() -> int:
     reporting.add_argument("answers", type=Path, nargs="+")
     reporting.add_argument("--texts", action="store_true", help="print each persona and its flags")
     arguments = parser.parse_args()
-    chosen = settings.load(arguments.conf, arguments.set)
+    chosen = loading.load(arguments.conf, arguments.set)
     lines = arguments.documents.read_text(encoding="utf-8").splitlines()
     documents = {content_id(text): text for text in (json.loads(line)["text"] for line in lines)}
     if arguments.command == "report":
@@ -60,7 +61,7 @@ def main() -> int:
     return 0
 
 
-def ask(chosen: settings.Settings, documents: dict[str, str], answers: Path, *, url: str, in_flight: int) -> None:
+def ask(chosen: whole.Settings, documents: dict[str, str], answers: Path, *, url: str, in_flight: int) -> None:
     """Add the model's answer about each of ``documents``, by id, that ``answers`` does not have yet."""
     # A call may wait for a busy machine, and is never begun again from nothing.
     limits = {"base_url": url, "in_flight": in_flight, "timeout_s": 3000, "deadline_s": 3600}
@@ -86,9 +87,9 @@ def ask(chosen: settings.Settings, documents: dict[str, str], answers: Path, *, 
             print(f"{outcome.status} {done}/{len(asked)} after {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
-def report(chosen: settings.Settings, documents: dict[str, str], answers: list[Path], *, texts: bool) -> None:
+def report(chosen: whole.Settings, documents: dict[str, str], answers: list[Path], *, texts: bool) -> None:
     """Print words, failures and flags of each file of ``answers``."""
-    spark = session.build(settings.SparkSettings(master="local[1]", conf={"spark.sql.shuffle.partitions": "1"}))
+    spark = session.build(whole.SparkSettings(master="local[1]", conf={"spark.sql.shuffle.partitions": "1"}))
     for path in answers:
         personas, failures = _personas(chosen, path)
         flags = _flags(spark, chosen, documents, personas)
@@ -106,7 +107,7 @@ def report(chosen: settings.Settings, documents: dict[str, str], answers: list[P
     spark.stop()
 
 
-def _personas(chosen: settings.Settings, answers: Path) -> tuple[dict[str, str], Counter[str]]:
+def _personas(chosen: whole.Settings, answers: Path) -> tuple[dict[str, str], Counter[str]]:
     task = TextToPersona(chosen.personas, chosen.endpoint(chosen.personas.model))
     personas: dict[str, str] = {}
     failures: Counter[str] = Counter()
@@ -120,7 +121,7 @@ def _personas(chosen: settings.Settings, answers: Path) -> tuple[dict[str, str],
 
 
 def _flags(
-    spark: SparkSession, chosen: settings.Settings, documents: dict[str, str], personas: dict[str, str]
+    spark: SparkSession, chosen: whole.Settings, documents: dict[str, str], personas: dict[str, str]
 ) -> dict[str, list[str]]:
     rows = [(doc_id, text, documents[doc_id], chosen.personas.language) for doc_id, text in personas.items()]
     frame = spark.createDataFrame(rows, "doc_id string, text string, source_text string, lang string")

@@ -19,12 +19,14 @@ from pathlib import Path
 
 from pyspark.sql import functions as F
 
-from personahub_spark import files, session, settings
-from personahub_spark.ledger import complete_all
+from personahub_spark import files
+from personahub_spark.ledger.complete import complete_all
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.session import Context
-from personahub_spark.tables import LLM_CALLS
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context
+from personahub_spark.settings import loading, models
+from personahub_spark.store.record_tables import LLM_CALLS
 
 MODEL = "benchmark"
 WAVE_ROWS = 100_000
@@ -50,7 +52,7 @@ def main() -> None:
 
 
 def _context(folder: Path, url: str) -> Context:
-    chosen = settings.validate(
+    chosen = loading.validate(
         {
             "store": {"root": str(folder / "store")},
             "spark": {"master": "local[2]"},
@@ -60,9 +62,9 @@ def _context(folder: Path, url: str) -> Context:
             },
         }
     )
-    context = session.open_context(chosen)
+    context = steps.open_context(chosen)
     context.store.create()
-    context.prices[MODEL] = settings.Price.model_validate({"input": 1, "output": 2})
+    context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
     return context
 
 

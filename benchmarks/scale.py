@@ -23,10 +23,11 @@ from pathlib import Path
 from pyspark.sql import functions as F
 from watch import Watch, shuffled
 
-from personahub_spark import session, settings
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import PERSONAS
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings import loading
+from personahub_spark.store.hub_tables import PERSONAS
 from personahub_spark.text import content_id
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
@@ -88,8 +89,8 @@ _REPLY = '{"persona": "A person of town {number} who keeps notes on what was see
 
 def _context(folder: Path, name: str, url: str) -> Context:
     model = {"model": MODEL, "base_url": url, "transport": "aiohttp", "in_flight": 32, "workers": 2}
-    context = session.open_context(
-        settings.validate(
+    context = steps.open_context(
+        loading.validate(
             {
                 "store": {"root": str(folder / name)},
                 "spark": {
@@ -110,7 +111,7 @@ def _tell(context: Context, step: str, run: Callable[[Context], StepResult], row
     before, moved = _bytes(context), shuffled(context.spark)
     with Watch() as used:
         began = time.monotonic()
-        session.run_step(context, step, run)
+        steps.run_step(context, step, run)
         seconds = time.monotonic() - began
     moved = shuffled(context.spark) - moved
     grown = {table: size - before.get(table, 0) for table, size in _bytes(context).items()}

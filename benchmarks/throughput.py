@@ -26,12 +26,13 @@ import pyarrow as pa
 from pyspark.sql import functions as F
 from watch import PYTHON_WORKERS
 
-from personahub_spark import session, settings
-from personahub_spark.ledger import complete_all
+from personahub_spark.ledger.complete import complete_all
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.session import Context
-from personahub_spark.tables import LLM_CALLS
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context
+from personahub_spark.settings import loading, models
+from personahub_spark.store.record_tables import LLM_CALLS
 
 PROMPT = "Describe in one sentence who would most likely read a note about item {n}, and why that person needs it."
 try:
@@ -90,16 +91,16 @@ def _tell(name: str, in_flight: int, mean_ms: float, told: dict[str, float]) -> 
 
 
 def _context(folder: Path, url: str) -> Context:
-    chosen = settings.validate(
+    chosen = loading.validate(
         {
             "store": {"root": str(folder / "store")},
             "spark": {"master": "local[2]"},
             "models": {"default": {"model": MODEL, "base_url": url}},
         }
     )
-    context = session.open_context(chosen)
+    context = steps.open_context(chosen)
     context.store.create()
-    context.prices[MODEL] = settings.Price.model_validate({"input": 1, "output": 2})
+    context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
     return context
 
 

@@ -25,10 +25,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
 
 import run_pipeline
 
-from personahub_spark import preflight, reports, session, settings, terminal
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import local_models
-from personahub_spark.settings import Endpoint
+from personahub_spark.program import cli, faults, jars, preflight, steps, terminal
+from personahub_spark.publication import report
+from personahub_spark.settings import loading
+from personahub_spark.settings.models import Endpoint
 
 CONF = Path("conf/local.yaml")
 DOCUMENTS = Path("demo/documents")
@@ -46,18 +48,18 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     if not sys.stderr.isatty():  # progress goes to the log there
-        logging.getLogger("personahub_spark.progress").setLevel(logging.INFO)
-    with session.exit_code():
+        logging.getLogger("personahub_spark.program.progress").setLevel(logging.INFO)
+    with faults.exit_code():
         documents = arguments.documents.expanduser()
         if not documents.exists():
             raise PersonaHubError(f"{documents} does not exist; name a file or folder of documents")
-        usual = settings.load(CONF)
+        usual = loading.load(CONF)
         model = arguments.model or usual.endpoint("default").model
         if arguments.endpoint is None and model not in declared:
             raise PersonaHubError(f"model {model} is not declared; choose one of: {', '.join(declared)}")
         if shutil.disk_usage(".").free < FREE_BYTES:
             raise PersonaHubError(f"less than {FREE_BYTES / 1e9:.0f} GB are free here; free some and run again")
-        session.java()
+        jars.java()
         store = str(usual.store.root)
         if (documents.resolve(), model) != (DOCUMENTS.resolve(), usual.endpoint("default").model):
             store = f"{store}/{own_name(documents, model)}"
@@ -72,12 +74,12 @@ def main() -> None:
         print(f'  make sql {more}Q="select * from failed_checks"')
         print(f'  make sql {more}Q="select stage, reason, what, detail from rejects"')
         print(f'  make sql {more}Q="select * from spend"', flush=True)
-        session.exit_if_put_off(results)
+        cli.exit_if_put_off(results)
 
 
 def run(
     model: str, documents: Path, store: str, clock: Clock, *, port: int, endpoint: str | None
-) -> dict[str, session.StepResult]:
+) -> dict[str, steps.StepResult]:
     """Run the pipeline and print its summary; the model is fetched and served when the first question is due."""
     port = local_models.free_port(port) if endpoint is None else 0
     overrides = {
@@ -89,12 +91,12 @@ def run(
         "calls.check_endpoints": endpoint is not None,  # one of ours starts when the first question is due
     }
     as_yaml = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
-    chosen = settings.load(CONF, as_yaml)
+    chosen = loading.load(CONF, as_yaml)
     preflight.check(chosen, chosen.pipeline.steps)  # before anything is fetched; open_context does it again
     with clock("downloads"):
-        session.jars(chosen.spark)
+        jars.jars(chosen.spark)
         local_models.fetch_embedder(chosen.embedding.model)
-    context = session.open_context(chosen, chosen.pipeline.steps)
+    context = steps.open_context(chosen, chosen.pipeline.steps)
     look_again = context.before_asking
     with contextlib.ExitStack() as served:
 
@@ -108,9 +110,9 @@ def run(
                     endpoint = served.enter_context(local_models.serve(model, port, say=context.progress.say))
 
         context = dataclasses.replace(context, before_asking=serve, while_asking=lambda: clock("model"))
-        results = session.run_steps(context, {step: run_pipeline.STEPS[step] for step in chosen.pipeline.steps})
+        results = steps.run_steps(context, {step: run_pipeline.STEPS[step] for step in chosen.pipeline.steps})
     outcomes = {step: result.outcomes for step, result in results.items()}
-    print(f"\n{reports.summary(context.store, outcomes, context.run_id, width=terminal.width() or 120)}")
+    print(f"\n{report.summary(context.store, outcomes, context.run_id, width=terminal.width() or 120)}")
     return results
 
 

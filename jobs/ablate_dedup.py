@@ -15,11 +15,14 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from personahub_spark.dedup import semantic, surface
-from personahub_spark.embeddings import model_of, stored
+from personahub_spark.dedup.embeddings import model_of, stored
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.session import Context, exit_code, open_context, parser
-from personahub_spark.settings import load
-from personahub_spark.tables import PERSONA_EMBEDDINGS, PERSONAS, WITHDRAWN
+from personahub_spark.program.cli import parser
+from personahub_spark.program.faults import exit_code
+from personahub_spark.program.steps import Context, open_context
+from personahub_spark.settings.loading import load
+from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONAS
+from personahub_spark.store.record_tables import WITHDRAWN
 
 TIERS = ("none", "exact", "surface", "semantic", "both")
 THRESHOLDS = tuple(map(Decimal, ("0.5", "0.7", "0.8", "0.9", "0.95")))

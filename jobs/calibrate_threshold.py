@@ -6,11 +6,13 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from personahub_spark.dedup import semantic
-from personahub_spark.embeddings import model_of, stored
+from personahub_spark.dedup.embeddings import model_of, stored
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.session import Context, exit_code, open_context, parser
-from personahub_spark.settings import load
-from personahub_spark.tables import PERSONA_EMBEDDINGS, PERSONAS
+from personahub_spark.program.cli import parser
+from personahub_spark.program.faults import exit_code
+from personahub_spark.program.steps import Context, open_context
+from personahub_spark.settings.loading import load
+from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONAS
 
 SAMPLE_ROWS = 20_000
 """Personas that are compared, each with each."""

@@ -1,7 +1,8 @@
 """Make the tables and views that are missing, as any other step does. Safe to repeat: what is there stays as it is."""
 
-from personahub_spark.session import Context, StepResult, main, make_tables
-from personahub_spark.tables import TABLES
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult, make_tables
+from personahub_spark.store.store import TABLES
 
 STEP = "create_tables"
 

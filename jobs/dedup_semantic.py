@@ -5,11 +5,12 @@ from pyspark.sql import functions as F
 
 from personahub_spark import files
 from personahub_spark.dedup import semantic
+from personahub_spark.dedup.embeddings import model_of, stored
 from personahub_spark.dedup.semantic import SEMANTIC, Centroids
-from personahub_spark.embeddings import model_of, stored
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.session import Context, StepResult, main
-from personahub_spark.tables import PERSONA_BUCKETS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.store.hub_tables import PERSONA_BUCKETS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS
 
 STEP = "dedup_semantic"
 GROWTH = 4

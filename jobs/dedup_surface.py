@@ -5,9 +5,11 @@ from pyspark.sql import functions as F
 
 from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE, deduplicate, parameters_version
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.session import Context, StepResult, main
-from personahub_spark.settings import SurfaceSettings
-from personahub_spark.tables import PERSONA_BANDS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, WITHDRAWN
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.dedup import SurfaceSettings
+from personahub_spark.store.hub_tables import PERSONA_BANDS, PERSONA_REMOVALS, PERSONAS
+from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWN
 
 STEP = "dedup_surface"
 

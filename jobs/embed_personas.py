@@ -3,11 +3,13 @@
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from personahub_spark.embeddings import SparkNlpEmbedder, halved, model_of, stored
+from personahub_spark.dedup.embeddings import SparkNlpEmbedder, halved, model_of, stored
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.ledger import Asked, embed_all, vectors
-from personahub_spark.session import Context, StepResult, main
-from personahub_spark.tables import LLM_CALLS, PERSONA_EMBEDDINGS
+from personahub_spark.ledger.complete import Asked, embed_all, vectors
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS
+from personahub_spark.store.record_tables import LLM_CALLS
 
 STEP = "embed_personas"
 

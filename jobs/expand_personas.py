@@ -10,23 +10,22 @@ import dedup_surface
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
-from personahub_spark import lineage
-from personahub_spark.filters import quality_flags
-from personahub_spark.ledger import complete_all
-from personahub_spark.session import Context, StepResult, main
-from personahub_spark.settings import ExpansionSettings
-from personahub_spark.tables import (
-    LLM_CALLS,
+from personahub_spark import asking
+from personahub_spark.hub import lineage
+from personahub_spark.hub.filters import quality_flags
+from personahub_spark.ledger.complete import complete_all
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.personas import ExpansionSettings
+from personahub_spark.store.hub_tables import (
     PERSONA_ANCESTORS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
     PERSONA_REROUTES,
     PERSONAS,
-    QUARANTINE,
-    WITHDRAWN,
-    Store,
 )
-from personahub_spark.tasks import frames
+from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWN
+from personahub_spark.store.store import Store
 from personahub_spark.tasks.personas import PersonaToPersona
 
 STEP = "expand_personas"
@@ -71,7 +70,7 @@ def _expand(context: Context, hop: int) -> StepResult:
     settings, store = context.settings.expansion, context.store
     endpoint = context.settings.endpoint(settings.model)
     task = PersonaToPersona(settings, endpoint)
-    recipe = frames.recipe(task)
+    recipe = asking.recipe(task)
     source = f"{STEP}:{recipe}"
 
     asked_about = parents(store, settings, hop, recipe, source)
@@ -96,7 +95,7 @@ def _expand(context: Context, hop: int) -> StepResult:
         chosen = chosen.where(first_of(store.stage(chosen.select("id", "siblings_new")), pending))
     asked, spend = complete_all(
         context,
-        frames.requests(chosen, task),
+        asking.requests(chosen, task),
         endpoint,
         step=STEP,
         rows=pending,
@@ -104,9 +103,9 @@ def _expand(context: Context, hop: int) -> StepResult:
         inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, PERSONA_ORIGINS, QUARANTINE),
     )
     everyone = store.read(PERSONAS).select(F.col("persona_id").alias("id"), F.col("text").alias("persona"), "lang")
-    answers = frames.answers(asked, store.read(LLM_CALLS)).join(everyone.drop("lang"), on="id", how="inner")
-    findings = store.stage(frames.read_personas(answers, task))
-    found = frames.found(
+    answers = asking.answers(asked, store.read(LLM_CALLS)).join(everyone.drop("lang"), on="id", how="inner")
+    findings = store.stage(asking.read_personas(answers, task))
+    found = asking.found(
         findings, known=store.read(PERSONAS), quarantined=store.read(QUARANTINE).where(F.col("source") == source)
     )
 
@@ -146,7 +145,7 @@ def _expand(context: Context, hop: int) -> StepResult:
         PERSONA_ANCESTORS.name: context.add_new(
             PERSONA_ANCESTORS, lineage.paths(pathless, _ways(store)), expected=pathless.count()
         ),
-        QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source), expected=found.new_failures),
+        QUARANTINE.name: context.add_new(QUARANTINE, asking.unreadable(findings, source), expected=found.new_failures),
         PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=found.readable),
     }
     return StepResult(rows_in, {**outcomes, **found.outcomes}, added, spend)
@@ -178,7 +177,7 @@ def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, so
         hub = hub.drop("branch_new").join(branch, on="id", how="left")
     out = (
         F.when(F.col("done"), "done_before")
-        .when(F.substring("id", 1, 8) > frames.last_of_share(settings.fraction), "not_chosen")
+        .when(F.substring("id", 1, 8) > asking.last_of_share(settings.fraction), "not_chosen")
         .when(F.col("branch_new") < settings.min_novelty, "branch_ended")
         .otherwise("pending")
     )

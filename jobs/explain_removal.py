@@ -9,12 +9,17 @@ from pathlib import Path
 from pyspark.sql import Row, Window
 from pyspark.sql import functions as F
 
-from personahub_spark import lineage
 from personahub_spark.dedup.surface import EXACT_TOKENS, SURFACE, parameters_version
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.session import exit_code, open_context, parser
-from personahub_spark.settings import Settings, load
-from personahub_spark.tables import PERSONAS, QUARANTINE, WITHDRAWALS, WITHDRAWN, Store
+from personahub_spark.hub import lineage
+from personahub_spark.program.cli import parser
+from personahub_spark.program.faults import exit_code
+from personahub_spark.program.steps import open_context
+from personahub_spark.settings.loading import load
+from personahub_spark.settings.whole import Settings
+from personahub_spark.store.hub_tables import PERSONAS
+from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWALS, WITHDRAWN
+from personahub_spark.store.store import Store
 from personahub_spark.text import token_set
 
 

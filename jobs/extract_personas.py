@@ -3,20 +3,14 @@
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from personahub_spark.filters import quality_flags
-from personahub_spark.ledger import complete_all
-from personahub_spark.session import Context, StepResult, main
-from personahub_spark.settings import Verb
-from personahub_spark.tables import (
-    DOCUMENT_SOURCES,
-    DOCUMENTS,
-    LLM_CALLS,
-    PERSONA_ORIGINS,
-    PERSONAS,
-    QUARANTINE,
-    WITHDRAWALS,
-)
-from personahub_spark.tasks import frames
+from personahub_spark import asking
+from personahub_spark.hub.filters import quality_flags
+from personahub_spark.ledger.complete import complete_all
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.personas import Verb
+from personahub_spark.store.hub_tables import DOCUMENT_SOURCES, DOCUMENTS, PERSONA_ORIGINS, PERSONAS
+from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWALS
 from personahub_spark.tasks.personas import TextToPersona
 
 STEP = "extract_personas"
@@ -33,7 +27,7 @@ def _extract(context: Context, verb: Verb) -> StepResult:
     settings, store = context.settings.personas, context.store
     endpoint = context.settings.endpoint(settings.model)
     task = TextToPersona(settings, endpoint, verb)
-    recipe = frames.recipe(task)
+    recipe = asking.recipe(task)
     source = f"{STEP}:{recipe}"
 
     questions = _questions(store.view("documents_in_use"), task)
@@ -50,15 +44,15 @@ def _extract(context: Context, verb: Verb) -> StepResult:
     pending = questions.join(done, on="id", how="left_anti")
     asked, spend = complete_all(
         context,
-        frames.requests(pending, task),
+        asking.requests(pending, task),
         endpoint,
         step=STEP,
         rows=rows_in - done_before,
         recipe=f"{recipe}:{settings.parts(verb)}",
         inputs=(DOCUMENTS, DOCUMENT_SOURCES, WITHDRAWALS, PERSONA_ORIGINS, QUARANTINE),
     )
-    findings = store.stage(frames.read_personas(frames.answers(asked, store.read(LLM_CALLS)), task))
-    found = frames.found(
+    findings = store.stage(asking.read_personas(asking.answers(asked, store.read(LLM_CALLS)), task))
+    found = asking.found(
         findings, known=store.read(PERSONAS), quarantined=store.read(QUARANTINE).where(F.col("source") == source)
     )
 
@@ -93,7 +87,7 @@ def _extract(context: Context, verb: Verb) -> StepResult:
     # An edge marks its question as done, so edges come last: a run that dies in between does its questions again.
     added = {
         PERSONAS.name: context.add_new(PERSONAS, personas, expected=found.new_personas),
-        QUARANTINE.name: context.add_new(QUARANTINE, frames.unreadable(findings, source), expected=found.new_failures),
+        QUARANTINE.name: context.add_new(QUARANTINE, asking.unreadable(findings, source), expected=found.new_failures),
         PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=found.readable),
     }
     return StepResult(rows_in, {"done_before": done_before, **found.outcomes}, added, spend)
@@ -104,7 +98,7 @@ def _questions(documents: DataFrame, task: TextToPersona) -> DataFrame:
     if task.settings.parts(task.verb) == 1:  # nothing of what follows after what is asked about need be looked at
         parts = documents.withColumn("chunk", F.lit(0))
     else:
-        parts = frames.parts(documents, task).join(documents.select("doc_id", "lang"), on="doc_id", how="inner")
+        parts = asking.parts(documents, task).join(documents.select("doc_id", "lang"), on="doc_id", how="inner")
     return parts.select(_id("doc_id", "chunk"), "doc_id", "chunk", "text", "lang")
 
 

@@ -10,21 +10,16 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from personahub_spark import imports, inputs
 from personahub_spark.errors import PersonaHubError, SettingsError
-from personahub_spark.filters import flagged, quality_flags
-from personahub_spark.formats import File
-from personahub_spark.session import Context, StepResult, main
-from personahub_spark.settings import ImportSettings
-from personahub_spark.tables import (
-    IMPORTS,
-    PERSONA_IMPORTS,
-    PERSONA_ORIGINS,
-    PERSONAS,
-    QUARANTINE,
-    SYNTHESES,
-    WITHDRAWALS,
-)
+from personahub_spark.hub.filters import flagged, quality_flags
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.sources import ImportSettings
+from personahub_spark.sources import imports, inputs
+from personahub_spark.sources.formats import File
+from personahub_spark.store.hub_tables import PERSONA_IMPORTS, PERSONA_ORIGINS, PERSONAS
+from personahub_spark.store.record_tables import IMPORTS, QUARANTINE, WITHDRAWALS
+from personahub_spark.store.text_tables import SYNTHESES
 
 STEP = "import_personas"
 BATCH_BYTES = 256 * 1024**2

@@ -2,10 +2,12 @@
 
 from pyspark.sql import functions as F
 
-from personahub_spark import documents, inputs
 from personahub_spark.errors import SettingsError
-from personahub_spark.session import Context, StepResult, main
-from personahub_spark.tables import DOCUMENT_SOURCES, DOCUMENTS, QUARANTINE
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.sources import documents, inputs
+from personahub_spark.store.hub_tables import DOCUMENT_SOURCES, DOCUMENTS
+from personahub_spark.store.record_tables import QUARANTINE
 
 STEP = "ingest_documents"
 

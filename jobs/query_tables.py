@@ -20,12 +20,16 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, DataType, MapType, NumericType, StructType
 
-from personahub_spark import releases, terminal
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.lineage import trace
-from personahub_spark.session import cause, exit_code, open_context, parser
-from personahub_spark.settings import Settings, load
-from personahub_spark.tables import TABLES, VIEWS, Store, view_query
+from personahub_spark.hub import releases
+from personahub_spark.hub.lineage import trace
+from personahub_spark.program import terminal
+from personahub_spark.program.cli import parser
+from personahub_spark.program.faults import cause, exit_code
+from personahub_spark.program.steps import open_context
+from personahub_spark.settings.loading import load
+from personahub_spark.settings.whole import Settings
+from personahub_spark.store.store import TABLES, VIEWS, Store, view_query
 
 FORMATS = ("table", "csv", "json")
 RUNTIME_FILTERS = {

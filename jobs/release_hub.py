@@ -13,11 +13,15 @@ import sys
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from personahub_spark import releases
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.session import Context, StepResult, code_version, exit_code, open_context, parser, run_step
-from personahub_spark.settings import load
-from personahub_spark.tables import RELEASES, Store
+from personahub_spark.hub import releases
+from personahub_spark.program.cli import parser
+from personahub_spark.program.code import code_version
+from personahub_spark.program.faults import exit_code
+from personahub_spark.program.steps import Context, StepResult, open_context, run_step
+from personahub_spark.settings.loading import load
+from personahub_spark.store.record_tables import RELEASES
+from personahub_spark.store.store import Store
 
 STEP = "release_hub"
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -1,8 +1,10 @@
 """Print what calls cost and how they went: by run, by step with the cost of one kept row, by outcome, by latency."""
 
-from personahub_spark.session import exit_code, open_context, parser
-from personahub_spark.settings import load
-from personahub_spark.tables import view_query
+from personahub_spark.program.cli import parser
+from personahub_spark.program.faults import exit_code
+from personahub_spark.program.steps import open_context
+from personahub_spark.settings.loading import load
+from personahub_spark.store.store import view_query
 
 VIEWS = {
     "spend_by_run": "started_at, step, model",

@@ -1,9 +1,11 @@
 """Print what the hub is made of: novelty and cost by hop, and how many personas are of kinds rarely seen on the web."""
 
-from personahub_spark import reports
-from personahub_spark.session import exit_code, open_context, parser
-from personahub_spark.settings import load
-from personahub_spark.tables import view_query
+from personahub_spark.program.cli import parser
+from personahub_spark.program.faults import exit_code
+from personahub_spark.program.steps import open_context
+from personahub_spark.publication import report
+from personahub_spark.settings.loading import load
+from personahub_spark.store.store import view_query
 
 
 def main() -> None:
@@ -14,9 +16,9 @@ def main() -> None:
         context.store.view("expansion_hops").orderBy("hop").show(10, truncate=False)
         print(
             "How many published personas are of kinds that web text rarely yields?  "
-            "(English; words: personahub_spark/low_visibility.txt)"
+            "(English; words: personahub_spark/publication/low_visibility.txt)"
         )
-        counts = reports.low_visibility(context.store)
+        counts = report.low_visibility(context.store)
         hops = sorted(counts["all"])
         print(f"{'kind':24}" + "".join(f"{f'hop {hop}':>16}" for hop in hops))
         for kind, found in counts.items():

@@ -12,7 +12,7 @@ import synthesize
 import withdraw
 import write_profiles
 
-from personahub_spark.session import main_steps
+from personahub_spark.program.cli import main_steps
 
 STEPS = {
     "create_tables": create_tables.run,

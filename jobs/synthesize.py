@@ -6,11 +6,15 @@ from typing import TypeVar
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from personahub_spark.ledger import complete_all
-from personahub_spark.session import Context, StepResult, main
-from personahub_spark.settings import SynthesisSettings
-from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, WITHDRAWN, Table
-from personahub_spark.tasks import frames
+from personahub_spark import asking
+from personahub_spark.ledger.complete import complete_all
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.texts import SynthesisSettings
+from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
+from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWN
+from personahub_spark.store.table import Table
+from personahub_spark.store.text_tables import SYNTHESES
 from personahub_spark.tasks.math import MathProblem
 from personahub_spark.tasks.wording import Asking
 
@@ -39,7 +43,7 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
         F.create_map(F.lit("problem"), F.col("problem")).alias("fields"),
         F.lit(None).cast("string").alias("source_key"),
     )
-    return ask_hub(context, task, settings.fraction, frames.read_problems, step=STEP, table=SYNTHESES, columns=columns)
+    return ask_hub(context, task, settings.fraction, asking.read_problems, step=STEP, table=SYNTHESES, columns=columns)
 
 
 def ask_hub(
@@ -59,9 +63,9 @@ def ask_hub(
     the recipe in either table was asked about before.
     """
     store = context.store
-    recipe = frames.recipe(task)
+    recipe = asking.recipe(task)
     source = f"{step}:{recipe}"
-    last = frames.last_of_share(fraction)
+    last = asking.last_of_share(fraction)
 
     hub = store.view("hub").where(F.substring("persona_id", 1, 8) <= last).withColumnRenamed("persona_id", "id")
     written = store.read(table).where(F.col("recipe") == recipe).select(F.col("persona_id").alias("id"))
@@ -75,18 +79,18 @@ def ask_hub(
     pending = hub.join(done, on="id", how="left_anti")
     asked, spend = complete_all(
         context,
-        frames.requests(pending, task),
+        asking.requests(pending, task),
         task.endpoint,
         step=step,
         rows=rows_in - done_before,
         recipe=f"{recipe}:{last}",
         inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, table, QUARANTINE),
     )
-    answers = frames.answers(asked, store.read(LLM_CALLS)).join(
+    answers = asking.answers(asked, store.read(LLM_CALLS)).join(
         hub.select("id", F.col("text").alias("persona")), on="id", how="inner"
     )
     findings = store.stage(read(answers, task))
-    counts = frames.tally(findings, {"passed": F.size("checks") == 0, "failed_checks": F.size("checks") > 0})
+    counts = asking.tally(findings, {"passed": F.size("checks") == 0, "failed_checks": F.size("checks") > 0})
     read_rows = findings.where((F.col("status") == "answered") & F.col("failure").isNull()).select(
         F.col("id").alias("persona_id"),
         "checks",
@@ -98,7 +102,7 @@ def ask_hub(
     added = {
         table.name: context.add_new(table, read_rows, expected=counts["passed"] + counts["failed_checks"]),
         QUARANTINE.name: context.add_new(
-            QUARANTINE, frames.unreadable(findings, source), expected=counts["unreadable"]
+            QUARANTINE, asking.unreadable(findings, source), expected=counts["unreadable"]
         ),
     }
     return StepResult(rows_in, {"done_before": done_before, **counts}, added, spend)

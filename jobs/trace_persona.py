@@ -6,10 +6,13 @@ The view ``persona_lineage`` has the same in SQL; here few rows are read, by the
 from pyspark.sql import Row
 from pyspark.sql import functions as F
 
-from personahub_spark.lineage import trace
-from personahub_spark.session import exit_code, open_context, parser
-from personahub_spark.settings import load
-from personahub_spark.tables import PERSONAS, Store
+from personahub_spark.hub.lineage import trace
+from personahub_spark.program.cli import parser
+from personahub_spark.program.faults import exit_code
+from personahub_spark.program.steps import open_context
+from personahub_spark.settings.loading import load
+from personahub_spark.store.hub_tables import PERSONAS
+from personahub_spark.store.store import Store
 
 
 def main() -> None:

@@ -18,11 +18,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from personahub_spark import lineage, withdrawals
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.session import Context, StepResult, exit_code, open_context, parser, run_step
-from personahub_spark.settings import load
-from personahub_spark.tables import (
+from personahub_spark.hub import lineage, withdrawals
+from personahub_spark.program.cli import parser
+from personahub_spark.program.faults import exit_code
+from personahub_spark.program.steps import Context, StepResult, open_context, run_step
+from personahub_spark.settings.loading import load
+from personahub_spark.store.hub_tables import (
     DOCUMENT_SOURCES,
     DOCUMENTS,
     PERSONA_ANCESTORS,
@@ -33,12 +35,10 @@ from personahub_spark.tables import (
     PERSONA_REMOVALS,
     PERSONA_REROUTES,
     PERSONAS,
-    RUNS,
-    SYNTHESES,
-    WITHDRAWALS,
-    WITHDRAWN,
-    Store,
 )
+from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
+from personahub_spark.store.store import Store
+from personahub_spark.store.text_tables import SYNTHESES
 
 STEP = "withdraw"
 

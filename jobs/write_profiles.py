@@ -2,9 +2,10 @@
 
 from synthesize import ask_hub
 
-from personahub_spark.session import Context, StepResult, main
-from personahub_spark.tables import PERSONA_PROFILES
-from personahub_spark.tasks import frames
+from personahub_spark import asking
+from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.store.text_tables import PERSONA_PROFILES
 from personahub_spark.tasks.profiles import PARTS, PersonaProfile
 
 STEP = "write_profiles"
@@ -14,7 +15,7 @@ def run(context: Context) -> StepResult:
     settings = context.settings.profiles
     task = PersonaProfile(settings, context.settings.endpoint(settings.model))
     return ask_hub(
-        context, task, settings.fraction, frames.read_profiles, step=STEP, table=PERSONA_PROFILES, columns=PARTS
+        context, task, settings.fraction, asking.read_profiles, step=STEP, table=PERSONA_PROFILES, columns=PARTS
     )
 
 

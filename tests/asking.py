@@ -9,7 +9,7 @@ from typing import Any
 from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest
-from personahub_spark.settings import Endpoint, Price
+from personahub_spark.settings.models import Endpoint, Price
 
 PRICE = Price(input=Decimal("0.5"), output=Decimal(2))
 TRANSPORTS = ["openai", "aiohttp"]

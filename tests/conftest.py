@@ -12,11 +12,12 @@ import hypothesis
 import pytest
 from pyspark.sql import SparkSession
 
-from personahub_spark import session, settings
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.progress import Progress
-from personahub_spark.settings import Settings, SparkSettings, StoreSettings
-from personahub_spark.tables import Store
+from personahub_spark.program import session, steps
+from personahub_spark.program.progress import Progress
+from personahub_spark.settings import loading, models
+from personahub_spark.settings.whole import Settings, SparkSettings, StoreSettings
+from personahub_spark.store.store import Store
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "jobs"), str(ROOT / "tests")]
@@ -97,7 +98,7 @@ def make_settings(tmp_path: Path, endpoint: FakeEndpoint) -> Callable[..., Setti
         }
         for name, group in groups.items():
             raw[name] = {**raw.get(name, {}), **group} if isinstance(group, dict) else group
-        return settings.validate(raw)
+        return loading.validate(raw)
 
     return make
 
@@ -113,22 +114,22 @@ def _empty_tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def make_context(
     spark: SparkSession, make_settings: Callable[..., Settings], _empty_tables: Path
-) -> Callable[..., session.Context]:
+) -> Callable[..., steps.Context]:
     """A context on this test's store, the tables made, with a price for the test's model."""
 
-    def make(chosen: Settings | None = None, *, dry_run: bool = False, tables: bool = True) -> session.Context:
+    def make(chosen: Settings | None = None, *, dry_run: bool = False, tables: bool = True) -> steps.Context:
         chosen = chosen or make_settings()
         tables = tables and not dry_run
         is_copy = tables and chosen.store.root is not None and not Path(chosen.store.root).exists()
         if is_copy:
             shutil.copytree(_empty_tables, str(chosen.store.root))
-        now = session.now()
-        context = session.Context(
+        now = steps.now()
+        context = steps.Context(
             spark=spark,
             settings=chosen,
             store=Store(spark, chosen.store, dry_run=dry_run),
             run_id=f"test-{now:%H%M%S%f}",
-            prices={"test-model": settings.Price.model_validate({"input": 1, "output": 2})},
+            prices={"test-model": models.Price.model_validate({"input": 1, "output": 2})},
             progress=Progress(),
             started_at=now,
         )

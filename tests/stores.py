@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from personahub_spark.session import Context
-from personahub_spark.tables import TABLES
+from personahub_spark.program.steps import Context
+from personahub_spark.store.store import TABLES
 
 
 def contents(context: Context, *, without: Sequence[str] = ()) -> dict[str, list[str]]:

@@ -33,7 +33,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, IntegerType, StringType, StructField, StructType
 
 from personahub_spark.dedup.survivors import survivors
-from personahub_spark.settings import SemanticSettings
+from personahub_spark.settings.dedup import SemanticSettings
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]

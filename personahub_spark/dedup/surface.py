@@ -29,7 +29,7 @@ from personahub_spark.dedup import in_memory, minhash
 from personahub_spark.dedup.lists import Lists, hashes_of_sets
 from personahub_spark.dedup.survivors import ARROW_REMOVALS, REMOVALS, survivors
 from personahub_spark.errors import SettingsError
-from personahub_spark.settings import SurfaceSettings
+from personahub_spark.settings.dedup import SurfaceSettings
 from personahub_spark.text import TOKENIZER_VERSION, tokens
 
 EXACT_TOKENS = "exact_tokens"

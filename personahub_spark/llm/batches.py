@@ -54,7 +54,7 @@ from personahub_spark.llm.wire import (
     read_reply,
     read_vectors,
 )
-from personahub_spark.settings import Endpoint, Price
+from personahub_spark.settings.models import Endpoint, Price
 
 # What providers take in one file.
 MAX_LINES = 50_000

@@ -44,7 +44,7 @@ from personahub_spark.llm.wire import (
     read_reply,
     read_vectors,
 )
-from personahub_spark.settings import Address, Endpoint, Price
+from personahub_spark.settings.models import Address, Endpoint, Price
 from personahub_spark.text import estimate_tokens
 
 STOP_GRACE_S = 5.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 
 from personahub_spark.llm.usage import Usage
-from personahub_spark.settings import Price
+from personahub_spark.settings.models import Price
 
 
 def cost_microusd(usage: Usage | None, price: Price | None) -> Decimal | None:

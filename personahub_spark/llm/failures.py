@@ -11,7 +11,7 @@ from typing import Literal
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.usage import whole_number
 from personahub_spark.llm.wire import BadReplyError, BrokenOffError, clean
-from personahub_spark.settings import Address, Endpoint
+from personahub_spark.settings.models import Address, Endpoint
 
 MAX_MESSAGE = 300
 

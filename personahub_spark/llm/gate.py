@@ -52,7 +52,7 @@ from personahub_spark.llm.limits import (
     budget_reached,
     cap_microusd,
 )
-from personahub_spark.settings import Endpoint, Price
+from personahub_spark.settings.models import Endpoint, Price
 
 log = logging.getLogger(__name__)
 

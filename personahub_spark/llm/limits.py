@@ -17,7 +17,7 @@ from random import Random
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.failures import Failure
-from personahub_spark.settings import Address, Endpoint, Price
+from personahub_spark.settings.models import Address, Endpoint, Price
 
 BASE_S = 0.5
 CAP_S = 60.0

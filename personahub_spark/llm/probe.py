@@ -11,7 +11,7 @@ import httpx2
 
 from personahub_spark.llm.failures import Failure, StatusError, UnreachableError, classify
 from personahub_spark.llm.transport import proxy_for, trusted_certificates
-from personahub_spark.settings import Address, Endpoint
+from personahub_spark.settings.models import Address, Endpoint
 
 ANSWERS_S = 10.0
 _LIST_BYTES = 8 * 2**20

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from personahub_spark.llm.finish import may_be_cut
-from personahub_spark.settings import Endpoint, SynthesisSettings
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.texts import SynthesisSettings
 from personahub_spark.tasks.math_checks import (
     PREFIX,
     asks_nothing,

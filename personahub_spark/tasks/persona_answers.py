@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from personahub_spark.llm.finish import may_be_cut
-from personahub_spark.settings import Relation
+from personahub_spark.settings.personas import Relation
 from personahub_spark.tasks.reading import (
     LEAD_IN,
     Reading,

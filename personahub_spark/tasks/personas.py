@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from personahub_spark.llm.wire import Request
-from personahub_spark.settings import Endpoint, ExpansionSettings, Granularity, PersonaSettings, Verb
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.personas import ExpansionSettings, Granularity, PersonaSettings, Verb
 from personahub_spark.tasks.persona_answers import RELATIONS, read_one, read_several
 from personahub_spark.tasks.reading import Reading
 from personahub_spark.tasks.wording import Asking, as_data, fill, in_language, json_format, json_object

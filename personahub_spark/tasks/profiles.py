@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from personahub_spark.llm.finish import may_be_cut
-from personahub_spark.settings import Endpoint, ProfileSettings
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.personas import ProfileSettings
 from personahub_spark.tasks.math_checks import persona_unused
 from personahub_spark.tasks.reading import Reading, content, copies_example, opening, visible, word_runs
 from personahub_spark.tasks.tex import garbled

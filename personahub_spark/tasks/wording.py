@@ -14,7 +14,7 @@ from string import Template
 from typing import Any
 
 from personahub_spark.llm.wire import Request
-from personahub_spark.settings import Endpoint, SamplingSettings
+from personahub_spark.settings.models import Endpoint, SamplingSettings
 from personahub_spark.text import clean
 
 _LANGUAGES = {

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from pyspark.sql.types import StructType
 
-from personahub_spark import settings
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.session import Context
-from personahub_spark.tables import PERSONA_EMBEDDINGS, PERSONAS
+from personahub_spark.program.steps import Context
+from personahub_spark.settings import whole
+from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONAS
 from personahub_spark.text import content_id, token_set
 from tests.oracles import by_priority, greedy_removals, similar_pairs
 from tests.spark.test_dedup_surface import persona_like_rows
 
 MakeContext = Callable[..., Context]
-MakeSettings = Callable[..., settings.Settings]
+MakeSettings = Callable[..., whole.Settings]
 
 MONDAY = datetime(2026, 1, 5)
 ENDPOINT = {"by": "endpoint", "model": "default", "dimensions": 4}

@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from pyspark.sql.types import StructType
 
-from personahub_spark import session, settings
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import PERSONA_BANDS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings import whole
+from personahub_spark.store.hub_tables import PERSONA_BANDS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
 from personahub_spark.text import content_id, token_set
 from tests.spark.test_dedup_surface import persona_like_rows
 
 MakeContext = Callable[..., Context]
-MakeSettings = Callable[..., settings.Settings]
+MakeSettings = Callable[..., whole.Settings]
 
 MONDAY = datetime(2026, 1, 5)
 WORDS = " ".join(f"w{n}" for n in range(20))
@@ -39,7 +40,7 @@ def add(context: Context, texts: Iterable[str], *, days: int = 0, flags: tuple[s
 
 
 def dedup(context: Context) -> StepResult:
-    return session.run_step(context, "dedup_surface", dedup_surface.run)
+    return steps.run_step(context, "dedup_surface", dedup_surface.run)
 
 
 def removals(context: Context) -> dict[str, tuple[str, str, float]]:
@@ -111,7 +112,7 @@ def test_over_both_tiers_and_days_no_witness_of_a_removal_is_removed_by_either_a
         frame = context.spark.createDataFrame(rows, StructType(list(PERSONA_EMBEDDINGS.columns)))
         context.store.add_new(PERSONA_EMBEDDINGS, frame, run_id=f"day {day}", created_at=MONDAY + timedelta(days=day))
         for step, run in (("dedup_surface", dedup_surface.run), ("dedup_semantic", dedup_semantic.run)):
-            outcomes = session.run_step(context, step, run).outcomes
+            outcomes = steps.run_step(context, step, run).outcomes
             found |= {name: found.get(name, 0) + count for name, count in outcomes.items()}
         gone, now = removals(context), hub(context)
         case = f"seed {seed}, day {day}"

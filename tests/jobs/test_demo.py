@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import run_pipeline
 
-from personahub_spark import session
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.local_models import fetch_embedder
-from personahub_spark.session import Context
-from personahub_spark.settings import SparkSettings
+from personahub_spark.program import jars
+from personahub_spark.program.steps import Context
+from personahub_spark.settings.whole import SparkSettings
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -46,8 +46,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     cache = folder / "cache"
     if not cache.exists():
         cache.mkdir()
-        jars = session.jars(SparkSettings(spark_nlp=True))
-        (cache / "jars").symlink_to(jars[0].parent.parent)
+        (cache / "jars").symlink_to(jars.jars(SparkSettings(spark_nlp=True))[0].parent.parent)
         embedder = fetch_embedder("all-minilm-l6-v2")
         (cache / "models").mkdir()
         (cache / "models" / embedder.name).symlink_to(embedder)
@@ -116,8 +115,8 @@ def test_a_step_says_that_it_will_ask_once_and_only_where_it_does(
         while_asking=while_asking,
     )
     steps = {step: run_pipeline.STEPS[step] for step in ("ingest_documents", "extract_personas")}
-    session.run_steps(context, steps)
-    session.run_steps(context, steps)
+    steps.run_steps(context, steps)
+    steps.run_steps(context, steps)
     assert (asked_before, asked_after) == ([0], [1])
     assert endpoint.counts()["requests"] == 1
 

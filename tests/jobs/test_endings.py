@@ -14,9 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from personahub_spark import endings
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.settings import Settings, load
+from personahub_spark.program import endings
+from personahub_spark.settings.loading import load
+from personahub_spark.settings.whole import Settings
 from tests.processes import descendants
 from tests.waiting import PATIENCE_S, eventually
 

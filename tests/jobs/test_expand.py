@@ -18,23 +18,25 @@ import run_pipeline
 import trace_persona
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
-from personahub_spark import lineage, session, settings
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.hub import lineage
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import (
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings import loading, whole
+from personahub_spark.store.hub_tables import (
     DOCUMENTS,
     PERSONA_ANCESTORS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
     PERSONA_REROUTES,
     PERSONAS,
-    QUARANTINE,
-    WITHDRAWN,
-    Store,
-    Table,
 )
+from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWN
+from personahub_spark.store.store import Store
+from personahub_spark.store.table import Table
 from personahub_spark.text import content_id
 from tests.stores import contents, live_files
 
@@ -80,7 +82,7 @@ def rules(family: dict[str, list[tuple[str, str]]]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def make_hub(
-    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], tmp_path: Any
+    make_context: Callable[..., Context], make_settings: Callable[..., whole.Settings], tmp_path: Any
 ) -> Callable[..., Context]:
     """A store with the given personas of hop 0, each from a document of its own."""
 
@@ -99,7 +101,7 @@ def make_hub(
             asked = {"hop": 0, "prompt_version": "v", "call_key": "c"}
             rows[PERSONA_ORIGINS].append({"persona_id": persona_id, "source_key": doc_id, **origin, **asked})
         for table, found in rows.items():
-            columns = session.pyspark.sql.types.StructType(list(table.columns))
+            columns = StructType(list(table.columns))
             told = [{column.name: row.get(column.name) for column in table.columns} for row in found]
             context.add_new(table, context.spark.createDataFrame(told, columns))
         return context
@@ -108,7 +110,7 @@ def make_hub(
 
 
 def expand(context: Context) -> StepResult:
-    return session.run_step(context, "expand_personas", run_pipeline.STEPS["expand_personas"])
+    return steps.run_step(context, "expand_personas", run_pipeline.STEPS["expand_personas"])
 
 
 def hub(context: Context) -> dict[str, int]:
@@ -237,7 +239,7 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
         assert one[name] == other[name], name
 
 
-def test_questions_are_filtered_but_as_the_settings_say(make_settings: Callable[..., settings.Settings]) -> None:
+def test_questions_are_filtered_but_as_the_settings_say(make_settings: Callable[..., whole.Settings]) -> None:
     mine, other = query_tables.RUNTIME_FILTERS
     chosen = make_settings(spark={"conf": {mine: "5MB", "spark.ui.enabled": "false"}})
     asked = query_tables.filtering(chosen)
@@ -249,7 +251,7 @@ def test_questions_are_filtered_but_as_the_settings_say(make_settings: Callable[
 def test_the_job_asks_with_the_filters_on(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
-    def stop_at(chosen: settings.Settings) -> None:
+    def stop_at(chosen: whole.Settings) -> None:
         opened.append(chosen.spark.conf)
         raise PersonaHubError("seen enough")
 
@@ -288,7 +290,7 @@ def test_expansion_stops_where_novelty_or_money_ends(
     # Without money for all calls the rest is put off, and the expansion with it.
     raw = context.settings.model_dump(mode="json")
     raw["calls"]["max_cost_usd"] = 0.000001
-    poor = dataclasses.replace(context, settings=settings.validate(raw))
+    poor = dataclasses.replace(context, settings=loading.validate(raw))
     assert expand(poor).outcomes["deferred"] == 2
     assert "stopped after hop 1: 2 calls were put off" in caplog.text
 
@@ -300,7 +302,7 @@ def test_expansion_stops_where_novelty_or_money_ends(
     # Of those whose siblings were the most often new one is asked: not the boy, though his id comes first.
     raw["calls"]["max_cost_usd"] = None
     raw["expansion"] |= {"min_novelty": 0.0, "hops": 2, "count": 1, "prefer": "novelty"}
-    result = expand(dataclasses.replace(context, run_id="one", settings=settings.validate(raw)))
+    result = expand(dataclasses.replace(context, run_id="one", settings=loading.validate(raw)))
     assert result.outcomes["not_chosen"] == 2 and endpoint.counts()["billed"] == 3
     assert content_id(BOY) < content_id(MILLER) < content_id(DRIVER)
     asked = context.store.read(QUARANTINE).where("reason = 'empty'").collect()
@@ -308,21 +310,21 @@ def test_expansion_stops_where_novelty_or_money_ends(
 
     # The branch of the nurse, with 1 of 2 new, ends; that of the baker goes on.
     raw["expansion"] |= {"min_novelty": 0.55, "count": None}
-    result = expand(dataclasses.replace(context, run_id="lenient", settings=settings.validate(raw)))
+    result = expand(dataclasses.replace(context, run_id="lenient", settings=loading.validate(raw)))
     assert result.outcomes["branch_ended"] == 1 and endpoint.counts()["billed"] == 4
-    assert not expand(dataclasses.replace(context, run_id="again", settings=settings.validate(raw))).changed
+    assert not expand(dataclasses.replace(context, run_id="again", settings=loading.validate(raw))).changed
 
     # Who is rerouted counts with those that came from where the way leads now.
     raw["expansion"] |= {"count": 1}
 
     def siblings_new() -> dict[str, float]:
-        chosen = settings.validate(raw).expansion
+        chosen = loading.validate(raw).expansion
         rows = expand_personas.parents(context.store, chosen, 2, "recipe", "source").collect()
         return {row["text"]: row["siblings_new"] for row in rows}
 
     assert siblings_new() == {BOY: 0.5, DRIVER: 1.0, MILLER: 1.0}
     way = [(content_id(DRIVER), content_id(NURSE), content_id(NURSE), [content_id(NURSE)])]
-    columns = session.pyspark.sql.types.StructType(list(PERSONA_REROUTES.columns))
+    columns = StructType(list(PERSONA_REROUTES.columns))
     context.add_new(PERSONA_REROUTES, context.spark.createDataFrame(way, columns))
     led_to_driver = context.store.read(PERSONA_ORIGINS).where(F.col("persona_id") == content_id(DRIVER))
     edge = led_to_driver.withColumn("source_key", F.lit(content_id(NURSE))).drop("run_id", "created_at")
@@ -330,7 +332,7 @@ def test_expansion_stops_where_novelty_or_money_ends(
     assert siblings_new() == {BOY: 2 / 3, DRIVER: 2 / 3, MILLER: 0.5}
 
     # Who is withdrawn counts no more among those that were found: the baker, whom the nurse named.
-    columns = session.pyspark.sql.types.StructType(list(WITHDRAWN.columns))
+    columns = StructType(list(WITHDRAWN.columns))
     baker = [("persona", content_id(BAKER), None, None)]
     context.add_new(WITHDRAWN, context.spark.createDataFrame(baker, columns))
     assert siblings_new() == {BOY: 1.0, DRIVER: 1.0, MILLER: 0.5}

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import run_pipeline
 
-from personahub_spark import session, settings
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.session import Context
-from personahub_spark.tables import PERSONA_ORIGINS, PERSONAS, QUARANTINE
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context
+from personahub_spark.settings import whole
+from personahub_spark.store.hub_tables import PERSONA_ORIGINS, PERSONAS
+from personahub_spark.store.record_tables import QUARANTINE
 
 
 def test_a_book_yields_personas_of_its_parts_by_every_verb_and_no_part_is_asked_about_twice(
-    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], endpoint: FakeEndpoint,
+    make_context: Callable[..., Context], make_settings: Callable[..., whole.Settings], endpoint: FakeEndpoint,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     (tmp_path / "documents").mkdir()
@@ -32,12 +34,12 @@ def test_a_book_yields_personas_of_its_parts_by_every_verb_and_no_part_is_asked_
     ])  # fmt: skip
     width = {"verbs": ["read", "write"], "personas_per_question": 2, "max_document_tokens": 200}
 
-    def extract(most: int | None) -> session.StepResult:
+    def extract(most: int | None) -> steps.StepResult:
         context = make_context(make_settings(personas={**width, "max_personas_per_document": most}))
-        return session.run_step(context, "extract_personas", run_pipeline.STEPS["extract_personas"])
+        return steps.run_step(context, "extract_personas", run_pipeline.STEPS["extract_personas"])
 
     context = make_context(make_settings())
-    session.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+    steps.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
     some = extract(8)  # two parts of the book and the whole note, by each verb
     assert some.outcomes == {"done_before": 0, "read": 4, "unreadable": 2, "failed": 0, "deferred": 0}
     assert some.rows_in == 6 == endpoint.counts()["billed"]

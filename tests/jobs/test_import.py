@@ -18,18 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
 
-from personahub_spark import session, settings
-from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import (
-    IMPORTS,
-    PERSONA_IMPORTS,
-    PERSONA_ORIGINS,
-    PERSONAS,
-    QUARANTINE,
-    SYNTHESES,
-    Store,
-    Table,
-)
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings import whole
+from personahub_spark.store.hub_tables import PERSONA_IMPORTS, PERSONA_ORIGINS, PERSONAS
+from personahub_spark.store.record_tables import IMPORTS, QUARANTINE
+from personahub_spark.store.store import Store
+from personahub_spark.store.table import Table
+from personahub_spark.store.text_tables import SYNTHESES
 from tests.stores import live_files
 
 TOOL = {"name": "n", "description": "d", "function_name": "f", "input_args": {}, "return": "r", "depend": []}
@@ -65,7 +61,7 @@ def write(folder: Path) -> list[dict[str, Any]]:
 
 
 def run(context: Context) -> StepResult:
-    return session.run_step(context, "import_personas", import_personas.run)
+    return steps.run_step(context, "import_personas", import_personas.run)
 
 
 class Dying(Store):
@@ -81,7 +77,7 @@ class Dying(Store):
 
 
 def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_the_way(
-    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], tmp_path: Path
+    make_context: Callable[..., Context], make_settings: Callable[..., whole.Settings], tmp_path: Path
 ) -> None:
     listed = write(tmp_path / "in")
     chosen = make_settings(imports=listed)
@@ -138,7 +134,7 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     personas = {row["text"]: row for row in context.store.read(PERSONAS).collect()}
     assert len(personas) == context.store.read(PERSONA_ORIGINS).count() - 1 == cut[0] - 1 + 5  # one has two licences
     assert personas["A pilot from Lima"]["lang"] == "en"
-    assert session.run_step(context, "dedup_surface", dedup_surface.run).rows_in == len(personas)
+    assert steps.run_step(context, "dedup_surface", dedup_surface.run).rows_in == len(personas)
 
     before = live_files(context)
     again = run(context)
@@ -173,7 +169,7 @@ def test_rows_that_cannot_be_read_do_not_all_meet_in_one_task(make_context: Call
 
 def test_flags_are_told_by_rule_before_and_after_and_an_import_has_limits_of_its_own(
     make_context: Callable[..., Context],
-    make_settings: Callable[..., settings.Settings],
+    make_settings: Callable[..., whole.Settings],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -184,7 +180,7 @@ def test_flags_are_told_by_rule_before_and_after_and_an_import_has_limits_of_its
     own = {"max_words": 81, "disabled": ["first_person"]}
     entries = [{"paths": [str(tmp_path / f"{name}.jsonl")], "source": name} for name in ("curated", "short")]
     chosen = make_settings(imports=[entries[0], entries[1] | {"filters": own}])
-    caplog.set_level("INFO", logger="personahub_spark.progress")
+    caplog.set_level("INFO", logger="personahub_spark.program.progress")
 
     def told() -> list[str]:
         lines = [line.partition(". Limits")[0] for line in caplog.messages if "are flagged" in line]

@@ -17,25 +17,25 @@ import pytest
 import release_hub
 import withdraw
 
-from personahub_spark import releases, reports, session, settings
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.lineage import trace
-from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import (
+from personahub_spark.hub import releases
+from personahub_spark.hub.lineage import trace
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.publication import report
+from personahub_spark.settings import whole
+from personahub_spark.store.hub_tables import (
     DOCUMENT_SOURCES,
     DOCUMENTS,
     PERSONA_ANCESTORS,
     PERSONA_BANDS,
     PERSONA_IMPORTS,
     PERSONA_ORIGINS,
-    PERSONA_PROFILES,
     PERSONA_REMOVALS,
     PERSONAS,
-    RUNS,
-    SYNTHESES,
-    WITHDRAWALS,
-    WITHDRAWN,
 )
+from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
+from personahub_spark.store.text_tables import PERSONA_PROFILES, SYNTHESES
 from tests.spark.test_tables import NOW, add, frame, sha
 from tests.stores import live_files
 
@@ -113,11 +113,11 @@ def lineage(context: Context) -> dict[tuple[str, str | None], tuple[str, str, li
 
 
 def run(context: Context, rule: withdraw.Rule | None = None) -> StepResult:
-    return session.run_step(context, "withdraw", functools.partial(withdraw.run, rule=rule))
+    return steps.run_step(context, "withdraw", functools.partial(withdraw.run, rule=rule))
 
 
 def dedup(context: Context) -> StepResult:
-    return session.run_step(context, "dedup_surface", dedup_surface.run)
+    return steps.run_step(context, "dedup_surface", dedup_surface.run)
 
 
 def died(context: Context) -> StepResult:
@@ -125,14 +125,14 @@ def died(context: Context) -> StepResult:
 
 
 def release(context: Context, tag: str) -> dict[str, Any]:
-    session.run_step(context, "release_hub", functools.partial(release_hub.run, tag=tag))
+    steps.run_step(context, "release_hub", functools.partial(release_hub.run, tag=tag))
     found: dict[str, Any] = json.loads(releases.find(context.store, tag)["manifest"])
     return found
 
 
 def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_found_elsewhere(
     make_context: Callable[..., Context],
-    make_settings: Callable[..., settings.Settings],
+    make_settings: Callable[..., whole.Settings],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -202,7 +202,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     witness = context.store.read(PERSONA_REMOVALS).collect()
     assert [(row["kept_id"] in set(map(known, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
 
-    said = reports.summary(context.store, {}, "r")
+    said = report.summary(context.store, {}, "r")
     assert "13 distinct = 6 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in said
     assert "+ 0 removed by semantic + 6 withdrawn" in said
     assert "problems     3 written = 1 pass the form checks + 0 fail one or more + 2 withdrawn" in said
@@ -223,7 +223,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     (tmp_path / "more.jsonl").write_text('{"persona": "someone new from there"}')
     entry = {"paths": [str(tmp_path / "more.jsonl")], "source": "bad"}
     again = make_context(make_settings(imports=[entry, entry | {"source": "another"}]))
-    imported = session.run_step(again, "import_personas", import_personas.run)
+    imported = steps.run_step(again, "import_personas", import_personas.run)
     assert (imported.outcomes["withdrawn"], imported.outcomes["new"]) == (1, 1)
     assert {row["source"] for row in context.store.view("persona_lineage").where("persona like 'some%'").collect()} == {
         "another"

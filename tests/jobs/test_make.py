@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from personahub_spark.session import Context
+from personahub_spark.program.steps import Context
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent

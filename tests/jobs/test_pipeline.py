@@ -20,12 +20,16 @@ import yaml
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark import documents, session, settings
+from personahub_spark import asking
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import PERSONA_ORIGINS, PERSONAS, QUARANTINE, RUNS, TABLES, VIEWS, Store
-from personahub_spark.tasks import frames
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings import loading, whole
+from personahub_spark.sources import documents
+from personahub_spark.store.hub_tables import PERSONA_ORIGINS, PERSONAS
+from personahub_spark.store.record_tables import QUARANTINE, RUNS
+from personahub_spark.store.store import TABLES, VIEWS, Store
 from personahub_spark.text import content_id
 from tests.processes import descendants
 from tests.stores import contents, live_files
@@ -73,13 +77,13 @@ RULES: list[dict[str, Any]] = [
 
 
 def run_all(context: Context, steps: tuple[str, ...] = STEPS) -> dict[str, StepResult]:
-    return {step: session.run_step(context, step, run_pipeline.STEPS[step]) for step in steps}
+    return {step: steps.run_step(context, step, run_pipeline.STEPS[step]) for step in steps}
 
 
 @pytest.fixture
 def pipeline(
     make_context: Callable[..., Context],
-    make_settings: Callable[..., settings.Settings],
+    make_settings: Callable[..., whole.Settings],
     endpoint: FakeEndpoint,
     tmp_path: Path,
 ) -> Context:
@@ -95,7 +99,7 @@ def changed(context: Context, **groups: dict[str, Any]) -> Context:
     raw = context.settings.model_dump(mode="json")
     for name, group in groups.items():
         raw[name] = {**raw[name], **group}
-    return dataclasses.replace(context, settings=settings.validate(raw))
+    return dataclasses.replace(context, settings=loading.validate(raw))
 
 
 def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
@@ -118,7 +122,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     for step in steps:
         context = pipeline if step == "ingest_documents" else idle  # files are read before it is known what is new
         pipeline.spark.sparkContext.setJobGroup(f"{step} again", "")
-        again = session.run_step(context, step, run_pipeline.STEPS[step])
+        again = steps.run_step(context, step, run_pipeline.STEPS[step])
         assert not again.changed, f"{step} changed something the second time: {again}"
         assert again.rows_in == first[step].rows_in
         if step in ("extract_personas", "synthesize"):  # nothing pending: two counts, and Delta's look at its tables
@@ -191,7 +195,7 @@ def test_a_replay_makes_the_same_tables_without_an_endpoint(
     raw["calls"]["replay"] = raw["store"]["root"]
     raw["store"] = {"root": str(tmp_path / "replayed"), "database": "replayed"}
     raw["models"]["default"]["base_url"] = "http://127.0.0.1:9/v1"
-    replayed = make_context(settings.validate(raw))
+    replayed = make_context(loading.validate(raw))
     run_all(replayed)
     assert endpoint.counts()["requests"] == asked
     before, after = contents(pipeline), contents(replayed)
@@ -220,7 +224,7 @@ def test_ids_and_survivors_do_not_depend_on_partitions_or_order(
     raw["documents"]["paths"] = [str(other_folder)]
     pipeline.spark.conf.set("spark.sql.shuffle.partitions", "7")
     try:
-        other = make_context(settings.validate(raw))
+        other = make_context(loading.validate(raw))
         run_all(other, steps)
         for table, columns in (
             ("documents", ("doc_id", "text", "title", "licence")),
@@ -264,7 +268,7 @@ def test_hostile_and_empty_answers_become_named_failures_and_are_not_asked_again
 
 def test_a_step_whose_counts_do_not_add_up_fails_loudly(pipeline: Context) -> None:
     with pytest.raises(PersonaHubError, match="9 rows came in but 8 are accounted for"):
-        session.run_step(pipeline, "lossy", lambda _: StepResult(9, {"kept": 8}))
+        steps.run_step(pipeline, "lossy", lambda _: StepResult(9, {"kept": 8}))
 
 
 def losing_one(function: Callable[..., DataFrame]) -> Callable[..., DataFrame]:
@@ -295,17 +299,17 @@ def test_a_row_that_a_join_or_a_write_loses_is_a_loud_failure_wherever_it_gets_l
         with monkeypatch.context() as patched, pytest.raises(PersonaHubError, match=said):
             patched.setattr(module, name, lossy(getattr(module, name)))
             context = changed(pipeline, personas={"verbs": [verb]})  # another verb: all documents are asked about again
-            session.run_step(context, step, run_pipeline.STEPS[step])
+            steps.run_step(context, step, run_pipeline.STEPS[step])
 
     lost("ingest_documents", documents, "distinct", "documents got 7 new rows .* 8 were expected")
-    session.run_step(pipeline, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+    steps.run_step(pipeline, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
     endpoint.set_script(
         [*({"match": f"(?s)<document>.*{word}: notes", "reply": ""} for word in ("ไทย", "عربي")), *RULES]
     )
-    lost("extract_personas", frames, "read_personas", "personas got 5 new rows .* 6 were", lossy=straying_one)
-    lost("extract_personas", frames, "requests", "8 rows came in but 7 are accounted for", verb="write")
-    lost("extract_personas", frames, "unreadable", "quarantine got 1 new rows .* 2 were expected", verb="like")
-    lost("synthesize", frames, "answers", "6 rows came in but 5 are accounted for")
+    lost("extract_personas", asking, "read_personas", "personas got 5 new rows .* 6 were", lossy=straying_one)
+    lost("extract_personas", asking, "requests", "8 rows came in but 7 are accounted for", verb="write")
+    lost("extract_personas", asking, "unreadable", "quarantine got 1 new rows .* 2 were expected", verb="like")
+    lost("synthesize", asking, "answers", "6 rows came in but 5 are accounted for")
     recorded = pipeline.store.read(RUNS).collect()  # of a step that failed only what it spent
     assert [row["step"] for row in recorded if row["outcomes"]] == ["ingest_documents"]
 
@@ -319,7 +323,7 @@ def test_a_file_that_is_replaced_with_another_fault_at_the_same_line_gives_a_sec
 
     def ingest(third: str) -> tuple[dict[str, int], int]:
         file.write_text('{"text": "one"}\n{"text": "two"}\n' + third + "\n", encoding="utf-8")
-        result = session.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+        result = steps.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
         assert result.rows_in == 3 and result.outcomes["quarantined"] == 1
         return result.rows_added, context.store.read(QUARANTINE).count()
 
@@ -337,7 +341,7 @@ def test_a_file_that_is_replaced_with_another_fault_at_the_same_line_gives_a_sec
 
 
 def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_origins(
-    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], endpoint: FakeEndpoint,
+    make_context: Callable[..., Context], make_settings: Callable[..., whole.Settings], endpoint: FakeEndpoint,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     (tmp_path / "documents").mkdir()
@@ -347,8 +351,8 @@ def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_or
     (tmp_path / "documents" / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
     endpoint.set_script([{"match": "<document>", "reply": '{"persona": "A keeper of {number} gauges in the hills"}'}])
     context = make_context(make_settings(personas={"max_document_tokens": 60}))
-    session.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
-    first = session.run_step(context, "extract_personas", run_pipeline.STEPS["extract_personas"])
+    steps.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+    first = steps.run_step(context, "extract_personas", run_pipeline.STEPS["extract_personas"])
     assert first.rows_in == 3 == first.outcomes["read"]
     assert first.spend.requests == 2 == endpoint.counts()["billed"]
     assert first.rows_added == {"personas": 2, "quarantine": 0, "persona_origins": 3}
@@ -361,7 +365,7 @@ def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_or
 
     # Shown whole they are two questions, and another recipe; the short one is the same question as before.
     whole = changed(context, personas={"max_document_tokens": 6000})
-    second = session.run_step(whole, "extract_personas", run_pipeline.STEPS["extract_personas"])
+    second = steps.run_step(whole, "extract_personas", run_pipeline.STEPS["extract_personas"])
     assert second.outcomes == {"done_before": 0, "read": 3, "unreadable": 0, "failed": 0, "deferred": 0}
     assert second.spend.requests == 2 and endpoint.counts()["billed"] == 4
     assert second.rows_added == {"personas": 2, "quarantine": 0, "persona_origins": 3}
@@ -413,7 +417,7 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
             "synthesis": [{}],
         }
         (root / "conf.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-        seen = Alone(Store(spark, settings.validate(raw).store))
+        seen = Alone(Store(spark, loading.validate(raw).store))
         for step in ("create_tables", *STEPS):
             command = [sys.executable, f"jobs/{step}.py", "--conf", str(root / "conf.yaml")]
             environment = {**os.environ, "PERSONAHUB_TEST_KEY": KEY, "LC_ALL": "C"}

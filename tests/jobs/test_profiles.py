@@ -9,10 +9,14 @@ from typing import Any
 
 import run_pipeline
 
-from personahub_spark import reports, session, settings
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.session import Context, StepResult
-from personahub_spark.tables import LLM_CALLS, PERSONA_PROFILES, PERSONAS, QUARANTINE
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.publication import report
+from personahub_spark.settings import whole
+from personahub_spark.store.hub_tables import PERSONAS
+from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE
+from personahub_spark.store.text_tables import PERSONA_PROFILES
 from personahub_spark.text import content_id
 from tests.spark.test_tables import add, sha
 from tests.stores import live_files
@@ -30,11 +34,11 @@ PROFILE = {
 
 
 def write(context: Context) -> StepResult:
-    return session.run_step(context, "write_profiles", run_pipeline.STEPS["write_profiles"])
+    return steps.run_step(context, "write_profiles", run_pipeline.STEPS["write_profiles"])
 
 
 def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
-    make_context: Callable[..., Context], make_settings: Callable[..., settings.Settings], endpoint: FakeEndpoint
+    make_context: Callable[..., Context], make_settings: Callable[..., whole.Settings], endpoint: FakeEndpoint
 ) -> None:
     short = {**PROFILE, "skills": []}
     endpoint.set_script([
@@ -77,7 +81,7 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
         (BAKER, PROFILE["skills"], "test-model")
     ]
 
-    told_of = reports.summary(context.store, {}, context.run_id)
+    told_of = report.summary(context.store, {}, context.run_id)
     assert "write_profiles: unreadable cut_off 1" in told_of and "quarantine" not in told_of  # it is no fault of a file
 
     after = live_files(context)

@@ -12,7 +12,7 @@ import query_tables
 from pyspark.sql import DataFrame, SparkSession
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.tables import TABLES, VIEWS
+from personahub_spark.store.store import TABLES, VIEWS
 
 ODD = """
 select * from values

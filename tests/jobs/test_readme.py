@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import run_pipeline
 
-from personahub_spark import session, settings
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.session import Context
-from personahub_spark.settings import Settings
-from personahub_spark.tables import TABLES
+from personahub_spark.program.steps import Context
+from personahub_spark.settings import loading
+from personahub_spark.settings.whole import Settings
+from personahub_spark.store.store import TABLES
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,11 +39,11 @@ def test_the_settings_of_the_readme_are_complete(
         ]
     )
     asked = [f"models.default.base_url={endpoint.url}", "models.default.api_key_env=null"]
-    chosen: Settings = settings.load("my.yaml", asked)
-    assert settings.load_prices(chosen.prices)[chosen.endpoint("default").model]
+    chosen: Settings = loading.load("my.yaml", asked)
+    assert loading.load_prices(chosen.prices)[chosen.endpoint("default").model]
     context = make_context(chosen, tables=False)
     steps = [step for step in chosen.pipeline.steps if step != "create_tables"]  # any step makes what is missing
-    results = session.run_steps(context, {step: run_pipeline.STEPS[step] for step in steps})
+    results = steps.run_steps(context, {step: run_pipeline.STEPS[step] for step in steps})
     assert results["synthesize"].outcomes["passed"] == 1
     assert len(context.store.existing()) == len(TABLES)
     assert context.store.view("problems").count() == 1

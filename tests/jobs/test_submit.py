@@ -13,11 +13,12 @@ from typing import Any
 import pyspark
 import yaml
 
-from personahub_spark import session
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.session import Context
-from personahub_spark.settings import Settings, SparkSettings
-from personahub_spark.tables import LLM_CALLS, PERSONAS, RUNS
+from personahub_spark.program import jars
+from personahub_spark.program.steps import Context
+from personahub_spark.settings.whole import Settings, SparkSettings
+from personahub_spark.store.hub_tables import PERSONAS
+from personahub_spark.store.record_tables import LLM_CALLS, RUNS
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -46,10 +47,10 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     site = Path(pyspark.__file__).parent.parent
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{site}:$PYTHONPATH" exec "{os.path.realpath(sys.executable)}" "$@"\n')
     python.chmod(0o755)
-    jars = ",".join(map(str, session.jars(SparkSettings())))
+    jar_paths = ",".join(map(str, jars.jars(SparkSettings())))
     command = [
         str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local-cluster[2,1,1024]",
-        "--jars", jars, "--conf", "spark.ui.enabled=false", "--conf", "spark.sql.shuffle.partitions=2",
+        "--jars", jar_paths, "--conf", "spark.ui.enabled=false", "--conf", "spark.sql.shuffle.partitions=2",
         "--conf", "spark.driver.host=127.0.0.1", "--conf", f"spark.pyspark.python={python}",
         "--conf", f"spark.pyspark.driver.python={sys.executable}",
         "--conf", "spark.databricks.delta.snapshotPartitions=2",
@@ -76,7 +77,7 @@ def test_a_store_that_java_cannot_name_is_refused_where_java_was_started_before_
     conf.write_text(yaml.safe_dump(raw), encoding="utf-8")
     command = [
         str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local[1]",
-        "--jars", ",".join(map(str, session.jars(SparkSettings()))), "--conf", "spark.ui.enabled=false",
+        "--jars", ",".join(map(str, jars.jars(SparkSettings()))), "--conf", "spark.ui.enabled=false",
         "--conf", "spark.driver.host=127.0.0.1", "--conf", f"spark.pyspark.driver.python={sys.executable}",
         "jobs/create_tables.py", "--conf", str(conf),
     ]  # fmt: skip

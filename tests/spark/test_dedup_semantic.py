@@ -18,18 +18,20 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from personahub_spark import session, settings
 from personahub_spark.dedup import semantic
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.session import Context, StepResult
-from personahub_spark.settings import SemanticSettings
-from personahub_spark.tables import LLM_CALLS, PERSONA_BUCKETS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings import whole
+from personahub_spark.settings.dedup import SemanticSettings
+from personahub_spark.store.hub_tables import PERSONA_BUCKETS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
+from personahub_spark.store.record_tables import LLM_CALLS
 from personahub_spark.text import content_id
 from tests.oracles import by_priority, greedy_removals
 
 MakeContext = Callable[..., Context]
-MakeSettings = Callable[..., settings.Settings]
+MakeSettings = Callable[..., whole.Settings]
 
 MONDAY = datetime(2026, 1, 5)
 # At this margin no pair can be missed; a bucket of more than a hundred rows is compared in parts.
@@ -152,7 +154,7 @@ def add(context: Context, stored: dict[str, bytes | None], *, days: int = 0) -> 
 
 
 def dedup(context: Context) -> StepResult:
-    return session.run_step(context, "dedup_semantic", dedup_semantic.run)
+    return steps.run_step(context, "dedup_semantic", dedup_semantic.run)
 
 
 def removals(context: Context) -> dict[str, tuple[str, float]]:
@@ -271,7 +273,7 @@ def test_an_endpoint_gives_each_persona_its_vector_once(
     frame = context.spark.createDataFrame(rows, StructType(list(PERSONAS.columns)))
     context.store.add_new(PERSONAS, frame, run_id="r", created_at=MONDAY)
     endpoint.set_script([{"match": r"\bp7\b", "status": 400}])
-    first = session.run_step(context, "embed_personas", embed_personas.run)
+    first = steps.run_step(context, "embed_personas", embed_personas.run)
     assert first.outcomes == {
         "embedded_before": 0, "declined_before": 0, "embedded": 19, "declined": 0, "failed": 1, "deferred": 0
     }  # fmt: skip
@@ -282,11 +284,11 @@ def test_an_endpoint_gives_each_persona_its_vector_once(
     halves = {np.frombuffer(vector, "<f4").astype("<f2").tobytes() for vector in calls}
     assert {bytes(row["vector"]) for row in stored.values()} == halves
     assert {(row["model"], row["dim"]) for row in stored.values()} == {("test-model", 4)}
-    again = session.run_step(context, "embed_personas", embed_personas.run)
+    again = steps.run_step(context, "embed_personas", embed_personas.run)
     assert again.outcomes["embedded_before"] == 19 and again.outcomes["failed"] == 1
     assert not again.changed and endpoint.counts() == asked
     longer = make_context(make_settings(embedding={**ENDPOINT, "dimensions": 8}))
-    assert session.run_step(longer, "embed_personas", embed_personas.run).outcomes["embedded"] == 19
+    assert steps.run_step(longer, "embed_personas", embed_personas.run).outcomes["embedded"] == 19
     any_length = make_context(make_settings(embedding={**ENDPOINT, "dimensions": None}))
     with pytest.raises(PersonaHubError, match=r"several lengths \(4, 8\); name one in embedding\.dimensions"):
         dedup(any_length)

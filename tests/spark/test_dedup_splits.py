@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from personahub_spark.dedup import semantic, surface
-from personahub_spark.settings import SemanticSettings, SurfaceSettings
+from personahub_spark.settings.dedup import SemanticSettings, SurfaceSettings
 from personahub_spark.text import token_set
 from tests.oracles import by_priority, greedy_removals
 from tests.spark.test_dedup_semantic import EXACT, brute, vectors

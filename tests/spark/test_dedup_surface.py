@@ -20,7 +20,8 @@ from personahub_spark.dedup import minhash, surface
 from personahub_spark.dedup.lists import Lists
 from personahub_spark.dedup.survivors import survivors
 from personahub_spark.errors import PersonaHubError, SettingsError
-from personahub_spark.settings import SurfaceSettings, validate
+from personahub_spark.settings.dedup import SurfaceSettings
+from personahub_spark.settings.loading import validate
 from personahub_spark.text import token_set
 from tests.oracles import by_priority, greedy_removals, similar_pairs
 

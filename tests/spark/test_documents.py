@@ -18,10 +18,13 @@ import zstandard
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark import documents, inputs
 from personahub_spark.errors import SettingsError
-from personahub_spark.settings import DocumentSettings, StoreSettings
-from personahub_spark.tables import DOCUMENTS, QUARANTINE, Store
+from personahub_spark.settings.sources import DocumentSettings
+from personahub_spark.settings.whole import StoreSettings
+from personahub_spark.sources import documents, inputs
+from personahub_spark.store.hub_tables import DOCUMENTS
+from personahub_spark.store.record_tables import QUARANTINE
+from personahub_spark.store.store import Store
 from personahub_spark.text import content_id
 
 TEXTS = {

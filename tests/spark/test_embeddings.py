@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from personahub_spark.embeddings import STORED
+from personahub_spark.dedup.embeddings import STORED
 from personahub_spark.files import cache_root
 
 HERE = Path(__file__).parent

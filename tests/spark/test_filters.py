@@ -8,8 +8,8 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark.filters import RULES, quality_flags
-from personahub_spark.settings import FilterSettings
+from personahub_spark.hub.filters import RULES, quality_flags
+from personahub_spark.settings.personas import FilterSettings
 from tests.waiting import PATIENCE_S
 
 SETTINGS = FilterSettings(min_words=4, max_words=12)

@@ -25,16 +25,21 @@ from pyspark.errors import PythonException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark import files, ledger, python_daemon, wal
+from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.ledger import RunStoppedError, _Tries, complete_all
+from personahub_spark.ledger import in_task, rows, wal
+from personahub_spark.ledger.complete import complete_all
+from personahub_spark.ledger.plan import RunStoppedError
+from personahub_spark.ledger.tries import Tries
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest
-from personahub_spark.progress import Progress, Status
-from personahub_spark.session import Context
-from personahub_spark.settings import Endpoint
-from personahub_spark.tables import DOCUMENTS, LLM_CALLS
+from personahub_spark.program import python_daemon
+from personahub_spark.program.progress import Progress, Status
+from personahub_spark.program.steps import Context
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.store.hub_tables import DOCUMENTS
+from personahub_spark.store.record_tables import LLM_CALLS
 from tests.waiting import PATIENCE_S, eventually
 
 MakeContext = Callable[..., Context]
@@ -241,10 +246,10 @@ def test_requests_in_flight_when_the_store_is_full_are_asked_again_together_and_
     def refuses(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(ledger, "outcomes", all_at_once)
-    monkeypatch.setattr(ledger.TaskContext, "get", lambda: SimpleNamespace(partitionId=lambda: 0))
+    monkeypatch.setattr(in_task, "outcomes", all_at_once)
+    monkeypatch.setattr(in_task.TaskContext, "get", lambda: SimpleNamespace(partitionId=lambda: 0))
     endpoint, folder = make_settings().endpoint("default"), str(tmp_path / "shards")
-    caller = ledger._Caller(endpoint, None, folder, "ask", None, flush_s=0.0, stage="stage", failed=())
+    caller = in_task.Caller(endpoint, None, folder, "ask", None, flush_s=0.0, stage="stage", failed=())
     part = pa.RecordBatch.from_pylist([{"request_key": q.key, "request": q.to_json()} for q in questions])
     with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
         patched.setattr(files, "write_whole", refuses)
@@ -259,17 +264,17 @@ def test_who_is_turned_away_with_the_gate_is_as_suspicious_as_before(
     tmp_path: Path, make_settings: MakeSettings
 ) -> None:
     endpoint, keys = make_settings().endpoint("default"), [question(f"number {n}") for n in range(2)]
-    first = wal.Writer(str(tmp_path), 0, ledger._arrow(ledger._CALLS), stage="stage")
+    first = wal.Writer(str(tmp_path), 0, rows.arrow_schema(rows.CALLS), stage="stage")
     first.starting(keys[0].key)
-    second = wal.Writer(str(tmp_path), 0, ledger._arrow(ledger._CALLS), stage="stage")
+    second = wal.Writer(str(tmp_path), 0, rows.arrow_schema(rows.CALLS), stage="stage")
     second.starting(keys[0].key, alone=True)
     second.starting(keys[1].key)
     for key in keys:
-        manifest = ledger._Manifest()
-        ledger._keep(ended(key, status="deferred", error_class="gate_lost"), second, endpoint, "ask", manifest)
+        manifest = rows.Manifest()
+        in_task.keep(ended(key, status="deferred", error_class="gate_lost"), second, endpoint, "ask", manifest)
         assert manifest == {("deferred", "gate_lost"): Spend(1)}
     second.close()
-    third = wal.Writer(str(tmp_path), 0, ledger._arrow(ledger._CALLS), stage="stage")
+    third = wal.Writer(str(tmp_path), 0, rows.arrow_schema(rows.CALLS), stage="stage")
     assert (third.suspects, third.killers) == ({keys[0].key}, set())
     third.drop(keys[0].key)
     third.close()
@@ -277,7 +282,7 @@ def test_who_is_turned_away_with_the_gate_is_as_suspicious_as_before(
 
 def test_tries_are_futile_when_the_same_task_fails_again_and_again_not_when_others_do() -> None:
     lost = "Task {} in stage 7.0 failed 1 times, most recent failure: Lost task 0.0 in stage 7.0 (TID 5) (executor 1)"
-    tries = _Tries()
+    tries = Tries()
     for _ in range(3):
         for task in range(16):
             tries.add(Exception(f"Job aborted due to stage failure: {lost.format(task)}"), kept=0)
@@ -298,7 +303,7 @@ def test_the_task_that_failed_is_known_also_where_the_worker_raised_which_is_fut
                 raise ValueError("a word about Task 9 of it")
             yield part
 
-    tries = _Tries()
+    tries = Tries()
     with pytest.raises(PythonException) as raised:
         spark.range(2, numPartitions=2).mapInArrow(raises, "id long").collect()
     for _ in range(3):

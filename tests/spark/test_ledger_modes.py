@@ -13,11 +13,11 @@ from pyspark.serializers import CloudPickleSerializer
 from pyspark.sql import functions as F
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.ledger import complete_all, embed_all, vectors
+from personahub_spark.ledger.complete import complete_all, embed_all, vectors
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.session import Context
-from personahub_spark.tables import LLM_CALLS
+from personahub_spark.program.steps import Context
+from personahub_spark.store.record_tables import LLM_CALLS
 
 MakeContext = Callable[..., Context]
 MakeSettings = Callable[..., Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark.reports import head_of_persona, kinds_of_low_visibility
+from personahub_spark.publication.report import head_of_persona, kinds_of_low_visibility
 
 # Of each kind one who is of it, and beside it one who only deals with such people.
 PAIRS = {

@@ -11,11 +11,12 @@ from typing import Any
 
 import run_pipeline
 
-from personahub_spark import reports, session
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.session import Context
-from personahub_spark.settings import Settings
-from personahub_spark.tables import LLM_CALLS
+from personahub_spark.program import steps
+from personahub_spark.program.steps import Context
+from personahub_spark.publication import report
+from personahub_spark.settings.whole import Settings
+from personahub_spark.store.record_tables import LLM_CALLS
 
 STEPS = ("ingest_documents", "extract_personas", "dedup_surface", "synthesize")
 SHARED = "shared: " + " ".join(f"The gauges at weir number {n} rose by a hand." for n in range(40))
@@ -36,9 +37,9 @@ RULES: list[dict[str, Any]] = [
 
 def run_again(context: Context) -> str:
     """All steps as one run of its own, and its summary."""
-    context = dataclasses.replace(context, run_id=f"run-{session.now():%H%M%S%f}")
-    outcomes = {step: session.run_step(context, step, run_pipeline.STEPS[step]).outcomes for step in STEPS}
-    return reports.summary(context.store, outcomes, context.run_id)
+    context = dataclasses.replace(context, run_id=f"run-{steps.now():%H%M%S%f}")
+    outcomes = {step: steps.run_step(context, step, run_pipeline.STEPS[step]).outcomes for step in STEPS}
+    return report.summary(context.store, outcomes, context.run_id)
 
 
 def sums(said: str) -> list[tuple[int, list[int]]]:
@@ -129,7 +130,7 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
     said = run_again(context)
     assert "documents    12 rows read = 0 new + 9 known + 1 repeated + 2 quarantined" in said
     assert "this run     0 calls = 0 answered + 0 failed\nall runs     " in said
-    short = reports.summary(context.store, {}, "another", width=60, most=1).splitlines()
+    short = report.summary(context.store, {}, "another", width=60, most=1).splitlines()
     start = short.index("Personas (4, the first 1 of them)")
     assert len(short[start:]) == 4 + 5 + 4 + 1 and all(len(line) <= 60 for line in short[start:])
     hub = context.store.view("hub").count()

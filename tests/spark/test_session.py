@@ -21,15 +21,17 @@ from pyspark import daemon
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from personahub_spark import session
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.ledger import RunStoppedError, complete_all
+from personahub_spark.ledger.complete import complete_all
+from personahub_spark.ledger.plan import RunStoppedError
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.session import Context, StepResult
-from personahub_spark.settings import PipelineSettings, Settings, SparkSettings
-from personahub_spark.tables import LLM_CALLS, RUNS, TABLES
+from personahub_spark.program import cli, code, jars, steps
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.whole import PipelineSettings, Settings, SparkSettings
+from personahub_spark.store.record_tables import LLM_CALLS, RUNS
+from personahub_spark.store.store import TABLES
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -46,11 +48,11 @@ def test_python_workers_on_this_machine_come_from_the_readied_daemon(spark: Spar
 
 def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_context: Callable[..., Context]) -> None:
     context = make_context()
-    session.run_step(context, "idle", lambda _: StepResult(2, {"known": 2}, {"personas": 0}))
+    steps.run_step(context, "idle", lambda _: StepResult(2, {"known": 2}, {"personas": 0}))
     with pytest.raises(PersonaHubError, match="lost or counted twice"):
-        session.run_step(context, "lossy", lambda _: StepResult(3, {"new": 2}, {"personas": 2}))
+        steps.run_step(context, "lossy", lambda _: StepResult(3, {"new": 2}, {"personas": 2}))
     spend = Spend(requests=3, input_tokens=20, output_tokens=5, cost_microusd=Decimal("1.5"))
-    session.run_step(context, "busy", lambda _: StepResult(3, {"new": 2, "known": 1}, {"personas": 2}, spend))
+    steps.run_step(context, "busy", lambda _: StepResult(3, {"new": 2, "known": 1}, {"personas": 2}, spend))
     rows = [row.asDict() for row in context.store.read(RUNS).collect()]
     assert [row["step"] for row in rows] == ["busy"]
     assert rows[0]["outcomes"] == {"new": 2, "known": 1}
@@ -58,7 +60,7 @@ def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_conte
     assert (rows[0]["rows_in"], rows[0]["requests"], rows[0]["input_tokens"], rows[0]["output_tokens"]) == (3, 3, 20, 5)
     assert rows[0]["cost_microusd"] == Decimal("1.5")
     assert rows[0]["settings_hash"] == context.settings.fingerprint()
-    assert rows[0]["code_version"] == session.code_version()
+    assert rows[0]["code_version"] == code.code_version()
 
 
 def test_a_step_that_puts_much_into_quarantine_says_so_in_a_warning_and_files_it_skipped_are_counted(
@@ -76,7 +78,7 @@ def test_a_step_that_puts_much_into_quarantine_says_so_in_a_warning_and_files_it
         ({"done_before": 0}, 0),
     ):
         result = StepResult(sum(outcomes.values()), outcomes, files_skipped=files_skipped)
-        session.run_step(context, "step", lambda _, result=result: result)  # type: ignore[misc]
+        steps.run_step(context, "step", lambda _, result=result: result)  # type: ignore[misc]
     said = [(record.levelname, record.getMessage().rpartition(";")[0]) for record in caplog.records]
     assert said == [
         ("INFO", "step: 10 in = 9 new + 1 quarantined; 2 files of unknown formats skipped"),
@@ -89,7 +91,7 @@ def test_a_step_that_puts_much_into_quarantine_says_so_in_a_warning_and_files_it
     ]
     settings = context.settings.model_copy(update={"pipeline": PipelineSettings(quarantine_warn_share=0.2)})
     result = StepResult(10, {"new": 8, "quarantined": 2})
-    session.run_step(dataclasses.replace(context, settings=settings), "step", lambda _: result)
+    steps.run_step(dataclasses.replace(context, settings=settings), "step", lambda _: result)
     assert caplog.records[-1].levelname == "INFO"
 
 
@@ -113,12 +115,12 @@ def test_a_step_that_fails_after_asking_leaves_a_record_of_what_it_spent(
         raise AssertionError("was not refused")
 
     with pytest.raises(RunStoppedError):
-        session.run_step(context, "ask", refused)
+        steps.run_step(context, "ask", refused)
     billed = endpoint.counts()
     lossy = dataclasses.replace(context, run_id="another run")
     endpoint.set_script([])
     with pytest.raises(PersonaHubError, match="lost or counted twice"):
-        session.run_step(lossy, "ask", lambda context: StepResult(2, {"read": 1}, spend=ask(context, "four")))
+        steps.run_step(lossy, "ask", lambda context: StepResult(2, {"read": 1}, spend=ask(context, "four")))
     rows = {row["run_id"]: row.asDict() for row in context.store.read(RUNS).collect()}
     calls = context.store.read(LLM_CALLS).collect()
     for run_id, requests in ((context.run_id, 2), ("another run", 1)):
@@ -144,7 +146,7 @@ def test_times_are_utc_in_sql_wherever_the_driver_is(
         elsewhere.setenv("TZ", "Asia/Tokyo")
         time.tzset()
         context = make_context()
-        session.run_step(context, "busy", lambda _: StepResult(1, {"new": 1}, {"personas": 1}))
+        steps.run_step(context, "busy", lambda _: StepResult(1, {"new": 1}, {"personas": 1}))
         at = F.date_format("created_at", "yyyy-MM-dd'T'HH:mm:ss'+00:00'")
         shown = context.store.read(RUNS).select(at).collect()[0][0]
     time.tzset()
@@ -159,7 +161,7 @@ def test_managed_tables_of_a_catalog_that_forgets_them_are_refused(
     with pytest.raises(
         PersonaHubError, match=r"store.root is null, and this session's catalog forgets its tables when"
     ):
-        session.open_context(managed)
+        steps.open_context(managed)
 
 
 def test_managed_tables_of_a_hive_catalog_are_there_in_the_next_session(tmp_path: Path) -> None:
@@ -205,11 +207,11 @@ def test_calls_put_off_end_a_job_with_code_3_but_not_a_dry_run(
         return StepResult(1204, {"kept": 4, "deferred": 1200})
 
     with pytest.raises(SystemExit) as ended:
-        session.main(run, step="x", doc="A step.", argv=["--conf", str(conf)])
+        cli.main(run, step="x", doc="A step.", argv=["--conf", str(conf)])
     assert ended.value.code == 3
     assert "1,200 calls were put off; run again to go on" in capsys.readouterr().err
-    session.main(run, step="x", doc="A step.", argv=["--conf", str(conf), "--dry-run"])
-    session.main(lambda _: StepResult(1, {"kept": 1}), step="x", doc="A step.", argv=["--conf", str(conf)])
+    cli.main(run, step="x", doc="A step.", argv=["--conf", str(conf), "--dry-run"])
+    cli.main(lambda _: StepResult(1, {"kept": 1}), step="x", doc="A step.", argv=["--conf", str(conf)])
 
 
 def test_speculation_is_refused_also_where_spark_submit_turned_it_on(tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_speculation_is_refused_also_where_spark_submit_turned_it_on(tmp_path: P
     done = subprocess.run(
         [
             str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local[1]",
-            "--jars", ",".join(map(str, session.jars(SparkSettings()))), "--conf", "spark.speculation=true",
+            "--jars", ",".join(map(str, jars.jars(SparkSettings()))), "--conf", "spark.speculation=true",
             str(ROOT / "jobs" / "create_tables.py"), "--conf", str(conf),
         ],
         capture_output=True, text=True, check=False, timeout=PATIENCE_S,

@@ -16,26 +16,12 @@ from pyspark.sql.types import StructType
 
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.settings import StoreSettings
-from personahub_spark.tables import (
-    DOCUMENTS,
-    LLM_CALLS,
-    PERSONA_ANCESTORS,
-    PERSONA_ORIGINS,
-    PERSONA_PROFILES,
-    PERSONA_REMOVALS,
-    PERSONAS,
-    QUARANTINE,
-    RUNS,
-    SYNTHESES,
-    TABLES,
-    VIEWS,
-    WITHDRAWN,
-    MissingTableError,
-    Store,
-    Table,
-    view_query,
-)
+from personahub_spark.settings.whole import StoreSettings
+from personahub_spark.store.hub_tables import DOCUMENTS, PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONA_REMOVALS, PERSONAS
+from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, RUNS, WITHDRAWN
+from personahub_spark.store.store import TABLES, VIEWS, MissingTableError, Store, view_query
+from personahub_spark.store.table import Table
+from personahub_spark.store.text_tables import PERSONA_PROFILES, SYNTHESES
 
 NOW = datetime(2024, 2, 29, 12, 0, 0, 123456)
 BY_NAME = {table.name: table for table in TABLES}

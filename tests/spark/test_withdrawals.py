@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from personahub_spark import lineage
-from personahub_spark.settings import StoreSettings
-from personahub_spark.tables import Store
-from personahub_spark.withdrawals import reach
+from personahub_spark.hub import lineage
+from personahub_spark.hub.withdrawals import reach
+from personahub_spark.settings.whole import StoreSettings
+from personahub_spark.store.store import Store
 
 EDGES = "persona_id string, source_key string, source_kind string"
 SOURCES = "doc_id string, source string, licence string"

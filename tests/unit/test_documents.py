@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
-from personahub_spark.documents import FIELDS, MAPPINGS, judge_line, judge_text, mapping_of
-from personahub_spark.settings import DocumentSettings
+from personahub_spark.settings.sources import DocumentSettings
+from personahub_spark.sources.documents import FIELDS, MAPPINGS, judge_line, judge_text, mapping_of
 from tests.waiting import linear
 
 PLAIN = MAPPINGS["plain"]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personahub_spark.embeddings import Reader, SparkNlpEmbedder
+from personahub_spark.dedup.embeddings import Reader, SparkNlpEmbedder
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.files import cache_root
-from personahub_spark.settings import EmbeddingSettings
+from personahub_spark.settings.dedup import EmbeddingSettings
 
 READER = Reader(
     ["[UNK]", "the", "nurse", "night", "shift", "##s", "##ing", "sail", "п", "##о", "##в", "中", "cafe", "'", "a"]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from personahub_spark import endings
-from personahub_spark.session import exit_code
+from personahub_spark.program import endings
+from personahub_spark.program.cli import exit_code
 from tests.waiting import PATIENCE_S
 
 SENTENCE = "stopped; what was answered so far is kept, run again to go on\n"

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personahub_spark.llm.finish import ending, may_be_cut
-from personahub_spark.settings import Endpoint, ExpansionSettings, PersonaSettings, ProfileSettings, SynthesisSettings
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.personas import ExpansionSettings, PersonaSettings, ProfileSettings
+from personahub_spark.settings.texts import SynthesisSettings
 from personahub_spark.tasks.math import MathProblem
 from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
 from personahub_spark.tasks.profiles import PersonaProfile

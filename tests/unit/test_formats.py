@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from personahub_spark import formats
-from personahub_spark.formats import BrokenError, File, Item, as_json, items, kind_of, listing
+from personahub_spark.sources import formats
+from personahub_spark.sources.formats import BrokenError, File, Item, as_json, items, kind_of, listing
 
 TEXT = {"text": "text"}
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from personahub_spark.settings import Endpoint, ExpansionSettings, PersonaSettings, ProfileSettings, SynthesisSettings
-from personahub_spark.tasks.frames import Task, recipe
+from personahub_spark.asking import Task, recipe
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.personas import ExpansionSettings, PersonaSettings, ProfileSettings
+from personahub_spark.settings.texts import SynthesisSettings
 from personahub_spark.tasks.math import MathProblem
 from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
 from personahub_spark.tasks.profiles import PersonaProfile

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from personahub_spark.imports import import_id, judge_line, read_text, task_of
-from personahub_spark.inputs import File
-from personahub_spark.settings import ImportSettings
+from personahub_spark.settings.sources import ImportSettings
+from personahub_spark.sources.imports import import_id, judge_line, read_text, task_of
+from personahub_spark.sources.inputs import File
 from personahub_spark.text import content_id
 
 PLAIN = ImportSettings(paths=["x"], source="set", licence="CC0")

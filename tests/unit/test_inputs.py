@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql.types import StringType, StructField, StructType
 
-from personahub_spark import formats, inputs
 from personahub_spark.errors import PersonaHubError, SettingsError
-from personahub_spark.formats import File
-from personahub_spark.inputs import Judged, Shape, list_files
+from personahub_spark.sources import formats, inputs
+from personahub_spark.sources.formats import File
+from personahub_spark.sources.inputs import Judged, Shape, list_files
 
 SHAPE = Shape(
     "documents",

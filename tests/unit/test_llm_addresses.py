@@ -18,7 +18,7 @@ from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.gate import Gate, GatePlace
 from personahub_spark.llm.wire import Outcome, Request
-from personahub_spark.settings import Address, Endpoint
+from personahub_spark.settings.models import Address, Endpoint
 from tests.asking import PRICE, TRANSPORTS, answers, ask, asks, endpoint, only
 from tests.recorder import Recorder
 from tests.waiting import PATIENCE_S, Clock, eventually

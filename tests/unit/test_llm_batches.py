@@ -26,7 +26,7 @@ from personahub_spark.llm.failures import UnreachableError
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.limits import Budget
 from personahub_spark.llm.wire import BadReplyError, Outcome, Request, StoredRequest, Usage
-from personahub_spark.settings import Endpoint, Price
+from personahub_spark.settings.models import Endpoint, Price
 from tests.waiting import PATIENCE_S, eventually
 
 PRICE = Price(input=Decimal(1), output=Decimal(2))

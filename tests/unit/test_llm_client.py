@@ -28,7 +28,7 @@ from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.gate import Gate
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
-from personahub_spark.settings import Endpoint, Price
+from personahub_spark.settings.models import Endpoint, Price
 from tests.recorder import ANSWER, Recorder
 from tests.waiting import PATIENCE_S, Clock, eventually
 

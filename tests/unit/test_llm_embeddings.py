@@ -12,7 +12,7 @@ import pytest
 from personahub_spark.llm.client import _runtime
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest, Usage
-from personahub_spark.settings import Price
+from personahub_spark.settings.models import Price
 from tests.asking import TRANSPORTS, answers, ask, endpoint, only
 
 CALLS = "/v1/embeddings"

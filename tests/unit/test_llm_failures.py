@@ -20,7 +20,7 @@ from personahub_spark.llm.failures import (
 )
 from personahub_spark.llm.limits import BASE_S, CAP_S, backoff_s
 from personahub_spark.llm.wire import BadReplyError
-from personahub_spark.settings import Address, Endpoint
+from personahub_spark.settings.models import Address, Endpoint
 
 KEY = "k3y-of-the-realm"
 ENDPOINT = Endpoint(model="qwen", base_url="http://localhost:9/v1", api_key_env="HUB_KEY")

@@ -24,7 +24,7 @@ from personahub_spark.llm import gate as gate_module
 from personahub_spark.llm.failures import Failure
 from personahub_spark.llm.gate import Gate, GateClient, GatePlace, NotAdmitted, Permit
 from personahub_spark.llm.limits import Breaker
-from personahub_spark.settings import Address, Endpoint, Price
+from personahub_spark.settings.models import Address, Endpoint, Price
 from tests.waiting import PATIENCE_S
 
 T = TypeVar("T")

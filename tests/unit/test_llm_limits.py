@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from personahub_spark.llm.failures import Failure
 from personahub_spark.llm.limits import Admission, Breaker, Budget, Concurrency, Go, No, Pacer, Turns
-from personahub_spark.settings import Address
+from personahub_spark.settings.models import Address
 
 RATE_LIMITED = Failure("retry", "rate_limited", "")
 REFUSED_CONNECTION = Failure("retry", "connection", "")

@@ -15,7 +15,7 @@ from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.gate import Gate
 from personahub_spark.llm.limits import Admission, Concurrency, Patience, too_slow
 from personahub_spark.llm.usage import Usage
-from personahub_spark.settings import Address
+from personahub_spark.settings.models import Address
 from tests.waiting import Clock, eventually
 
 TIMEOUT = Failure("retry", "timeout", "")

@@ -21,7 +21,7 @@ from personahub_spark.llm.failures import ReplyTooLargeError, StatusError, Unrea
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.transport import connect, proxy_for, trusted_certificates
 from personahub_spark.llm.wire import BadReplyError
-from personahub_spark.settings import Endpoint
+from personahub_spark.settings.models import Endpoint
 from tests.recorder import ANSWER, Recorder
 from tests.waiting import PATIENCE_S
 

@@ -14,7 +14,7 @@ from personahub_spark.llm.costs import cost_microusd, shared_cost
 from personahub_spark.llm.fake.usage_forms import READABLE, UNREADABLE, Tokens, usage_json
 from personahub_spark.llm.usage import MOST_TOKENS, Usage, read_usage, whole_number
 from personahub_spark.llm.wire import loads, read_reply, read_vectors
-from personahub_spark.settings import Price
+from personahub_spark.settings.models import Price
 
 COUNT = st.integers(1, 10**6)
 SHARE = st.floats(0, 1)

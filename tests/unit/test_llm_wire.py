@@ -26,7 +26,7 @@ from personahub_spark.llm.wire import (
     read_reply,
     read_vectors,
 )
-from personahub_spark.settings import Price
+from personahub_spark.settings.models import Price
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 VALUE = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXT)

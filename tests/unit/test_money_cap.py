@@ -15,7 +15,7 @@ from personahub_spark.llm.fake.usage_forms import READABLE, UNREADABLE
 from personahub_spark.llm.gate import Gate
 from personahub_spark.llm.limits import Budget
 from personahub_spark.llm.wire import Outcome, Request
-from personahub_spark.settings import Endpoint, Price
+from personahub_spark.settings.models import Endpoint, Price
 from tests.asking import TRANSPORTS, endpoint
 
 PRICE = Price(input=Decimal(1000), cached_input=Decimal(250), output=Decimal(4000))

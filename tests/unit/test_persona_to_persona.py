@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personahub_spark.llm.schema import check_for
-from personahub_spark.settings import Endpoint, ExpansionSettings, Relation
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.personas import ExpansionSettings, Relation
 from personahub_spark.tasks import persona_answers
 from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS, RELATIONS, read_several, relation_of
 from personahub_spark.tasks.personas import PersonaToPersona

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from personahub_spark import preflight, settings
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import probe
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.settings import Settings
+from personahub_spark.program import preflight
+from personahub_spark.settings import loading
+from personahub_spark.settings.whole import Settings
 from tests.waiting import PATIENCE_S
 
 STEPS = ("ingest_documents", "extract_personas")
@@ -40,7 +41,7 @@ def make(tmp_path: Path, fake: FakeEndpoint) -> Callable[..., Settings]:
         }
         for name, group in groups.items():
             raw[name] = {**raw.get(name, {}), **group} if isinstance(group, dict) else group
-        return settings.validate(raw)
+        return loading.validate(raw)
 
     return made
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from personahub_spark.progress import Progress, Status, line
+from personahub_spark.program.progress import Progress, Status, line
 from tests.waiting import PATIENCE_S
 
 

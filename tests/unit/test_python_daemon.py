@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from personahub_spark.python_daemon import read_again_when_changed
+from personahub_spark.program.python_daemon import read_again_when_changed
 from tests.waiting import PATIENCE_S
 
 
@@ -72,7 +72,7 @@ def test_an_archive_that_is_gone_has_no_modules_and_may_come_back(archive: Path)
 
 
 def test_it_tells_spark_its_port_and_ends_when_spark_does() -> None:
-    daemon = [sys.executable, "-m", "personahub_spark.python_daemon"]
+    daemon = [sys.executable, "-m", "personahub_spark.program.python_daemon"]
     with subprocess.Popen(daemon, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         try:
             assert running.stdin is not None and running.stdout is not None
@@ -85,6 +85,7 @@ def test_it_tells_spark_its_port_and_ends_when_spark_does() -> None:
 
 
 def test_what_most_tasks_import_is_there_before_the_first_fork() -> None:
-    ask = "import sys, personahub_spark.python_daemon; print(*{'numpy', 'pandas', 'pyarrow'} - sys.modules.keys())"
+    module = "personahub_spark.program.python_daemon"
+    ask = f"import sys, {module}; print(*{{'numpy', 'pandas', 'pyarrow'}} - sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
     assert not done.stdout.strip()

@@ -10,7 +10,7 @@ import pytest
 
 from personahub_spark.dedup import semantic
 from personahub_spark.dedup.semantic import Centroids, Floats, close_pairs, on_grid, read_vectors
-from personahub_spark.settings import SemanticSettings
+from personahub_spark.settings.dedup import SemanticSettings
 
 DIM = 48
 

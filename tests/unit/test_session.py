@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from personahub_spark import session, settings
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.progress import Progress
-from personahub_spark.session import Context, StepResult
-from personahub_spark.settings import SparkSettings, StoreSettings
-from personahub_spark.tables import TABLES, Store
+from personahub_spark.program import code, faults, jars, session, steps
+from personahub_spark.program.progress import Progress
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings import loading, whole
+from personahub_spark.settings.whole import SparkSettings, StoreSettings
+from personahub_spark.store.store import TABLES, Store
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -59,11 +60,11 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         program = folder / "java"
         program.write_text(FAKE_JAVA.format(said=said, folder=folder, jars=jars))
         program.chmod(0o755)
-        session.java.cache_clear()
+        jars.java.cache_clear()
         return folder
 
     yield make
-    session.java.cache_clear()
+    jars.java.cache_clear()
 
 
 # --- Java
@@ -74,7 +75,7 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 )
 def test_java_17_or_newer_is_taken(fake_java: Callable[..., Path], said: str) -> None:
     folder = fake_java(said)
-    assert session.java() == str(folder / "java")
+    assert jars.java() == str(folder / "java")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_java_17_or_newer_is_taken(fake_java: Callable[..., Path], said: str) ->
 def test_an_old_java_is_named_with_what_to_install(fake_java: Callable[..., Path], said: str, version: str) -> None:
     folder = fake_java(said)
     with pytest.raises(PersonaHubError, match=f"^{folder}/java is Java {version}, at least 17 is needed; install"):
-        session.java()
+        jars.java()
 
 
 def test_no_java_says_where_it_was_looked_for(
@@ -93,16 +94,16 @@ def test_no_java_says_where_it_was_looked_for(
     program = fake_java() / "java"
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(PersonaHubError, match=f"^Java was not found in JAVA_HOME={tmp_path}; install a Java 17"):
-        session.java()
+        jars.java()
     monkeypatch.delenv("JAVA_HOME")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PersonaHubError, match=r"^Java was not found on PATH; install a Java 17"):
-        session.java()
+        jars.java()
     monkeypatch.setenv("PATH", str(program.parent))
     program.chmod(0o644)
     if shutil.which("java") is None:
         with pytest.raises(PersonaHubError, match=r"^Java was not found on PATH"):
-            session.java()
+            jars.java()
 
 
 # --- names
@@ -113,7 +114,7 @@ def test_places_that_java_cannot_name_are_refused_and_only_those(
 ) -> None:
     def refused(encoding: str, **groups: dict[str, str | None]) -> str | None:
         try:
-            session.refuse_names_that_java_has_not(settings.validate(groups), encoding)
+            session.refuse_names_that_java_has_not(loading.validate(groups), encoding)
         except PersonaHubError as error:
             return str(error).partition(",")[0]
         return None
@@ -139,13 +140,13 @@ def test_places_that_java_cannot_name_are_refused_and_only_those(
 
 def test_jars_are_fetched_once_and_then_need_no_network(fake_java: Callable[..., Path]) -> None:
     folder = fake_java()
-    first = session.jars(SparkSettings())
+    first = jars.jars(SparkSettings())
     assert [jar.name for jar in first] == [JAR]
     (folder / "offline").touch()
-    assert session.jars(SparkSettings()) == first
+    assert jars.jars(SparkSettings()) == first
     assert (folder / "calls").read_text().count("call") == 1
     with pytest.raises(PersonaHubError):  # another set of jars is another fetch
-        session.jars(SparkSettings(spark_nlp=True))
+        jars.jars(SparkSettings(spark_nlp=True))
 
 
 @pytest.mark.parametrize("fault", ["offline", "incomplete"])
@@ -157,12 +158,12 @@ def test_jars_that_cannot_be_had_leave_nothing_behind(
         (folder / "offline").touch()
     wanted = "SERVER ERROR: no route to host" if fault == "offline" else "no connection to a Maven repository"
     with pytest.raises(PersonaHubError, match=rf"^jars could not be fetched \({wanted}\); check the network") as caught:
-        session.jars(SparkSettings())
+        jars.jars(SparkSettings())
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "cache" / "jars").iterdir()) == []
     (folder / "offline").unlink(missing_ok=True)
     fake_java()
-    assert [jar.name for jar in session.jars(SparkSettings())] == [JAR]
+    assert [jar.name for jar in jars.jars(SparkSettings())] == [JAR]
 
 
 def test_a_half_filled_home_changes_nothing_and_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,11 +190,11 @@ def test_a_half_filled_home_changes_nothing_and_is_left_alone(tmp_path: Path, mo
     (home / ".m2" / "repository" / place / "delta-spark_2.12-3.3.3.pom").write_text(pom)
     (cached / "ivy-3.3.3.xml").write_text("<ivy-module")
     before = sorted(home.rglob("*"))
-    session.java.cache_clear()
+    jars.java.cache_clear()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", f"-Duser.home={home}")
     monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "cache"))
-    found = session.jars(SparkSettings(ivy_settings=str(ivy_settings)))
+    found = jars.jars(SparkSettings(ivy_settings=str(ivy_settings)))
     assert [(jar.name, jar.read_bytes()) for jar in found] == [(JAR, b"the jar")]
     assert sorted(home.rglob("*")) == before
 
@@ -225,7 +226,7 @@ def test_speculation_is_refused_before_spark_starts(fake_java: Callable[..., Pat
 @pytest.mark.parametrize(
     ("master", "conf", "daemon"),
     [
-        ("local[2]", {}, "personahub_spark.python_daemon"),
+        ("local[2]", {}, "personahub_spark.program.python_daemon"),
         ("local-cluster[1,1,1024]", {}, None),
         ("local[2]", {"spark.master": "spark://elsewhere:7077"}, None),
         ("local[2]", {"spark.python.daemon.module": "theirs"}, "theirs"),
@@ -260,7 +261,7 @@ def test_only_workers_of_this_process_come_from_our_daemon(
 
 
 def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
-    archive = session.package_zip(tmp_path / "package.zip")
+    archive = code.package_zip(tmp_path / "package.zip")
     shipped = {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("__init__.py")}
     package = ROOT / "personahub_spark"
     wanted = [file for kind in ("py", "sql", "txt", "yaml") for file in package.rglob(f"*.{kind}")]
@@ -273,7 +274,7 @@ def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, str(archive)], capture_output=True, text=True, cwd=tmp_path, check=False
     )
-    assert done.stdout.strip() == f"True {session.code_version()} --", done.stderr
+    assert done.stdout.strip() == f"True {code.code_version()} --", done.stderr
 
 
 def test_whether_tables_are_missing_is_seen_without_spark_and_once(tmp_path: Path) -> None:
@@ -295,19 +296,19 @@ def context() -> Context:
     """A context that never meets Spark."""
     return Context(
         spark=None,  # type: ignore[arg-type]
-        settings=settings.Settings(),
+        settings=whole.Settings(),
         store=Store(None, StoreSettings(), dry_run=True),  # type: ignore[arg-type]
         run_id="run",
         prices={},
         progress=Progress(io.StringIO()),
-        started_at=session.now(),
+        started_at=steps.now(),
     )
 
 
 @pytest.mark.parametrize("outcomes", [{"kept": 3, "flagged": 1}, {"kept": 3, "flagged": 3}, {}])
 def test_counts_that_do_not_add_up_raise_and_name_the_numbers(outcomes: dict[str, int]) -> None:
     with pytest.raises(PersonaHubError) as caught:
-        session.run_step(context(), "a_step", lambda _: StepResult(5, outcomes))
+        steps.run_step(context(), "a_step", lambda _: StepResult(5, outcomes))
     said = str(caught.value)
     assert said.startswith(f"a_step: 5 rows came in but {sum(outcomes.values())} are accounted for (")
     assert "(nothing)" in said if not outcomes else f"3 kept + {outcomes['flagged']} flagged" in said
@@ -315,7 +316,7 @@ def test_counts_that_do_not_add_up_raise_and_name_the_numbers(outcomes: dict[str
 
 def test_counts_that_add_up_are_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    result = session.run_step(context(), "a_step", lambda _: StepResult(1234, {"kept": 1230, "put_off": 4}))
+    result = steps.run_step(context(), "a_step", lambda _: StepResult(1234, {"kept": 1230, "put_off": 4}))
     assert not result.changed
     assert caplog.messages[-1].startswith("a_step: 1,234 in = 1,230 kept + 4 put off; ")
 
@@ -324,13 +325,13 @@ def test_what_is_shipped_lies_where_nobody_else_can_put_another_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    planted = tmp_path / f"personahub_spark-{session.code_version()}.zip"
+    planted = tmp_path / f"personahub_spark-{code.code_version()}.zip"
     planted.write_bytes(b"planted")
-    session._shipped.cache_clear()
-    shipped = session._shipped()
+    code.shipped.cache_clear()
+    shipped = code.shipped()
     assert zipfile.is_zipfile(shipped) and shipped.name == planted.name
     assert shipped.parent.parent == tmp_path and shipped.parent.stat().st_mode & 0o777 == 0o700
-    session._shipped.cache_clear()
+    code.shipped.cache_clear()
 
 
 def test_sparks_local_files_lie_on_the_disks_that_can_be_used_and_no_deeper_in_a_later_session(
@@ -352,13 +353,13 @@ def test_sparks_local_files_lie_on_the_disks_that_can_be_used_and_no_deeper_in_a
 def test_a_full_disk_is_one_sentence_and_a_broken_connection_is_not_dressed_up_as_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit) as ended, session.exit_code(), open("/dev/full", "w") as full:
+    with pytest.raises(SystemExit) as ended, faults.exit_code(), open("/dev/full", "w") as full:
         full.write("more")
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: a disk is full or cannot be written (No space left on device); free some space")
     assert said.count("\n") == 1
-    with pytest.raises(ConnectionRefusedError), session.exit_code(), socket.create_server(("127.0.0.1", 0)) as server:
+    with pytest.raises(ConnectionRefusedError), faults.exit_code(), socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
         server.close()
         socket.create_connection(address, timeout=PATIENCE_S)
@@ -368,7 +369,7 @@ def test_a_full_disk_is_one_sentence_and_a_broken_connection_is_not_dressed_up_a
 def test_what_can_be_acted_on_ends_in_a_sentence_and_a_code(
     error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, session.exit_code():
+    with pytest.raises(SystemExit) as ended, faults.exit_code():
         raise error
     assert ended.value.code == code
     said = capsys.readouterr().err
@@ -377,7 +378,7 @@ def test_what_can_be_acted_on_ends_in_a_sentence_and_a_code(
 
 
 def test_a_fault_of_ours_is_not_dressed_up() -> None:
-    with pytest.raises(ZeroDivisionError), session.exit_code():
+    with pytest.raises(ZeroDivisionError), faults.exit_code():
         raise ZeroDivisionError
 
 

@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from personahub_spark.errors import SettingsError
-from personahub_spark.settings import FilterSettings, Settings, load, load_prices, validate
+from personahub_spark.settings.loading import load, load_prices, validate
+from personahub_spark.settings.personas import FilterSettings
+from personahub_spark.settings.whole import Settings
 
 CONF = Path(__file__).parents[2] / "conf"
 ENDPOINT = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personahub_spark.settings import Endpoint, SynthesisSettings
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.texts import SynthesisSettings
 from personahub_spark.tasks import math
 from personahub_spark.tasks.math import MathProblem
 from personahub_spark.tasks.math_checks import (

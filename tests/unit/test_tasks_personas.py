@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import personahub_spark
 from personahub_spark.llm.schema import check_for
-from personahub_spark.settings import Endpoint, Granularity, PersonaSettings, Verb
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.personas import Granularity, PersonaSettings, Verb
 from personahub_spark.tasks import persona_answers
 from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS
 from personahub_spark.tasks.personas import TextToPersona

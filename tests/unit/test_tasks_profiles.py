@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personahub_spark.llm.schema import check_for
-from personahub_spark.settings import Endpoint, ProfileSettings
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.personas import ProfileSettings
 from personahub_spark.tasks.profiles import (
     MIN_BACKGROUND_WORDS,
     MIN_ENTRIES,

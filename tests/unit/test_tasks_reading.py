@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personahub_spark.settings import Endpoint, ExpansionSettings, ProfileSettings, SynthesisSettings
+from personahub_spark.settings.models import Endpoint
+from personahub_spark.settings.personas import ExpansionSettings, ProfileSettings
+from personahub_spark.settings.texts import SynthesisSettings
 from personahub_spark.tasks.math import MathProblem
 from personahub_spark.tasks.persona_answers import read_one, read_several
 from personahub_spark.tasks.personas import PersonaToPersona

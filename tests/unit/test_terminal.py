@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personahub_spark import terminal
+from personahub_spark.program import terminal
 
 
 @pytest.mark.parametrize(

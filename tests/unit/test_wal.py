@@ -22,8 +22,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from personahub_spark import files, wal
+from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.ledger import spool, wal
+from personahub_spark.store import locks
 from tests.waiting import PATIENCE_S, eventually
 
 SCHEMA = pa.schema(
@@ -38,7 +40,7 @@ SCHEMA = pa.schema(
 
 @pytest.fixture(autouse=True)
 def _own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wal.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(spool.tempfile, "gettempdir", lambda: str(tmp_path))
 
 
 def row(key: str, **more: Any) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def test_the_spool_is_for_its_owner_only_and_gone_after_a_close(tmp_path: Path) 
 
 
 def test_without_a_local_disk_the_shards_keep_their_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wal, "_private_folder", lambda: tmp_path / "no" / "such")
+    monkeypatch.setattr(spool, "private_folder", lambda: tmp_path / "no" / "such")
     log = writer(tmp_path / "w0", flush_s=0.0)
     log.starting("a")
     log.add(row("a"))
@@ -192,16 +194,16 @@ def test_without_a_local_disk_the_shards_keep_their_word(tmp_path: Path, monkeyp
 def test_a_spool_begins_where_another_run_has_just_tidied_its_folder_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = wal._Spool.left
+    left = spool.Spool.left
 
-    def meanwhile(spool: wal._Spool, died_in: Collection[int]) -> Any:
-        wal.tidy()
-        return left(spool, died_in)
+    def meanwhile(own: spool.Spool, died_in: Collection[int]) -> Any:
+        spool.tidy()
+        return left(own, died_in)
 
-    monkeypatch.setattr(wal._Spool, "left", meanwhile)
+    monkeypatch.setattr(spool.Spool, "left", meanwhile)
     writer(tmp_path / "w0").add(row("a"))
-    (spool,) = tmp_path.rglob("*.jsonl")
-    assert spool.parent.stat().st_mode & 0o077 == 0 and '"end"' in spool.read_text()
+    (written,) = tmp_path.rglob("*.jsonl")
+    assert written.parent.stat().st_mode & 0o077 == 0 and '"end"' in written.read_text()
 
 
 ACTS = ["start", "alone", "add", "drop", "flush", "abandon", "die", "fail", "end"]
@@ -285,7 +287,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
             acts.pop()()
         sleep(min(seconds, 0.05))
 
-    monkeypatch.setattr(wal.time, "sleep", nap)
+    monkeypatch.setattr(locks.time, "sleep", nap)
     return acts
 
 
@@ -307,14 +309,14 @@ def test_a_second_run_of_a_step_gives_way_while_the_first_lives_and_goes_on_when
     with holder(tmp_path) as process:
         with (
             pytest.raises(PersonaHubError, match=f"extract is being run on this store by process {process.pid}"),
-            wal.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S),
+            locks.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S),
         ):
             pass
-        with wal.lease(str(tmp_path), "another step", beat_s=SLOW_BEAT_S):
+        with locks.lease(str(tmp_path), "another step", beat_s=SLOW_BEAT_S):
             pass
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        with wal.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S):
+        with locks.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S):
             pass
         assert files.names(str(tmp_path)) == []
 
@@ -323,7 +325,7 @@ def test_a_lease_of_another_machine_is_taken_over_only_when_it_has_no_pulse(tmp_
     elsewhere = json.dumps({"host": "elsewhere", "pid": 1, "token": "x", "since": "2000-01-01T00:00:00Z"})
     files.write_whole(str(tmp_path), "extract", f"{elsewhere}\n7".encode())
     started = time.monotonic()
-    with wal.lease(str(tmp_path), "extract", beat_s=0.1):
+    with locks.lease(str(tmp_path), "extract", beat_s=0.1):
         assert time.monotonic() - started >= 0.3
 
 
@@ -331,12 +333,12 @@ def test_who_has_time_waits_until_the_one_inside_is_done(tmp_path: Path, naps: l
     with holder(tmp_path) as process:
         with (
             pytest.raises(PersonaHubError, match="is being run on this store"),
-            wal.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S, wait_s=0.1),
+            locks.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S, wait_s=0.1),
         ):
             pass
         assert process.stdin is not None
         naps.append(process.stdin.close)  # the one inside ends once the other one waits
-        with wal.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S, wait_s=PATIENCE_S):
+        with locks.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S, wait_s=PATIENCE_S):
             assert process.wait(timeout=PATIENCE_S) == 0
         assert not naps
 
@@ -345,7 +347,7 @@ def test_whoever_loses_a_lease_says_so_in_the_end_and_leaves_the_others_alone(tm
     other = json.dumps({"host": "elsewhere", "pid": 1, "token": "x", "since": "2000-01-01T00:00:00Z"})
     with (
         pytest.raises(PersonaHubError, match="extract: another process took over on this store"),
-        wal.lease(str(tmp_path), "extract", beat_s=0.05),
+        locks.lease(str(tmp_path), "extract", beat_s=0.05),
     ):
         files.write_whole(str(tmp_path), "extract", f"{other}\n1".encode())
         assert eventually(lambda: "lease-extract" not in {thread.name for thread in threading.enumerate()})

@@ -18,19 +18,18 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StringType
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.tables import (
+from personahub_spark.store.hub_tables import (
     DOCUMENT_SOURCES,
     DOCUMENTS,
-    LLM_CALLS,
     PERSONA_ANCESTORS,
     PERSONA_IMPORTS,
     PERSONA_ORIGINS,
     PERSONA_REROUTES,
     PERSONAS,
-    WITHDRAWN,
-    Store,
-    Table,
 )
+from personahub_spark.store.record_tables import LLM_CALLS, WITHDRAWN
+from personahub_spark.store.store import Store
+from personahub_spark.store.table import Table
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row

@@ -25,7 +25,8 @@ from pyspark.sql.types import BinaryType, DoubleType, StringType, StructField, S
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.local_models import fetch_embedder
-from personahub_spark.settings import EmbeddingSettings, Settings
+from personahub_spark.settings.dedup import EmbeddingSettings
+from personahub_spark.settings.whole import Settings
 
 STORED = np.dtype("<f2")
 READER_VERSION = 1

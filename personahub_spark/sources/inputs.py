@@ -21,10 +21,10 @@ import pyarrow as pa
 from pyspark.sql import functions as F
 from pyspark.sql.types import LongType, StringType, StructField, StructType
 
-from personahub_spark import formats
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.files import absolute, local_path
-from personahub_spark.formats import File
+from personahub_spark.sources import formats
+from personahub_spark.sources.formats import File
 from personahub_spark.text import clean
 
 if TYPE_CHECKING:

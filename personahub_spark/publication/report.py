@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, get_args
 
 from pyspark.sql import functions as F
 
-from personahub_spark import terminal
 from personahub_spark.dedup.semantic import SEMANTIC
 from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE
-from personahub_spark.settings import Step
-from personahub_spark.tables import LLM_CALLS, PERSONA_REMOVALS, PERSONAS, QUARANTINE, SYNTHESES, WITHDRAWN, Store
+from personahub_spark.program import terminal
+from personahub_spark.settings.whole import Step
+from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
+from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWN
+from personahub_spark.store.store import Store
+from personahub_spark.store.text_tables import SYNTHESES
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row
@@ -68,7 +71,12 @@ def low_visibility(store: Store) -> dict[str, dict[int, int]]:
 def kinds_of_low_visibility() -> dict[str, str]:
     """Kind -> regular expression (of Java and Python) that the lower-case head of such a persona ends with; from
     ``low_visibility.txt``."""
-    lines = resources.files("personahub_spark").joinpath("low_visibility.txt").read_text(encoding="utf-8").splitlines()
+    lines = (
+        resources.files("personahub_spark.publication")
+        .joinpath("low_visibility.txt")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     kinds: dict[str, list[str]] = {}
     for line in lines:
         if line.startswith("["):

@@ -17,10 +17,10 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, MapType, StringType, StructField, StructType
 
-from personahub_spark import formats, inputs
-from personahub_spark.formats import File
-from personahub_spark.inputs import Found, Judged, Listing, Shape
-from personahub_spark.settings import ImportSettings
+from personahub_spark.settings.sources import ImportSettings
+from personahub_spark.sources import formats, inputs
+from personahub_spark.sources.formats import File
+from personahub_spark.sources.inputs import Found, Judged, Listing, Shape
 from personahub_spark.text import clean, content_id
 
 if TYPE_CHECKING:

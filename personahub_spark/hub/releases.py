@@ -12,20 +12,17 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.tables import (
+from personahub_spark.store.hub_tables import (
     DOCUMENT_SOURCES,
     DOCUMENTS,
-    LLM_CALLS,
     PERSONA_BANDS,
     PERSONA_BUCKETS,
     PERSONA_IMPORTS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
-    RELEASES,
-    TABLES,
-    WITHDRAWALS,
-    Store,
 )
+from personahub_spark.store.record_tables import LLM_CALLS, RELEASES, WITHDRAWALS
+from personahub_spark.store.store import TABLES, Store
 
 if TYPE_CHECKING:
     from pyspark.sql import Row

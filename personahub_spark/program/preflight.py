@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from personahub_spark import documents, files, imports
+from personahub_spark import files
 from personahub_spark.errors import PersonaHubError, SettingsError
-from personahub_spark.inputs import Listing
 from personahub_spark.llm import probe
 from personahub_spark.llm.client import key_of
 from personahub_spark.llm.gate import NotAdmitted
-from personahub_spark.settings import Address, Endpoint, Settings
-from personahub_spark.tables import LLM_CALLS
+from personahub_spark.settings.models import Address, Endpoint
+from personahub_spark.settings.whole import Settings
+from personahub_spark.sources import documents, imports
+from personahub_spark.sources.inputs import Listing
+from personahub_spark.store.record_tables import LLM_CALLS
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
-from personahub_spark import inputs
-from personahub_spark.inputs import Found, Judged, Listing, Shape
-from personahub_spark.settings import DocumentSettings
+from personahub_spark.settings.sources import DocumentSettings
+from personahub_spark.sources import inputs
+from personahub_spark.sources.inputs import Found, Judged, Listing, Shape
 from personahub_spark.text import clean, content_id, only_markup
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StringType
 
-from personahub_spark.settings import FilterSettings, Rule
+from personahub_spark.settings.personas import FilterSettings, Rule
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 

@@ -1,0 +1,1 @@
+"""Ask models, each question once, and keep every answer."""

@@ -1,0 +1,202 @@
+"""The write-ahead log of answers: what was paid for is on disk before anyone reads it. No Spark in here.
+
+A plan's folder holds ``shards/w000000/`` (answers of a wave that are not in the ledger yet, whole files written every
+few seconds by the tasks that asked) and ``commits/`` (which shards went into which transaction). Beside the shards
+each task keeps a spool on its own machine's disk, written at every call: a worker that dies takes only its calls in
+flight with it, and the next attempt knows which calls those were."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from personahub_spark import files
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.ledger.spool import Spool, private_folder, spool_name, tidy
+
+log = logging.getLogger(__name__)
+
+FLUSH_ROWS = 200
+FLUSH_S = 5.0
+_SHARD = re.compile(r"p(?P<partition>\d+)-[0-9a-f]{32}-n(?P<rows>\d+)-f(?P<failed>\d+)-c(?P<microusd>\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A whole file of outcomes; its name says whose it is, how many rows it has, how many of them ``failed``, and what
+    they cost (micro-dollars)."""
+
+    name: str
+    partition: int
+    rows: int
+    failed: int
+    microusd: int
+
+
+def shards(folder: str) -> list[Shard]:
+    """The shards in ``folder``, in order of name; none where it does not exist."""
+    found = (_SHARD.fullmatch(name) for name in files.names(folder))
+    return [
+        Shard(f[0], *(int(f[part]) for part in ("partition", "rows", "failed", "microusd")))
+        for f in found
+        if f is not None
+    ]
+
+
+def salvage(folder: str, schema: pa.Schema) -> None:
+    """Make shards of what tasks of a run that died left in their spools on this machine."""
+    for spool in private_folder().glob(f"{spool_name(folder)}-p*.jsonl"):
+        Writer(folder, int(spool.stem.rpartition("-p")[2]), schema).close()
+    tidy()
+
+
+class Writer:
+    """What one task has got: rows go to the spool at once, and to a shard every ``flush_s`` or ``FLUSH_ROWS``.
+
+    ``schema``: of the rows, with a string ``request_key`` and a decimal ``cost_microusd``. On opening, what an earlier
+    attempt on this machine left in its spool becomes a shard. ``known`` then holds the keys that need not be asked.
+    ``suspects`` were in flight when an attempt of the same ``stage`` died, and may have killed it; ``killers`` were
+    then asked alone and it died again. An attempt of this try of the stage (``nth_try``) that left requests in flight
+    has died, be it because its whole executor was lost; those of an earlier try may have been ended because another
+    task failed, unless the try is in ``died_in``. Without a ``stage`` nothing is suspected.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        partition: int,
+        schema: pa.Schema,
+        *,
+        stage: str = "",
+        nth_try: int = 0,
+        died_in: Collection[int] = (),
+        flush_s: float = FLUSH_S,
+    ) -> None:
+        self._folder = folder
+        self._partition = partition
+        self._schema = schema
+        self._flush_s = flush_s
+        self._rows: list[dict[str, Any]] = []
+        self._spool = Spool(folder, partition, schema, stage, nth_try)
+        self.known = self._stored_keys()
+        left, started = self._spool.left(died_in)
+        unfinished = {key: how for key, how in started.items() if key not in left and key not in self.known}
+        self.suspects = {key for key, how in unfinished.items() if how == "suspect"}
+        self.killers = {key for key, how in unfinished.items() if how == "alone"}
+        self._spool.started = unfinished
+        self._rows = [row for key, row in left.items() if key not in self.known]
+        self.known |= left.keys()
+        self.flush()  # before the spool is begun anew
+        self._spool.begin()
+
+    def starting(self, key: str, *, alone: bool = False) -> None:
+        """A request is about to be sent."""
+        self._spool.start(key, "alone" if alone else "together")
+
+    def add(self, row: dict[str, Any]) -> None:
+        """An outcome that will be a row of the ledger."""
+        self._rows.append(row)
+        self._spool.finish(row["request_key"], row)
+        self.flush_if_due()
+
+    def drop(self, key: str) -> None:
+        """A request that ended without a row, and not because its stage was ended."""
+        self._spool.finish(key, None)
+
+    def take_back(self, key: str) -> None:
+        """A request that was not asked to its end: it is under no suspicion that it was not under before."""
+        if self._spool.started.get(key, "together") == "together":
+            self._spool.finish(key, None)
+        else:
+            self._spool.start(key, "suspect")
+
+    def abandon(self) -> None:
+        """Whatever ends the attempt now, it is not what is in flight."""
+        for key in [*self._spool.started]:
+            self.take_back(key)
+
+    def flush_if_due(self) -> None:
+        """Write a shard when enough rows or seconds have passed."""
+        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= self._flush_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write a shard of what there is."""
+        self._flushed_at = time.monotonic()
+        if not self._rows:
+            return
+        microusd = int(sum(row["cost_microusd"] or 0 for row in self._rows))
+        failed = sum(row.get("status") == "failed" for row in self._rows)
+        counts = f"n{len(self._rows)}-f{failed}-c{microusd}"
+        name = f"p{self._partition:05d}-{uuid.uuid4().hex}-{counts}.parquet"
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(self._rows, schema=self._schema), buffer, compression="zstd")
+        files.write_whole(self._folder, name, buffer.getvalue())
+        self._rows = []
+        self._spool.begin()
+
+    def close(self) -> None:
+        """Everything to a shard; the spool is of no use any more, unless requests are under suspicion."""
+        self.flush()
+        if not self._spool.started:
+            self._spool.delete()
+
+    def _stored_keys(self) -> set[str]:
+        system, path = files.filesystem(self._folder)
+        found: set[str] = set()
+        for shard in shards(self._folder):
+            if shard.partition == self._partition:
+                table = pq.read_table(f"{path}/{shard.name}", filesystem=system, columns=["request_key"])
+                found.update(table.column("request_key").to_pylist())
+        return found
+
+
+class Commits:
+    """Which shards of a plan went into which transaction, numbered from 0 without a gap.
+
+    A transaction is written down before it begins: after a crash exactly the same one is tried again, so that a table
+    that has seen its number may skip it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def begin(self, number: int, wave: int, names: Sequence[str]) -> None:
+        """Write down transaction ``number``; PersonaHubError when it is not the next one, or one is unfinished."""
+        begun, done = self._numbers("begun"), self._numbers("done")
+        if number != len(begun) or begun != done:
+            raise PersonaHubError(
+                f"transaction {number} of {self._folder} is out of order: {len(begun)} were begun and {len(done)} are "
+                "done; a table would skip it in silence. Is another run working on the same plan?"
+            )
+        content = json.dumps({"wave": wave, "shards": list(names)}).encode()
+        files.write_whole(self._folder, f"{number:06d}.begun", content)
+
+    def done(self, number: int) -> None:
+        """Transaction ``number`` is in the table."""
+        files.write_whole(self._folder, f"{number:06d}.done", b"")
+
+    def next(self) -> int:
+        """The number of the next transaction."""
+        return len(self._numbers("begun"))
+
+    def unfinished(self) -> tuple[int, int, list[str]] | None:
+        """Number, wave and shards of the transaction that was begun and may not be in the table."""
+        left = sorted(set(self._numbers("begun")) - set(self._numbers("done")))
+        if not left:
+            return None
+        entry = json.loads(files.read_whole(self._folder, f"{left[0]:06d}.begun"))
+        return left[0], int(entry["wave"]), [str(name) for name in entry["shards"]]
+
+    def _numbers(self, ending: str) -> list[int]:
+        return [int(name[:6]) for name in files.names(self._folder) if name.endswith(f".{ending}")]

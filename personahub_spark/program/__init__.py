@@ -1,0 +1,1 @@
+"""How a program runs: its session, its steps, its options and exit codes."""

@@ -1,0 +1,56 @@
+"""What all jobs have as programs: options and exit codes.
+
+0 all done; 2 something to mend first, in one sentence; 3 done but for calls put off to a later run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from personahub_spark.program.faults import exit_code
+from personahub_spark.program.steps import Context, StepResult, open_context, run_steps
+from personahub_spark.settings import loading
+from personahub_spark.settings.whole import Settings
+
+
+def main(run: Callable[[Context], StepResult], *, step: str, doc: str, argv: list[str] | None = None) -> None:
+    """Run one step as a program and exit with its code."""
+    main_steps(lambda _: {step: run}, doc=doc, argv=argv)
+
+
+def main_steps(
+    steps: Callable[[Settings], dict[str, Callable[[Context], StepResult]]], *, doc: str, argv: list[str] | None = None
+) -> None:
+    """Run the steps that the settings ask for, in one session, as a program, and exit with its code."""
+    arguments = parser(doc).parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for noisy in ("py4j", "httpx2", "httpcore2", "httpx", "httpcore", "openai"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with exit_code():
+        settings = loading.load(arguments.conf, arguments.set)
+        chosen = steps(settings)
+        context = open_context(settings, chosen, dry_run=arguments.dry_run)
+        if arguments.dry_run:
+            context.progress.say("dry run: nothing is asked, nothing is written")
+        results = run_steps(context, chosen)
+        if not arguments.dry_run:
+            exit_if_put_off(results)
+
+
+def exit_if_put_off(results: dict[str, StepResult]) -> None:
+    """End with code 3 when calls were put off to a later run."""
+    calls = sum(result.outcomes.get("deferred", 0) for result in results.values())
+    if calls:
+        print(f"{calls:,} calls were put off; run again to go on", file=sys.stderr)
+        sys.exit(3)
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The options that all jobs have."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--conf", default="conf/local.yaml", help="settings file (default: %(default)s)")
+    made.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="one setting over the file's")
+    made.add_argument("--dry-run", action="store_true", help="say what would be done; ask no model, write nothing")
+    return made

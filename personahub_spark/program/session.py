@@ -1,0 +1,204 @@
+"""Build a SparkSession, here alone, and end it."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import locale
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pyspark import SparkConf, SparkContext
+from pyspark.sql import SparkSession
+
+from personahub_spark import files
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.program import endings
+from personahub_spark.program.code import shipped
+from personahub_spark.program.faults import cause
+from personahub_spark.program.jars import EXCLUDED, NO_TRACE, coordinates, jars, java
+from personahub_spark.settings import whole
+from personahub_spark.settings.whole import Settings, SparkSettings
+from personahub_spark.store.store import catalog_lasts
+
+log = logging.getLogger(__name__)
+JAVA_OPTIONS = "spark.driver.extraJavaOptions"
+JVM_ENDS_S = 20.0
+
+CATALOG = "spark.sql.catalog.spark_catalog"
+ALWAYS = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    CATALOG: "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
+}
+KRYO = {
+    "spark.serializer": "org.apache.spark.serializer.KryoSerializer",
+    "spark.kryoserializer.buffer.max": "512m",
+    "spark.jsl.settings.onnx.intraOpNumThreads": "1",
+}
+# Delta and Spark are set for clusters; with their defaults a laptop spends its time on empty partitions.
+LAPTOP = {
+    "spark.sql.shuffle.partitions": "4",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.ui.enabled": "false",
+    "spark.driver.memory": "3g",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+}
+
+
+def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> SparkSession:
+    """The session of these settings; the one that ``spark-submit`` prepared, where it did.
+
+    ``keeps_tables``: its catalog is to keep tables of ours, for good. A submitted session keeps the master and jars it
+    was submitted with; ``spark.conf`` of the settings goes over its other options, but for Java's, which are added to
+    ours. Raises PersonaHubError when Java is missing or too old, jars cannot be had, or the session could not keep the
+    promise to pay once.
+    """
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    options = dict(ALWAYS)
+    if spark_settings.spark_nlp:
+        options |= KRYO
+    if submitted:
+        SparkContext._ensure_initialized()
+        if whole.is_one_process(SparkConf().get("spark.master") or ""):  # else workers' python3 is theirs
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    else:
+        if not _is_utf8(locale.nl_langinfo(locale.CODESET)):
+            os.environ["LC_ALL"] = "C.UTF-8"  # in which Java will name files, as Python does
+        java()
+        options["spark.master"] = spark_settings.master
+        options["spark.app.name"] = spark_settings.app_name
+        options["spark.ui.showConsoleProgress"] = "false"  # steps show their own progress
+        options[JAVA_OPTIONS] = f'"-Djava.io.tmpdir={endings.run_folder()}" {NO_TRACE}'
+        os.environ.setdefault("SPARK_LAUNCHER_OPTS", NO_TRACE)
+        if spark_settings.master.startswith("local"):
+            options |= LAPTOP
+            log_settings = Path(__file__).with_name("log4j2.properties")
+            options[JAVA_OPTIONS] += f" -Dlog4j2.configurationFile={log_settings.as_uri()}"
+        if spark_settings.jars == "cache":
+            options["spark.jars"] = ",".join(map(str, jars(spark_settings)))
+        elif spark_settings.jars == "packages":
+            options["spark.jars.packages"] = ",".join(":".join(c) for c in coordinates(spark_settings))
+            options["spark.jars.excludes"] = ",".join(f"*:{name}" for name in EXCLUDED)
+            if spark_settings.ivy_settings is not None:
+                options["spark.jars.ivySettings"] = spark_settings.ivy_settings
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    ours = options.get(JAVA_OPTIONS, "")
+    options |= spark_settings.conf
+    if not submitted and spark_settings.is_one_process:
+        # Executors elsewhere may have no package yet, and their folders are the cluster's.
+        options.setdefault("spark.python.daemon.module", "personahub_spark.program.python_daemon")
+        _own_local_folders(options)
+        if not keeps_tables and options.get("spark.sql.catalogImplementation") != "hive":
+            # Spark makes this folder, for the databases of a catalog that it forgets.
+            options.setdefault("spark.sql.warehouse.dir", str(endings.run_folder() / "warehouse"))
+    if ours and JAVA_OPTIONS in spark_settings.conf:
+        options[JAVA_OPTIONS] = f"{ours} {spark_settings.conf[JAVA_OPTIONS]}"
+    conf = SparkConf()
+    for key, value in options.items():
+        conf.set(key, value)
+    _refuse_speculation(conf)
+    if not submitted:
+        _end_java_at_exit()
+    try:
+        spark = SparkSession.builder.config(conf=conf).getOrCreate()
+    except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
+        raise PersonaHubError(f"Spark did not start: {cause(error)}") from error
+    endings.listen_again(cluster=not whole.is_one_process(str(spark.sparkContext.master)))
+    _refuse_speculation(spark.sparkContext.getConf())  # spark-submit or spark-defaults.conf may have turned it on
+    spark.sparkContext.setLogLevel("ERROR")
+    if not whole.is_one_process(str(spark.sparkContext.master)):
+        spark.sparkContext.addPyFile(str(shipped()))
+    return spark
+
+
+def _refuse_speculation(conf: SparkConf) -> None:
+    if str(conf.get("spark.speculation", "false")).lower() == "true":
+        raise PersonaHubError("spark.speculation is on: a speculative twin would ask a model twice; turn it off")
+
+
+def _refuse_a_catalog_that_forgets(spark: SparkSession) -> None:
+    if not catalog_lasts(spark):
+        raise PersonaHubError(
+            "store.root is null, and this session's catalog forgets its tables when the session ends; set store.root, "
+            f"or name a lasting catalog in spark.conf (spark.sql.catalogImplementation: hive, or {CATALOG})"
+        )
+
+
+def refuse_names_that_java_has_not(settings: Settings, encoding: str) -> None:
+    """PersonaHubError where Java, which names files in ``encoding``, would write to other places than those named.
+
+    Documents and imports are no matter: Python reads them.
+    """
+    places = {
+        "store.root": settings.store.root,
+        "store.state": settings.store.state_root,
+        "calls.replay": settings.calls.replay,
+        "embedding.folder": settings.embedding.folder,
+    }
+    for name, place in places.items():
+        path = files.local_path(files.absolute(place)) if place is not None else None
+        if path is not None and not path.isascii() and not _is_utf8(encoding):
+            raise PersonaHubError(
+                f"{name} is {path}, and Java was started in a locale whose encoding ({encoding}) has no such names; "
+                "start with LC_ALL=C.UTF-8 in the environment, or name a place in plain ASCII"
+            )
+
+
+def _is_utf8(encoding: str) -> bool:
+    return encoding.replace("-", "").lower() == "utf8"
+
+
+@functools.cache
+def _end_java_at_exit() -> None:
+    """Once a process: what was registered first is done last, after every session has ended."""
+    atexit.register(_end_java)
+
+
+def _end_java() -> None:
+    """End the JVM that this process started, before the folder with its temporary files goes."""
+    process = getattr(SparkContext._gateway, "proc", None)
+    if process is None or process.poll() is not None:
+        return
+    with endings.by_signals():
+        process.stdin.close()
+        try:
+            process.wait(JVM_ENDS_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _own_local_folders(options: dict[str, str]) -> None:
+    """Let Spark's local files lie in folders that go with this process, also where the user says on which disks."""
+    # Where nobody says, they are Java's temporary files.
+    if disks := os.environ.get("SPARK_LOCAL_DIRS"):
+        os.environ["SPARK_LOCAL_DIRS"] = _run_folders(disks)
+    if disks := options.get("spark.local.dir"):
+        options["spark.local.dir"] = _run_folders(disks)
+
+
+def _run_folders(disks: str) -> str:
+    """A run's folder on each of ``disks``, which are made where they are missing.
+
+    A disk that cannot be used is left out with a warning; PersonaHubError where that are all.
+    """
+    found, fault = [], None
+    for disk in filter(None, map(str.strip, disks.split(","))):
+        try:
+            os.makedirs(disk, exist_ok=True)
+            found.append(str(endings.run_folder(disk)))
+        except OSError as error:
+            fault = f"{disk}: {error.strerror or error}"
+            log.warning("Spark's local files are not kept on a disk that cannot be used (%s)", fault)
+    if not found:
+        raise PersonaHubError(
+            f"no disk for Spark's local files can be used ({fault or 'none is named'}); mend SPARK_LOCAL_DIRS or "
+            "spark.local.dir"
+        )
+    return ",".join(found)

@@ -1,0 +1,270 @@
+"""Run steps in a session: what a step gets, what it gives back, and what is recorded of it."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import os
+import time
+import uuid
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyspark
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from personahub_spark import files
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.hub.filters import flagged
+from personahub_spark.ledger import spool
+from personahub_spark.llm.costs import Purse, Spend
+from personahub_spark.program import endings, preflight
+from personahub_spark.program.code import code_version
+from personahub_spark.program.progress import Progress, Status
+from personahub_spark.program.session import _refuse_a_catalog_that_forgets, build, refuse_names_that_java_has_not
+from personahub_spark.settings import loading
+from personahub_spark.settings.models import CallSettings, Endpoint, Price
+from personahub_spark.settings.whole import Settings
+from personahub_spark.store import locks
+from personahub_spark.store.hub_tables import PERSONAS
+from personahub_spark.store.record_tables import LLM_CALLS, RUNS, spend_of
+from personahub_spark.store.store import MissingTableError, Store
+from personahub_spark.store.table import Table
+
+TABLES_WAIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did. ``outcomes`` says what became of each of ``rows_in`` rows, and must add up."""
+
+    rows_in: int
+    outcomes: dict[str, int]
+    rows_added: dict[str, int] = field(default_factory=dict)
+    spend: Spend = field(default_factory=Spend)
+    files_skipped: int = 0
+    """Files of unknown formats, which have no rows."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the step added a row or got an answer."""
+        return self.spend.requests > 0 or any(self.rows_added.values())
+
+    def __add__(self, other: StepResult) -> StepResult:
+        """What two parts of a step did together."""
+        return StepResult(
+            self.rows_in + other.rows_in,
+            _added_up(self.outcomes, other.outcomes),
+            _added_up(self.rows_added, other.rows_added),
+            self.spend + other.spend,
+            self.files_skipped + other.files_skipped,
+        )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a job works with."""
+
+    spark: SparkSession
+    settings: Settings
+    store: Store
+    run_id: str
+    prices: dict[str, Price]
+    progress: Progress
+    started_at: datetime
+    before_asking: Callable[[Endpoint], None] = field(default=lambda _: None)
+    """Called with the endpoint before a step sends its first request, and not where there is none to send."""
+    while_asking: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
+    """Entered when a step begins to ask, and left when all that it asks has an outcome."""
+    put_off: list[Spend] = field(default_factory=list)
+    """What the step paid for calls that were then put off: they have no outcome, and no row in the ledger."""
+    purse: Purse = field(default_factory=Purse)
+    """Of all steps of the run."""
+
+    @property
+    def calls(self) -> CallSettings:
+        """Bounds of the run's calls."""
+        return self.settings.calls
+
+    def add_new(self, table: Table, rows: DataFrame, *, expected: int | None = None) -> int:
+        """Add the rows that ``table`` does not have yet, stamped with this run; see ``Store.add_new``."""
+        return self.store.add_new(table, rows, run_id=self.run_id, created_at=self.started_at, expected=expected)
+
+
+def open_context(
+    settings: Settings, steps: Collection[str] = (), *, dry_run: bool = False, progress: Progress | None = None
+) -> Context:
+    """A context with a session and a store, to run ``steps`` in.
+
+    Raises PersonaHubError before Spark starts where the steps lack something (see ``preflight``), as ``build`` does,
+    and where managed tables are wanted of a catalog that does not last.
+    """
+    prices = loading.load_prices(settings.prices)
+    before_asking = preflight.check(settings, steps, dry_run=dry_run)
+    spark = build(settings.spark, keeps_tables=settings.store.root is None)
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session is not ours to end
+        atexit.register(spool.tidy)
+        endings.when_stopped(spool.tidy)
+        atexit.register(_end, spark)  # or a cluster takes the program for one that died
+    if settings.store.root is None:
+        _refuse_a_catalog_that_forgets(spark)
+    jvm: Any = spark.sparkContext._jvm
+    refuse_names_that_java_has_not(settings, jvm.System.getProperty("sun.jnu.encoding"))
+    started_at = now()
+    return Context(
+        spark=spark,
+        settings=settings,
+        store=Store(spark, settings.store, dry_run=dry_run),
+        run_id=f"{started_at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
+        prices=prices,
+        progress=progress or Progress(),
+        started_at=started_at,
+        before_asking=before_asking,
+    )
+
+
+def make_tables(context: Context) -> list[str]:
+    """Make the tables and views that are missing; names of the tables made. Who comes at the same time waits."""
+    if context.store.is_complete():  # nothing to wait for; a catalog that lasts may still learn the names
+        return context.store.create()
+    with locks.lease(f"{context.store.state_root}/locks", "create_tables", wait_s=TABLES_WAIT_S):
+        return context.store.create()
+
+
+def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) -> StepResult:
+    """Run one step, show how it goes, check that its counts add up, and record it if it changed anything.
+
+    Where tables are missing they are made first.
+
+    When a step fails with a PersonaHubError, the answers that it paid for are kept, and so is a record of what they
+    cost, with no rows.
+    """
+    started = time.monotonic()
+    context = dataclasses.replace(context, started_at=now(), put_off=[])
+    if context.calls.replay is not None:
+        context = _as_recorded(context, step, context.calls.replay)
+    try:
+        with context.progress.watch(step, lambda: _spark_tasks(context.spark)):
+            if not context.store.dry_run and step != "create_tables" and not context.store.is_complete():
+                make_tables(context)
+            result = run(context)
+        accounted = sum(result.outcomes.values())
+        if accounted != result.rows_in:
+            raise PersonaHubError(
+                f"{step}: {result.rows_in} rows came in but {accounted} are accounted for "
+                f"({_spoken(result.outcomes)}); rows were lost or counted twice, do not use this run"
+            )
+    except MissingTableError:
+        raise
+    except PersonaHubError:
+        spent = Spend() if context.store.dry_run else spend_of(_asked(context, step))
+        if spent.requests or _lost(context) != Spend():
+            _record(context, step, StepResult(0, {}, spend=spent), time.monotonic() - started)
+        raise
+    finally:
+        context.store.drop_staged()
+    duration_s = time.monotonic() - started
+    if (result.changed or _lost(context) != Spend()) and not context.store.dry_run:
+        _record(context, step, result, duration_s)
+    spend = result.spend
+    cost = "" if spend.cost_microusd is None else f", ${spend.cost_microusd / 1_000_000:,.4f}"
+    asked = f"; {spend.requests:,} requests{cost}" if spend.requests else ""
+    skipped = f"; {result.files_skipped:,} files of unknown formats skipped" if result.files_skipped else ""
+    share = quarantined_share(result)
+    is_much = share > context.settings.pipeline.quarantine_warn_share
+    those = "the new ones" if result.outcomes.get("done_before") else "them"
+    told = f"; {100 * share:.3g} % of {those} went to quarantine" if is_much else ""
+    context.progress.say(
+        f"{step}: {result.rows_in:,} in = {_spoken(result.outcomes)}{told}{skipped}{asked}; {duration_s:.1f} s",
+        warns=is_much,
+    )
+    if result.rows_added.get(PERSONAS.name) and not context.store.dry_run:
+        added = context.store.read(PERSONAS).where(F.col("run_id") == context.run_id)
+        found = flagged(added.where(F.col("created_at") == F.lit(context.started_at)))
+        if found.flagged:
+            context.progress.say(f"{step}: {found.told()}")
+    return result
+
+
+# What steps call the rows that they put into quarantine.
+_QUARANTINED = ("quarantined", "unreadable", "no_tokens")
+
+
+def quarantined_share(result: StepResult) -> float:
+    """Part of the rows that a step looked at which went to quarantine; those done before were not looked at."""
+    looked_at = result.rows_in - result.outcomes.get("done_before", 0)
+    return sum(result.outcomes.get(name, 0) for name in _QUARANTINED) / looked_at if looked_at > 0 else 0.0
+
+
+def run_steps(context: Context, steps: dict[str, Callable[[Context], StepResult]]) -> dict[str, StepResult]:
+    """Run ``steps`` in their order; what each did."""
+    results: dict[str, StepResult] = {}
+    for name, run in steps.items():
+        if context.store.dry_run and any(result.changed for result in results.values()):
+            context.progress.say(f"{name}: looked at without the rows that the steps before it would add")
+        results[name] = run_step(context, name, run)
+    return results
+
+
+def now() -> datetime:
+    """Now. With its zone: PySpark takes a time without one for this machine's local time."""
+    return datetime.now(UTC)
+
+
+def _added_up(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}
+
+
+def _asked(context: Context, step: str) -> DataFrame:
+    """What ``step`` added to the ledger in this run."""
+    return context.store.read(LLM_CALLS).where((F.col("run_id") == context.run_id) & (F.col("step") == step))
+
+
+def _as_recorded(context: Context, step: str, replay: str) -> Context:
+    """``context`` with the run and time that ``step`` has in the recorded tables: of several runs, the first that left
+    more than a record."""
+    runs = context.spark.read.format("delta").load(f"{files.absolute(replay)}/{RUNS.name}")
+    left_something = F.expr("requests > 0 or exists(map_values(rows_added), added -> added > 0)")
+    first = runs.where(F.col("step") == step).where(left_something).orderBy("created_at").limit(1).collect()
+    if not first:
+        return context
+    return dataclasses.replace(context, run_id=first[0]["run_id"], started_at=first[0]["created_at"].astimezone(UTC))
+
+
+def _end(spark: SparkSession) -> None:
+    with endings.by_signals(), suppress(Exception):  # of a JVM that is gone
+        spark.stop()
+
+
+def _lost(context: Context) -> Spend:
+    """What was paid for calls that left no row."""
+    paid = [dataclasses.replace(spent, requests=0) for spent in context.put_off]
+    return sum(paid, Spend())
+
+
+def _record(context: Context, step: str, result: StepResult, duration_s: float) -> None:
+    lost = _lost(context)
+    row = (
+        step, duration_s, context.settings.fingerprint(), code_version(), result.rows_in, result.outcomes,
+        result.rows_added, *dataclasses.astuple(result.spend),
+        *(lost.input_tokens, lost.output_tokens, lost.cost_microusd),
+    )  # fmt: skip
+    columns = pyspark.sql.types.StructType(list(RUNS.columns))
+    context.add_new(RUNS, context.spark.createDataFrame([row], columns))
+
+
+def _spark_tasks(spark: SparkSession) -> Status | None:
+    tracker = spark.sparkContext.statusTracker()
+    stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+    running = [stage for stage in stages if stage is not None]
+    if not running:
+        return None
+    return Status(sum(s.numCompletedTasks for s in running), sum(s.numTasks for s in running), unit="tasks")
+
+
+def _spoken(outcomes: dict[str, int]) -> str:
+    return " + ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in outcomes.items()) or "nothing"

@@ -1,0 +1,106 @@
+"""Settings of embeddings and of both tiers of dedup."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from personahub_spark.settings.group import Group
+
+
+class EmbeddingSettings(Group):
+    """Vectors of personas, which semantic dedup compares."""
+
+    by: Literal["spark_nlp", "endpoint"] = Field(
+        default="spark_nlp", description="spark_nlp: on Spark's own machines (needs spark.spark_nlp); endpoint: asked"
+    )
+    model: str = Field(
+        default="all-minilm-l6-v2",
+        min_length=1,
+        description="of Spark NLP: a local model, or the name to store vectors under, with folder or pretrained; "
+        "of an endpoint: its name under models",
+    )
+    folder: str | None = Field(
+        default=None, description="a model of your own for Spark NLP: model.onnx and assets/vocab.txt (WordPiece)"
+    )
+    pretrained: str | None = Field(default=None, description="a pretrained E5 model for Spark NLP to download, by name")
+    dimensions: int | None = Field(
+        default=None, ge=1, description="length to ask an endpoint for; null: the model's own, nothing is asked"
+    )
+    max_tokens: int = Field(default=256, ge=16, le=512, description="Spark NLP: a longer text is cut")
+    max_unread_share: float = Field(
+        default=0.2, ge=0, le=1, description="Spark NLP: a text of which the model cannot read more has no vector"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.folder is not None and self.pretrained is not None:
+            raise ValueError("give one of folder and pretrained")
+        local = [name for name in ("folder", "pretrained") if getattr(self, name) is not None]
+        if self.by == "endpoint" and local:
+            raise ValueError(f"{local[0]} is for embedders of Spark NLP; an endpoint's model is set under models")
+        if self.by == "spark_nlp" and self.dimensions is not None:
+            raise ValueError("dimensions are for endpoints; a model of Spark NLP has its own")
+        return self
+
+
+class SurfaceSettings(Group):
+    """Surface dedup (paper section 2.3: 1-grams, signature 128, similarity 0.9)."""
+
+    engine: Literal["minhash", "exact"] = Field(
+        default="minhash", description="minhash: by signatures, as the paper; exact: finds every pair"
+    )
+    threshold: Decimal = Field(
+        default=Decimal("0.9"), ge=Decimal("0.3"), le=Decimal("1"), decimal_places=6, description="Jaccard similarity"
+    )
+    num_hashes: int = Field(default=128, ge=16, le=512, description="minhash: length of a signature")
+    recall: float = Field(
+        default=0.99999,
+        gt=0.5,
+        lt=1,
+        description="minhash: wanted chance that a pair at the threshold shares a band; real hashes miss a few more",
+    )
+    seed: int = Field(default=42, description="minhash: which hash functions")
+    one_task_mb: int = Field(
+        default=200,
+        ge=0,
+        description="all rows are compared in one task where that takes less of its Python worker's memory; more of "
+        "them by joins. spark.executor.memoryOverhead has to hold this and 130 MB more",
+    )
+
+    @model_validator(mode="after")
+    def _recall_is_within_reach(self) -> Self:
+        # Bands of a single hash find the most pairs; dedup.surface looks for the longest bands that are good enough.
+        reach = 1 - (1 - float(self.threshold)) ** self.num_hashes
+        if self.engine == "minhash" and reach < self.recall:
+            raise ValueError(
+                f"{self.num_hashes} hashes find a pair at {self.threshold} with a chance of {reach:.6f} at most, below "
+                f"the recall {self.recall}; raise num_hashes, or lower recall"
+            )
+        return self
+
+
+class SemanticSettings(Group):
+    """Semantic dedup (paper section 2.3: cosine of the embeddings, 0.9)."""
+
+    threshold: Decimal = Field(
+        default=Decimal("0.9"), ge=Decimal("0.5"), le=Decimal("1"), decimal_places=6, description="cosine"
+    )
+    margin: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.5,
+        description="a row is also compared in buckets whose border is as near as this; at sqrt((1 - threshold) / 2) "
+        "next to nothing is missed",
+    )
+    rows_per_bucket: int = Field(default=400, ge=10, description="wanted size of a bucket")
+    bucket_cap: int = Field(default=4000, ge=100, description="rows of a bucket in one task; larger ones go in parts")
+    sample_rows: int = Field(default=100_000, ge=1000, description="vectors on the driver, to find the buckets from")
+    seed: int = 42
+
+
+class DedupSettings(Group):
+    surface: SurfaceSettings = SurfaceSettings()
+    semantic: SemanticSettings = SemanticSettings()

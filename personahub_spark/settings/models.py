@@ -1,0 +1,127 @@
+"""Settings of models: where they are served, how they are asked, what they cost."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from personahub_spark.settings.group import Group
+
+
+class Address(Group):
+    """Where a model is served. It travels to executors; the key's value never does, only where to find it."""
+
+    base_url: str = Field(
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
+        description="address up to and including /v1, without a key, query or fragment",
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="name of the environment variable that holds the key, on the driver and on executors",
+    )
+    api_key_file: str | None = Field(
+        default=None,
+        pattern=r"^/",
+        description="absolute path of a file that holds the key and nothing else, wherever calls are made",
+    )
+    api_key_credential: str | None = Field(
+        default=None,
+        pattern=r"^(databricks:[\w.@-]+/[\w.@-]+|hadoop:[\w.@-]+)$",
+        description="a secret that the driver looks up: databricks:<scope>/<key>, or hadoop:<alias>",
+    )
+    weight: float = Field(default=1.0, gt=0, description="share of the calls, relative to the model's other addresses")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="limit of all tasks together")
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="limit of all tasks together")
+    service_tier: str | None = Field(default=None, min_length=1, description="sent with each call, such as flex")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if sum(name is not None for name in (self.api_key_env, self.api_key_file, self.api_key_credential)) > 1:
+            raise ValueError("give one of api_key_env, api_key_file and api_key_credential")
+        return self
+
+
+class Endpoint(Address):
+    """One model, and how it is asked: at its own address and at ``others``."""
+
+    model: str = Field(min_length=1, description="the model's name as the endpoint knows it")
+    structured_output: Literal["json_schema", "none"] = "none"
+    transport: Literal["openai", "aiohttp"] = Field(
+        default="openai", description="the HTTP client: the openai package, or a leaner one that costs less CPU a call"
+    )
+    mode: Literal["calls", "batch"] = Field(default="calls", description="batch: by the provider's batch files")
+    in_flight: int = Field(default=64, ge=1, le=4096, description="calls at once per Python worker")
+    workers: int = Field(default=2, ge=1, description="Spark tasks that call at once")
+    timeout_s: float | None = Field(
+        default=120.0,
+        gt=0,
+        description="hard limit of one attempt; null: by the rate of the answers so far, with much to spare, which is "
+        "for a model server on this machine",
+    )
+    deadline_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="hard limit of one request with its retries; of no effect where timeout_s is null",
+    )
+    max_attempts: int = Field(default=6, ge=1)
+    reasks: int = Field(
+        default=0, ge=0, le=5, description="times that an answer which breaks its JSON schema is shown its error"
+    )
+    inputs_per_request: int = Field(default=256, ge=1, le=2048, description="embeddings: inputs in one call")
+    others: tuple[Address, ...] = Field(
+        default=(), description="further addresses of the same model: they share the calls, and stand in for each other"
+    )
+    terms: str | None = Field(default=None, description="licence or terms of the model, kept with its rows")
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses of the model, this one first."""
+        return (self, *self.others)
+
+
+class CallSettings(Group):
+    """Bounds of all calls of a run."""
+
+    max_cost_usd: Decimal | None = Field(default=None, ge=0, description="no call starts that could exceed it")
+    wave_rows: int = Field(default=200_000, ge=1, description="requests between two commits to the ledger")
+    outage_limit_s: float = Field(
+        default=3600.0, gt=0, description="an outage of all addresses that is longer puts its requests off"
+    )
+    check_endpoints: bool = Field(
+        default=True, description="look at each address's list of models before Spark starts: one request, no cost"
+    )
+    replay: str | None = Field(
+        default=None, description="folder of a recorded ledger to answer from; nothing is sent, a miss is an error"
+    )
+
+
+class SamplingSettings(Group):
+    """How an answer is drawn, and how long it may get."""
+
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=600, ge=16)
+
+
+class Price(Group):
+    """US dollars per million tokens."""
+
+    input: Decimal = Field(ge=0)
+    cached_input: Decimal | None = Field(default=None, ge=0, description="null: as input")
+    output: Decimal = Field(ge=0)
+    batch_share: Decimal = Field(
+        default=Decimal("0.5"), ge=0, le=1, description="part of these prices that a call in a batch file costs"
+    )
+
+    @property
+    def of_batches(self) -> Price:
+        """The price of calls in batch files."""
+        share = self.batch_share
+        return Price(
+            input=self.input * share,
+            cached_input=None if self.cached_input is None else self.cached_input * share,
+            output=self.output * share,
+        )

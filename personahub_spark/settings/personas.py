@@ -1,0 +1,130 @@
+"""Settings of personas: how they are asked for, and which of them are flagged."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from personahub_spark.settings.group import Group
+from personahub_spark.settings.models import SamplingSettings
+
+Verb = Literal["read", "write", "like", "dislike"]
+Granularity = Literal["coarse", "fine"]
+Relation = Literal[
+    "patient", "carer", "colleague", "manager", "employee", "customer", "supplier", "student", "teacher", "child",
+    "parent", "partner", "sibling", "relative", "friend", "neighbour", "rival", "other",
+]  # fmt: skip
+"""What a related persona is to the one it was found from."""
+Rule = Literal[
+    "too_short", "too_long", "not_a_person", "undecided", "names_a_person", "points_elsewhere", "first_person",
+    "addresses_reader", "copies_source", "contact_data", "placeholder", "repeated_words", "wrong_language", "refusal",
+]  # fmt: skip
+"""Names of the quality rules of ``filters``, in the order in which a row's flags are listed."""
+
+
+class FilterSettings(Group):
+    """Thresholds of the quality rules; ``disabled`` names rules not to apply.
+
+    A persona keeps the flags of the run that found it: other thresholds hold for personas found from then on.
+    """
+
+    disabled: list[Rule] = Field(default_factory=list)
+    min_words: int = Field(default=3, ge=1)
+    max_words: int = Field(default=80, ge=1)
+    copied_share: float = Field(default=0.5, gt=0, le=1, description="share of the persona's 5-grams in its source")
+    repeated_share: float = Field(default=0.5, gt=0, le=1, description="share of words that repeat earlier words")
+
+    @model_validator(mode="after")
+    def _some_length_is_right(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}, which flags everything")
+        return self
+
+
+class PersonaSettings(SamplingSettings):
+    """Text-to-Persona (paper section 2.1)."""
+
+    model: str = "default"
+    verbs: list[Verb] = Field(default=["read"], min_length=1, description="each one is a question of its own")
+    granularity: Granularity = "fine"
+    language: str | None = Field(
+        default="en",
+        pattern=r"^(same|[a-z]{2,3})$",
+        description="language of the answer: a code, 'same' for the text's, null for the model's choice",
+    )
+    max_document_tokens: int = Field(
+        default=1500, ge=50, description="a longer text is cut at sentence ends into parts that are asked about apart"
+    )
+    personas_per_question: int = Field(default=1, ge=1, le=12, description="personas to ask for in one call")
+    max_personas_per_document: int | None = Field(
+        default=1,
+        ge=1,
+        description="of all verbs and parts; parts are taken evenly from the whole text; null: no limit",
+    )
+    max_tokens: int = Field(default=160, ge=16)
+
+    @model_validator(mode="after")
+    def _each_verb_is_asked(self) -> Self:
+        if len(set(self.verbs)) < len(self.verbs):
+            raise ValueError("verbs names one twice")
+        least = len(self.verbs) * self.personas_per_question
+        if self.max_personas_per_document is not None and self.max_personas_per_document < least:
+            raise ValueError(
+                f"max_personas_per_document is {self.max_personas_per_document}, but {len(self.verbs)} verbs with "
+                f"{self.personas_per_question} personas each are {least} for the first part of a document alone"
+            )
+        return self
+
+    def parts(self, verb: Verb) -> int | None:
+        """How many parts of a document to ask about with ``verb``; None: all."""
+        if self.max_personas_per_document is None:
+            return None
+        questions = self.max_personas_per_document // self.personas_per_question
+        more = self.verbs.index(verb) < questions % len(self.verbs)
+        return questions // len(self.verbs) + more
+
+
+class ExpansionSettings(SamplingSettings):
+    """Persona-to-Persona (paper section 2.2): who is in close relationship with a persona?
+
+    Every published persona of hop h is asked about, and those found are of hop h + 1.
+    """
+
+    model: str = "default"
+    hops: int = Field(default=2, ge=1, le=6, description="relations away from a text to go at most")
+    relations: int = Field(default=3, ge=1, le=12, description="personas to ask for in one call")
+    fraction: float = Field(
+        default=1.0, gt=0, le=1, description="share of each hop's personas to ask about, by their id"
+    )
+    count: int | None = Field(default=None, ge=1, description="personas of each hop to ask about at most; null: all")
+    prefer: Literal["any", "novelty"] = Field(
+        default="any",
+        description="with count, whom to ask about first: anyone, by id; or those whose siblings, found by the same "
+        "call, were the most often new",
+    )
+    min_novelty: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="part of what a hop finds that must be new for the next to be asked; likewise in the branch of "
+        "each persona of hop 0",
+    )
+    language: str | None = Field(
+        default="en",
+        pattern=r"^(same|[a-z]{2,3})$",
+        description="language of the answer: a code, 'same' for the persona's, null for the model's choice",
+    )
+
+
+class ProfileSettings(SamplingSettings):
+    """Profiles: a longer description of each persona of the hub, beside its sentence."""
+
+    model: str = "default"
+    fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
+    language: str | None = Field(
+        default="same",
+        pattern=r"^(same|[a-z]{2,3})$",
+        description="language of the answer: 'same' for the persona's, a code, null for the model's choice",
+    )
+    max_tokens: int = Field(default=900, ge=16)

@@ -1,0 +1,149 @@
+"""All settings of a run together, and those of its store, its session and its steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import typing
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from personahub_spark.errors import SettingsError
+from personahub_spark.settings.dedup import DedupSettings, EmbeddingSettings
+from personahub_spark.settings.group import Group
+from personahub_spark.settings.models import CallSettings, Endpoint
+from personahub_spark.settings.personas import ExpansionSettings, FilterSettings, PersonaSettings, ProfileSettings
+from personahub_spark.settings.sources import DocumentSettings, ImportSettings
+from personahub_spark.settings.texts import SynthesisSettings
+
+
+class StoreSettings(Group):
+    """Where the tables live."""
+
+    root: str | None = Field(
+        default="warehouse",
+        description="folder or object-store address of the tables; null: managed tables of the session's catalog",
+    )
+    database: str = Field(
+        default="personahub",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?$",
+        description="database, or catalog.database",
+    )
+    state: str | None = Field(
+        default=None, description="folder for answers on their way to the ledger; null: <root>/_state"
+    )
+
+    @model_validator(mode="after")
+    def _state_has_a_place(self) -> StoreSettings:
+        if self.root is None and self.state is None:
+            raise ValueError("store.state must name a folder when store.root is null")
+        return self
+
+    @property
+    def state_root(self) -> str:
+        """Folder of the write-ahead log."""
+        return self.state if self.state is not None else f"{(self.root or '').rstrip('/')}/_state"
+
+
+class SparkSettings(Group):
+    """How a session is built when none was submitted."""
+
+    master: str = "local[*]"
+    app_name: str = "personahub"
+    jars: Literal["cache", "packages", "provided"] = Field(
+        default="cache",
+        description="cache: resolved once into a local folder; packages: by coordinates, for clusters; "
+        "provided: the cluster has them",
+    )
+    spark_nlp: bool = Field(default=False, description="load the Spark NLP jars too")
+    ivy_settings: str | None = Field(default=None, description="an Ivy settings file, for a mirror of your own")
+    conf: dict[str, str] = Field(default_factory=dict, description="more Spark settings, as they are")
+
+    @property
+    def is_one_process(self) -> bool:
+        """Whether Spark is one process of this machine."""
+        return is_one_process(self.conf.get("spark.master", self.master))
+
+
+Step = Literal[
+    "create_tables", "ingest_documents", "import_personas", "withdraw", "extract_personas", "dedup_surface",
+    "expand_personas", "embed_personas", "dedup_semantic", "write_profiles", "synthesize",
+]  # fmt: skip
+ON_REQUEST = ("import_personas", "withdraw", "expand_personas", "embed_personas", "dedup_semantic", "write_profiles")
+"""Steps that a pipeline has only where it names them."""
+
+
+class PipelineSettings(Group):
+    steps: list[Step] = Field(
+        default_factory=lambda: [step for step in typing.get_args(Step) if step not in ON_REQUEST]
+    )
+    quarantine_warn_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="a step that puts a larger share of the rows that it looks at into quarantine says so in a warning",
+    )
+
+    @model_validator(mode="after")
+    def _each_step_is_one_row_of_runs(self) -> Self:
+        twice = [step for step in self.steps if self.steps.count(step) > 1]
+        if twice:
+            raise ValueError(f"steps names {twice[0]} twice; run what is to come again by its own job")
+        return self
+
+
+class Settings(Group):
+    """All settings of a run."""
+
+    store: StoreSettings = StoreSettings()
+    spark: SparkSettings = SparkSettings()
+    models: dict[str, Endpoint] = Field(default_factory=dict)
+    calls: CallSettings = CallSettings()
+    documents: DocumentSettings = DocumentSettings()
+    imports: list[ImportSettings] = Field(default_factory=list)
+    personas: PersonaSettings = PersonaSettings()
+    expansion: ExpansionSettings = ExpansionSettings()
+    filters: FilterSettings = FilterSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    dedup: DedupSettings = DedupSettings()
+    profiles: ProfileSettings = ProfileSettings()
+    synthesis: list[SynthesisSettings] = Field(default_factory=list)
+    pipeline: PipelineSettings = PipelineSettings()
+    prices: str | None = Field(default=None, description="price file of your own; null: the package's prices.yaml")
+
+    @model_validator(mode="after")
+    def _filters_of_imports_fit(self) -> Self:
+        for entry in self.imports:
+            entry.filters.over(self.filters)
+        return self
+
+    def endpoint(self, name: str) -> Endpoint:
+        """The endpoint called ``name`` under ``models``; SettingsError when there is none."""
+        if name not in self.models:
+            known = ", ".join(sorted(self.models)) or "none"
+            raise SettingsError(f"models.{name} is not set (models here: {known}); add it to the settings file")
+        return self.models[name]
+
+    def models_of(self, step: str) -> list[str]:
+        """Names under ``models`` of the endpoints that ``step`` asks."""
+        asked = {
+            "extract_personas": [self.personas.model],
+            "expand_personas": [self.expansion.model],
+            "write_profiles": [self.profiles.model],
+            "synthesize": [entry.model for entry in self.synthesis],
+        }
+        if self.embedding.by == "endpoint":
+            asked["embed_personas"] = [self.embedding.model]
+        return asked.get(step, [])
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change when any setting does."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def is_one_process(master: str) -> bool:
+    """Whether executors of this Spark master live in the process of its driver; not so those of ``local-cluster``."""
+    return re.match(r"local(\[|$)", master) is not None

@@ -1,0 +1,1 @@
+"""Texts and personas that come in from files."""

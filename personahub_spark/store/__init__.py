@@ -1,0 +1,1 @@
+"""The Delta tables of the hub, and the one way rows get into them."""

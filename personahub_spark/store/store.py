@@ -1,0 +1,474 @@
+"""The tables and views of the hub, and the one way rows get into them.
+
+Every table is Delta, has a primary key that :meth:`Store.add_new` enforces, and says on every row which run wrote it.
+A row is added once: adding the same rows again adds nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import string
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+from importlib import resources
+from typing import Any
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, Row, SparkSession, Window
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from personahub_spark import files
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.settings.whole import StoreSettings
+from personahub_spark.store.hub_tables import (
+    DOCUMENT_SOURCES,
+    DOCUMENTS,
+    PERSONA_ANCESTORS,
+    PERSONA_BANDS,
+    PERSONA_BUCKETS,
+    PERSONA_EMBEDDINGS,
+    PERSONA_IMPORTS,
+    PERSONA_ORIGINS,
+    PERSONA_REMOVALS,
+    PERSONA_REROUTES,
+    PERSONAS,
+)
+from personahub_spark.store.record_tables import IMPORTS, LLM_CALLS, QUARANTINE, RELEASES, RUNS, WITHDRAWALS, WITHDRAWN
+from personahub_spark.store.table import Table
+from personahub_spark.store.text_tables import PERSONA_PROFILES, SYNTHESES
+
+
+class MissingTableError(PersonaHubError):
+    """A table is read before it was created."""
+
+
+TABLES = (
+    DOCUMENTS,
+    DOCUMENT_SOURCES,
+    PERSONAS,
+    PERSONA_ORIGINS,
+    PERSONA_ANCESTORS,
+    PERSONA_REROUTES,
+    PERSONA_IMPORTS,
+    PERSONA_EMBEDDINGS,
+    PERSONA_BUCKETS,
+    PERSONA_REMOVALS,
+    PERSONA_BANDS,
+    PERSONA_PROFILES,
+    SYNTHESES,
+    LLM_CALLS,
+    QUARANTINE,
+    IMPORTS,
+    WITHDRAWALS,
+    WITHDRAWN,
+    RELEASES,
+    RUNS,
+)
+
+
+VIEWS = (
+    "hub",
+    "document_places",
+    "documents_in_use",
+    "persona_lineage",
+    "expansion_hops",
+    "expansion_branches",
+    "profiles",
+    "problems",
+    "spend",
+    "spend_by_run",
+    "call_outcomes",
+    "latencies",
+    "rejects",
+    "failed_checks",
+    "removals",
+)
+"""In the order they are made: a view may read those before it."""
+
+
+@functools.cache
+def view_query(name: str) -> str:
+    """The SELECT of a view, its tables as ``{name}``; its first line is a comment: the question it answers."""
+    return resources.files("personahub_spark.store.views").joinpath(f"{name}.sql").read_text(encoding="utf-8")
+
+
+class Store:
+    """The tables at one place. ``dry_run``: rows that would be added are counted, none is written.
+
+    ``versions``: the tables as they were then, by name; nothing can be written, and a table that is not named is empty.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        settings: StoreSettings,
+        *,
+        dry_run: bool = False,
+        versions: Mapping[str, int] | None = None,
+    ) -> None:
+        self._spark = spark
+        self._settings = settings
+        self._database = settings.database
+        self._root = files.absolute(settings.root) if settings.root is not None else None
+        self.state_root = files.absolute(settings.state_root)
+        self.dry_run = dry_run or versions is not None
+        self._versions = versions
+        self._scratch = files.Scratch(f"{self.state_root}/staged")
+        self._handed_over: list[str] = []
+        self.held: dict[str, contextlib.ExitStack] = {}
+        self._is_complete = False
+
+    def existing(self) -> list[str]:
+        """Names of the tables that are there."""
+        return [table.name for table in TABLES if self._exists(table)]
+
+    def is_complete(self) -> bool:
+        """Whether no table is missing, which is not looked at again once it was so.
+
+        Where tables lie in folders of their own, that is seen without Spark.
+        """
+        if not self._is_complete:
+            self._is_complete = len(self._with_logs() if self._root is not None else self.existing()) == len(TABLES)
+        return self._is_complete
+
+    def _with_logs(self) -> list[str]:
+        try:
+            return [table.name for table in TABLES if files.names(f"{self._root}/{table.name}/_delta_log")]
+        except PersonaHubError:  # a file system that Python does not know
+            return self.existing()
+
+    def create(self) -> list[str]:
+        """Make the tables that are missing; names of those that were made.
+
+        Where the session's catalog lasts it gets to know the tables and views too; one that forgets them with the
+        session learns their names from ``use``. Raises PersonaHubError when the catalog has tables of these names at
+        another place.
+        """
+        existing = self.existing()
+        if len(existing) < len(TABLES) or catalog_lasts(self._spark):
+            self._name(existing)
+        return [table.name for table in TABLES if table.name not in existing]
+
+    def at(self, versions: Mapping[str, int]) -> Store:
+        """These tables as they were at ``versions``, by name."""
+        return Store(self._spark, self._settings, versions=versions)
+
+    def use(self) -> None:
+        """Let SQL name the tables and views without their database; MissingTableError when they were not created."""
+        if self._versions is not None:
+            for table in TABLES:
+                self.read(table).createOrReplaceTempView(table.name)
+            for name in VIEWS:
+                self.view(name).createOrReplaceTempView(name)
+            return
+        for table in TABLES:
+            self.read(table)
+        self._name([table.name for table in TABLES])
+        self._spark.sql(f"USE {self._database}")
+
+    def _name(self, existing: Collection[str]) -> None:
+        """Make the database, tables and views as far as the catalog does not know them; ``existing`` tables are there
+        though it may not."""
+        self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
+        for table in TABLES:
+            exists = table.name in existing
+            if not self._is_known(table, exists=exists):
+                self._spark.sql(self._create_statement(table, exists=exists))
+        self._create_views()
+
+    def read(self, table: Table) -> DataFrame:
+        """All rows of ``table``; PersonaHubError when it lacks columns.
+
+        Raises MissingTableError when it was not created; to a dry run such a table is empty.
+        """
+        try:
+            return self._stored(table)
+        except MissingTableError:
+            if not self.dry_run:
+                raise
+            return self._spark.range(0).select(*[F.lit(None).cast(c.dataType).alias(c.name) for c in table.schema])
+
+    def view(self, name: str, *, given: Mapping[str, DataFrame] | None = None) -> DataFrame:
+        """What the view answers now; ``given``: rows that stand for all rows of a table, by its name."""
+        given = given or {}
+        query = view_query(name)
+        used = {part for _, part, _, _ in string.Formatter().parse(query) if part}
+        tables = [table for table in TABLES if table.name in used]
+        frames: dict[str, Any] = {table.name: given.get(table.name) or self.read(table) for table in tables}
+        frames |= {part: self.view(part, given=given) for part in used - frames.keys()}
+        return self._spark.sql(query, **frames)
+
+    def add_new(
+        self, table: Table, rows: DataFrame, *, run_id: str, created_at: datetime, expected: int | None = None
+    ) -> int:
+        """Add those ``rows`` whose key ``table`` does not have yet; how many those were.
+
+        ``rows`` has the table's columns without the stamps, in any order. ``expected``: how many must be new, counted
+        apart from ``rows``; with 0 they are not evaluated. Raises PersonaHubError when columns or types differ or
+        another number was new, and fails the write when two rows have the same key.
+        """
+        _check_columns(table, rows)
+        if expected == 0:
+            return 0
+        added = self._add_new(table, rows, run_id, created_at)
+        if expected is not None and added != expected:
+            raise PersonaHubError(
+                f"table {table.name} got {added:,} new rows of run {run_id} where {expected:,} were expected; rows "
+                "were lost or counted twice, or another run wrote at the same time: do not use this run"
+            )
+        return added
+
+    def _add_new(self, table: Table, rows: DataFrame, run_id: str, created_at: datetime) -> int:
+        once = Window.partitionBy(*table.key).orderBy(*table.key)
+        twice = F.concat(
+            F.lit(f"two rows for one key of {table.name}: "), F.concat_ws(", ", *[F.col(name) for name in table.key])
+        )
+        stamped = (
+            rows.withColumn("run_id", F.lit(run_id))
+            .withColumn("created_at", F.lit(created_at))
+            .withColumn("_nth", F.row_number().over(once))
+            .withColumn("_nth", F.when(F.col("_nth") > 1, F.raise_error(twice).cast("int")).otherwise(F.col("_nth")))
+            .where(F.col("_nth") == 1)
+            .select(*[F.col(column.name) for column in table.schema])
+        )
+        same_key = " AND ".join(f"known.{name} = new.{name}" for name in table.key)
+        try:
+            if self.dry_run:
+                known = self.read(table).select(*table.key)
+                return stamped.join(known, on=list(table.key), how="left_anti").count()
+            merged = self._spark.sql(
+                f"MERGE INTO {_unformatted(self._reference(table.name))} AS known USING {{rows}} AS new ON {same_key} "
+                "WHEN NOT MATCHED THEN INSERT *",
+                rows=stamped,
+            )
+        except Exception as error:  # PySpark raises captured errors or bare Py4J ones, depending on where Delta failed
+            fault = re.search(r"two rows for one key of [^\n]*|(CHECK|NOT NULL) constraint [^\n]*", str(error))
+            if fault is None:
+                raise
+            raise PersonaHubError(f"table {table.name} refused the rows: {fault[0]}") from error
+        return int(merged.collect()[0]["num_inserted_rows"])
+
+    def append(
+        self,
+        table: Table,
+        rows: DataFrame,
+        *,
+        app_id: str,
+        version: int,
+        run_id: str | None = None,
+        created_at: datetime | None = None,
+    ) -> int:
+        """Add ``rows``, whose keys are known to be new, as transaction ``version`` of ``app_id``; how many were added.
+
+        A transaction whose number is not above the last one of ``app_id`` is skipped, and 0 are added. Without
+        ``run_id`` and ``created_at`` the rows bring their stamps along.
+        """
+        if run_id is not None:
+            _check_columns(table, rows)
+            rows = rows.withColumn("run_id", F.lit(run_id)).withColumn("created_at", F.lit(created_at))
+        writer = rows.select(*[F.col(column.name) for column in table.schema]).write.format("delta").mode("append")
+        mine = f"{app_id}@{version}"
+        writer = writer.option("txnAppId", app_id).option("txnVersion", version).option("userMetadata", mine)
+        if self._root is not None:
+            writer.save(f"{self._root}/{table.name}")
+        else:
+            writer.saveAsTable(self._reference(table.name))
+        written = self._history(table).where(F.col("userMetadata") == mine).collect()
+        return int(written[0]["operationMetrics"]["numOutputRows"]) if written else 0
+
+    def remove(self, table: Table, keys: DataFrame) -> int:
+        """Take out the rows of ``table`` that agree with a row of ``keys`` in all its columns; how many those were.
+
+        Only for what can be made again, or is told elsewhere. Each row must agree with one of ``keys`` at most.
+        """
+        agree = " AND ".join(f"known.{name} = gone.{name}" for name in keys.columns)
+        if self.dry_run:
+            return self.read(table).join(keys, on=keys.columns, how="left_semi").count()
+        merged = self._spark.sql(
+            f"MERGE INTO {_unformatted(self._reference(table.name))} AS known USING {{keys}} AS gone ON {agree} "
+            "WHEN MATCHED THEN DELETE",
+            keys=keys,
+        )
+        return int(merged.collect()[0]["num_deleted_rows"])
+
+    def keep_versions(self, table: Table) -> None:
+        """Let no version of ``table`` from now on be cleaned away; those that Delta forgot before stay forgotten."""
+        detail = self._detail(self._reference(table.name))
+        if any(detail["properties"].get(name) != lasting for name, lasting in _LASTING.items()):
+            stated = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in _LASTING.items())
+            self._spark.sql(f"ALTER TABLE {self._reference(table.name)} SET TBLPROPERTIES ({stated})")
+
+    def version(self, table: Table) -> int:
+        """The number of the last change of ``table``."""
+        return int(self._history(table, limit=1).collect()[0]["version"])
+
+    def _history(self, table: Table, *, limit: int = 100) -> DataFrame:
+        return self._spark.sql(f"DESCRIBE HISTORY {self._reference(table.name)} LIMIT {limit}")
+
+    def stage(self, rows: DataFrame) -> DataFrame:
+        """``rows``, evaluated once: written under the state folder and read back.
+
+        A persisted frame would not do: Spark evaluates it again once a table that it was read from has changed. What
+        runs that were killed had staged is deleted some days later; see ``files.Scratch``.
+        """
+        if self.dry_run:  # changes no table, and leaves no file
+            return rows.localCheckpoint()
+        place = self._scratch.folder()
+        rows.write.parquet(place)
+        return stored_parquet(self._spark, rows.schema, place)
+
+    def hand_over(self, folder: str) -> None:
+        """Let ``folder`` go with what was staged."""
+        self._handed_over.append(folder)
+
+    def hold(self, name: str, context: AbstractContextManager[None]) -> None:
+        """Enter ``context``, and leave it when what was staged is dropped."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(context)
+        self.held[name] = stack
+
+    def drop_staged(self) -> None:
+        """Delete what was staged; the frames are of no use afterwards."""
+        try:
+            self._scratch.drop()
+            while self._handed_over:
+                files.delete(self._handed_over.pop())
+        finally:
+            while self.held:
+                self.held.popitem()[1].close()
+
+    def _stored(self, table: Table) -> DataFrame:
+        place = self._root or self._database
+        reference = self._reference(table.name)
+        try:
+            if self._versions is None:
+                rows = self._spark.table(reference)
+            elif table.name in self._versions:
+                rows = self._spark.sql(f"SELECT * FROM {reference} VERSION AS OF {self._versions[table.name]:d}")
+            else:
+                raise MissingTableError(f"table {table.name} was not there in that version")
+        except AnalysisException as error:
+            if error.getErrorClass() not in _ABSENT:
+                raise
+            raise MissingTableError(
+                f"table {table.name} does not exist in {place}; run a step with these settings, which makes the tables "
+                "(jobs/run_pipeline.py runs all), or set store.root to where they are"
+            ) from None
+        missing = [column.name for column in table.schema if column.name not in rows.columns]
+        if missing:
+            raise PersonaHubError(
+                f"table {table.name} in {place} has no column {', '.join(missing)}: another version of this "
+                "project made it; set store.root or store.database to a new place"
+            )
+        return rows
+
+    def _exists(self, table: Table) -> bool:
+        try:
+            self._stored(table)
+        except MissingTableError:
+            return False
+        return True
+
+    def _is_known(self, table: Table, *, exists: bool) -> bool:
+        """Whether the session's catalog has ``table``; PersonaHubError when it has another one of that name."""
+        name = f"{self._database}.{table.name}"
+        if not self._spark.catalog.tableExists(name):
+            return False
+        if self._root is None:
+            return True
+        try:
+            found = self._detail(name)
+        except AnalysisException:
+            raise PersonaHubError(
+                f"{name} is already the name of something whose files are gone, or that is no Delta table; set "
+                "store.database to another name, or drop it"
+            ) from None
+        # One place has many spellings (file:, symbolic links, name nodes); a Delta table has one id.
+        if not exists or found["id"] != self._detail(self._reference(table.name))["id"]:
+            raise PersonaHubError(
+                f"{name} is already the name of a table at {found['location']}, not of one in {self._root}; set "
+                "store.database to another name"
+            )
+        return True
+
+    def _detail(self, reference: str) -> Row:
+        return self._spark.sql(f"DESCRIBE DETAIL {reference}").collect()[0]
+
+    def _reference(self, name: str) -> str:
+        """How SQL names a table, whether or not the session's catalog knows it."""
+        if self._root is None:
+            return f"{self._database}.{name}"
+        place = f"{self._root}/{name}".replace("`", "``")
+        return f"delta.`{place}`"
+
+    def _create_statement(self, table: Table, *, exists: bool) -> str:
+        columns = ",\n".join(
+            f"  {column.name} {column.dataType.simpleString()}{'' if column.nullable else ' NOT NULL'} "
+            f"COMMENT {_quoted(column.metadata['comment'])}"
+            for column in table.schema
+        )
+        properties = {f"delta.constraints.{name}": check for name, check in table.checks.items()}
+        properties["personahub.primaryKey"] = ", ".join(table.key)
+        stated = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in properties.items())
+        place = f" LOCATION {_quoted(f'{self._root}/{table.name}')}" if self._root is not None else ""
+        if place and exists:  # known to storage, perhaps not to this session's catalog
+            return f"CREATE TABLE IF NOT EXISTS {self._database}.{table.name} USING DELTA{place}"
+        return (
+            f"CREATE TABLE IF NOT EXISTS {self._database}.{table.name} (\n{columns}\n) USING DELTA{place} "
+            f"COMMENT {_quoted(table.comment)} TBLPROPERTIES ({stated})"
+        )
+
+    def _create_views(self) -> None:
+        names = {name: f"{self._database}.{name}" for name in (*VIEWS, *(table.name for table in TABLES))}
+        for name in VIEWS:
+            self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {view_query(name).format(**names)}")
+
+
+# Delta forgets versions after 30 days, and VACUUM the files of those after a week, unless it is told otherwise.
+_LASTING = {
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+}
+
+# How Spark and Delta say that there is no such table.
+_ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "SCHEMA_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND")
+
+
+def _unformatted(reference: str) -> str:
+    """``reference`` in a query that frames are put into: braces in the name of a place hold none of them."""
+    return reference.replace("{", "{{").replace("}", "}}")
+
+
+def stored_parquet(spark: SparkSession, schema: StructType, *folders: str) -> DataFrame:
+    """The Parquet files in ``folders``, whose names are no patterns: Spark would take them for some."""
+    return spark.read.schema(schema).option("__globPaths__", "false").parquet(*folders)
+
+
+def catalog_lasts(spark: SparkSession) -> bool:
+    """Whether tables that the session's catalog knows are known to the next session too.
+
+    Spark's own catalog lasts only where a Hive metastore is behind it; one of the cluster's is taken at its word.
+    """
+    own = spark.conf.get("spark.sql.catalog.spark_catalog") == "org.apache.spark.sql.delta.catalog.DeltaCatalog"
+    return not own or spark.conf.get("spark.sql.catalogImplementation") == "hive"
+
+
+def _check_columns(table: Table, rows: DataFrame) -> None:
+    wanted = {column.name: column.dataType for column in table.columns}
+    found = {column.name: column.dataType for column in rows.schema}
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{name} is unknown" for name in found if name not in wanted]
+    faults += [
+        f"{name} is {found[name].simpleString()}, wanted {wanted[name].simpleString()}"
+        for name in wanted
+        if name in found and found[name].simpleString() != wanted[name].simpleString()
+    ]
+    if faults:
+        raise PersonaHubError(f"rows for table {table.name} do not fit it: {'; '.join(faults)}")
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
