@@ -144,7 +144,7 @@ def _run(told: dict[str, object]) -> None:
             },
         }
     )  # fmt: skip
-    context = steps.open_context(chosen)
+    context = start.open_context(chosen)
     context.store.create()
     context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
     calls = int(str(told["calls"]))

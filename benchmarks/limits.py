@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _context(folder: Path, url: str, chosen: argparse.Namespace) -> Context:
-    context = steps.open_context(
+    context = start.open_context(
         loading.validate(
             {
                 "store": {"root": str(folder / "store")},

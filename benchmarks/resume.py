@@ -62,7 +62,7 @@ def _context(folder: Path, url: str) -> Context:
             },
         }
     )
-    context = steps.open_context(chosen)
+    context = start.open_context(chosen)
     context.store.create()
     context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
     return context

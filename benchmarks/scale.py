@@ -89,7 +89,7 @@ _REPLY = '{"persona": "A person of town {number} who keeps notes on what was see
 
 def _context(folder: Path, name: str, url: str) -> Context:
     model = {"model": MODEL, "base_url": url, "transport": "aiohttp", "in_flight": 32, "workers": 2}
-    context = steps.open_context(
+    context = start.open_context(
         loading.validate(
             {
                 "store": {"root": str(folder / name)},

@@ -98,7 +98,7 @@ def _context(folder: Path, url: str) -> Context:
             "models": {"default": {"model": MODEL, "base_url": url}},
         }
     )
-    context = steps.open_context(chosen)
+    context = start.open_context(chosen)
     context.store.create()
     context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
     return context

@@ -96,7 +96,7 @@ def run(
     with clock("downloads"):
         jars.jars(chosen.spark)
         local_models.fetch_embedder(chosen.embedding.model)
-    context = steps.open_context(chosen, chosen.pipeline.steps)
+    context = start.open_context(chosen, chosen.pipeline.steps)
     look_again = context.before_asking
     with contextlib.ExitStack() as served:
 

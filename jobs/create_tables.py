@@ -1,10 +1,10 @@
 """Make the tables and views that are missing, as any other step does. Safe to repeat: what is there stays as it is."""
 
 from personahub_spark.program.cli import main
-from personahub_spark.program.steps import Context, StepResult, make_tables
+from personahub_spark.program.steps import Context, Step, StepResult, make_tables
 from personahub_spark.store.store import TABLES
 
-STEP = "create_tables"
+NAME = "create_tables"
 
 
 def run(context: Context) -> StepResult:
@@ -15,5 +15,7 @@ def run(context: Context) -> StepResult:
     return StepResult(len(TABLES), {"made": made, "there_already": len(TABLES) - made})
 
 
+STEP = Step(NAME, run)
+
 if __name__ == "__main__":
-    main(run, step=STEP, doc=__doc__)
+    main(STEP, doc=__doc__)

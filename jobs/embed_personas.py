@@ -3,15 +3,15 @@
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from personahub_spark.dedup.embeddings import SparkNlpEmbedder, halved, model_of, stored
+from personahub_spark.dedup.embeddings import SparkNlpEmbedder, check_jars, halved, model_of, stored
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger.complete import Asked, embed_all, vectors
 from personahub_spark.program.cli import main
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS
 from personahub_spark.store.record_tables import LLM_CALLS
 
-STEP = "embed_personas"
+NAME = "embed_personas"
 
 
 def run(context: Context) -> StepResult:
@@ -42,7 +42,7 @@ def run(context: Context) -> StepResult:
     ).collect()[0]
     if tally["embedded"] and {tally["shortest"], tally["longest"]} != {dim or tally["longest"]}:
         raise PersonaHubError(
-            f"{STEP}: {model} gave vectors of {tally['shortest']} to {tally['longest']} numbers where "
+            f"{NAME}: {model} gave vectors of {tally['shortest']} to {tally['longest']} numbers where "
             f"{dim or 'one length'} was expected; name a length that it has in embedding.dimensions, or another model"
         )
     rows = found.where(F.col("vector").isNotNull() | F.col("unread_share").isNotNull()).select(
@@ -66,7 +66,7 @@ def _asked(context: Context, pending: DataFrame, missing: int) -> Asked | None:
     if settings.by != "endpoint":
         return None
     endpoint = context.settings.endpoint(settings.model)
-    return embed_all(context, pending, endpoint, step=STEP, rows=missing, dimensions=settings.dimensions)
+    return embed_all(context, pending, endpoint, step=NAME, rows=missing, dimensions=settings.dimensions)
 
 
 def _answers(asked: Asked, calls: DataFrame) -> DataFrame:
@@ -82,5 +82,13 @@ def _answers(asked: Asked, calls: DataFrame) -> DataFrame:
     )
 
 
+STEP = Step(
+    NAME,
+    run,
+    asks=lambda settings: [settings.embedding.model] if settings.embedding.by == "endpoint" else [],
+    check=check_jars,
+    on_request=True,
+)
+
 if __name__ == "__main__":
-    main(run, step=STEP, doc=__doc__)
+    main(STEP, doc=__doc__)

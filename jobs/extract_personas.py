@@ -7,13 +7,13 @@ from personahub_spark import asking
 from personahub_spark.hub.filters import quality_flags
 from personahub_spark.ledger.complete import complete_all
 from personahub_spark.program.cli import main
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.settings.personas import Verb
 from personahub_spark.store.hub_tables import DOCUMENT_SOURCES, DOCUMENTS, PERSONA_ORIGINS, PERSONAS
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWALS
 from personahub_spark.tasks.personas import TextToPersona
 
-STEP = "extract_personas"
+NAME = "extract_personas"
 
 
 def run(context: Context) -> StepResult:
@@ -28,7 +28,7 @@ def _extract(context: Context, verb: Verb) -> StepResult:
     endpoint = context.settings.endpoint(settings.model)
     task = TextToPersona(settings, endpoint, verb)
     recipe = asking.recipe(task)
-    source = f"{STEP}:{recipe}"
+    source = f"{NAME}:{recipe}"
 
     questions = _questions(store.view("documents_in_use"), task)
     origins = store.read(PERSONA_ORIGINS).where(F.col("recipe") == recipe).select(_id("source_key", "chunk"))
@@ -46,7 +46,7 @@ def _extract(context: Context, verb: Verb) -> StepResult:
         context,
         asking.requests(pending, task),
         endpoint,
-        step=STEP,
+        step=NAME,
         rows=rows_in - done_before,
         recipe=f"{recipe}:{settings.parts(verb)}",
         inputs=(DOCUMENTS, DOCUMENT_SOURCES, WITHDRAWALS, PERSONA_ORIGINS, QUARANTINE),
@@ -107,5 +107,7 @@ def _id(document: str, chunk: str) -> Column:
     return F.concat_ws(":", F.col(document), number).alias("id")
 
 
+STEP = Step(NAME, run, asks=lambda settings: [settings.personas.model])
+
 if __name__ == "__main__":
-    main(run, step=STEP, doc=__doc__)
+    main(STEP, doc=__doc__)

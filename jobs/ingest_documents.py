@@ -4,12 +4,12 @@ from pyspark.sql import functions as F
 
 from personahub_spark.errors import SettingsError
 from personahub_spark.program.cli import main
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.sources import documents, inputs
 from personahub_spark.store.hub_tables import DOCUMENT_SOURCES, DOCUMENTS
 from personahub_spark.store.record_tables import QUARANTINE
 
-STEP = "ingest_documents"
+NAME = "ingest_documents"
 
 
 def run(context: Context) -> StepResult:
@@ -50,5 +50,7 @@ def run(context: Context) -> StepResult:
     return StepResult(found.count, outcomes, added, files_skipped=found.files_skipped)
 
 
+STEP = Step(NAME, run, check=documents.check_inputs)
+
 if __name__ == "__main__":
-    main(run, step=STEP, doc=__doc__)
+    main(STEP, doc=__doc__)

@@ -26,7 +26,7 @@ from personahub_spark.hub.lineage import trace
 from personahub_spark.program import terminal
 from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import cause, exit_code
-from personahub_spark.program.steps import open_context
+from personahub_spark.program.start import open_context
 from personahub_spark.settings.loading import load
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.store import TABLES, VIEWS, Store, view_query

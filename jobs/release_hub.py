@@ -18,7 +18,8 @@ from personahub_spark.hub import releases
 from personahub_spark.program.cli import parser
 from personahub_spark.program.code import code_version
 from personahub_spark.program.faults import exit_code
-from personahub_spark.program.steps import Context, StepResult, open_context, run_step
+from personahub_spark.program.start import open_context
+from personahub_spark.program.steps import Context, StepResult, run_step
 from personahub_spark.settings.loading import load
 from personahub_spark.store.record_tables import RELEASES
 from personahub_spark.store.store import Store

@@ -2,7 +2,7 @@
 
 from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
-from personahub_spark.program.steps import open_context
+from personahub_spark.program.start import open_context
 from personahub_spark.settings.loading import load
 from personahub_spark.store.store import view_query
 

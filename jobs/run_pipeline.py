@@ -1,5 +1,7 @@
 """Run the steps of the settings' pipeline.steps, in their order, in one Spark session."""
 
+import difflib
+
 import create_tables
 import dedup_semantic
 import dedup_surface
@@ -12,21 +14,31 @@ import synthesize
 import withdraw
 import write_profiles
 
+from personahub_spark.errors import SettingsError
 from personahub_spark.program.cli import main_steps
+from personahub_spark.program.steps import Step
+from personahub_spark.settings.whole import Settings
 
-STEPS = {
-    "create_tables": create_tables.run,
-    "ingest_documents": ingest_documents.run,
-    "import_personas": import_personas.run,
-    "withdraw": withdraw.run,
-    "extract_personas": extract_personas.run,
-    "dedup_surface": dedup_surface.run,
-    "expand_personas": expand_personas.run,
-    "embed_personas": embed_personas.run,
-    "dedup_semantic": dedup_semantic.run,
-    "write_profiles": write_profiles.run,
-    "synthesize": synthesize.run,
-}
+JOBS = (
+    create_tables, ingest_documents, import_personas, withdraw, extract_personas, dedup_surface, expand_personas,
+    embed_personas, dedup_semantic, write_profiles, synthesize,
+)  # fmt: skip
+"""In the order in which a pipeline has their steps."""
+STEPS: dict[str, Step] = {job.STEP.name: job.STEP for job in JOBS}
+
+
+def chosen(settings: Settings) -> list[Step]:
+    """The steps that the settings name, or all that are not on request; SettingsError names one that there is not."""
+    names = settings.pipeline.steps
+    if names is None:
+        return [step for step in STEPS.values() if not step.on_request]
+    for number, name in enumerate(names):
+        if name not in STEPS:
+            near = difflib.get_close_matches(name, STEPS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"steps are: {', '.join(STEPS)}"
+            raise SettingsError(f"bad setting pipeline.steps.{number}: there is no step {name!r}; {hint}")
+    return [STEPS[name] for name in names]
+
 
 if __name__ == "__main__":
-    main_steps(lambda settings: {step: STEPS[step] for step in settings.pipeline.steps}, doc=__doc__)
+    main_steps(chosen, doc=__doc__)

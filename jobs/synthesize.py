@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from personahub_spark import asking
 from personahub_spark.ledger.complete import complete_all
 from personahub_spark.program.cli import main
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.settings.texts import SynthesisSettings
 from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWN
@@ -18,7 +18,7 @@ from personahub_spark.store.text_tables import SYNTHESES
 from personahub_spark.tasks.math import MathProblem
 from personahub_spark.tasks.wording import Asking
 
-STEP = "synthesize"
+NAME = "synthesize"
 
 
 Asked = TypeVar("Asked", bound=Asking)
@@ -43,7 +43,7 @@ def _synthesize(context: Context, settings: SynthesisSettings) -> StepResult:
         F.create_map(F.lit("problem"), F.col("problem")).alias("fields"),
         F.lit(None).cast("string").alias("source_key"),
     )
-    return ask_hub(context, task, settings.fraction, asking.read_problems, step=STEP, table=SYNTHESES, columns=columns)
+    return ask_hub(context, task, settings.fraction, asking.read_problems, step=NAME, table=SYNTHESES, columns=columns)
 
 
 def ask_hub(
@@ -108,5 +108,7 @@ def ask_hub(
     return StepResult(rows_in, {"done_before": done_before, **counts}, added, spend)
 
 
+STEP = Step(NAME, run, asks=lambda settings: [entry.model for entry in settings.synthesis])
+
 if __name__ == "__main__":
-    main(run, step=STEP, doc=__doc__)
+    main(STEP, doc=__doc__)

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from personahub_spark.hub.lineage import trace
 from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
-from personahub_spark.program.steps import open_context
+from personahub_spark.program.start import open_context
 from personahub_spark.settings.loading import load
 from personahub_spark.store.hub_tables import PERSONAS
 from personahub_spark.store.store import Store

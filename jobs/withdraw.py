@@ -4,213 +4,19 @@ Without --source, --licence or --doc it looks again at what was withdrawn before
 found elsewhere since and comes back. Dedup decides at once about personas that had gone for withdrawn ones.
 """
 
-import difflib
-import functools
 import getpass
 import logging
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
 
-import dedup_semantic
-import dedup_surface
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
-
-from personahub_spark.errors import PersonaHubError
-from personahub_spark.hub import lineage, withdrawals
+from personahub_spark.hub.reach import KINDS
+from personahub_spark.hub.withdrawals import Rule, withdraw, withdraw_and_settle
 from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
-from personahub_spark.program.steps import Context, StepResult, open_context, run_step
+from personahub_spark.program.start import open_context
+from personahub_spark.program.steps import Step
 from personahub_spark.settings.loading import load
-from personahub_spark.store.hub_tables import (
-    DOCUMENT_SOURCES,
-    DOCUMENTS,
-    PERSONA_ANCESTORS,
-    PERSONA_BANDS,
-    PERSONA_BUCKETS,
-    PERSONA_IMPORTS,
-    PERSONA_ORIGINS,
-    PERSONA_REMOVALS,
-    PERSONA_REROUTES,
-    PERSONAS,
-)
-from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
-from personahub_spark.store.store import Store
-from personahub_spark.store.text_tables import SYNTHESES
 
-STEP = "withdraw"
-
-
-class Rule(NamedTuple):
-    """What is withdrawn, by whom and why; ``kind`` is one of ``withdrawals.KINDS``."""
-
-    kind: str
-    value: str
-    by_whom: str
-    why: str
-
-
-def run_and_settle(context: Context, rule: Rule | None = None) -> None:
-    """``run``, and then the tiers of dedup that were used here, though nothing changed: an earlier run may have died
-    between the two."""
-    run_step(context, STEP, functools.partial(run, rule=rule))
-    if context.store.dry_run:
-        return
-    run_step(context, dedup_surface.STEP, dedup_surface.run)
-    if not context.store.read(RUNS).where(F.col("step") == dedup_semantic.STEP).isEmpty():
-        run_step(context, dedup_semantic.STEP, dedup_semantic.run)
-
-
-def run(context: Context, rule: Rule | None = None) -> StepResult:
-    store = context.store
-    ruled = {(row["kind"], row["value"]) for row in store.read(WITHDRAWALS).select("kind", "value").collect()}
-    if rule is not None:
-        _refuse_unknown(context, rule)
-        ruled.add(rule[:2])
-    if not ruled:
-        return StepResult(0, {})
-    rules = context.spark.createDataFrame(sorted(ruled), "kind string, value string")
-    scratch = Store(context.spark, context.settings.store)  # a dry run works this out in files too, and drops them
-    try:
-        return _withdraw(context, rules, rule, scratch.stage)
-    finally:
-        scratch.drop_staged()
-
-
-def _withdraw(
-    context: Context, rules: DataFrame, rule: Rule | None, stage: Callable[[DataFrame], DataFrame]
-) -> StepResult:
-    store = context.store
-    reached = withdrawals.reach(
-        rules,
-        documents=store.read(DOCUMENTS),
-        document_sources=store.read(DOCUMENT_SOURCES),
-        imports=store.read(PERSONA_IMPORTS),
-        origins=_origins(store),
-        stage=stage,
-    )
-    before = store.read(WITHDRAWN).where(F.col("kind") == "persona").select(F.col("item").alias("persona_id"))
-    personas = stage(
-        reached.personas.join(before.withColumn("before", F.lit(True)), on="persona_id", how="full")
-        .withColumn("before", F.coalesce("before", F.lit(False)))
-        .withColumn("stays", F.coalesce("stays", F.lit(True)))  # nothing that is withdrawn leads there any more
-    )
-    named = {(True, True): "restored", (True, False): "stays", (False, True): "withdrawn_before"}
-    outcomes = dict.fromkeys(("withdrawn", "withdrawn_before", "stays", "restored"), 0)
-    for row in personas.groupBy("stays", "before").count().collect():
-        outcomes[named.get((row["stays"], row["before"]), "withdrawn")] = row["count"]
-
-    gone = personas.where("not stays").select("persona_id")
-    texts = store.read(SYNTHESES).select("synthesis_id", "persona_id", "source_key")
-    gone_texts = stage(
-        texts.join(gone, on="persona_id", how="left_semi")
-        .unionByName(texts.join(reached.imports, on="source_key", how="left_semi").select(*texts.columns))
-        .select("synthesis_id")
-        .distinct()
-    )
-    fallen = stage(
-        store.read(PERSONA_REMOVALS).join(
-            gone.withColumnRenamed("persona_id", "kept_id"), on="kept_id", how="left_semi"
-        )
-    )
-    items = (
-        _items("persona", gone, F.col("persona_id"))
-        .unionByName(_items("synthesis", gone_texts, F.col("synthesis_id")))
-        .unionByName(
-            fallen.select(
-                F.lit("removal").alias("kind"),
-                F.concat_ws(" ", "persona_id", "tier", "kept_id").alias("item"),
-                "similarity",
-                "parameters_version",
-            )
-        )
-    )
-    added = {}
-    if rule is not None:
-        counts = {
-            "personas": outcomes["withdrawn"],
-            "personas_that_stay": outcomes["stays"],
-            "documents": reached.documents.count(),
-            "imported_rows": reached.imports.count(),
-            "texts": gone_texts.count(),
-            "removals_that_fell": fallen.count(),
-        }
-        context.progress.say(f"withdrawn in all: {', '.join(f'{n:,} {name}' for name, n in counts.items())}")
-        record = context.spark.createDataFrame([(*rule, counts)], StructType(list(WITHDRAWALS.columns)))
-        # First, so that nothing of it comes in from now on; whatever else is missing, the next run does.
-        added[WITHDRAWALS.name] = context.add_new(WITHDRAWALS, record)
-    restored = _no_longer(store.read(WITHDRAWN), personas, gone_texts)
-    added[WITHDRAWN.name] = context.add_new(WITHDRAWN, items) + store.remove(WITHDRAWN, stage(restored))
-    added[PERSONA_REROUTES.name] = _reroute(context, reached.edges, stage)
-    # What a withdrawn persona decided is void: whoever went for it is new to dedup, and so is a persona that returns.
-    # Removals last: they tell whose bands and buckets must go.
-    out_of_dedup = personas.where("not stays or before").select("persona_id").union(fallen.select("persona_id"))
-    for table in (PERSONA_BANDS, PERSONA_BUCKETS):
-        added[table.name] = store.remove(table, out_of_dedup.distinct())
-    added[PERSONA_REMOVALS.name] = store.remove(PERSONA_REMOVALS, fallen.select("persona_id", "tier"))
-    return StepResult(sum(outcomes.values()), outcomes, added)
-
-
-def _reroute(context: Context, edges: DataFrame, stage: Callable[[DataFrame], DataFrame]) -> int:
-    """Make ``persona_reroutes`` what ``edges``, the origins in use, say; how many rows that changed."""
-    store = context.store
-    wanted = stage(
-        lineage.reroutes(edges, personas=store.read(PERSONAS), ancestors=store.read(PERSONA_ANCESTORS), stage=stage)
-    )
-    known = store.read(PERSONA_REROUTES).select(*wanted.columns)
-    outdated = stage(known.join(wanted, on=wanted.columns, how="left_anti").select("persona_id"))
-    changed = 0 if outdated.isEmpty() else store.remove(PERSONA_REROUTES, outdated)
-    new = wanted.join(known, on=wanted.columns, how="left_anti").count()
-    return changed + context.add_new(PERSONA_REROUTES, wanted, expected=new)
-
-
-def _origins(store: Store) -> DataFrame:
-    """The edges; and of a persona that a run left without any, because it died before it wrote them, its first one."""
-    edges = store.read(PERSONA_ORIGINS).select("persona_id", "source_key", "source_kind")
-    imported = store.read(PERSONA_IMPORTS).select(
-        F.col("source_key").alias("first_origin"), F.lit("import").alias("kind")
-    )
-    text = F.when(F.col("hop") > 0, "persona").otherwise(F.coalesce("kind", F.lit("document")))
-    alone = store.read(PERSONAS).join(edges, on="persona_id", how="left_anti")
-    return edges.unionByName(
-        alone.join(imported, on="first_origin", how="left").select(
-            "persona_id", F.col("first_origin").alias("source_key"), text.alias("source_kind")
-        )
-    )
-
-
-def _items(kind: str, rows: DataFrame, item: object) -> DataFrame:
-    return rows.select(
-        F.lit(kind).alias("kind"),
-        item.alias("item"),
-        F.lit(None).cast("double").alias("similarity"),
-        F.lit(None).cast("string").alias("parameters_version"),
-    )
-
-
-def _no_longer(known: DataFrame, personas: DataFrame, gone_texts: DataFrame) -> DataFrame:
-    """``kind`` and ``item`` of the ``known`` rows whose persona, or persona and source, lead elsewhere now."""
-    back = personas.where("stays and before").select(F.lit("persona").alias("kind"), F.col("persona_id").alias("item"))
-    texts = known.where(F.col("kind") == "synthesis").select("kind", "item")
-    still = gone_texts.select(F.col("synthesis_id").alias("item"))
-    return back.unionByName(texts.join(still, on="item", how="left_anti").select("kind", "item"))
-
-
-def _refuse_unknown(context: Context, rule: Rule) -> None:
-    """PersonaHubError when nothing has such a source, licence or id: the name may be misspelt."""
-    column = "doc_id" if rule.kind == withdrawals.DOCUMENT else rule.kind
-    tables = [DOCUMENTS] if rule.kind == withdrawals.DOCUMENT else [DOCUMENTS, DOCUMENT_SOURCES, PERSONA_IMPORTS]
-    found = [context.store.read(table).select(column) for table in tables]
-    if any(not rows.where(F.col(column) == rule.value).isEmpty() for rows in found):
-        return
-    near: list[str] = []
-    if rule.kind != withdrawals.DOCUMENT:
-        names = [row[0] for rows in found for row in rows.distinct().limit(1000).collect() if row[0] is not None]
-        near = difflib.get_close_matches(rule.value, names, n=1, cutoff=0.4) or sorted(names)[:5]
-    hint = f"did you mean {', or '.join(near)}?" if near else "view documents_in_use lists what there is"
-    raise PersonaHubError(f"{STEP}: no text or imported row has the {rule.kind} {rule.value!r}; {hint}")
+STEP = Step("withdraw", withdraw, on_request=True)
 
 
 def main() -> None:
@@ -224,7 +30,7 @@ def main() -> None:
     made.add_argument("--why", help="the reason, for the record; needed with what is withdrawn")
     made.add_argument("--by", default=None, metavar="NAME", help="who says so, for the record (default: who runs this)")
     arguments = made.parse_args()
-    values = dict(zip(withdrawals.KINDS, (arguments.source, arguments.licence, arguments.doc), strict=True))
+    values = dict(zip(KINDS, (arguments.source, arguments.licence, arguments.doc), strict=True))
     chosen = [(kind, value) for kind, value in values.items() if value is not None]
     if chosen and not arguments.why:
         made.error("say why with --why; the record needs a reason")
@@ -233,7 +39,7 @@ def main() -> None:
     logging.getLogger("py4j").setLevel(logging.WARNING)
     with exit_code():
         context = open_context(load(arguments.conf, arguments.set), (STEP,), dry_run=arguments.dry_run)
-        run_and_settle(context, rule)
+        withdraw_and_settle(context, rule)
 
 
 if __name__ == "__main__":

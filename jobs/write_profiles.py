@@ -4,20 +4,22 @@ from synthesize import ask_hub
 
 from personahub_spark import asking
 from personahub_spark.program.cli import main
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.store.text_tables import PERSONA_PROFILES
 from personahub_spark.tasks.profiles import PARTS, PersonaProfile
 
-STEP = "write_profiles"
+NAME = "write_profiles"
 
 
 def run(context: Context) -> StepResult:
     settings = context.settings.profiles
     task = PersonaProfile(settings, context.settings.endpoint(settings.model))
     return ask_hub(
-        context, task, settings.fraction, asking.read_profiles, step=STEP, table=PERSONA_PROFILES, columns=PARTS
+        context, task, settings.fraction, asking.read_profiles, step=NAME, table=PERSONA_PROFILES, columns=PARTS
     )
 
 
+STEP = Step(NAME, run, asks=lambda settings: [settings.profiles.model], on_request=True)
+
 if __name__ == "__main__":
-    main(run, step=STEP, doc=__doc__)
+    main(STEP, doc=__doc__)

@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DoubleType, StringType, StructField, StructType
 
-from personahub_spark.errors import PersonaHubError
+from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.llm.local_models import fetch_embedder
 from personahub_spark.settings.dedup import EmbeddingSettings
 from personahub_spark.settings.whole import Settings
@@ -265,3 +265,14 @@ def _stands_alone(character: str) -> bool:
     if character.isascii():
         return not character.isalnum() and character != " "
     return unicodedata.category(character)[0] == "P" or _CHINESE.match(character) is not None
+
+
+def check_jars(settings: Settings) -> None:
+    """SettingsError where Spark would start without what the embedder is made of."""
+    spark = settings.spark
+    others = spark.jars == "provided" or any(name.startswith("spark.jars") for name in spark.conf)
+    if settings.embedding.by == "spark_nlp" and not spark.spark_nlp and not others:
+        raise SettingsError(
+            "embed_personas needs Spark NLP, which is not loaded; set spark.spark_nlp to true, or embedding.by to "
+            "endpoint"
+        )

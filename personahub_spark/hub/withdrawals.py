@@ -1,119 +1,204 @@
-"""What leaves the hub when a source, a licence or a document is withdrawn: all that comes from it alone.
-
-A text stays when it was also found under a source and a licence that were not withdrawn. A persona stays when some
-other origin, through any number of relations, leads to a text or an imported row that was not withdrawn. Personas that
-are only each other's relatives do not hold one another.
-"""
+"""Withdraw a source, a licence or a document from the tables, with a record of who said so."""
 
 from __future__ import annotations
 
+import difflib
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.hub import lineage, removals
+from personahub_spark.hub.reach import DOCUMENT, reach
+from personahub_spark.program.steps import Context, Step, StepResult, run_step
+from personahub_spark.store.hub_tables import (
+    DOCUMENT_SOURCES,
+    DOCUMENTS,
+    PERSONA_ANCESTORS,
+    PERSONA_BANDS,
+    PERSONA_BUCKETS,
+    PERSONA_IMPORTS,
+    PERSONA_ORIGINS,
+    PERSONA_REMOVALS,
+    PERSONA_REROUTES,
+    PERSONAS,
+)
+from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
+from personahub_spark.store.store import Store
+from personahub_spark.store.text_tables import SYNTHESES
 
-if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame
-
-SOURCE, LICENCE, DOCUMENT = KINDS = ("source", "licence", "document")
-
-MAX_ROUNDS = 100
-"""Six relations are the longest way down; ways round may be longer."""
+STEP = "withdraw"
 
 
-class Reach(NamedTuple):
-    """What withdrawals reach."""
+class Rule(NamedTuple):
+    """What is withdrawn, by whom and why; ``kind`` is one of ``reach.KINDS``."""
 
-    documents: DataFrame
-    """``source_key``: withdrawn documents, by doc_id."""
-    imports: DataFrame
-    """``source_key``: withdrawn rows of ``persona_imports``."""
-    personas: DataFrame
-    """``persona_id``, ``stays``: all that some of these led to, and whether anything else leads there too."""
-    edges: DataFrame
-    """``persona_id``, ``source_key``, ``source_kind``: of those that stay, the origins that are in use."""
+    kind: str
+    value: str
+    by_whom: str
+    why: str
 
 
-def reach(
-    rules: DataFrame,
-    *,
-    documents: DataFrame,
-    document_sources: DataFrame,
-    imports: DataFrame,
-    origins: DataFrame,
-    stage: Callable[[DataFrame], DataFrame],
-) -> Reach:
-    """What ``rules`` (``kind``, ``value``) reach, in frames with the columns of the tables of these names.
+def withdraw_and_settle(context: Context, rule: Rule | None = None) -> None:
+    """``withdraw``, then the tiers of dedup that were used here, though nothing changed: an earlier run may have died
+    between the two."""
+    run_step(context, Step(STEP, functools.partial(withdraw, rule=rule)))
+    if context.store.dry_run:
+        return
+    run_step(context, removals.DEDUP_SURFACE)
+    if not context.store.read(RUNS).where(F.col("step") == removals.DEDUP_SEMANTIC.name).isEmpty():
+        run_step(context, removals.DEDUP_SEMANTIC)
 
-    Runs Spark jobs, a few for each relation on the way; their work is that of the personas reached, and one look at the
-    edges a round. ``stage`` evaluates a frame once and keeps it in files (``Store.stage``): Spark 3.5 may fail to
-    put frames together that it checkpointed. Raises PersonaHubError when ``MAX_ROUNDS`` do not reach the end.
-    """
-    rules = F.broadcast(rules.select("kind", "value"))
-    names = rules.where(F.col("kind") != DOCUMENT)
-    places, others = (
-        there.select(F.col("doc_id").alias("source_key"), "source", "licence")
-        for there in (documents, document_sources)
+
+def withdraw(context: Context, rule: Rule | None = None) -> StepResult:
+    store = context.store
+    ruled = {(row["kind"], row["value"]) for row in store.read(WITHDRAWALS).select("kind", "value").collect()}
+    if rule is not None:
+        _refuse_unknown(context, rule)
+        ruled.add(rule[:2])
+    if not ruled:
+        return StepResult(0, {})
+    rules = context.spark.createDataFrame(sorted(ruled), "kind string, value string")
+    scratch = Store(context.spark, context.settings.store)  # a dry run works this out in files too, and drops them
+    try:
+        return _withdraw(context, rules, rule, scratch.stage)
+    finally:
+        scratch.drop_staged()
+
+
+def _withdraw(
+    context: Context, rules: DataFrame, rule: Rule | None, stage: Callable[[DataFrame], DataFrame]
+) -> StepResult:
+    store = context.store
+    reached = reach(
+        rules,
+        documents=store.read(DOCUMENTS),
+        document_sources=store.read(DOCUMENT_SOURCES),
+        imports=store.read(PERSONA_IMPORTS),
+        origins=_origins(store),
+        stage=stage,
     )
-    by_id = rules.where(F.col("kind") == DOCUMENT).select(F.col("value").alias("source_key"))
-    held = others.join(names, on=_matches(), how="left_anti").join(by_id, on="source_key", how="left_anti")
-    texts = _matched(places, rules).join(held, on="source_key", how="left_anti")
-    rows = _matched(imports.select("source_key", "source", "licence"), names)
-    gone = texts.withColumn("source_kind", F.lit("document")).unionByName(
-        rows.withColumn("source_kind", F.lit("import"))
+    before = store.read(WITHDRAWN).where(F.col("kind") == "persona").select(F.col("item").alias("persona_id"))
+    personas = stage(
+        reached.personas.join(before.withColumn("before", F.lit(True)), on="persona_id", how="full")
+        .withColumn("before", F.coalesce("before", F.lit(False)))
+        .withColumn("stays", F.coalesce("stays", F.lit(True)))  # nothing that is withdrawn leads there any more
     )
-    gone = gone.withColumn("gone", F.lit(True))
-    edges = origins.select("persona_id", "source_key", "source_kind")
-    children = edges.where(F.col("source_kind") == "persona").select("persona_id", "source_key")
+    named = {(True, True): "restored", (True, False): "stays", (False, True): "withdrawn_before"}
+    outcomes = dict.fromkeys(("withdrawn", "withdrawn_before", "stays", "restored"), 0)
+    for row in personas.groupBy("stays", "before").count().collect():
+        outcomes[named.get((row["stays"], row["before"]), "withdrawn")] = row["count"]
 
-    roots = edges.join(gone, on=["source_key", "source_kind"], how="left_semi").select("persona_id").distinct()
-    touched = _spread(roots, children, "reached by a withdrawal", stage)
-    # Edges of the touched ones: those from elsewhere hold their persona, those from a touched parent if that is held.
-    parents = touched.select(F.col("persona_id").alias("source_key"), F.lit("persona").alias("source_kind"))
-    inner = stage(
-        edges.join(touched, on="persona_id", how="left_semi").join(
-            gone.unionByName(parents.withColumn("gone", F.lit(True))), on=["source_key", "source_kind"], how="left"
+    gone = personas.where("not stays").select("persona_id")
+    texts = store.read(SYNTHESES).select("synthesis_id", "persona_id", "source_key")
+    gone_texts = stage(
+        texts.join(gone, on="persona_id", how="left_semi")
+        .unionByName(texts.join(reached.imports, on="source_key", how="left_semi").select(*texts.columns))
+        .select("synthesis_id")
+        .distinct()
+    )
+    fallen = stage(
+        store.read(PERSONA_REMOVALS).join(
+            gone.withColumnRenamed("persona_id", "kept_id"), on="kept_id", how="left_semi"
         )
     )
-    held = inner.where(F.col("gone").isNull()).select("persona_id").distinct()
-    between = inner.where((F.col("source_kind") == "persona") & F.col("gone")).select("persona_id", "source_key")
-    stays = _spread(held, between, "held by another origin", stage).withColumn("stays", F.lit(True))
-    personas = touched.join(stays, on="persona_id", how="left").withColumn("stays", F.coalesce("stays", F.lit(False)))
-    kept = stays.select(F.col("persona_id").alias("source_key"), F.lit(True).alias("kept"))
-    in_use = (
-        inner.join(stays, on="persona_id", how="left_semi")
-        .join(kept, on="source_key", how="left")
-        .where(F.col("gone").isNull() | ((F.col("source_kind") == "persona") & F.col("kept")))
-        .select(*edges.columns)
+    items = (
+        _items("persona", gone, F.col("persona_id"))
+        .unionByName(_items("synthesis", gone_texts, F.col("synthesis_id")))
+        .unionByName(
+            fallen.select(
+                F.lit("removal").alias("kind"),
+                F.concat_ws(" ", "persona_id", "tier", "kept_id").alias("item"),
+                "similarity",
+                "parameters_version",
+            )
+        )
     )
-    return Reach(texts, rows, personas, in_use)
+    added = {}
+    if rule is not None:
+        counts = {
+            "personas": outcomes["withdrawn"],
+            "personas_that_stay": outcomes["stays"],
+            "documents": reached.documents.count(),
+            "imported_rows": reached.imports.count(),
+            "texts": gone_texts.count(),
+            "removals_that_fell": fallen.count(),
+        }
+        context.progress.say(f"withdrawn in all: {', '.join(f'{n:,} {name}' for name, n in counts.items())}")
+        record = context.spark.createDataFrame([(*rule, counts)], StructType(list(WITHDRAWALS.columns)))
+        # First, so that nothing of it comes in from now on; whatever else is missing, the next run does.
+        added[WITHDRAWALS.name] = context.add_new(WITHDRAWALS, record)
+    restored = _no_longer(store.read(WITHDRAWN), personas, gone_texts)
+    added[WITHDRAWN.name] = context.add_new(WITHDRAWN, items) + store.remove(WITHDRAWN, stage(restored))
+    added[PERSONA_REROUTES.name] = _reroute(context, reached.edges, stage)
+    # What a withdrawn persona decided is void: whoever went for it is new to dedup, and so is a persona that returns.
+    # Removals last: they tell whose bands and buckets must go.
+    out_of_dedup = personas.where("not stays or before").select("persona_id").union(fallen.select("persona_id"))
+    for table in (PERSONA_BANDS, PERSONA_BUCKETS):
+        added[table.name] = store.remove(table, out_of_dedup.distinct())
+    added[PERSONA_REMOVALS.name] = store.remove(PERSONA_REMOVALS, fallen.select("persona_id", "tier"))
+    return StepResult(sum(outcomes.values()), outcomes, added)
 
 
-def _matched(rows: DataFrame, rules: DataFrame) -> DataFrame:
-    return rows.join(rules, on=_matches(), how="left_semi").select("source_key")
+def _reroute(context: Context, edges: DataFrame, stage: Callable[[DataFrame], DataFrame]) -> int:
+    """Make ``persona_reroutes`` what ``edges``, the origins in use, say; how many rows that changed."""
+    store = context.store
+    wanted = stage(
+        lineage.reroutes(edges, personas=store.read(PERSONAS), ancestors=store.read(PERSONA_ANCESTORS), stage=stage)
+    )
+    known = store.read(PERSONA_REROUTES).select(*wanted.columns)
+    outdated = stage(known.join(wanted, on=wanted.columns, how="left_anti").select("persona_id"))
+    changed = 0 if outdated.isEmpty() else store.remove(PERSONA_REROUTES, outdated)
+    new = wanted.join(known, on=wanted.columns, how="left_anti").count()
+    return changed + context.add_new(PERSONA_REROUTES, wanted, expected=new)
 
 
-def _matches() -> Column:
-    return (
-        ((F.col("kind") == SOURCE) & (F.col("value") == F.col("source")))
-        | ((F.col("kind") == LICENCE) & (F.col("value") == F.col("licence")))
-        | ((F.col("kind") == DOCUMENT) & (F.col("value") == F.col("source_key")))
+def _origins(store: Store) -> DataFrame:
+    """The edges; and of a persona that a run left without any, because it died before it wrote them, its first one."""
+    edges = store.read(PERSONA_ORIGINS).select("persona_id", "source_key", "source_kind")
+    imported = store.read(PERSONA_IMPORTS).select(
+        F.col("source_key").alias("first_origin"), F.lit("import").alias("kind")
+    )
+    text = F.when(F.col("hop") > 0, "persona").otherwise(F.coalesce("kind", F.lit("document")))
+    alone = store.read(PERSONAS).join(edges, on="persona_id", how="left_anti")
+    return edges.unionByName(
+        alone.join(imported, on="first_origin", how="left").select(
+            "persona_id", F.col("first_origin").alias("source_key"), text.alias("source_kind")
+        )
     )
 
 
-def _spread(personas: DataFrame, edges: DataFrame, said: str, stage: Callable[[DataFrame], DataFrame]) -> DataFrame:
-    """``personas``, and all that ``edges`` (persona_id, source_key: the parent) lead to from them."""
-    found = fresh = stage(personas)
-    for _ in range(MAX_ROUNDS):
-        if fresh.isEmpty():
-            return found
-        parents = fresh.select(F.col("persona_id").alias("source_key"))
-        children = edges.join(parents, on="source_key", how="left_semi").select("persona_id").distinct()
-        fresh = stage(children.join(found, on="persona_id", how="left_anti"))
-        found = found.unionByName(fresh)
-    raise PersonaHubError(
-        f"after {MAX_ROUNDS} relations there are still personas {said}; persona_origins must be damaged, for its hops "
-        "end at 6"
+def _items(kind: str, rows: DataFrame, item: Column) -> DataFrame:
+    return rows.select(
+        F.lit(kind).alias("kind"),
+        item.alias("item"),
+        F.lit(None).cast("double").alias("similarity"),
+        F.lit(None).cast("string").alias("parameters_version"),
     )
+
+
+def _no_longer(known: DataFrame, personas: DataFrame, gone_texts: DataFrame) -> DataFrame:
+    """``kind`` and ``item`` of the ``known`` rows whose persona, or persona and source, lead elsewhere now."""
+    back = personas.where("stays and before").select(F.lit("persona").alias("kind"), F.col("persona_id").alias("item"))
+    texts = known.where(F.col("kind") == "synthesis").select("kind", "item")
+    still = gone_texts.select(F.col("synthesis_id").alias("item"))
+    return back.unionByName(texts.join(still, on="item", how="left_anti").select("kind", "item"))
+
+
+def _refuse_unknown(context: Context, rule: Rule) -> None:
+    """PersonaHubError when nothing has such a source, licence or id: the name may be misspelt."""
+    column = "doc_id" if rule.kind == DOCUMENT else rule.kind
+    tables = [DOCUMENTS] if rule.kind == DOCUMENT else [DOCUMENTS, DOCUMENT_SOURCES, PERSONA_IMPORTS]
+    found = [context.store.read(table).select(column) for table in tables]
+    if any(not rows.where(F.col(column) == rule.value).isEmpty() for rows in found):
+        return
+    near: list[str] = []
+    if rule.kind != DOCUMENT:
+        names = [row[0] for rows in found for row in rows.distinct().limit(1000).collect() if row[0] is not None]
+        near = difflib.get_close_matches(rule.value, names, n=1, cutoff=0.4) or sorted(names)[:5]
+    hint = f"did you mean {', or '.join(near)}?" if near else "view documents_in_use lists what there is"
+    raise PersonaHubError(f"{STEP}: no text or imported row has the {rule.kind} {rule.value!r}; {hint}")

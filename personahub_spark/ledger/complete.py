@@ -6,55 +6,27 @@ import contextlib
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from datetime import datetime
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from personahub_spark import files
+from personahub_spark.ledger import spool
 from personahub_spark.ledger.estimate import estimate, unanswered
 from personahub_spark.ledger.plan import Plan
 from personahub_spark.ledger.rows import ASKED
-from personahub_spark.llm.costs import Purse, Spend
+from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.wire import Request
-from personahub_spark.program.progress import Progress
-from personahub_spark.settings.models import CallSettings, Endpoint, Price
+from personahub_spark.program import endings
+from personahub_spark.program.steps import Context
+from personahub_spark.settings.models import Endpoint
 from personahub_spark.store import locks
 from personahub_spark.store.record_tables import LLM_CALLS
-from personahub_spark.store.store import Store
 from personahub_spark.store.table import Table
-
-
-class Run(Protocol):
-    """What the ledger needs to know of a run; ``session.Context`` is one."""
-
-    @property
-    def spark(self) -> SparkSession: ...
-    @property
-    def store(self) -> Store: ...
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def started_at(self) -> datetime: ...
-    @property
-    def prices(self) -> dict[str, Price]: ...
-    @property
-    def progress(self) -> Progress: ...
-    @property
-    def calls(self) -> CallSettings: ...
-    @property
-    def before_asking(self) -> Callable[[Endpoint], None]: ...
-    @property
-    def while_asking(self) -> Callable[[], AbstractContextManager[None]]: ...
-    @property
-    def put_off(self) -> list[Spend]: ...
-    @property
-    def purse(self) -> Purse: ...
 
 
 class Asked(NamedTuple):
@@ -66,7 +38,7 @@ class Asked(NamedTuple):
 
 
 def complete_all(
-    run: Run,
+    context: Context,
     requests: DataFrame,
     endpoint: Endpoint,
     *,
@@ -87,16 +59,17 @@ def complete_all(
     RunStoppedError, after keeping what was answered, when the endpoint refuses the whole run; PersonaHubError when the
     same step is running elsewhere, a replay lacks an answer, or a cap cannot be kept.
     """
-    store = run.store
+    store = context.store
     if store.dry_run:
         staged = store.stage(requests)
-        run.progress.say(f"{step}: {estimate(run, unanswered(staged, store.read(LLM_CALLS)), endpoint).text}")
+        context.progress.say(f"{step}: {estimate(context, unanswered(staged, store.read(LLM_CALLS)), endpoint).text}")
         return Asked(staged, Spend())
-    with _alone(run, step):
+    endings.at_end(spool.tidy)
+    with _alone(context, step):
         origin = [recipe or uuid.uuid4().hex, *(f"{table.name}@{store.version(table)}" for table in inputs)]
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
-        plan = Plan(run, endpoint, step, f"{step}-{digest}")
-        spend = _recover(run, endpoint, step, plan)
+        plan = Plan(context, endpoint, step, f"{step}-{digest}")
+        spend = _recover(context, endpoint, step, plan)
         if plan.exists():
             plan.recount()
         else:
@@ -107,7 +80,7 @@ def complete_all(
 
 
 def embed_all(
-    run: Run, texts: DataFrame, endpoint: Endpoint, *, step: str, rows: int, dimensions: int | None = None
+    context: Context, texts: DataFrame, endpoint: Endpoint, *, step: str, rows: int, dimensions: int | None = None
 ) -> Asked:
     """See to it that every text of ``texts`` (``id``, ``text``) has its vector in ``llm_calls``, many asked at once.
 
@@ -125,7 +98,7 @@ def embed_all(
             yield pa.RecordBatch.from_pylist(found, schema=arrow)
 
     schema = StructType([StructField("id", StringType(), False), *ASKED])
-    return complete_all(run, texts.select("id", "text").mapInArrow(ask, schema), endpoint, step=step, rows=rows)
+    return complete_all(context, texts.select("id", "text").mapInArrow(ask, schema), endpoint, step=step, rows=rows)
 
 
 def vectors(asked: DataFrame, calls: DataFrame) -> DataFrame:
@@ -138,23 +111,23 @@ def vectors(asked: DataFrame, calls: DataFrame) -> DataFrame:
 
 
 @contextlib.contextmanager
-def _alone(run: Run, step: str) -> Iterator[None]:
+def _alone(context: Context, step: str) -> Iterator[None]:
     """Nobody else runs ``step`` on this store until what was staged is dropped, for that is what they would use."""
-    if step not in run.store.held:
-        run.store.hold(step, locks.lease(f"{run.store.state_root}/locks", step))
+    if step not in context.store.held:
+        context.store.hold(step, locks.lease(f"{context.store.state_root}/locks", step))
     yield
 
 
-def _recover(run: Run, endpoint: Endpoint, step: str, current: Plan) -> Spend:
+def _recover(context: Context, endpoint: Endpoint, step: str, current: Plan) -> Spend:
     """Fold outcomes that interrupted runs of ``step`` left behind into the ledger; only the current plan goes on."""
     spend = Spend()
-    for name in files.names(f"{run.store.state_root}/plans", folders=True):
+    for name in files.names(f"{context.store.state_root}/plans", folders=True):
         if name.rpartition("-")[0] != step:
             continue
-        plan = Plan(run, endpoint, step, name)
+        plan = Plan(context, endpoint, step, name)
         spend += plan.fold()
         if name != current.name:
             files.delete(plan.folder)
     if spend.requests:
-        run.progress.say(f"{step}: recovered {spend.requests:,} answers of an interrupted run")
+        context.progress.say(f"{step}: recovered {spend.requests:,} answers of an interrupted run")
     return spend

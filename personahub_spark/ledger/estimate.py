@@ -8,10 +8,10 @@ from decimal import Decimal
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from personahub_spark.ledger.complete import Run
 from personahub_spark.llm.costs import cost_microusd
 from personahub_spark.llm.usage import Usage
 from personahub_spark.llm.wire import Request, StoredRequest
+from personahub_spark.program.steps import Context
 from personahub_spark.settings.models import Endpoint, Price
 from personahub_spark.store.record_tables import LLM_CALLS
 from personahub_spark.text import estimate_tokens
@@ -26,7 +26,7 @@ class _Estimate:
     text: str
 
 
-def estimate(run: Run, missing: DataFrame, endpoint: Endpoint) -> _Estimate:
+def estimate(context: Context, missing: DataFrame, endpoint: Endpoint) -> _Estimate:
     """How many distinct requests ``missing`` holds, and in a sentence what asking them takes, from a sample of them."""
     rows = missing.limit(SAMPLE_ROWS).collect()
     if not rows:
@@ -38,7 +38,7 @@ def estimate(run: Run, missing: DataFrame, endpoint: Endpoint) -> _Estimate:
     longest = [request.max_output_tokens for request in sample]
     most_out = round(share * sum(most for most in longest if most is not None))
     alike = F.col("prompt_version").isin(sorted({request.prompt_version for request in sample}))
-    earlier = run.store.read(LLM_CALLS).where(alike & (F.col("model") == endpoint.model))
+    earlier = context.store.read(LLM_CALLS).where(alike & (F.col("model") == endpoint.model))
     mean = earlier.agg(F.avg("output_tokens").alias("mean")).collect()[0]["mean"]
     likely_out = most_out if mean is None else round(mean * count)
     bounded = None not in longest
@@ -46,7 +46,7 @@ def estimate(run: Run, missing: DataFrame, endpoint: Endpoint) -> _Estimate:
     if not bounded:
         basis += "; some requests set no limit"
     said = f"{count:,} requests for {endpoint.model}, about {tokens_in:,} tokens in and {likely_out:,} out ({basis})"
-    price = price_of(run, endpoint)
+    price = price_of(context, endpoint)
     if price is not None and endpoint.mode == "batch":
         price = price.of_batches
     if price is None:
@@ -66,5 +66,5 @@ def unanswered(requests: DataFrame, calls: DataFrame) -> DataFrame:
     return asked.join(calls.select("request_key"), on="request_key", how="left_anti")
 
 
-def price_of(run: Run, endpoint: Endpoint) -> Price | None:
-    return run.prices.get(endpoint.model)
+def price_of(context: Context, endpoint: Endpoint) -> Price | None:
+    return context.prices.get(endpoint.model)

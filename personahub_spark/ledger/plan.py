@@ -26,7 +26,6 @@ from pyspark.sql.types import StructType
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger import wal
-from personahub_spark.ledger.complete import Run
 from personahub_spark.ledger.estimate import estimate, price_of, unanswered
 from personahub_spark.ledger.in_task import Caller, keep
 from personahub_spark.ledger.keys import handed_keys
@@ -40,6 +39,7 @@ from personahub_spark.llm.limits import Budget, cap_microusd
 from personahub_spark.llm.wire import StoredRequest
 from personahub_spark.program import endings
 from personahub_spark.program.progress import Status
+from personahub_spark.program.steps import Context
 from personahub_spark.settings.models import Endpoint, Price
 from personahub_spark.store import locks
 from personahub_spark.store.record_tables import LLM_CALLS, spend_of
@@ -64,12 +64,12 @@ class Plan:
     """What a step asks, frozen in a folder, and how far it has come: ``requests/wave=N`` (as given), ``plan.json``
     (written when they are whole), ``waves/`` (those done), ``shards/wN`` and ``commits`` (see ``wal``)."""
 
-    def __init__(self, run: Run, endpoint: Endpoint, step: str, name: str) -> None:
-        self._run = run
+    def __init__(self, context: Context, endpoint: Endpoint, step: str, name: str) -> None:
+        self._context = context
         self._endpoint = endpoint
         self._step = step
         self.name = name
-        self.folder = f"{run.store.state_root}/plans/{name}"
+        self.folder = f"{context.store.state_root}/plans/{name}"
         self._commits = wal.Commits(f"{self.folder}/commits")
         self._committed = Spend()
         self._failed = 0  # of those committed
@@ -84,7 +84,7 @@ class Plan:
         """Evaluate ``requests`` and write them down, in waves of about ``calls.wave_rows``."""
         files.delete(self.folder)
         # Batches of requests are cut by whoever makes batch files.
-        waves = 1 if self._endpoint.mode == "batch" else max(1, -(-rows // self._run.calls.wave_rows))
+        waves = 1 if self._endpoint.mode == "batch" else max(1, -(-rows // self._context.calls.wave_rows))
         share = F.conv(F.substring("request_key", 1, 8), 16, 10).cast("double") / float(1 << 32)
         split = requests.withColumn("wave", F.floor(share * waves).cast("int"))
         if waves > 1:
@@ -93,9 +93,11 @@ class Plan:
         # Tables remember the numbers of a name's transactions for good, and a plan's folder may be made anew.
         found = {"waves": waves, "columns": requests.schema.jsonValue(), "transactions": uuid.uuid4().hex}
         self._note({**found, "missing": max(rows, 1)})
-        estimated = estimate(self._run, unanswered(self.requests(), self._run.store.read(LLM_CALLS)), self._endpoint)
-        if estimated.requests and not self._run.calls.replay:
-            self._run.progress.say(f"{self._step}: {estimated.text}")
+        estimated = estimate(
+            self._context, unanswered(self.requests(), self._context.store.read(LLM_CALLS)), self._endpoint
+        )
+        if estimated.requests and not self._context.calls.replay:
+            self._context.progress.say(f"{self._step}: {estimated.text}")
         self._note({**found, "missing": estimated.requests})
 
     def recount(self) -> None:
@@ -105,14 +107,14 @@ class Plan:
         places = [f"{self.folder}/requests/wave={n}" for n in self._waves_left() if f"wave={n}" in written]
         missing = 0
         if places and noted["missing"]:
-            left = stored_parquet(self._run.spark, StructType.fromJson(noted["columns"]), *places)
-            missing = unanswered(left, self._run.store.read(LLM_CALLS)).count()
+            left = stored_parquet(self._context.spark, StructType.fromJson(noted["columns"]), *places)
+            missing = unanswered(left, self._context.store.read(LLM_CALLS)).count()
         self._note({**noted, "missing": missing})
 
     def requests(self) -> DataFrame:
         """The requests as they were given."""
         columns = StructType.fromJson(self._noted()["columns"])
-        return stored_parquet(self._run.spark, columns, f"{self.folder}/requests")
+        return stored_parquet(self._context.spark, columns, f"{self.folder}/requests")
 
     def fold(self) -> Spend:
         """Make what the log holds rows of the ledger."""
@@ -130,10 +132,10 @@ class Plan:
         left = self._waves_left() if noted["missing"] else []
         if not left:
             return Spend()
-        if self._run.calls.replay is not None:
+        if self._context.calls.replay is not None:
             return self._replay(left)
-        self._run.before_asking(self._endpoint)
-        price = price_of(self._run, self._endpoint)
+        self._context.before_asking(self._endpoint)
+        price = price_of(self._context, self._endpoint)
         self._check_mode()
         if price is None:
             log.warning("model %s has no price in the price file: its cost is unknown, not zero", self._endpoint.model)
@@ -143,8 +145,8 @@ class Plan:
         total = noted["missing"]
         label = f"{self._step}: asking {self._endpoint.model}"
         with (
-            self._run.while_asking(),
-            self._run.progress.watch(label, lambda: self._status(total, price)),
+            self._context.while_asking(),
+            self._context.progress.watch(label, lambda: self._status(total, price)),
             ThreadPoolExecutor(1, thread_name_prefix="commit") as committer,
         ):
             for wave in left:
@@ -159,7 +161,7 @@ class Plan:
                 deferred = {why: spent.requests for (status, why), spent in manifest.items() if status == "deferred"}
                 put_off.update(deferred)
                 lost = [spent for (status, _), spent in manifest.items() if status not in ("answered", "failed")]
-                self._run.put_off.extend(lost)
+                self._context.put_off.extend(lost)
                 if commit is not None:
                     commit.result()
                 commit = committer.submit(self._finish_wave, wave, is_whole=not lost)
@@ -189,11 +191,11 @@ class Plan:
         a cap, which counts what is in the ledger and in the log, and so what is on its way twice; nor with batch files,
         which may bring the answers of the next wave along.
         """
-        context = self._run.spark.sparkContext
+        context = self._context.spark.sparkContext
         conf = context.getConf()
         cores_are_known = conf.get("spark.default.parallelism") is None and conf.get("spark.task.cpus", "1") == "1"
         a_core_is_left = cores_are_known and context.defaultParallelism > self._endpoint.workers
-        return a_core_is_left and self._run.calls.max_cost_usd is None and self._endpoint.mode == "calls"
+        return a_core_is_left and self._context.calls.max_cost_usd is None and self._endpoint.mode == "calls"
 
     def _finish_wave(self, wave: int, *, is_whole: bool) -> None:
         """Make rows of what was answered of ``wave``; it is done with, if that is all of it."""
@@ -235,7 +237,7 @@ class Plan:
             finally:
                 state, self._gate = gate.state(), None
                 self._trouble.update(timeouts=gate.timeouts, retries=gate.retries)
-                self._run.purse.spent = max(self._run.purse.spent, state.spent_microusd)
+                self._context.purse.spent = max(self._context.purse.spent, state.spent_microusd)
             used.update(requests=state.admitted, tokens=state.tokens)
             manifest = Manifest()
             for status, why, *spent in rows:
@@ -244,15 +246,15 @@ class Plan:
 
     def _open_gate(self, price: Price | None) -> Gate:
         """A gate for one try of a call stage: tasks of an earlier try, if they are still there, are shut out by it."""
-        calls = self._run.calls
+        calls = self._context.calls
         return Gate(
             self._endpoint,
             price,
             max_cost_usd=calls.max_cost_usd,
             spent_microusd=self._spent_so_far(),
             outage_limit_s=calls.outage_limit_s,
-            host=self._run.spark.conf.get("spark.driver.host") or "127.0.0.1",
-            keys=handed_keys(self._run.spark, self._endpoint),
+            host=self._context.spark.conf.get("spark.driver.host") or "127.0.0.1",
+            keys=handed_keys(self._context.spark, self._endpoint),
         )
 
     def _calls_of(
@@ -267,7 +269,7 @@ class Plan:
         """One task for each of ``parts``, without a shuffle: who loses an executor loses that one's tasks only."""
         shards = self._shards(wave)
         caller = Caller(self._endpoint, price, shards, self._step, place, wal.FLUSH_S, stage, tuple(failed))
-        asked = [stored_parquet(self._run.spark, ASKED, part).coalesce(1) for part in parts]
+        asked = [stored_parquet(self._context.spark, ASKED, part).coalesce(1) for part in parts]
         return functools.reduce(DataFrame.union, asked).mapInArrow(caller, MANIFEST)
 
     def _parts(self, wave: int) -> list[str]:
@@ -281,7 +283,7 @@ class Plan:
 
     def _check_mode(self) -> None:
         """PersonaHubError where calls would pay for what batch files have paid for already."""
-        batches = Journal(f"{self._run.store.state_root}/batches/{self._step}").chunks()
+        batches = Journal(f"{self._context.store.state_root}/batches/{self._step}").chunks()
         if self._endpoint.mode == "calls" and batches:
             raise PersonaHubError(
                 f"{self._step}: {len(batches)} batch files of an earlier run are still at the endpoint, and their "
@@ -290,37 +292,37 @@ class Plan:
 
     def _ask_in_batches(self, wave: int, price: Price | None, used: Counter[str]) -> Manifest:
         """The same by the provider's batch files, from the driver."""
-        run, endpoint = self._run, self._endpoint
+        context, endpoint = self._context, self._endpoint
         try:
-            key = key_of(endpoint, handed_keys(run.spark, endpoint).get(0))
+            key = key_of(endpoint, handed_keys(context.spark, endpoint).get(0))
         except NotAdmitted as refusal:
             raise RunStoppedError(f"{self._step}: {refusal.failure.message}") from None
         missing = self._missing(wave)
         writer = wal.Writer(self._shards(wave), 0, arrow_schema(CALLS))
-        budget = Budget(cap_microusd(run.calls.max_cost_usd, endpoint, price), self._spent_so_far())
+        budget = Budget(cap_microusd(context.calls.max_cost_usd, endpoint, price), self._spent_so_far())
         found = run_batches(
             (StoredRequest(row["request_key"], row["request"]) for row in missing.toLocalIterator()),
             endpoint,
             price,
             name=self._step,
-            journal=Journal(f"{run.store.state_root}/batches/{self._step}"),
+            journal=Journal(f"{context.store.state_root}/batches/{self._step}"),
             key=key,
             flush=writer.flush,
-            say=run.progress.say,
-            outage_limit_s=run.calls.outage_limit_s,
+            say=context.progress.say,
+            outage_limit_s=context.calls.outage_limit_s,
             budget=budget,
         )
         manifest = Manifest()
         for outcome in found:
             keep(outcome, writer, endpoint, self._step, manifest)
         writer.close()
-        run.purse.spent = max(run.purse.spent, budget.spent)
+        context.purse.spent = max(context.purse.spent, budget.spent)
         return manifest
 
     def _replay(self, left: Sequence[int]) -> Spend:
         """Take the answers of ``left`` from the recorded ledger, with the stamps they have there."""
-        place = f"{files.absolute(self._run.calls.replay or '')}/{LLM_CALLS.name}"
-        recorded = self._run.spark.read.format("delta").load(place)
+        place = f"{files.absolute(self._context.calls.replay or '')}/{LLM_CALLS.name}"
+        recorded = self._context.spark.read.format("delta").load(place)
         spend = Spend()
         for wave in left:
             missing = self._missing(wave)
@@ -336,7 +338,7 @@ class Plan:
             totals = spend_of(rows)
             number = self._commits.next()
             self._commits.begin(number, wave, [])
-            added = self._run.store.append(LLM_CALLS, rows, app_id=self._noted()["transactions"], version=number)
+            added = self._context.store.append(LLM_CALLS, rows, app_id=self._noted()["transactions"], version=number)
             if added != totals.requests:
                 raise PersonaHubError(
                     f"{self._step}: {totals.requests:,} answers were to be copied, but {added:,} were"
@@ -351,13 +353,13 @@ class Plan:
         if f"wave={wave}" not in files.names(f"{self.folder}/requests", folders=True):
             return self.requests().limit(0).select("request_key", "request")
         columns = StructType.fromJson(self._noted()["columns"])
-        asked = stored_parquet(self._run.spark, columns, f"{self.folder}/requests/wave={wave}")
+        asked = stored_parquet(self._context.spark, columns, f"{self.folder}/requests/wave={wave}")
         return unanswered(asked, self._calls(wave))
 
     def _calls(self, wave: int) -> DataFrame:
         """That part of the ledger where the keys of ``wave`` are; its files hold ranges of keys, so few are read."""
         waves = self._noted()["waves"]
-        calls = self._run.store.read(LLM_CALLS)
+        calls = self._context.store.read(LLM_CALLS)
         first, beyond = (-(-(number << 32) // waves) for number in (wave, wave + 1))
         if wave > 0:
             calls = calls.where(F.col("request_key") >= f"{first:08x}")
@@ -379,10 +381,10 @@ class Plan:
 
         Safe to repeat: the table skips a transaction that it has seen, and a known key adds nothing.
         """
-        store, folder = self._run.store, self._shards(wave)
+        store, folder = self._context.store, self._shards(wave)
         best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
         # One listing of the folder is faster than a look at each of a thousand shards.
-        shards = stored_parquet(self._run.spark, CALLS, folder)
+        shards = stored_parquet(self._context.spark, CALLS, folder)
         found = (
             shards.where(F.col("_metadata.file_name").isin(list(names)))
             .withColumn("_nth", F.row_number().over(best))
@@ -401,8 +403,8 @@ class Plan:
                     new,
                     app_id=self._noted()["transactions"],
                     version=number,
-                    run_id=self._run.run_id,
-                    created_at=self._run.started_at,
+                    run_id=self._context.run_id,
+                    created_at=self._context.started_at,
                 )
                 if added != totals.requests:
                     raise PersonaHubError(
@@ -428,13 +430,13 @@ class Plan:
 
     def _spent_so_far(self) -> Decimal:
         """Micro-dollars of this run that count against its cap; 0 where there is none."""
-        if self._run.calls.max_cost_usd is None:
+        if self._context.calls.max_cost_usd is None:
             return Decimal(0)
         # What was counted while calls were made may be more than the ledger knows: of some calls nobody can tell.
-        return max(self._run.purse.spent, self._spent_in_run())
+        return max(self._context.purse.spent, self._spent_in_run())
 
     def _spent_in_run(self) -> Decimal:
-        own = self._run.store.read(LLM_CALLS).where(F.col("run_id") == self._run.run_id)
+        own = self._context.store.read(LLM_CALLS).where(F.col("run_id") == self._context.run_id)
         committed = own.agg(F.sum("cost_microusd").alias("cost")).collect()[0]["cost"] or Decimal(0)
         return Decimal(committed) + sum(shard.microusd for shard in self._in_log())
 

@@ -1,28 +1,28 @@
 """What all jobs have as programs: options and exit codes.
 
-0 all done; 2 something to mend first, in one sentence; 3 done but for calls put off to a later run."""
+0 all done; 2 something to mend first, in one sentence; 3 done but for calls put off to a later run.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from personahub_spark.program.faults import exit_code
-from personahub_spark.program.steps import Context, StepResult, open_context, run_steps
+from personahub_spark.program.start import open_context
+from personahub_spark.program.steps import Step, StepResult, run_steps
 from personahub_spark.settings import loading
 from personahub_spark.settings.whole import Settings
 
 
-def main(run: Callable[[Context], StepResult], *, step: str, doc: str, argv: list[str] | None = None) -> None:
+def main(step: Step, *, doc: str, argv: list[str] | None = None) -> None:
     """Run one step as a program and exit with its code."""
-    main_steps(lambda _: {step: run}, doc=doc, argv=argv)
+    main_steps(lambda _: [step], doc=doc, argv=argv)
 
 
-def main_steps(
-    steps: Callable[[Settings], dict[str, Callable[[Context], StepResult]]], *, doc: str, argv: list[str] | None = None
-) -> None:
+def main_steps(steps: Callable[[Settings], Sequence[Step]], *, doc: str, argv: list[str] | None = None) -> None:
     """Run the steps that the settings ask for, in one session, as a program, and exit with its code."""
     arguments = parser(doc).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

@@ -99,6 +99,22 @@ def when_stopped(act: Callable[[], object]) -> None:
         _program.last_acts.append(act)
 
 
+def at_end(act: Callable[[], object]) -> None:
+    """Let ``act`` be done when the program ends, however it does, after its session. Given twice, it is done once."""
+    if act not in _at_end:
+        _at_end.append(act)
+
+
+_at_end: list[Callable[[], object]] = []
+
+
+@atexit.register  # with this import, so before any session: what is registered first is done last
+def _do_at_end() -> None:
+    for act in _at_end:
+        with contextlib.suppress(Exception):
+            act()
+
+
 def _end_with_parent(parent: int) -> None:
     """Under ``spark-submit`` the parent is Spark: nothing is left to do without it."""
     while os.getppid() == parent:
@@ -189,6 +205,7 @@ class _Program:
         for act in self.last_acts:
             with contextlib.suppress(Exception):
                 act()
+        _do_at_end()
         _drop_run_folders()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

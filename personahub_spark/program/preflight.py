@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from personahub_spark import files
-from personahub_spark.errors import PersonaHubError, SettingsError
+from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import probe
 from personahub_spark.llm.client import key_of
 from personahub_spark.llm.gate import NotAdmitted
+from personahub_spark.program.steps import Step
 from personahub_spark.settings.models import Address, Endpoint
 from personahub_spark.settings.whole import Settings
-from personahub_spark.sources import documents, imports
-from personahub_spark.sources.inputs import Listing
 from personahub_spark.store.record_tables import LLM_CALLS
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ _AT_ONCE = 16
 _WRITTEN = 64 * 1024
 
 
-def check(settings: Settings, steps: Collection[str], *, dry_run: bool = False) -> Callable[[Endpoint], None]:
+def check(settings: Settings, steps: Collection[Step], *, dry_run: bool = False) -> Callable[[Endpoint], None]:
     """Look at what ``steps`` need: models, their keys and servers, inputs, a store that can be written.
 
     PersonaHubError says what the first of them lacks. A model that cannot be asked at any of its addresses is only a
@@ -41,11 +40,11 @@ def check(settings: Settings, steps: Collection[str], *, dry_run: bool = False) 
     endpoint before its first question, and it looks again. It is a warning, too, where Spark runs on other machines:
     what they have and reach is not known here.
     """
-    asked = {name: settings.endpoint(name) for step in steps for name in settings.models_of(step)}
+    asked = {name: settings.endpoint(name) for step in steps for name in step.asks(settings)}
     here = _is_here(settings)
     if here:
-        _check_jars(settings, steps)
-        _check_inputs(settings, steps)
+        for step in steps:
+            step.check(settings)
         if steps and not dry_run:
             for place in filter(None, (settings.store.root, settings.store.state_root)):
                 _check_writable(place)
@@ -152,35 +151,6 @@ def _check_writable(place: str) -> None:
             f"a disk is full or cannot be written ({path}: {error.strerror or error}); free some space, or name "
             "another place: store.root and store.state in the settings"
         ) from None
-
-
-def _check_jars(settings: Settings, steps: Collection[str]) -> None:
-    """SettingsError where Spark would start without what the embedder is made of."""
-    spark, needed = settings.spark, "embed_personas" in steps and settings.embedding.by == "spark_nlp"
-    others = spark.jars == "provided" or any(name.startswith("spark.jars") for name in spark.conf)
-    if needed and not spark.spark_nlp and not others:
-        raise SettingsError(
-            "embed_personas needs Spark NLP, which is not loaded; set spark.spark_nlp to true, or embedding.by to "
-            "endpoint"
-        )
-
-
-def _check_inputs(settings: Settings, steps: Collection[str]) -> None:
-    if "ingest_documents" in steps:
-        paths = settings.documents.paths
-        _check_paths("documents", paths, documents.list_files(settings.documents, ahead=True))
-    if "import_personas" in steps:
-        for number, entry in enumerate(settings.imports):
-            setting = f"imports.{number}"
-            _check_paths(setting, entry.paths, imports.list_files(entry, setting=setting, ahead=True))
-
-
-def _check_paths(setting: str, paths: Sequence[str], listing: Listing) -> None:
-    """SettingsError where all that ``paths`` hold is empty."""
-    elsewhere = any(_local(path) is None for path in paths)
-    if not elsewhere and not any(file.size_bytes for file in listing.files):
-        which = "every file of a known format" if listing.skipped else "every file"
-        raise SettingsError(f"{setting}.paths: {which} in {', '.join(paths)} is empty; there is nothing to read")
 
 
 def _local(place: str) -> Path | None:

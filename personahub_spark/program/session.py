@@ -122,7 +122,7 @@ def _refuse_speculation(conf: SparkConf) -> None:
         raise PersonaHubError("spark.speculation is on: a speculative twin would ask a model twice; turn it off")
 
 
-def _refuse_a_catalog_that_forgets(spark: SparkSession) -> None:
+def refuse_a_catalog_that_forgets(spark: SparkSession) -> None:
     if not catalog_lasts(spark):
         raise PersonaHubError(
             "store.root is null, and this session's catalog forgets its tables when the session ends; set store.root, "

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import os
 import time
-import uuid
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import pyspark
 from pyspark.sql import DataFrame, SparkSession
@@ -19,18 +15,12 @@ from pyspark.sql import functions as F
 
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.hub.filters import flagged
-from personahub_spark.ledger import spool
 from personahub_spark.llm.costs import Purse, Spend
-from personahub_spark.program import endings, preflight
 from personahub_spark.program.code import code_version
 from personahub_spark.program.progress import Progress, Status
-from personahub_spark.program.session import _refuse_a_catalog_that_forgets, build, refuse_names_that_java_has_not
-from personahub_spark.settings import loading
 from personahub_spark.settings.models import CallSettings, Endpoint, Price
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store import locks
-from personahub_spark.store.hub_tables import PERSONAS
 from personahub_spark.store.record_tables import LLM_CALLS, RUNS, spend_of
 from personahub_spark.store.store import MissingTableError, Store
 from personahub_spark.store.table import Table
@@ -48,6 +38,8 @@ class StepResult:
     spend: Spend = field(default_factory=Spend)
     files_skipped: int = 0
     """Files of unknown formats, which have no rows."""
+    notes: tuple[str, ...] = ()
+    """What else there is to say of it, a line each."""
 
     @property
     def changed(self) -> bool:
@@ -62,12 +54,27 @@ class StepResult:
             _added_up(self.rows_added, other.rows_added),
             self.spend + other.spend,
             self.files_skipped + other.files_skipped,
+            self.notes + other.notes,
         )
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of the pipeline, as its job declares it."""
+
+    name: str
+    run: Callable[[Context], StepResult]
+    asks: Callable[[Settings], Sequence[str]] = field(default=lambda _: ())
+    """Names under ``models`` of the endpoints that it asks."""
+    check: Callable[[Settings], None] = field(default=lambda _: None)
+    """PersonaHubError where something that it needs on this machine is missing; before Spark starts."""
+    on_request: bool = False
+    """Whether a pipeline has it only where the settings name it."""
+
+
+@dataclass(frozen=True)
 class Context:
-    """What a job works with."""
+    """What a step works with."""
 
     spark: SparkSession
     settings: Settings
@@ -95,38 +102,6 @@ class Context:
         return self.store.add_new(table, rows, run_id=self.run_id, created_at=self.started_at, expected=expected)
 
 
-def open_context(
-    settings: Settings, steps: Collection[str] = (), *, dry_run: bool = False, progress: Progress | None = None
-) -> Context:
-    """A context with a session and a store, to run ``steps`` in.
-
-    Raises PersonaHubError before Spark starts where the steps lack something (see ``preflight``), as ``build`` does,
-    and where managed tables are wanted of a catalog that does not last.
-    """
-    prices = loading.load_prices(settings.prices)
-    before_asking = preflight.check(settings, steps, dry_run=dry_run)
-    spark = build(settings.spark, keeps_tables=settings.store.root is None)
-    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session is not ours to end
-        atexit.register(spool.tidy)
-        endings.when_stopped(spool.tidy)
-        atexit.register(_end, spark)  # or a cluster takes the program for one that died
-    if settings.store.root is None:
-        _refuse_a_catalog_that_forgets(spark)
-    jvm: Any = spark.sparkContext._jvm
-    refuse_names_that_java_has_not(settings, jvm.System.getProperty("sun.jnu.encoding"))
-    started_at = now()
-    return Context(
-        spark=spark,
-        settings=settings,
-        store=Store(spark, settings.store, dry_run=dry_run),
-        run_id=f"{started_at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
-        prices=prices,
-        progress=progress or Progress(),
-        started_at=started_at,
-        before_asking=before_asking,
-    )
-
-
 def make_tables(context: Context) -> list[str]:
     """Make the tables and views that are missing; names of the tables made. Who comes at the same time waits."""
     if context.store.is_complete():  # nothing to wait for; a catalog that lasts may still learn the names
@@ -135,7 +110,7 @@ def make_tables(context: Context) -> list[str]:
         return context.store.create()
 
 
-def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) -> StepResult:
+def run_step(context: Context, step: Step) -> StepResult:
     """Run one step, show how it goes, check that its counts add up, and record it if it changed anything.
 
     Where tables are missing they are made first.
@@ -146,30 +121,30 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
     started = time.monotonic()
     context = dataclasses.replace(context, started_at=now(), put_off=[])
     if context.calls.replay is not None:
-        context = _as_recorded(context, step, context.calls.replay)
+        context = _as_recorded(context, step.name, context.calls.replay)
     try:
-        with context.progress.watch(step, lambda: _spark_tasks(context.spark)):
-            if not context.store.dry_run and step != "create_tables" and not context.store.is_complete():
+        with context.progress.watch(step.name, lambda: _spark_tasks(context.spark)):
+            if not context.store.dry_run and step.name != "create_tables" and not context.store.is_complete():
                 make_tables(context)
-            result = run(context)
+            result = step.run(context)
         accounted = sum(result.outcomes.values())
         if accounted != result.rows_in:
             raise PersonaHubError(
-                f"{step}: {result.rows_in} rows came in but {accounted} are accounted for "
+                f"{step.name}: {result.rows_in} rows came in but {accounted} are accounted for "
                 f"({_spoken(result.outcomes)}); rows were lost or counted twice, do not use this run"
             )
     except MissingTableError:
         raise
     except PersonaHubError:
-        spent = Spend() if context.store.dry_run else spend_of(_asked(context, step))
+        spent = Spend() if context.store.dry_run else spend_of(_asked(context, step.name))
         if spent.requests or _lost(context) != Spend():
-            _record(context, step, StepResult(0, {}, spend=spent), time.monotonic() - started)
+            _record(context, step.name, StepResult(0, {}, spend=spent), time.monotonic() - started)
         raise
     finally:
         context.store.drop_staged()
     duration_s = time.monotonic() - started
     if (result.changed or _lost(context) != Spend()) and not context.store.dry_run:
-        _record(context, step, result, duration_s)
+        _record(context, step.name, result, duration_s)
     spend = result.spend
     cost = "" if spend.cost_microusd is None else f", ${spend.cost_microusd / 1_000_000:,.4f}"
     asked = f"; {spend.requests:,} requests{cost}" if spend.requests else ""
@@ -179,14 +154,11 @@ def run_step(context: Context, step: str, run: Callable[[Context], StepResult]) 
     those = "the new ones" if result.outcomes.get("done_before") else "them"
     told = f"; {100 * share:.3g} % of {those} went to quarantine" if is_much else ""
     context.progress.say(
-        f"{step}: {result.rows_in:,} in = {_spoken(result.outcomes)}{told}{skipped}{asked}; {duration_s:.1f} s",
+        f"{step.name}: {result.rows_in:,} in = {_spoken(result.outcomes)}{told}{skipped}{asked}; {duration_s:.1f} s",
         warns=is_much,
     )
-    if result.rows_added.get(PERSONAS.name) and not context.store.dry_run:
-        added = context.store.read(PERSONAS).where(F.col("run_id") == context.run_id)
-        found = flagged(added.where(F.col("created_at") == F.lit(context.started_at)))
-        if found.flagged:
-            context.progress.say(f"{step}: {found.told()}")
+    for note in result.notes:
+        context.progress.say(f"{step.name}: {note}")
     return result
 
 
@@ -200,13 +172,13 @@ def quarantined_share(result: StepResult) -> float:
     return sum(result.outcomes.get(name, 0) for name in _QUARANTINED) / looked_at if looked_at > 0 else 0.0
 
 
-def run_steps(context: Context, steps: dict[str, Callable[[Context], StepResult]]) -> dict[str, StepResult]:
-    """Run ``steps`` in their order; what each did."""
+def run_steps(context: Context, steps: Sequence[Step]) -> dict[str, StepResult]:
+    """Run ``steps`` in their order; what each did, by name."""
     results: dict[str, StepResult] = {}
-    for name, run in steps.items():
+    for step in steps:
         if context.store.dry_run and any(result.changed for result in results.values()):
-            context.progress.say(f"{name}: looked at without the rows that the steps before it would add")
-        results[name] = run_step(context, name, run)
+            context.progress.say(f"{step.name}: looked at without the rows that the steps before it would add")
+        results[step.name] = run_step(context, step)
     return results
 
 
@@ -233,11 +205,6 @@ def _as_recorded(context: Context, step: str, replay: str) -> Context:
     if not first:
         return context
     return dataclasses.replace(context, run_id=first[0]["run_id"], started_at=first[0]["created_at"].astimezone(UTC))
-
-
-def _end(spark: SparkSession) -> None:
-    with endings.by_signals(), suppress(Exception):  # of a JVM that is gone
-        spark.stop()
 
 
 def _lost(context: Context) -> Spend:

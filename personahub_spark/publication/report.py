@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
 
 from personahub_spark.dedup.semantic import SEMANTIC
 from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE
 from personahub_spark.program import terminal
-from personahub_spark.settings.whole import Step
 from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWN
 from personahub_spark.store.store import Store
@@ -148,7 +147,7 @@ def _listed(label: str, counts: Mapping[str, int], *, note: str = "") -> Iterabl
 
 def _quarantine(store: Store) -> dict[str, Counter[str]]:
     """Rows of quarantine by reason, for each step, and for ``files``."""
-    found = {step: Counter[str]() for step in ("files", *get_args(Step))}
+    found = defaultdict[str, Counter[str]](Counter)
     rows = store.read(QUARANTINE).groupBy(F.split("source", ":")[0].alias("step"), "reason").count().collect()
     for row in rows:
         found[row["step"] if row["step"] in found else "files"][row["reason"]] += row["count"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import typing
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -67,17 +66,9 @@ class SparkSettings(Group):
         return is_one_process(self.conf.get("spark.master", self.master))
 
 
-Step = Literal[
-    "create_tables", "ingest_documents", "import_personas", "withdraw", "extract_personas", "dedup_surface",
-    "expand_personas", "embed_personas", "dedup_semantic", "write_profiles", "synthesize",
-]  # fmt: skip
-ON_REQUEST = ("import_personas", "withdraw", "expand_personas", "embed_personas", "dedup_semantic", "write_profiles")
-"""Steps that a pipeline has only where it names them."""
-
-
 class PipelineSettings(Group):
-    steps: list[Step] = Field(
-        default_factory=lambda: [step for step in typing.get_args(Step) if step not in ON_REQUEST]
+    steps: list[str] | None = Field(
+        default=None, description="steps in their order; null: all but those that only run on request"
     )
     quarantine_warn_share: float = Field(
         default=0.1,
@@ -88,7 +79,8 @@ class PipelineSettings(Group):
 
     @model_validator(mode="after")
     def _each_step_is_one_row_of_runs(self) -> Self:
-        twice = [step for step in self.steps if self.steps.count(step) > 1]
+        steps = self.steps or []
+        twice = [step for step in steps if steps.count(step) > 1]
         if twice:
             raise ValueError(f"steps names {twice[0]} twice; run what is to come again by its own job")
         return self
@@ -125,18 +117,6 @@ class Settings(Group):
             known = ", ".join(sorted(self.models)) or "none"
             raise SettingsError(f"models.{name} is not set (models here: {known}); add it to the settings file")
         return self.models[name]
-
-    def models_of(self, step: str) -> list[str]:
-        """Names under ``models`` of the endpoints that ``step`` asks."""
-        asked = {
-            "extract_personas": [self.personas.model],
-            "expand_personas": [self.expansion.model],
-            "write_profiles": [self.profiles.model],
-            "synthesize": [entry.model for entry in self.synthesis],
-        }
-        if self.embedding.by == "endpoint":
-            asked["embed_personas"] = [self.embedding.model]
-        return asked.get(step, [])
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when any setting does."""

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from personahub_spark.settings.sources import DocumentSettings
+from personahub_spark.settings.whole import Settings
 from personahub_spark.sources import inputs
 from personahub_spark.sources.inputs import Found, Judged, Listing, Shape
 from personahub_spark.text import clean, content_id, only_markup
@@ -76,6 +77,12 @@ def list_files(settings: DocumentSettings, *, ahead: bool = False) -> Listing:
     """The files of ``settings.paths``, as ``inputs.list_files`` does."""
     unknown = settings.unknown_files
     return inputs.list_files(settings.paths, settings.format, _shape(settings), unknown=unknown, ahead=ahead)
+
+
+def check_inputs(settings: Settings) -> None:
+    """SettingsError where there is no document to read, as far as this machine's files tell."""
+    listing = list_files(settings.documents, ahead=True)
+    inputs.refuse_empty(settings.documents.paths, listing, setting="documents")
 
 
 def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[DataFrame], DataFrame]) -> Found:

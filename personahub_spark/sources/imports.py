@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, MapType, StringType, StructField, StructType
 
 from personahub_spark.settings.sources import ImportSettings
+from personahub_spark.settings.whole import Settings
 from personahub_spark.sources import formats, inputs
 from personahub_spark.sources.formats import File
 from personahub_spark.sources.inputs import Found, Judged, Listing, Shape
@@ -65,6 +66,13 @@ def list_files(settings: ImportSettings, *, setting: str = "imports", ahead: boo
     """The files of ``settings.paths``, as ``inputs.list_files`` does; ``setting`` is what sentences call them."""
     shape, unknown = dataclasses.replace(_shape(settings), setting=setting), settings.unknown_files
     return inputs.list_files(settings.paths, settings.format, shape, unknown=unknown, ahead=ahead)
+
+
+def check_inputs(settings: Settings) -> None:
+    """SettingsError where there is nothing to import, as far as this machine's files tell."""
+    for number, entry in enumerate(settings.imports):
+        setting = f"imports.{number}"
+        inputs.refuse_empty(entry.paths, list_files(entry, setting=setting, ahead=True), setting=setting)
 
 
 def import_id(file: File, settings: ImportSettings) -> str:

@@ -172,6 +172,14 @@ def list_files(
     return Listing([found[path] for path in sorted(found)], len(strange))
 
 
+def refuse_empty(paths: Sequence[str], listing: Listing, *, setting: str) -> None:
+    """SettingsError where ``paths`` are on this machine and every file of their ``listing`` is empty."""
+    is_here = all(local_path(absolute(path)) is not None for path in paths)
+    if is_here and not any(file.size_bytes for file in listing.files):
+        which = "every file of a known format" if listing.skipped else "every file"
+        raise SettingsError(f"{setting}.paths: {which} in {', '.join(paths)} is empty; there is nothing to read")
+
+
 def _warn(sentence: str, paths: Collection[str]) -> None:
     if paths:
         some = ", ".join(path.rpartition("/")[2] for path in sorted(set(paths))[:3])

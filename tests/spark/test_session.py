@@ -161,7 +161,7 @@ def test_managed_tables_of_a_catalog_that_forgets_them_are_refused(
     with pytest.raises(
         PersonaHubError, match=r"store.root is null, and this session's catalog forgets its tables when"
     ):
-        steps.open_context(managed)
+        start.open_context(managed)
 
 
 def test_managed_tables_of_a_hive_catalog_are_there_in_the_next_session(tmp_path: Path) -> None:

@@ -1,0 +1,220 @@
+"""Persona-to-Persona: ask, hop by hop, who is close to each persona of the hub, and keep the personas found.
+
+After each hop surface dedup compares what was found with all there is, so that nobody is asked about twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, Row
+from pyspark.sql import functions as F
+
+from personahub_spark import asking
+from personahub_spark.hub import lineage, removals
+from personahub_spark.hub.filters import quality_flags
+from personahub_spark.ledger.complete import complete_all
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.personas import ExpansionSettings
+from personahub_spark.store.hub_tables import (
+    PERSONA_ANCESTORS,
+    PERSONA_ORIGINS,
+    PERSONA_REMOVALS,
+    PERSONA_REROUTES,
+    PERSONAS,
+)
+from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWN
+from personahub_spark.store.store import Store
+from personahub_spark.tasks.personas import PersonaToPersona
+
+STEP = "expand_personas"
+
+
+def expand(context: Context) -> StepResult:
+    result = _deduplicate(context)
+    for hop in range(1, context.settings.expansion.hops + 1):
+        expanded = _expand_hop(context, hop)
+        result += expanded
+        if expanded.changed:
+            result += _deduplicate(context)
+        stop = _reason_to_stop(context, hop, expanded)
+        if stop is not None:
+            context.progress.say(f"{STEP}: stopped after hop {hop}: {stop}")
+            break
+    return result
+
+
+def _deduplicate(context: Context) -> StepResult:
+    return StepResult(0, {}, removals.by_words(context).rows_added)
+
+
+def _reason_to_stop(context: Context, hop: int, expanded: StepResult) -> str | None:
+    settings = context.settings.expansion
+    deferred = expanded.outcomes.get("deferred", 0)
+    if deferred:
+        return None if context.store.dry_run else f"{deferred:,} calls were put off"
+    if hop == settings.hops:
+        return None
+    found = context.store.view("expansion_hops").where(F.col("hop") == hop).select("raw", "new", "novelty").collect()
+    if not found or found[0]["novelty"] is None or found[0]["novelty"] >= settings.min_novelty:
+        return None
+    return (
+        f"{found[0]['new']:,} of the {found[0]['raw']:,} personas that it found are new, less than the share "
+        f"{settings.min_novelty:g} of expansion.min_novelty"
+    )
+
+
+def _expand_hop(context: Context, hop: int) -> StepResult:
+    """Ask about the personas of hop ``hop`` - 1."""
+    settings, store = context.settings.expansion, context.store
+    endpoint = context.settings.endpoint(settings.model)
+    task = PersonaToPersona(settings, endpoint)
+    recipe = asking.recipe(task)
+    source = f"{STEP}:{recipe}"
+
+    asked_about = parents(store, settings, hop, recipe, source)
+    outcomes = {row["out"]: row["count"] for row in asked_about.groupBy("out").count().collect()}
+    rows_in, pending = sum(outcomes.values()), outcomes.pop("pending", 0)
+    outcomes = {"done_before": 0} | outcomes
+    if settings.count is not None:
+        # Whoever was asked about and has left the hub since counts too, or each run would ask about more.
+        everybody = store.read(PERSONAS).where(F.col("hop") == hop - 1).select(F.col("persona_id").alias("id"))
+        asked_before = everybody.join(_done(store, recipe, source), on="id", how="left_semi").count()
+        left = max(settings.count - asked_before, 0)
+        beyond = max(pending - left, 0)
+        outcomes["not_chosen"] = outcomes.get("not_chosen", 0) + beyond
+        pending -= beyond
+    else:
+        beyond = 0
+    if not pending:
+        return StepResult(rows_in, outcomes)
+
+    chosen = asked_about.where(F.col("out") == "pending")
+    if beyond:
+        chosen = chosen.where(first_of(store.stage(chosen.select("id", "siblings_new")), pending))
+    asked, spend = complete_all(
+        context,
+        asking.requests(chosen, task),
+        endpoint,
+        step=STEP,
+        rows=pending,
+        recipe=f"{recipe}:{hop}:{settings.fraction}:{settings.count}:{settings.prefer}:{settings.min_novelty}",
+        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, PERSONA_ORIGINS, QUARANTINE),
+    )
+    everyone = store.read(PERSONAS).select(F.col("persona_id").alias("id"), F.col("text").alias("persona"), "lang")
+    answers = asking.answers(asked, store.read(LLM_CALLS)).join(everyone.drop("lang"), on="id", how="inner")
+    findings = store.stage(asking.read_personas(answers, task))
+    found = asking.found(
+        findings, known=store.read(PERSONAS), quarantined=store.read(QUARANTINE).where(F.col("source") == source)
+    )
+
+    expected_lang = F.col("lang") if settings.language == "same" else F.lit(settings.language).cast("string")
+    flags = quality_flags(
+        F.col("text"),
+        source_text=F.col("persona"),
+        expected_lang=expected_lang,
+        settings=context.settings.filters,
+    )
+    personas = found.first.join(everyone, on="id", how="inner").select(
+        "persona_id",
+        "text",
+        expected_lang.alias("lang"),
+        F.lit(hop).alias("hop"),
+        F.col("id").alias("first_origin"),
+        flags.alias("quality_flags"),
+    )
+    edges = found.edges.select(
+        "persona_id",
+        F.col("id").alias("source_key"),
+        F.lit(recipe).alias("recipe"),
+        F.lit("persona").alias("source_kind"),
+        F.lit(0).alias("chunk"),
+        "relation",
+        "relation_words",
+        *[F.lit(None).cast("string").alias(name) for name in ("verb", "granularity")],
+        F.lit(hop).alias("hop"),
+        F.lit(task.prompt_version).alias("prompt_version"),
+        "call_key",
+    )
+    # An edge marks its parent as done, so edges come last: a run that dies in between does its parents again.
+    added = {PERSONAS.name: context.add_new(PERSONAS, personas, expected=found.new_personas)}
+    ancestors = store.read(PERSONA_ANCESTORS)
+    pathless = store.read(PERSONAS).where(F.col("hop") == hop).join(ancestors, on="persona_id", how="left_anti")
+    added |= {
+        PERSONA_ANCESTORS.name: context.add_new(
+            PERSONA_ANCESTORS, lineage.paths(pathless, _ways(store)), expected=pathless.count()
+        ),
+        QUARANTINE.name: context.add_new(QUARANTINE, asking.unreadable(findings, source), expected=found.new_failures),
+        PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=found.readable),
+    }
+    return StepResult(rows_in, {**outcomes, **found.outcomes}, added, spend)
+
+
+def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, source: str) -> DataFrame:
+    """The published personas of hop ``hop`` - 1: id, text, out (done_before, not_chosen, branch_ended or
+    pending), and siblings_new, the part that is new of what was found together with it (null: not known)."""
+    hub = store.view("hub").where(F.col("hop") == hop - 1).withColumnRenamed("persona_id", "id")
+    edges = store.read(PERSONA_ORIGINS).where(F.col("source_kind") == "persona")
+    done = _done(store, recipe, source).withColumn("done", F.lit(True))
+    unknown = F.lit(None).cast("double")
+    hub = hub.withColumns({"siblings_new": unknown, "branch_new": unknown})
+    if hop > 1 and settings.prefer == "novelty" and settings.count is not None:
+        now = store.read(PERSONA_REROUTES).select(F.col("persona_id").alias("id"), "origin")
+        hub = hub.join(now, on="id", how="left").withColumn("first_origin", F.coalesce("origin", "first_origin"))
+        gone = store.read(WITHDRAWN).where("kind = 'persona'").select(F.col("item").alias("persona_id"))
+        found = edges.where(F.col("hop") == hop - 1).join(gone, on="persona_id", how="left_anti")
+        raw = found.groupBy("source_key").agg(F.count(F.lit(1)).alias("raw"))
+        new = hub.groupBy(F.col("first_origin").alias("source_key")).agg(F.count(F.lit(1)).alias("new"))
+        siblings = new.join(raw, on="source_key", how="inner").select(
+            F.col("source_key").alias("first_origin"), (F.col("new") / F.col("raw")).alias("siblings_new")
+        )
+        hub = hub.drop("siblings_new").join(siblings, on="first_origin", how="left")
+    if hop > 1 and settings.min_novelty > 0:
+        branches = store.view("expansion_branches").where(F.col("hop") == hop - 1)
+        roots = _ways(store).select(F.col("persona_id").alias("id"), "root_id")
+        branch = roots.join(branches, on="root_id", how="inner").select("id", F.col("novelty").alias("branch_new"))
+        hub = hub.drop("branch_new").join(branch, on="id", how="left")
+    out = (
+        F.when(F.col("done"), "done_before")
+        .when(F.substring("id", 1, 8) > asking.last_of_share(settings.fraction), "not_chosen")
+        .when(F.col("branch_new") < settings.min_novelty, "branch_ended")
+        .otherwise("pending")
+    )
+    return hub.join(done, on="id", how="left").select("id", "text", out.alias("out"), "siblings_new")
+
+
+def first_of(rows: DataFrame, count: int) -> Column:
+    """Which of ``rows`` (id, siblings_new) are the first ``count``, by siblings_new downwards (null last), then by id.
+
+    ``rows`` has as many, and is looked at three times: they are counted by siblings_new, then by the first digits of
+    their ids, and only the few that the count ends among are sorted.
+    """
+    values = rows.groupBy("siblings_new").count().orderBy(F.desc("siblings_new")).collect()
+    value, left = _end(values, count)
+    equal = F.col("siblings_new").eqNullSafe(F.lit(value).cast("double"))
+    digits = F.substring("id", 1, 4).alias("digits")
+    end, left = _end(rows.where(equal).groupBy(digits).count().orderBy("digits").collect(), left)
+    last = rows.where(equal & (digits == end)).select("id").orderBy("id").limit(left).collect()[-1]["id"]
+    better = F.col("siblings_new").isNotNull() if value is None else F.col("siblings_new") > value
+    return F.coalesce(better, F.lit(False)) | (equal & (F.col("id") <= last))
+
+
+def _end(groups: Sequence[Row], count: int) -> tuple[Any, int]:
+    """The key of the group of ``groups`` (key, rows) that ``count`` ends in, and how many of its rows that takes."""
+    for key, rows in groups:
+        if count <= rows:
+            return key, count
+        count -= rows
+    raise ValueError("there are not as many rows")
+
+
+def _ways(store: Store) -> DataFrame:
+    return lineage.current(store.read(PERSONA_ANCESTORS), store.read(PERSONA_REROUTES))
+
+
+def _done(store: Store, recipe: str, source: str) -> DataFrame:
+    """``id`` of the personas that were asked about."""
+    asked = store.read(PERSONA_ORIGINS).where((F.col("source_kind") == "persona") & (F.col("recipe") == recipe))
+    failed = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
+    return asked.select(F.col("source_key").alias("id")).union(failed).distinct()

@@ -1,0 +1,232 @@
+"""Both tiers of dedup over the tables: who leaves the hub for whom (paper section 2.3)."""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from personahub_spark import files
+from personahub_spark.dedup import semantic
+from personahub_spark.dedup.embeddings import model_of, stored
+from personahub_spark.dedup.semantic import SEMANTIC, Centroids
+from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE, deduplicate, parameters_version
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.program.steps import Context, Step, StepResult
+from personahub_spark.settings.dedup import SurfaceSettings
+from personahub_spark.store.hub_tables import (
+    PERSONA_BANDS,
+    PERSONA_BUCKETS,
+    PERSONA_EMBEDDINGS,
+    PERSONA_REMOVALS,
+    PERSONAS,
+)
+from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWN
+
+SURFACE_STEP = "dedup_surface"
+
+
+def by_words(context: Context) -> StepResult:
+    settings, store = context.settings.dedup.surface, context.store
+    version = F.lit(parameters_version(settings)).alias("parameters_version")
+    personas, removals, stored = (store.read(table) for table in (PERSONAS, PERSONA_REMOVALS, PERSONA_BANDS))
+    _refuse_other_word_parameters(removals, stored, settings)
+    rows_in = personas.count()
+    # Flagged personas are not published, so they may not stand for others either.
+    unflagged = F.size("quality_flags") == 0
+    wordless = store.read(QUARANTINE).where(F.col("source") == SURFACE_STEP)
+    withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "persona")
+    decided = (
+        stored.select("persona_id", F.lit("kept").alias("out"))
+        .union(
+            removals.select("persona_id", F.lit("removed_before"))
+        )  # perhaps by another tier, after it was kept here
+        .union(wordless.select("line", F.lit(NO_TOKENS)))
+        .union(withdrawn.select("item", F.lit("withdrawn")))
+        .groupBy("persona_id")
+        .agg(F.max("out").alias("out"))
+    )
+    judged = personas.select("persona_id", unflagged.alias("unflagged")).join(decided, on="persona_id", how="left")
+    out = F.when(F.col("unflagged"), F.coalesce("out", F.lit("new"))).otherwise(F.lit("flagged"))
+    before = {row["out"]: row["count"] for row in judged.groupBy(out.alias("out")).count().collect()}
+
+    now, added, hub = {}, {}, store.view("hub")
+    if "new" in before:
+        # Whoever came first stays: a published persona is never displaced by a later one.
+        arrival = F.struct(F.col("created_at").alias("arrived_at"), "hop").alias("priority")
+        new = personas.where(unflagged).join(decided, on="persona_id", how="left_anti")
+        published = stored.join(removals, on="persona_id", how="left_anti").select(
+            "persona_id", F.struct("arrived_at", "hop").alias("priority"), "tokens", "bands"
+        )
+        found = deduplicate(
+            new.select("persona_id", "text", arrival),
+            settings=settings,
+            published=published if "kept" in before else None,
+        )
+        removed = store.stage(found.removals.withColumn("parameters_version", version))
+        gone = removed.select("persona_id", "tier").union(found.undecidable.select("persona_id", "reason"))
+        now = {row["tier"]: row["count"] for row in gone.groupBy("tier").count().collect()}
+        _refuse_to_displace(removed, removals)
+        kept = found.kept.select("persona_id", version, "priority.*", "tokens", "bands")
+        # Bands last: with them a persona counts as decided.
+        for table, rows, expected in (
+            (PERSONA_REMOVALS, removed, now.get(EXACT_TOKENS, 0) + now.get(SURFACE, 0)),
+            (QUARANTINE, _as_quarantine(found.undecidable), now.get(NO_TOKENS, 0)),
+            (PERSONA_BANDS, kept, before["new"] - sum(now.values())),
+        ):
+            added[table.name] = context.add_new(table, rows, expected=expected)
+        hub = store.view("hub").join(gone, on="persona_id", how="left_anti")  # where a dry run left them
+    outcomes = {
+        **({"withdrawn": before["withdrawn"]} if "withdrawn" in before else {}),
+        "flagged": before.get("flagged", 0),
+        "removed_before": before.get("removed_before", 0),
+        "no_tokens": before.get(NO_TOKENS, 0) + now.get(NO_TOKENS, 0),
+        "removed_exact_tokens": now.get(EXACT_TOKENS, 0),
+        "removed_surface": now.get(SURFACE, 0),
+        "kept": hub.count(),
+    }
+    return StepResult(rows_in, outcomes, added)
+
+
+def _refuse_other_word_parameters(removals: DataFrame, stored: DataFrame, settings: SurfaceSettings) -> None:
+    """PersonaHubError when there are decisions or bands that these settings might not make.
+
+    Together with their own the two could remove a persona that others were removed for, and displace published ones.
+    """
+    version = parameters_version(settings)
+    decided = removals.where(F.col("tier").isin(EXACT_TOKENS, SURFACE)).select("parameters_version")
+    used = decided.union(stored.select("parameters_version")).distinct().collect()
+    others = sorted(row[0] for row in used if row[0] != version)
+    if others:
+        raise PersonaHubError(
+            f"{SURFACE_STEP}: personas were compared with other parameters ({', '.join(others)}; the settings "
+            f"dedup.surface are {version} now); set them back, or choose a new store.root, or decide all anew, which may change who "
+            'is published: jobs/query_tables.py "DELETE FROM persona_removals", the same with persona_bands, then this '
+            "job again"
+        )
+
+
+def _refuse_to_displace(removed: DataFrame, removals: DataFrame) -> None:
+    """PersonaHubError when one of ``removed`` is the witness of an earlier removal; its bands must be gone."""
+    witnesses = removals.select(F.col("kept_id").alias("persona_id"))
+    displaced = removed.join(witnesses, on="persona_id", how="left_semi").count()
+    if displaced:
+        raise PersonaHubError(
+            f"{SURFACE_STEP}: {displaced:,} published personas that stand for removed ones would go for others, "
+            "because persona_bands does not tell that they were published; choose a new store.root, or decide all anew (DELETE "
+            "FROM persona_removals)"
+        )
+
+
+def _as_quarantine(undecidable: DataFrame) -> DataFrame:
+    return undecidable.select(
+        F.lit(SURFACE_STEP).alias("source"),
+        F.col("persona_id").alias("line"),
+        F.col("persona_id").alias("row_hash"),
+        "reason",
+        F.lit(None).cast("string").alias("raw"),
+        F.lit(None).cast("string").alias("call_key"),
+    )
+
+
+SEMANTIC_STEP = "dedup_semantic"
+GROWTH = 4
+"""Buckets are made anew when there are so many times the personas that they were made for."""
+
+
+def by_meaning(context: Context) -> StepResult:
+    settings, store = context.settings.dedup.semantic, context.store
+    model = model_of(context.settings)
+    embedded, dim = stored(store.read(PERSONA_EMBEDDINGS), model, context.settings.embedding.dimensions)
+    vectors = embedded.where(F.col("vector").isNotNull()).select("persona_id", "vector")
+    version = semantic.parameters_version(settings, model, dim or 0)
+    removals, compared = store.read(PERSONA_REMOVALS), store.read(PERSONA_BUCKETS)
+    _refuse_other_vectors(removals, version)
+    compared = compared.where(F.col("parameters_version") == version)
+
+    # Who was compared before comes first, for they are published; then whoever arrived first.
+    seen = compared.select("persona_id").distinct().withColumn("fresh", F.lit(False))
+    witnesses = removals.select(F.col("kept_id").alias("persona_id")).distinct().withColumn("anchored", F.lit(True))
+    hub = store.stage(
+        store.view("hub")
+        .select("persona_id", "created_at", "hop")
+        .join(vectors.select("persona_id", F.lit(True).alias("embedded")), on="persona_id", how="left")
+        .join(seen, on="persona_id", how="left")
+        .join(witnesses, on="persona_id", how="left")
+        .withColumn("fresh", F.coalesce("fresh", F.lit(True)))
+        .select(
+            "persona_id",
+            F.struct("fresh", "created_at", "hop").alias("priority"),
+            "fresh",
+            F.coalesce("anchored", F.lit(False)).alias("anchored"),
+            F.coalesce("embedded", F.lit(False)).alias("embedded"),
+        )
+    )
+    counts = {
+        (row["embedded"], row["fresh"]): row["count"] for row in hub.groupBy("embedded", "fresh").count().collect()
+    }
+    rows_in, with_vector = sum(counts.values()), counts.get((True, True), 0) + counts.get((True, False), 0)
+    outcomes = {"no_vector": rows_in - with_vector, "removed_semantic": 0, "stands_for_others": 0}
+    if not counts.get((True, True)):
+        return StepResult(rows_in, {**outcomes, "kept": with_vector})
+
+    rows = hub.where("embedded").drop("embedded")
+    centroids = _centroids(
+        context, version, vectors.join(rows, on="persona_id", how="left_semi"), with_vector, dim or 0
+    )
+    index = F.col("index_id") == centroids.index_id
+    placed = compared.where(index).select("persona_id", "buckets")
+    unplaced = vectors.join(rows, on="persona_id", how="left_semi").join(placed, on="persona_id", how="left_anti")
+    new = store.stage(semantic.assign(unplaced, centroids, settings=settings))
+    found = semantic.deduplicate(
+        rows.join(placed.unionByName(new), on="persona_id", how="inner").join(vectors, on="persona_id", how="inner"),
+        settings=settings,
+    )
+    removed = store.stage(found.removals.withColumn("parameters_version", F.lit(version)))
+    removed_count, spared = removed.count(), found.spared.count()
+    buckets = new.join(removed, on="persona_id", how="left_anti").select(
+        "persona_id",
+        F.lit(centroids.index_id).alias("index_id"),
+        "buckets",
+        F.lit(version).alias("parameters_version"),
+    )
+    # Buckets last: with them a persona counts as compared.
+    added = {
+        PERSONA_REMOVALS.name: context.add_new(PERSONA_REMOVALS, removed, expected=removed_count),
+        PERSONA_BUCKETS.name: context.add_new(PERSONA_BUCKETS, buckets),
+    }
+    left = store.view("hub").join(removed, on="persona_id", how="left_anti").count()  # where a dry run left them
+    outcomes |= {"removed_semantic": removed_count, "stands_for_others": spared}
+    return StepResult(rows_in, {**outcomes, "kept": left - outcomes["no_vector"] - spared}, added)
+
+
+def _refuse_other_vectors(removals: DataFrame, version: str) -> None:
+    """PersonaHubError when ``removals`` has decisions of this tier that these settings might not make."""
+    decided = removals.where(F.col("tier") == SEMANTIC).select("parameters_version").distinct().collect()
+    others = sorted(row[0] for row in decided if row[0] != version)
+    if others:
+        raise PersonaHubError(
+            f"{SEMANTIC_STEP}: persona_removals was decided with other parameters or vectors ({', '.join(others)}; the "
+            f"settings dedup.semantic and embedding give {version} now); set them back, or choose a new store.root, or decide "
+            'all anew, which may change who is published: jobs/query_tables.py "DELETE FROM persona_removals WHERE '
+            "tier = 'semantic'\", then this job again"
+        )
+
+
+def _centroids(context: Context, version: str, vectors: DataFrame, count: int, dim: int) -> Centroids:
+    """The buckets' middles: those made before, unless there are far more personas now."""
+    settings = context.settings.dedup.semantic
+    if semantic.bucket_count(count, settings) == 1:
+        return Centroids.single(dim)
+    folder = f"{context.store.state_root}/semantic"
+    made = {int(name.split("-")[1].split(".")[0]): name for name in files.names(folder) if name.startswith(version)}
+    latest = max(made, default=0)
+    if made and count < GROWTH * latest:
+        return Centroids.from_bytes(files.read_whole(folder, made[latest]))
+    centroids = semantic.train(vectors, rows=count, settings=settings)
+    if not context.store.dry_run:
+        files.write_whole(folder, f"{version}-{count}.npz", centroids.to_bytes())
+    return centroids
+
+
+DEDUP_SURFACE = Step(SURFACE_STEP, by_words)
+DEDUP_SEMANTIC = Step(SEMANTIC_STEP, by_meaning, on_request=True)

@@ -1,0 +1,55 @@
+"""Start a program: look at what its steps need, build the session, open the store."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import uuid
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from personahub_spark.program import endings, preflight
+from personahub_spark.program.progress import Progress
+from personahub_spark.program.session import build, refuse_a_catalog_that_forgets, refuse_names_that_java_has_not
+from personahub_spark.program.steps import Context, Step, now
+from personahub_spark.settings import loading
+from personahub_spark.settings.whole import Settings
+from personahub_spark.store.store import Store
+
+
+def open_context(
+    settings: Settings, steps: Collection[Step] = (), *, dry_run: bool = False, progress: Progress | None = None
+) -> Context:
+    """A context with a session and a store, to run ``steps`` in.
+
+    Raises PersonaHubError before Spark starts where the steps lack something (see ``preflight``), as ``build`` does,
+    and where managed tables are wanted of a catalog that does not last.
+    """
+    prices = loading.load_prices(settings.prices)
+    before_asking = preflight.check(settings, steps, dry_run=dry_run)
+    spark = build(settings.spark, keeps_tables=settings.store.root is None)
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session is not ours to end
+        atexit.register(_end, spark)  # or a cluster takes the program for one that died
+    if settings.store.root is None:
+        refuse_a_catalog_that_forgets(spark)
+    jvm: Any = spark.sparkContext._jvm
+    refuse_names_that_java_has_not(settings, jvm.System.getProperty("sun.jnu.encoding"))
+    started_at = now()
+    return Context(
+        spark=spark,
+        settings=settings,
+        store=Store(spark, settings.store, dry_run=dry_run),
+        run_id=f"{started_at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
+        prices=prices,
+        progress=progress or Progress(),
+        started_at=started_at,
+        before_asking=before_asking,
+    )
+
+
+def _end(spark: SparkSession) -> None:
+    with endings.by_signals(), suppress(Exception):  # of a JVM that is gone
+        spark.stop()
