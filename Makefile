@@ -29,7 +29,7 @@ sql: $(VENV)/ready  ## ask the tables: make sql Q="select * from hub"; FORMAT=ta
 	@$(RUN) jobs/query_tables.py --conf "$${CONF:-conf/local.yaml}" $${STORE:+--set "store.root=$$STORE"} --format "$${FORMAT:-table}" --rows "$${ROWS:-100}" -- "$${Q:-select * from hub limit 20}"
 
 package: $(VENV)/ready  ## the zip that executors need, for spark-submit --py-files
-	@mkdir -p dist && $(RUN) -c 'from pathlib import Path; from personahub_spark import session; print(session.package_zip(Path("dist/personahub_spark.zip")))'
+	@mkdir -p dist && $(RUN) -c 'from pathlib import Path; from personahub_spark.program.code import package_zip; print(package_zip(Path("dist/personahub_spark.zip")))'
 
 clean:  ## remove what the other targets made, the demo's tables included; downloads stay in ~/.cache/personahub
 	@rm -rf $(VENV) build dist *.egg-info warehouse .pytest_cache .mypy_cache .ruff_cache .hypothesis

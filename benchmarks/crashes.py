@@ -29,7 +29,7 @@ from watch import PYTHON_WORKERS
 from personahub_spark.ledger.complete import complete_all
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.program import steps
+from personahub_spark.program.start import open_context
 from personahub_spark.settings import loading, models
 from personahub_spark.store.hub_tables import DOCUMENTS
 
@@ -144,7 +144,7 @@ def _run(told: dict[str, object]) -> None:
             },
         }
     )  # fmt: skip
-    context = start.open_context(chosen)
+    context = open_context(chosen)
     context.store.create()
     context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
     calls = int(str(told["calls"]))

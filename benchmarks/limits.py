@@ -16,7 +16,7 @@ from pathlib import Path
 from personahub_spark.ledger.complete import complete_all
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.program import steps
+from personahub_spark.program.start import open_context
 from personahub_spark.program.steps import Context
 from personahub_spark.settings import loading, models
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _context(folder: Path, url: str, chosen: argparse.Namespace) -> Context:
-    context = start.open_context(
+    context = open_context(
         loading.validate(
             {
                 "store": {"root": str(folder / "store")},

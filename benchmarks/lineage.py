@@ -22,9 +22,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import IntegerType, StringType
 
 from personahub_spark.hub import lineage
+from personahub_spark.hub.withdrawals import Rule
 from personahub_spark.program import session, steps
 from personahub_spark.program.progress import Progress
-from personahub_spark.program.steps import Context
+from personahub_spark.program.steps import Context, Step, run_step
 from personahub_spark.settings import loading, whole
 from personahub_spark.store.hub_tables import DOCUMENTS, PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONAS
 from personahub_spark.store.store import Store
@@ -81,9 +82,9 @@ def main() -> None:
         "lookup_s": {way: {"first": round(taken[0], 2), "median": round(statistics.median(taken[1:]), 2)}
                      for way, taken in lookups.items()},
     }, indent=1), flush=True)  # fmt: skip
-    rule = withdraw.Rule("source", "withdrawn", "benchmark", "to be measured")
+    rule = Rule("source", "withdrawn", "benchmark", "to be measured")
     results = []
-    withdraw_s = took(lambda: results.append(steps.run_step(context, "withdraw", lambda c: withdraw.run(c, rule))))
+    withdraw_s = took(lambda: results.append(run_step(context, Step("withdraw", lambda c: withdraw(c, rule)))))
     assert results[0].outcomes["stays"] > 0 == results[0].outcomes["withdrawn"]  # each root was found twice
     print(json.dumps({"withdraw_s": round(withdraw_s, 1), "personas": results[0].outcomes}))
 

@@ -23,7 +23,7 @@ from personahub_spark import files
 from personahub_spark.ledger.complete import complete_all
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.program import steps
+from personahub_spark.program.start import open_context
 from personahub_spark.program.steps import Context
 from personahub_spark.settings import loading, models
 from personahub_spark.store.record_tables import LLM_CALLS
@@ -62,7 +62,7 @@ def _context(folder: Path, url: str) -> Context:
             },
         }
     )
-    context = start.open_context(chosen)
+    context = open_context(chosen)
     context.store.create()
     context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
     return context

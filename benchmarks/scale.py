@@ -17,15 +17,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from pyspark.sql import functions as F
 from watch import Watch, shuffled
 
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.program import steps
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.start import open_context
+from personahub_spark.program.steps import Context, Step, run_step
 from personahub_spark.settings import loading
 from personahub_spark.store.hub_tables import PERSONAS
 from personahub_spark.text import content_id
@@ -62,8 +61,8 @@ def main() -> None:
         )
         context = _context(folder, "asked", endpoint.url)
         print(f"{'':20}{'rows':>9}{'seconds':>9}{'CPU ms/row':>12}{'shuffled':>11}  bytes a row, by table")
-        _tell(context, "ingest_documents", ingest_documents.run, chosen.documents)
-        _tell(context, "extract_personas", extract_personas.run, chosen.documents)
+        _tell(context, ingest_documents.STEP, chosen.documents)
+        _tell(context, extract_personas.STEP, chosen.documents)
         context.spark.stop()
         context = _context(folder, "compared", endpoint.url)
         rows = [(content_id(text), text) for text in texts[: chosen.personas]]
@@ -77,10 +76,10 @@ def main() -> None:
         )
         context.add_new(PERSONAS, personas)
         compared = context.store.read(PERSONAS).count()
-        _tell(context, "dedup_surface", dedup_surface.run, compared)
+        _tell(context, dedup_surface.STEP, compared)
         hub = context.store.view("hub").count()
-        _tell(context, "embed_personas", embed_personas.run, hub)
-        _tell(context, "dedup_semantic", dedup_semantic.run, hub)
+        _tell(context, embed_personas.STEP, hub)
+        _tell(context, dedup_semantic.STEP, hub)
         context.spark.stop()
 
 
@@ -89,7 +88,7 @@ _REPLY = '{"persona": "A person of town {number} who keeps notes on what was see
 
 def _context(folder: Path, name: str, url: str) -> Context:
     model = {"model": MODEL, "base_url": url, "transport": "aiohttp", "in_flight": 32, "workers": 2}
-    context = start.open_context(
+    context = open_context(
         loading.validate(
             {
                 "store": {"root": str(folder / name)},
@@ -107,11 +106,11 @@ def _context(folder: Path, name: str, url: str) -> Context:
     return context
 
 
-def _tell(context: Context, step: str, run: Callable[[Context], StepResult], rows: int) -> None:
+def _tell(context: Context, step: Step, rows: int) -> None:
     before, moved = _bytes(context), shuffled(context.spark)
     with Watch() as used:
         began = time.monotonic()
-        steps.run_step(context, step, run)
+        run_step(context, step)
         seconds = time.monotonic() - began
     moved = shuffled(context.spark) - moved
     grown = {table: size - before.get(table, 0) for table, size in _bytes(context).items()}

@@ -28,6 +28,8 @@ import run_pipeline
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import local_models
 from personahub_spark.program import cli, faults, jars, preflight, steps, terminal
+from personahub_spark.program.start import open_context
+from personahub_spark.program.steps import run_steps
 from personahub_spark.publication import report
 from personahub_spark.settings import loading
 from personahub_spark.settings.models import Endpoint
@@ -92,11 +94,12 @@ def run(
     }
     as_yaml = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
     chosen = loading.load(CONF, as_yaml)
-    preflight.check(chosen, chosen.pipeline.steps)  # before anything is fetched; open_context does it again
+    pipeline = run_pipeline.chosen(chosen)
+    preflight.check(chosen, pipeline)  # before anything is fetched; open_context does it again
     with clock("downloads"):
         jars.jars(chosen.spark)
         local_models.fetch_embedder(chosen.embedding.model)
-    context = start.open_context(chosen, chosen.pipeline.steps)
+    context = open_context(chosen, pipeline)
     look_again = context.before_asking
     with contextlib.ExitStack() as served:
 
@@ -110,7 +113,7 @@ def run(
                     endpoint = served.enter_context(local_models.serve(model, port, say=context.progress.say))
 
         context = dataclasses.replace(context, before_asking=serve, while_asking=lambda: clock("model"))
-        results = steps.run_steps(context, {step: run_pipeline.STEPS[step] for step in chosen.pipeline.steps})
+        results = run_steps(context, pipeline)
     outcomes = {step: result.outcomes for step, result in results.items()}
     print(f"\n{report.summary(context.store, outcomes, context.run_id, width=terminal.width() or 120)}")
     return results

@@ -5,63 +5,16 @@ tables are kept for good from their first release on. Release while no other job
 """
 
 import functools
-import json
 import logging
-import re
 import sys
 
-from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
-
-from personahub_spark.errors import PersonaHubError
 from personahub_spark.hub import releases
 from personahub_spark.program.cli import parser
-from personahub_spark.program.code import code_version
 from personahub_spark.program.faults import exit_code
 from personahub_spark.program.start import open_context
-from personahub_spark.program.steps import Context, StepResult, run_step
+from personahub_spark.program.steps import Step, run_step
 from personahub_spark.settings.loading import load
 from personahub_spark.store.record_tables import RELEASES
-from personahub_spark.store.store import Store
-
-STEP = "release_hub"
-TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def run(context: Context, tag: str, note: str | None = None) -> StepResult:
-    store = context.store
-    if not TAG.fullmatch(tag):
-        raise PersonaHubError(f"{STEP}: {tag!r} is no tag; use up to 64 letters, digits, points, - and _")
-    if not store.read(RELEASES).where(F.col("tag") == tag).isEmpty():
-        raise PersonaHubError(
-            f"{STEP}: there is a release {tag} already, and releases do not change; choose another tag"
-        )
-    for table in releases.RELEASED:
-        if not store.dry_run:
-            store.keep_versions(table)
-    versions = {table.name: store.version(table) for table in releases.RELEASED}
-    scratch = Store(context.spark, context.settings.store)  # the tables of a version write nothing
-    try:
-        found = releases.manifest(store.at(versions), stage=scratch.stage)
-    finally:
-        scratch.drop_staged()
-    settings = context.settings
-    told = {
-        "tag": tag,
-        "note": note,
-        "created_at": f"{context.started_at:%Y-%m-%dT%H:%M:%SZ}",
-        "code_version": code_version(),
-        "settings_hash": settings.fingerprint(),
-        "dedup": settings.dedup.model_dump(mode="json"),
-        "filters": settings.filters.model_dump(mode="json"),
-        "versions": versions,
-        **found,
-    }
-    hub = found["hub"]
-    row = (tag, versions, hub["personas"], hub["sha256"], json.dumps(told, ensure_ascii=False, indent=1))
-    rows = context.spark.createDataFrame([row], StructType(list(RELEASES.columns)))
-    added = {RELEASES.name: context.add_new(RELEASES, rows, expected=1)}
-    return StepResult(hub["personas"], {"released": hub["personas"]}, added)
 
 
 def main() -> None:
@@ -90,7 +43,8 @@ def main() -> None:
             found = releases.difference(store, *arguments.compare)
             print(f"{found.added.count():,} added, {found.removed.count():,} removed, {found.kept:,} in both")
         else:
-            run_step(context, STEP, functools.partial(run, tag=arguments.tag, note=arguments.note))
+            make = functools.partial(releases.release, tag=arguments.tag, note=arguments.note)
+            run_step(context, Step("release_hub", make))
             if not arguments.dry_run:
                 print(releases.find(store, arguments.tag)["manifest"])
 

@@ -197,7 +197,8 @@ def first_of(rows: DataFrame, count: int) -> Column:
     end, left = _end(rows.where(equal).groupBy(digits).count().orderBy("digits").collect(), left)
     last = rows.where(equal & (digits == end)).select("id").orderBy("id").limit(left).collect()[-1]["id"]
     better = F.col("siblings_new").isNotNull() if value is None else F.col("siblings_new") > value
-    return F.coalesce(better, F.lit(False)) | (equal & (F.col("id") <= last))
+    chosen: Column = F.coalesce(better, F.lit(False)) | (equal & (F.col("id") <= last))
+    return chosen
 
 
 def _end(groups: Sequence[Row], count: int) -> tuple[Any, int]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.program.code import code_version
+from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.store.hub_tables import (
     DOCUMENT_SOURCES,
     DOCUMENTS,
@@ -33,6 +37,9 @@ PUBLISHED = ("persona_id", "text", "lang", "hop", "first_origin")
 RELEASED = tuple(table for table in TABLES if table is not RELEASES)
 
 
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
 class Difference(NamedTuple):
     """Personas of a later release against an earlier one."""
 
@@ -40,6 +47,46 @@ class Difference(NamedTuple):
     removed: DataFrame
     """Both with the columns ``PUBLISHED``."""
     kept: int
+
+
+def release(context: Context, tag: str, note: str | None = None) -> StepResult:
+    """Release the hub under ``tag``: write its manifest, with ``note`` in it.
+
+    PersonaHubError for a tag that is taken, or is none.
+    """
+    store = context.store
+    if not _TAG.fullmatch(tag):
+        raise PersonaHubError(f"release_hub: {tag!r} is no tag; use up to 64 letters, digits, points, - and _")
+    if not store.read(RELEASES).where(F.col("tag") == tag).isEmpty():
+        raise PersonaHubError(
+            f"release_hub: there is a release {tag} already, and releases do not change; choose another tag"
+        )
+    for table in RELEASED:
+        if not store.dry_run:
+            store.keep_versions(table)
+    versions = {table.name: store.version(table) for table in RELEASED}
+    scratch = Store(context.spark, context.settings.store)  # the tables of a version write nothing
+    try:
+        found = manifest(store.at(versions), stage=scratch.stage)
+    finally:
+        scratch.drop_staged()
+    settings = context.settings
+    told = {
+        "tag": tag,
+        "note": note,
+        "created_at": f"{context.started_at:%Y-%m-%dT%H:%M:%SZ}",
+        "code_version": code_version(),
+        "settings_hash": settings.fingerprint(),
+        "dedup": settings.dedup.model_dump(mode="json"),
+        "filters": settings.filters.model_dump(mode="json"),
+        "versions": versions,
+        **found,
+    }
+    hub = found["hub"]
+    row = (tag, versions, hub["personas"], hub["sha256"], json.dumps(told, ensure_ascii=False, indent=1))
+    rows = context.spark.createDataFrame([row], StructType(list(RELEASES.columns)))
+    added = {RELEASES.name: context.add_new(RELEASES, rows, expected=1)}
+    return StepResult(hub["personas"], {"released": hub["personas"]}, added)
 
 
 def content_hash(hub: DataFrame) -> tuple[int, str]:

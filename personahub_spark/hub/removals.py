@@ -99,9 +99,9 @@ def _refuse_other_word_parameters(removals: DataFrame, stored: DataFrame, settin
     if others:
         raise PersonaHubError(
             f"{SURFACE_STEP}: personas were compared with other parameters ({', '.join(others)}; the settings "
-            f"dedup.surface are {version} now); set them back, or choose a new store.root, or decide all anew, which may change who "
-            'is published: jobs/query_tables.py "DELETE FROM persona_removals", the same with persona_bands, then this '
-            "job again"
+            f"dedup.surface are {version} now); set them back, or choose a new store.root, or decide all anew, which "
+            'may change who is published: jobs/query_tables.py "DELETE FROM persona_removals", the same with '
+            "persona_bands, then this job again"
         )
 
 
@@ -112,8 +112,8 @@ def _refuse_to_displace(removed: DataFrame, removals: DataFrame) -> None:
     if displaced:
         raise PersonaHubError(
             f"{SURFACE_STEP}: {displaced:,} published personas that stand for removed ones would go for others, "
-            "because persona_bands does not tell that they were published; choose a new store.root, or decide all anew (DELETE "
-            "FROM persona_removals)"
+            "because persona_bands does not tell that they were published; choose a new store.root, or decide all anew "
+            "(DELETE FROM persona_removals)"
         )
 
 
@@ -206,9 +206,9 @@ def _refuse_other_vectors(removals: DataFrame, version: str) -> None:
     if others:
         raise PersonaHubError(
             f"{SEMANTIC_STEP}: persona_removals was decided with other parameters or vectors ({', '.join(others)}; the "
-            f"settings dedup.semantic and embedding give {version} now); set them back, or choose a new store.root, or decide "
-            'all anew, which may change who is published: jobs/query_tables.py "DELETE FROM persona_removals WHERE '
-            "tier = 'semantic'\", then this job again"
+            f"settings dedup.semantic and embedding give {version} now); set them back, or choose a new store.root, or "
+            'decide all anew, which may change who is published: jobs/query_tables.py "DELETE FROM persona_removals '
+            "WHERE tier = 'semantic'\", then this job again"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -147,7 +147,7 @@ def _listed(label: str, counts: Mapping[str, int], *, note: str = "") -> Iterabl
 
 def _quarantine(store: Store) -> dict[str, Counter[str]]:
     """Rows of quarantine by reason, for each step, and for ``files``."""
-    found = defaultdict[str, Counter[str]](Counter)
+    found = {step: Counter[str]() for step in ("files", EXTRACT, DEDUP, EXPAND, PROFILES, SYNTHESIZE)}
     rows = store.read(QUARANTINE).groupBy(F.split("source", ":")[0].alias("step"), "reason").count().collect()
     for row in rows:
         found[row["step"] if row["step"] in found else "files"][row["reason"]] += row["count"]

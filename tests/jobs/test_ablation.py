@@ -17,6 +17,7 @@ import pytest
 from pyspark.sql.types import StructType
 
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.hub import ablation
 from personahub_spark.program.steps import Context
 from personahub_spark.settings import whole
 from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONAS
@@ -73,7 +74,7 @@ def test_each_tier_leaves_at_each_threshold_what_the_oracles_leave_and_no_table_
 ) -> None:
     context = make_context(make_settings(embedding=ENDPOINT, dedup={"surface": {"engine": "exact"}}))
     with pytest.raises(PersonaHubError, match=r"no persona has a vector of test-model; run jobs/embed_personas\.py"):
-        ablate_dedup.ablate(context, thresholds=THRESHOLDS, tiers=["none"], rows=10)
+        ablation.ablate(context, thresholds=THRESHOLDS, tiers=["none"], rows=10)
     rng = np.random.default_rng(seed)
     texts = sorted({text for _, text, _ in persona_like_rows(seed) if text and token_set(text)})
     random.Random(seed).shuffle(texts)
@@ -89,9 +90,9 @@ def test_each_tier_leaves_at_each_threshold_what_the_oracles_leave_and_no_table_
     before = {table: context.store.read(table).count() for table in (PERSONAS, PERSONA_EMBEDDINGS)}
 
     found = [
-        *ablate_dedup.ablate(context, thresholds=THRESHOLDS, tiers=["none", "exact", "both"], rows=10_000),
-        *ablate_dedup.ablate(context, thresholds=[Decimal("0.9")], tiers=["surface"], rows=10_000),
-        *ablate_dedup.ablate(context, thresholds=[Decimal("0.6")], tiers=["semantic"], rows=10_000),
+        *ablation.ablate(context, thresholds=THRESHOLDS, tiers=["none", "exact", "both"], rows=10_000),
+        *ablation.ablate(context, thresholds=[Decimal("0.9")], tiers=["surface"], rows=10_000),
+        *ablation.ablate(context, thresholds=[Decimal("0.6")], tiers=["semantic"], rows=10_000),
     ]
 
     ids = {text: content_id(text) for text in texts}
@@ -128,7 +129,7 @@ def test_a_threshold_that_is_none_of_both_tiers_is_refused_in_a_sentence(make_co
     context = make_context(dry_run=True)
     for wrong in ("0.4", "1.01", "0.9000001"):
         with pytest.raises(PersonaHubError, match=r"--thresholds are from 0\.5 to 1"):
-            ablate_dedup.ablate(context, thresholds=[Decimal("0.9"), Decimal(wrong)], tiers=["none"], rows=10)
+            ablation.ablate(context, thresholds=[Decimal("0.9"), Decimal(wrong)], tiers=["none"], rows=10)
 
 
 def test_a_table_that_could_not_be_written_is_refused_before_the_study(

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import dedup_semantic
 import dedup_surface
-import explain_removal
 import numpy as np
 import pytest
 from pyspark.sql.types import StructType
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.program import steps
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.hub import audit
+from personahub_spark.program.steps import Context, StepResult, run_step
 from personahub_spark.settings import whole
 from personahub_spark.store.hub_tables import PERSONA_BANDS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
 from personahub_spark.text import content_id, token_set
@@ -40,7 +39,7 @@ def add(context: Context, texts: Iterable[str], *, days: int = 0, flags: tuple[s
 
 
 def dedup(context: Context) -> StepResult:
-    return steps.run_step(context, "dedup_surface", dedup_surface.run)
+    return run_step(context, dedup_surface.STEP)
 
 
 def removals(context: Context) -> dict[str, tuple[str, str, float]]:
@@ -111,8 +110,8 @@ def test_over_both_tiers_and_days_no_witness_of_a_removal_is_removed_by_either_a
         ]
         frame = context.spark.createDataFrame(rows, StructType(list(PERSONA_EMBEDDINGS.columns)))
         context.store.add_new(PERSONA_EMBEDDINGS, frame, run_id=f"day {day}", created_at=MONDAY + timedelta(days=day))
-        for step, run in (("dedup_surface", dedup_surface.run), ("dedup_semantic", dedup_semantic.run)):
-            outcomes = steps.run_step(context, step, run).outcomes
+        for step in (dedup_surface.STEP, dedup_semantic.STEP):
+            outcomes = run_step(context, step).outcomes
             found |= {name: found.get(name, 0) + count for name, count in outcomes.items()}
         gone, now = removals(context), hub(context)
         case = f"seed {seed}, day {day}"
@@ -225,7 +224,7 @@ def test_a_removal_is_explained_by_texts_tokens_tier_and_parameters(make_context
     dedup(context)
 
     def told(text: str) -> str:
-        return "\n".join(explain_removal.explain(context.store, context.settings, content_id(text)))
+        return "\n".join(audit.explain(context.store, context.settings, content_id(text)))
 
     near = told(f"{WORDS} more")
     assert f"kept        {content_id(WORDS)}  {WORDS}\n" in near
@@ -236,16 +235,16 @@ def test_a_removal_is_explained_by_texts_tokens_tier_and_parameters(make_context
     assert told("no") == "flagged     too_short: no"
     assert told("?!") == "quarantine  no_tokens: ?!"
     with pytest.raises(PersonaHubError, match="several ids start with ''"):
-        explain_removal.explain(context.store, context.settings, "")
+        audit.explain(context.store, context.settings, "")
     with pytest.raises(PersonaHubError, match="no persona has an id that starts with 'x'"):
-        explain_removal.explain(context.store, context.settings, "x")
-    sample = explain_removal.audit(context.store, 200)
+        audit.explain(context.store, context.settings, "x")
+    sample = audit.audit(context.store, 200)
     assert [line for line in sample if "removals" in line] == [
         "exact_tokens: 1 of 1 removals", "surface: 1 of 1 removals",
     ]  # fmt: skip
     assert f"0.9524  removed  {WORDS} more" in sample
     assert "        differ   more | nothing" in sample
-    assert len(explain_removal.audit(context.store, 0)) == 1
+    assert len(audit.audit(context.store, 0)) == 1
 
 
 def test_an_audit_is_a_table_for_a_spreadsheet_with_a_place_for_the_verdict(
@@ -255,7 +254,7 @@ def test_an_audit_is_a_table_for_a_spreadsheet_with_a_place_for_the_verdict(
     add(context, [WORDS, '=a "nurse" from Lima', "Lima: a nurse, from"])
     add(context, [f"{WORDS} more"], days=1)
     dedup(context)
-    assert explain_removal.write_audit(context.store, 200, tmp_path / "audit.csv") == 2
+    assert audit.write_audit(context.store, 200, tmp_path / "audit.csv") == 2
     with (tmp_path / "audit.csv").open(encoding="utf-8-sig", newline="") as opened:
         equal, near = csv.DictReader(opened)
     assert (near["verdict"], near["tier"], near["similarity"][:6]) == ("", "surface", "0.9523")

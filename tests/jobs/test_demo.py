@@ -20,7 +20,7 @@ import run_pipeline
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.local_models import fetch_embedder
 from personahub_spark.program import jars
-from personahub_spark.program.steps import Context
+from personahub_spark.program.steps import Context, run_steps
 from personahub_spark.settings.whole import SparkSettings
 from tests.waiting import PATIENCE_S
 
@@ -114,9 +114,9 @@ def test_a_step_says_that_it_will_ask_once_and_only_where_it_does(
         before_asking=lambda _: asked_before.append(endpoint.counts()["requests"]),
         while_asking=while_asking,
     )
-    steps = {step: run_pipeline.STEPS[step] for step in ("ingest_documents", "extract_personas")}
-    steps.run_steps(context, steps)
-    steps.run_steps(context, steps)
+    steps = [run_pipeline.STEPS[step] for step in ("ingest_documents", "extract_personas")]
+    run_steps(context, steps)
+    run_steps(context, steps)
     assert (asked_before, asked_after) == ([0], [1])
     assert endpoint.counts()["requests"] == 1
 

@@ -11,8 +11,7 @@ import pytest
 import run_pipeline
 
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.program import steps
-from personahub_spark.program.steps import Context
+from personahub_spark.program.steps import Context, run_steps
 from personahub_spark.store.store import TABLES
 
 
@@ -25,7 +24,7 @@ def test_a_dry_run_without_tables_looks_at_every_step_and_leaves_no_file(
     (tmp_path / "documents" / "a.jsonl").write_text("\n".join([*rows, "{"]), encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
     context = make_context(dry_run=True)
-    results = steps.run_steps(context, {step: run_pipeline.STEPS[step] for step in context.settings.pipeline.steps})
+    results = run_steps(context, run_pipeline.chosen(context.settings))
     assert results["create_tables"].outcomes == {"missing": len(TABLES), "there_already": 0}
     assert results["ingest_documents"].outcomes == {"new": 3, "known": 0, "repeated": 0, "quarantined": 1}
     assert [result.rows_in for result in results.values()] == [len(TABLES), 4, 0, 0, 0]

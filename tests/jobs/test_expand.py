@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import expand_personas
 import pytest
 import query_tables
 import run_pipeline
@@ -21,10 +20,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.hub import lineage
+from personahub_spark.hub import expansion, lineage
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.program import steps
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, StepResult, run_step
 from personahub_spark.settings import loading, whole
 from personahub_spark.store.hub_tables import (
     DOCUMENTS,
@@ -110,7 +108,7 @@ def make_hub(
 
 
 def expand(context: Context) -> StepResult:
-    return steps.run_step(context, "expand_personas", run_pipeline.STEPS["expand_personas"])
+    return run_step(context, run_pipeline.STEPS["expand_personas"])
 
 
 def hub(context: Context) -> dict[str, int]:
@@ -270,10 +268,10 @@ def test_the_first_of_many_are_chosen_as_by_sorting_all(spark: SparkSession) -> 
     frame = spark.createDataFrame(rows, "id string, siblings_new double").repartition(3)
     expected = [row[0] for row in sorted(rows, key=lambda row: (-(-1 if row[1] is None else row[1]), row[0]))]
     for count in (1, 57, 111, 199, 200):
-        chosen = frame.where(expand_personas.first_of(frame, count)).collect()
+        chosen = frame.where(expansion.first_of(frame, count)).collect()
         assert {row["id"] for row in chosen} == set(expected[:count]), count
     unknown = frame.select("id", F.lit(None).cast("double").alias("siblings_new"))
-    chosen = unknown.where(expand_personas.first_of(unknown, 77)).collect()
+    chosen = unknown.where(expansion.first_of(unknown, 77)).collect()
     assert sorted(row["id"] for row in chosen) == sorted(key for key, _ in rows)[:77]
 
 
@@ -319,7 +317,7 @@ def test_expansion_stops_where_novelty_or_money_ends(
 
     def siblings_new() -> dict[str, float]:
         chosen = loading.validate(raw).expansion
-        rows = expand_personas.parents(context.store, chosen, 2, "recipe", "source").collect()
+        rows = expansion.parents(context.store, chosen, 2, "recipe", "source").collect()
         return {row["text"]: row["siblings_new"] for row in rows}
 
     assert siblings_new() == {BOY: 0.5, DRIVER: 1.0, MILLER: 1.0}

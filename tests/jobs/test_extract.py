@@ -11,7 +11,7 @@ import run_pipeline
 
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.program import steps
-from personahub_spark.program.steps import Context
+from personahub_spark.program.steps import Context, run_step
 from personahub_spark.settings import whole
 from personahub_spark.store.hub_tables import PERSONA_ORIGINS, PERSONAS
 from personahub_spark.store.record_tables import QUARANTINE
@@ -36,10 +36,10 @@ def test_a_book_yields_personas_of_its_parts_by_every_verb_and_no_part_is_asked_
 
     def extract(most: int | None) -> steps.StepResult:
         context = make_context(make_settings(personas={**width, "max_personas_per_document": most}))
-        return steps.run_step(context, "extract_personas", run_pipeline.STEPS["extract_personas"])
+        return run_step(context, run_pipeline.STEPS["extract_personas"])
 
     context = make_context(make_settings())
-    steps.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+    run_step(context, run_pipeline.STEPS["ingest_documents"])
     some = extract(8)  # two parts of the book and the whole note, by each verb
     assert some.outcomes == {"done_before": 0, "read": 4, "unreadable": 2, "failed": 0, "deferred": 0}
     assert some.rows_in == 6 == endpoint.counts()["billed"]

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
 
-from personahub_spark.program import steps
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.hub import importing
+from personahub_spark.program.steps import Context, StepResult, run_step
 from personahub_spark.settings import whole
 from personahub_spark.store.hub_tables import PERSONA_IMPORTS, PERSONA_ORIGINS, PERSONAS
 from personahub_spark.store.record_tables import IMPORTS, QUARANTINE
@@ -61,7 +61,7 @@ def write(folder: Path) -> list[dict[str, Any]]:
 
 
 def run(context: Context) -> StepResult:
-    return steps.run_step(context, "import_personas", import_personas.run)
+    return run_step(context, import_personas.STEP)
 
 
 class Dying(Store):
@@ -134,7 +134,7 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     personas = {row["text"]: row for row in context.store.read(PERSONAS).collect()}
     assert len(personas) == context.store.read(PERSONA_ORIGINS).count() - 1 == cut[0] - 1 + 5  # one has two licences
     assert personas["A pilot from Lima"]["lang"] == "en"
-    assert steps.run_step(context, "dedup_surface", dedup_surface.run).rows_in == len(personas)
+    assert run_step(context, dedup_surface.STEP).rows_in == len(personas)
 
     before = live_files(context)
     again = run(context)
@@ -163,7 +163,7 @@ def test_rows_that_cannot_be_read_do_not_all_meet_in_one_task(make_context: Call
         *[F.lit(None).cast("string").alias(name) for name in
           ("raw", "source_key", "persona_id", "source", "licence", "synthesis_id")],
     )  # fmt: skip
-    placed = import_personas.placed(context, rows.repartition(2))
+    placed = importing.placed(context, rows.repartition(2))
     assert {row[0] for row in placed.groupBy(F.spark_partition_id()).count().select("count").collect()} != {40}
 
 

@@ -11,17 +11,14 @@ from typing import Any
 
 import dedup_semantic
 import dedup_surface
-import explain_removal
 import import_personas
 import pytest
 import release_hub
-import withdraw
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.hub import releases
+from personahub_spark.hub import audit, releases, withdrawals
 from personahub_spark.hub.lineage import trace
-from personahub_spark.program import steps
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, Step, StepResult, run_step
 from personahub_spark.publication import report
 from personahub_spark.settings import whole
 from personahub_spark.store.hub_tables import (
@@ -49,7 +46,7 @@ FROM = {
     "imported elsewhere": ["j"], "grandchild of both": ["twice"], ORPHAN: ["1"], "of a text of both": ["3"],
 }  # fmt: skip
 ALONE = {WORDS, "child of one", "round", "about", "imported", ORPHAN}
-RULE = withdraw.Rule("source", "bad", "the owner", "asked to")
+RULE = withdrawals.Rule("source", "bad", "the owner", "asked to")
 
 
 def known(text: str) -> str:
@@ -112,12 +109,12 @@ def lineage(context: Context) -> dict[tuple[str, str | None], tuple[str, str, li
     }
 
 
-def run(context: Context, rule: withdraw.Rule | None = None) -> StepResult:
-    return steps.run_step(context, "withdraw", functools.partial(withdraw.run, rule=rule))
+def run(context: Context, rule: withdrawals.Rule | None = None) -> StepResult:
+    return run_step(context, Step("withdraw", functools.partial(withdrawals.withdraw, rule=rule)))
 
 
 def dedup(context: Context) -> StepResult:
-    return steps.run_step(context, "dedup_surface", dedup_surface.run)
+    return run_step(context, dedup_surface.STEP)
 
 
 def died(context: Context) -> StepResult:
@@ -125,7 +122,7 @@ def died(context: Context) -> StepResult:
 
 
 def release(context: Context, tag: str) -> dict[str, Any]:
-    steps.run_step(context, "release_hub", functools.partial(release_hub.run, tag=tag))
+    run_step(context, Step("release_hub", functools.partial(releases.release, tag=tag)))
     found: dict[str, Any] = json.loads(releases.find(context.store, tag)["manifest"])
     return found
 
@@ -161,7 +158,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(dedup_surface, "run", died)
-        withdraw.run_and_settle(context, RULE)
+        withdrawals.withdraw_and_settle(context, RULE)
     record = context.store.read(WITHDRAWALS).collect()[0]
     assert (record["value"], record["by_whom"], record["why"]) == ("bad", "the owner", "asked to")
     assert record["counts"] == {
@@ -183,7 +180,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     tiers = []
     with monkeypatch.context() as patched:
         patched.setattr(dedup_semantic, "run", lambda told: tiers.append("semantic") or StepResult(0, {}))
-        withdraw.run_and_settle(context)  # changes nothing itself; dedup had not come about
+        withdrawals.withdraw_and_settle(context)  # changes nothing itself; dedup had not come about
     assert tiers == ["semantic"]
     assert dedup(context).outcomes["withdrawn"] == 6
     second = hub(context)
@@ -206,9 +203,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert "13 distinct = 6 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in said
     assert "+ 0 removed by semantic + 6 withdrawn" in said
     assert "problems     3 written = 1 pass the form checks + 0 fail one or more + 2 withdrawn" in said
-    child, twice = (
-        explain_removal.explain(context.store, context.settings, known(text)) for text in ("child of one", "twice")
-    )
+    child, twice = (audit.explain(context.store, context.settings, known(text)) for text in ("child of one", "twice"))
     assert [line[:12].strip() for line in child] == ["withdrawn", "because"]
     assert child[0].endswith(": child of one") and child[1].endswith("source bad, said the owner: asked to")
     assert [line[:12].strip() for line in twice] == ["in the hub", "fallen"]
@@ -223,7 +218,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     (tmp_path / "more.jsonl").write_text('{"persona": "someone new from there"}')
     entry = {"paths": [str(tmp_path / "more.jsonl")], "source": "bad"}
     again = make_context(make_settings(imports=[entry, entry | {"source": "another"}]))
-    imported = steps.run_step(again, "import_personas", import_personas.run)
+    imported = run_step(again, import_personas.STEP)
     assert (imported.outcomes["withdrawn"], imported.outcomes["new"]) == (1, 1)
     assert {row["source"] for row in context.store.view("persona_lineage").where("persona like 'some%'").collect()} == {
         "another"

@@ -10,7 +10,7 @@ import pytest
 import run_pipeline
 
 from personahub_spark.llm import local_models
-from personahub_spark.program.steps import Context
+from personahub_spark.program.steps import Context, run_step
 from personahub_spark.settings import whole
 from personahub_spark.store.record_tables import LLM_CALLS
 
@@ -38,13 +38,13 @@ def test_a_real_model_answers_through_the_whole_pipeline_once(
         )
         context = make_context(chosen)
         steps = ("ingest_documents", "extract_personas", "dedup_surface", "synthesize")
-        first = {step: steps.run_step(context, step, run_pipeline.STEPS[step]) for step in steps}
+        first = {step: run_step(context, run_pipeline.STEPS[step]) for step in steps}
         calls = context.store.read(LLM_CALLS).collect()
         assert first["extract_personas"].spend.requests == 2
         assert first["extract_personas"].outcomes["deferred"] == 0
         assert len(calls) == 2 + first["synthesize"].spend.requests
         assert all(call["status"] == "answered" and call["input_tokens"] > 20 for call in calls)
         assert sum(call["output_tokens"] for call in calls) > 10
-        again = {step: steps.run_step(context, step, run_pipeline.STEPS[step]) for step in steps}
+        again = {step: run_step(context, run_pipeline.STEPS[step]) for step in steps}
         assert not any(result.changed for result in again.values())
         assert context.store.read(LLM_CALLS).count() == len(calls)

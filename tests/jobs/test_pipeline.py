@@ -23,8 +23,7 @@ from pyspark.sql import functions as F
 from personahub_spark import asking
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.program import steps
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, Step, StepResult, run_step
 from personahub_spark.settings import loading, whole
 from personahub_spark.sources import documents
 from personahub_spark.store.hub_tables import PERSONA_ORIGINS, PERSONAS
@@ -77,7 +76,7 @@ RULES: list[dict[str, Any]] = [
 
 
 def run_all(context: Context, steps: tuple[str, ...] = STEPS) -> dict[str, StepResult]:
-    return {step: steps.run_step(context, step, run_pipeline.STEPS[step]) for step in steps}
+    return {step: run_step(context, run_pipeline.STEPS[step]) for step in steps}
 
 
 @pytest.fixture
@@ -122,7 +121,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     for step in steps:
         context = pipeline if step == "ingest_documents" else idle  # files are read before it is known what is new
         pipeline.spark.sparkContext.setJobGroup(f"{step} again", "")
-        again = steps.run_step(context, step, run_pipeline.STEPS[step])
+        again = run_step(context, run_pipeline.STEPS[step])
         assert not again.changed, f"{step} changed something the second time: {again}"
         assert again.rows_in == first[step].rows_in
         if step in ("extract_personas", "synthesize"):  # nothing pending: two counts, and Delta's look at its tables
@@ -268,7 +267,7 @@ def test_hostile_and_empty_answers_become_named_failures_and_are_not_asked_again
 
 def test_a_step_whose_counts_do_not_add_up_fails_loudly(pipeline: Context) -> None:
     with pytest.raises(PersonaHubError, match="9 rows came in but 8 are accounted for"):
-        steps.run_step(pipeline, "lossy", lambda _: StepResult(9, {"kept": 8}))
+        run_step(pipeline, Step("lossy", lambda _: StepResult(9, {"kept": 8})))
 
 
 def losing_one(function: Callable[..., DataFrame]) -> Callable[..., DataFrame]:
@@ -299,10 +298,10 @@ def test_a_row_that_a_join_or_a_write_loses_is_a_loud_failure_wherever_it_gets_l
         with monkeypatch.context() as patched, pytest.raises(PersonaHubError, match=said):
             patched.setattr(module, name, lossy(getattr(module, name)))
             context = changed(pipeline, personas={"verbs": [verb]})  # another verb: all documents are asked about again
-            steps.run_step(context, step, run_pipeline.STEPS[step])
+            run_step(context, run_pipeline.STEPS[step])
 
     lost("ingest_documents", documents, "distinct", "documents got 7 new rows .* 8 were expected")
-    steps.run_step(pipeline, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+    run_step(pipeline, run_pipeline.STEPS["ingest_documents"])
     endpoint.set_script(
         [*({"match": f"(?s)<document>.*{word}: notes", "reply": ""} for word in ("ไทย", "عربي")), *RULES]
     )
@@ -323,7 +322,7 @@ def test_a_file_that_is_replaced_with_another_fault_at_the_same_line_gives_a_sec
 
     def ingest(third: str) -> tuple[dict[str, int], int]:
         file.write_text('{"text": "one"}\n{"text": "two"}\n' + third + "\n", encoding="utf-8")
-        result = steps.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
+        result = run_step(context, run_pipeline.STEPS["ingest_documents"])
         assert result.rows_in == 3 and result.outcomes["quarantined"] == 1
         return result.rows_added, context.store.read(QUARANTINE).count()
 
@@ -351,8 +350,8 @@ def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_or
     (tmp_path / "documents" / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
     endpoint.set_script([{"match": "<document>", "reply": '{"persona": "A keeper of {number} gauges in the hills"}'}])
     context = make_context(make_settings(personas={"max_document_tokens": 60}))
-    steps.run_step(context, "ingest_documents", run_pipeline.STEPS["ingest_documents"])
-    first = steps.run_step(context, "extract_personas", run_pipeline.STEPS["extract_personas"])
+    run_step(context, run_pipeline.STEPS["ingest_documents"])
+    first = run_step(context, run_pipeline.STEPS["extract_personas"])
     assert first.rows_in == 3 == first.outcomes["read"]
     assert first.spend.requests == 2 == endpoint.counts()["billed"]
     assert first.rows_added == {"personas": 2, "quarantine": 0, "persona_origins": 3}
@@ -365,7 +364,7 @@ def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_or
 
     # Shown whole they are two questions, and another recipe; the short one is the same question as before.
     whole = changed(context, personas={"max_document_tokens": 6000})
-    second = steps.run_step(whole, "extract_personas", run_pipeline.STEPS["extract_personas"])
+    second = run_step(whole, run_pipeline.STEPS["extract_personas"])
     assert second.outcomes == {"done_before": 0, "read": 3, "unreadable": 0, "failed": 0, "deferred": 0}
     assert second.spend.requests == 2 and endpoint.counts()["billed"] == 4
     assert second.rows_added == {"personas": 2, "quarantine": 0, "persona_origins": 3}

@@ -10,8 +10,7 @@ from typing import Any
 import run_pipeline
 
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.program import steps
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, StepResult, run_step
 from personahub_spark.publication import report
 from personahub_spark.settings import whole
 from personahub_spark.store.hub_tables import PERSONAS
@@ -34,7 +33,7 @@ PROFILE = {
 
 
 def write(context: Context) -> StepResult:
-    return steps.run_step(context, "write_profiles", run_pipeline.STEPS["write_profiles"])
+    return run_step(context, run_pipeline.STEPS["write_profiles"])
 
 
 def test_profiles_are_paid_for_once_and_stand_beside_the_personas(

@@ -10,7 +10,7 @@ import pytest
 import run_pipeline
 
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.program.steps import Context
+from personahub_spark.program.steps import Context, run_steps
 from personahub_spark.settings import loading
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.store import TABLES
@@ -42,8 +42,8 @@ def test_the_settings_of_the_readme_are_complete(
     chosen: Settings = loading.load("my.yaml", asked)
     assert loading.load_prices(chosen.prices)[chosen.endpoint("default").model]
     context = make_context(chosen, tables=False)
-    steps = [step for step in chosen.pipeline.steps if step != "create_tables"]  # any step makes what is missing
-    results = steps.run_steps(context, {step: run_pipeline.STEPS[step] for step in steps})
+    # Any step makes the tables that are missing.
+    results = run_steps(context, [step for step in run_pipeline.chosen(chosen) if step.name != "create_tables"])
     assert results["synthesize"].outcomes["passed"] == 1
     assert len(context.store.existing()) == len(TABLES)
     assert context.store.view("problems").count() == 1

@@ -9,7 +9,6 @@ from decimal import Decimal
 from itertools import combinations
 from typing import Any
 
-import calibrate_threshold
 import dedup_semantic
 import embed_personas
 import numpy as np
@@ -20,9 +19,9 @@ from pyspark.sql.types import StructType
 
 from personahub_spark.dedup import semantic
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.hub import calibration
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.program import steps
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, StepResult, run_step
 from personahub_spark.settings import whole
 from personahub_spark.settings.dedup import SemanticSettings
 from personahub_spark.store.hub_tables import PERSONA_BUCKETS, PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
@@ -154,7 +153,7 @@ def add(context: Context, stored: dict[str, bytes | None], *, days: int = 0) -> 
 
 
 def dedup(context: Context) -> StepResult:
-    return steps.run_step(context, "dedup_semantic", dedup_semantic.run)
+    return run_step(context, dedup_semantic.STEP)
 
 
 def removals(context: Context) -> dict[str, tuple[str, float]]:
@@ -243,12 +242,12 @@ def test_calibration_shows_pairs_of_each_range_with_their_cosines_and_counts_all
     context = make_context(make_settings(embedding=ENDPOINT))
     around, width = Decimal("0.9"), Decimal("0.1")
     with pytest.raises(PersonaHubError, match=r"0 personas have a vector of test-model; run jobs/embed_personas\.py"):
-        calibrate_threshold.calibrate(context, around=around, width=width, pairs=2)
+        calibration.calibrate(context, around=around, width=width, pairs=2)
     with pytest.raises(PersonaHubError, match="is no range of cosines"):
-        calibrate_threshold.calibrate(context, around=Decimal("0.55"), width=width, pairs=2)
+        calibration.calibrate(context, around=Decimal("0.55"), width=width, pairs=2)
     stored = vectors(6, 60)
     add(context, stored)
-    lines = calibrate_threshold.calibrate(context, around=around, width=width, pairs=2)
+    lines = calibration.calibrate(context, around=around, width=width, pairs=2)
     assert lines[0] == "60 personas, test-model, 1,770 pairs"
     cosines = brute(stored, 0.8)
     told = {tuple(line.split()[1:4:2]): int(line.split()[4]) for line in lines if line.startswith("cosine")}
@@ -273,7 +272,7 @@ def test_an_endpoint_gives_each_persona_its_vector_once(
     frame = context.spark.createDataFrame(rows, StructType(list(PERSONAS.columns)))
     context.store.add_new(PERSONAS, frame, run_id="r", created_at=MONDAY)
     endpoint.set_script([{"match": r"\bp7\b", "status": 400}])
-    first = steps.run_step(context, "embed_personas", embed_personas.run)
+    first = run_step(context, embed_personas.STEP)
     assert first.outcomes == {
         "embedded_before": 0, "declined_before": 0, "embedded": 19, "declined": 0, "failed": 1, "deferred": 0
     }  # fmt: skip
@@ -284,11 +283,11 @@ def test_an_endpoint_gives_each_persona_its_vector_once(
     halves = {np.frombuffer(vector, "<f4").astype("<f2").tobytes() for vector in calls}
     assert {bytes(row["vector"]) for row in stored.values()} == halves
     assert {(row["model"], row["dim"]) for row in stored.values()} == {("test-model", 4)}
-    again = steps.run_step(context, "embed_personas", embed_personas.run)
+    again = run_step(context, embed_personas.STEP)
     assert again.outcomes["embedded_before"] == 19 and again.outcomes["failed"] == 1
     assert not again.changed and endpoint.counts() == asked
     longer = make_context(make_settings(embedding={**ENDPOINT, "dimensions": 8}))
-    assert steps.run_step(longer, "embed_personas", embed_personas.run).outcomes["embedded"] == 19
+    assert run_step(longer, embed_personas.STEP).outcomes["embedded"] == 19
     any_length = make_context(make_settings(embedding={**ENDPOINT, "dimensions": None}))
     with pytest.raises(PersonaHubError, match=r"several lengths \(4, 8\); name one in embedding\.dimensions"):
         dedup(any_length)

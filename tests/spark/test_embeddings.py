@@ -20,9 +20,10 @@ UNREADABLE = ["退休护士,教渔民急救", "พยาบาลเกษีย
 
 PROGRAM = """
 import json, sys
-from personahub_spark import session
-from personahub_spark.embeddings import SparkNlpEmbedder
-from personahub_spark.settings import EmbeddingSettings, SparkSettings
+from personahub_spark.dedup.embeddings import SparkNlpEmbedder
+from personahub_spark.program import session
+from personahub_spark.settings.dedup import EmbeddingSettings
+from personahub_spark.settings.whole import SparkSettings
 
 spark = session.build(SparkSettings(master="local-cluster[1,2,1024]", spark_nlp=True))
 texts = json.load(open(sys.argv[1]))

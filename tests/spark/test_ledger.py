@@ -475,13 +475,14 @@ def test_answers_that_a_dead_driver_left_in_the_log_are_folded_in_before_anythin
             f"""
             import sys
             sys.path[:0] = {[*sys.path[:2], str(Path(__file__).parents[2])]!r}
-            from personahub_spark import session, settings, wal
-            from personahub_spark.tables import LLM_CALLS
+            from personahub_spark.ledger import wal
+            from personahub_spark.program.start import open_context
+            from personahub_spark.settings.loading import validate
             from spark.test_ledger import ask, question
 
             wal.FLUSH_S = 0.2
             if __name__ == "__main__":
-                context = session.open_context(settings.validate({chosen.model_dump(mode="json")!r}))
+                context = open_context(validate({chosen.model_dump(mode="json")!r}))
                 ask(context, [question(f"number {{n}}") for n in range({total})])
             """
         )

@@ -13,7 +13,7 @@ import run_pipeline
 
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.program import steps
-from personahub_spark.program.steps import Context
+from personahub_spark.program.steps import Context, run_step
 from personahub_spark.publication import report
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.record_tables import LLM_CALLS
@@ -38,7 +38,7 @@ RULES: list[dict[str, Any]] = [
 def run_again(context: Context) -> str:
     """All steps as one run of its own, and its summary."""
     context = dataclasses.replace(context, run_id=f"run-{steps.now():%H%M%S%f}")
-    outcomes = {step: steps.run_step(context, step, run_pipeline.STEPS[step]).outcomes for step in STEPS}
+    outcomes = {step: run_step(context, run_pipeline.STEPS[step]).outcomes for step in STEPS}
     return report.summary(context.store, outcomes, context.run_id)
 
 

@@ -27,8 +27,9 @@ from personahub_spark.ledger.plan import RunStoppedError
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
-from personahub_spark.program import cli, code, jars, steps
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program import cli, code, jars
+from personahub_spark.program.start import open_context
+from personahub_spark.program.steps import Context, Step, StepResult, run_step
 from personahub_spark.settings.whole import PipelineSettings, Settings, SparkSettings
 from personahub_spark.store.record_tables import LLM_CALLS, RUNS
 from personahub_spark.store.store import TABLES
@@ -48,11 +49,11 @@ def test_python_workers_on_this_machine_come_from_the_readied_daemon(spark: Spar
 
 def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_context: Callable[..., Context]) -> None:
     context = make_context()
-    steps.run_step(context, "idle", lambda _: StepResult(2, {"known": 2}, {"personas": 0}))
+    run_step(context, Step("idle", lambda _: StepResult(2, {"known": 2}, {"personas": 0})))
     with pytest.raises(PersonaHubError, match="lost or counted twice"):
-        steps.run_step(context, "lossy", lambda _: StepResult(3, {"new": 2}, {"personas": 2}))
+        run_step(context, Step("lossy", lambda _: StepResult(3, {"new": 2}, {"personas": 2})))
     spend = Spend(requests=3, input_tokens=20, output_tokens=5, cost_microusd=Decimal("1.5"))
-    steps.run_step(context, "busy", lambda _: StepResult(3, {"new": 2, "known": 1}, {"personas": 2}, spend))
+    run_step(context, Step("busy", lambda _: StepResult(3, {"new": 2, "known": 1}, {"personas": 2}, spend)))
     rows = [row.asDict() for row in context.store.read(RUNS).collect()]
     assert [row["step"] for row in rows] == ["busy"]
     assert rows[0]["outcomes"] == {"new": 2, "known": 1}
@@ -78,7 +79,7 @@ def test_a_step_that_puts_much_into_quarantine_says_so_in_a_warning_and_files_it
         ({"done_before": 0}, 0),
     ):
         result = StepResult(sum(outcomes.values()), outcomes, files_skipped=files_skipped)
-        steps.run_step(context, "step", lambda _, result=result: result)  # type: ignore[misc]
+        run_step(context, Step("step", lambda _, result=result: result))  # type: ignore[misc]
     said = [(record.levelname, record.getMessage().rpartition(";")[0]) for record in caplog.records]
     assert said == [
         ("INFO", "step: 10 in = 9 new + 1 quarantined; 2 files of unknown formats skipped"),
@@ -91,7 +92,7 @@ def test_a_step_that_puts_much_into_quarantine_says_so_in_a_warning_and_files_it
     ]
     settings = context.settings.model_copy(update={"pipeline": PipelineSettings(quarantine_warn_share=0.2)})
     result = StepResult(10, {"new": 8, "quarantined": 2})
-    steps.run_step(dataclasses.replace(context, settings=settings), "step", lambda _: result)
+    run_step(dataclasses.replace(context, settings=settings), Step("step", lambda _: result))
     assert caplog.records[-1].levelname == "INFO"
 
 
@@ -115,12 +116,12 @@ def test_a_step_that_fails_after_asking_leaves_a_record_of_what_it_spent(
         raise AssertionError("was not refused")
 
     with pytest.raises(RunStoppedError):
-        steps.run_step(context, "ask", refused)
+        run_step(context, Step("ask", refused))
     billed = endpoint.counts()
     lossy = dataclasses.replace(context, run_id="another run")
     endpoint.set_script([])
     with pytest.raises(PersonaHubError, match="lost or counted twice"):
-        steps.run_step(lossy, "ask", lambda context: StepResult(2, {"read": 1}, spend=ask(context, "four")))
+        run_step(lossy, Step("ask", lambda context: StepResult(2, {"read": 1}, spend=ask(context, "four"))))
     rows = {row["run_id"]: row.asDict() for row in context.store.read(RUNS).collect()}
     calls = context.store.read(LLM_CALLS).collect()
     for run_id, requests in ((context.run_id, 2), ("another run", 1)):
@@ -146,7 +147,7 @@ def test_times_are_utc_in_sql_wherever_the_driver_is(
         elsewhere.setenv("TZ", "Asia/Tokyo")
         time.tzset()
         context = make_context()
-        steps.run_step(context, "busy", lambda _: StepResult(1, {"new": 1}, {"personas": 1}))
+        run_step(context, Step("busy", lambda _: StepResult(1, {"new": 1}, {"personas": 1})))
         at = F.date_format("created_at", "yyyy-MM-dd'T'HH:mm:ss'+00:00'")
         shown = context.store.read(RUNS).select(at).collect()[0][0]
     time.tzset()
@@ -161,7 +162,7 @@ def test_managed_tables_of_a_catalog_that_forgets_them_are_refused(
     with pytest.raises(
         PersonaHubError, match=r"store.root is null, and this session's catalog forgets its tables when"
     ):
-        start.open_context(managed)
+        open_context(managed)
 
 
 def test_managed_tables_of_a_hive_catalog_are_there_in_the_next_session(tmp_path: Path) -> None:

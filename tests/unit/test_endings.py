@@ -26,7 +26,7 @@ def program(folder: Path, inside: str, *, ignored: tuple[signal.Signals, ...] = 
     """A program that runs ``inside`` as jobs run, with its temporary files in ``folder``; it has said that it is up."""
     code = (
         "import os, sys, time, subprocess, hashlib\n"
-        "from personahub_spark import endings\nfrom personahub_spark.session import exit_code\n"
+        "from personahub_spark.program import endings\nfrom personahub_spark.program.faults import exit_code\n"
         "with exit_code():\n    endings.run_folder().joinpath('file').touch()\n"
         + "".join(f"    {line}\n" for line in inside.splitlines())
     )

@@ -508,7 +508,7 @@ def test_a_name_is_found_in_a_locale_without_its_characters(tmp_path: Path) -> N
     (tmp_path / "räume" / "部屋.jsonl").write_bytes(LINES)
     program = (
         "import sys\n"
-        "from personahub_spark.formats import items, listing\n"
+        "from personahub_spark.sources.formats import items, listing\n"
         "print(sys.getfilesystemencoding())\n"
         "for place in ('r\\u00e4ume', '\\u90e8\\u5c4b', '\\u90e8\\u5c4b/\\u90e8\\u5c4b.jsonl'):\n"
         "    read = listing(f'{sys.argv[1]}/{place}')\n"

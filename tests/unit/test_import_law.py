@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import graphlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-# Lowest first; a module or package may import what is in a lower row, and a package itself.
+# Lowest first; a module may import what is in a lower row, and of its own folder what does not import it.
 LAYERS = (
-    ("errors", "python_daemon", "endings"),
-    ("text", "settings", "progress", "files", "terminal"),
-    ("llm", "formats"),
-    ("tables", "wal", "inputs"),
-    ("tasks", "filters", "embeddings", "dedup", "documents", "imports", "lineage", "withdrawals", "releases"),
-    ("preflight",),
-    ("session", "ledger", "reports"),
+    ("text", "errors"),
+    ("settings", "files"),
+    ("llm",),
+    ("tasks", "dedup", "store"),
+    ("sources", "program"),
+    ("ledger",),
+    ("asking",),
+    ("hub", "synthesis", "verification", "publication"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-LLM = {
-    "finish": 0,
-    "usage": 0,
-    "stream": 1,
-    "wire": 2,
-    "costs": 3,
-    "schema": 3,
-    "failures": 4,
-    "limits": 5,
-    "transport": 5,
-    "probe": 6,
-    "gate": 6,
-    "client": 7,
-    "batches": 7,
-}
-LLM |= {"fake": 3, "shared_prompts": 0, "local_models": 2}
-PLAIN = (
-    "errors", "endings", "text", "settings", "progress", "files", "terminal", "formats", "wal", "llm", "tasks",
-)  # fmt: skip
-SPARK_SIDE_OF_TASKS = "tasks/frames.py"
+# Run by executors, or before Spark starts.
+PLAIN = ("errors", "text", "settings", "files", "llm", "tasks")
 
 
 def imported(path: str, tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -60,25 +44,36 @@ def faults(path: str, source: str) -> list[str]:
     tree = ast.parse(source)
     functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
     inside = {id(inner) for function in functions for inner in ast.walk(function)}
-    own, _, rest = path.removesuffix(".py").partition("/")
+    own = path.removesuffix(".py").partition("/")[0]
     found = []
-    if own != "__init__" and own not in RANK and own != "views":
-        return [f"{path}: {own} has no layer; place it in LAYERS of this test, and in the README"]
+    if own != "__init__" and own not in RANK:
+        return [f"{path}: {own} has no layer; place it in LAYERS of this test, and in docs/contributing.md"]
     for name, node in imported(path, tree):
         top, *parts = name.split(".")
         if id(node) in inside and top == "personahub_spark":
             found.append(f"{path}: imports {name} inside a function")
-        if top == "pyspark" and own in PLAIN and path != SPARK_SIDE_OF_TASKS:
+        if top == "pyspark" and own in PLAIN:
             found.append(f"{path}: imports {name}, but {own} is plain Python")
         if top != "personahub_spark" or not parts or parts[0] not in RANK:
             continue
-        theirs = parts[0]
-        if theirs != own and RANK[theirs] >= RANK.get(own, 99):
+        if parts[0] != own and RANK[parts[0]] >= RANK.get(own, 99):
             found.append(f"{path}: imports {name}, which is not below it")
-        inner = rest.partition("/")[0]
-        if theirs == own == "llm" and len(parts) > 1 and parts[1] != inner and LLM[parts[1]] >= LLM[inner]:
-            found.append(f"{path}: imports {name}, which is not below it inside llm")
     return found
+
+
+def circle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import one another in a circle, of ``sources`` by path; none where there is no such circle."""
+    names = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    imports: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found = (each.removeprefix("personahub_spark.") for each, _ in imported(path, ast.parse(sources[path])))
+        modules_imported = {each if each in names else each.rpartition(".")[0] for each in found}
+        imports[name] = {each for each in modules_imported if each in names and each != name}
+    try:
+        tuple(graphlib.TopologicalSorter(imports).static_order())
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def modules() -> list[str]:
@@ -94,19 +89,17 @@ def test_a_module_imports_only_what_is_below_it(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("text.py", "from personahub_spark import tables"),
-        ("settings.py", "import pyspark.sql"),
-        ("ledger.py", "from personahub_spark.session import build"),
-        ("tables.py", "def late():\n    from personahub_spark import files"),
-        ("llm/wire.py", "from personahub_spark.llm import client"),
+        ("text.py", "from personahub_spark import store"),
+        ("settings/whole.py", "import pyspark.sql"),
+        ("ledger/plan.py", "from personahub_spark.asking import ask"),
+        ("store/store.py", "def late():\n    from personahub_spark import files"),
+        ("sources/inputs.py", "from personahub_spark.program import steps"),
         ("tasks/math.py", "from pyspark.sql import functions"),
-        ("text.py", "from . import tables"),
-        ("settings.py", "from .ledger import complete_all"),
-        ("tasks/math.py", "from ..ledger import complete_all"),
-        ("dedup/surface.py", "from .. import session"),
-        ("llm/wire.py", "from . import client"),
-        ("llm/wire.py", "from .client import outcomes"),
-        ("tables.py", "def late():\n    from . import files"),
+        ("text.py", "from . import store"),
+        ("settings/whole.py", "from ..ledger.complete import complete_all"),
+        ("tasks/math.py", "from ..ledger.complete import complete_all"),
+        ("dedup/surface.py", "from ..program import session"),
+        ("store/store.py", "def late():\n    from .. import files"),
         ("unheard_of.py", ""),
     ],
 )
@@ -117,14 +110,22 @@ def test_each_way_to_break_the_law_is_seen(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("tables.py", "from . import files"),
-        ("ledger.py", "from .llm.wire import Request"),
+        ("store/store.py", "from .. import files"),
+        ("ledger/plan.py", "from ..llm.wire import Request"),
         ("llm/client.py", "from .wire import Request\nfrom ..errors import PersonaHubError"),
         ("dedup/surface.py", "from .survivors import survivors\nfrom ..text import token_set"),
     ],
 )
 def test_a_relative_import_of_what_is_below_is_no_fault(path: str, source: str) -> None:
     assert faults(path, source) == []
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    sources = {path: (ROOT / "personahub_spark" / path).read_text(encoding="utf-8") for path in modules()}
+    assert circle(sources) == []
+    round_about = {"llm/a.py": "from . import b", "llm/b.py": "from .c import D", "llm/c.py": "from . import a"}
+    assert {"llm.a", "llm.b", "llm.c"} == set(circle(round_about))
+    assert circle({**round_about, "llm/c.py": ""}) == []
 
 
 def test_nothing_in_the_package_imports_a_job() -> None:

@@ -694,7 +694,7 @@ def test_a_process_ends_in_silence_with_its_connections_open(fake: FakeEndpoint)
     program = (
         "from personahub_spark.llm.client import outcomes\n"
         "from personahub_spark.llm.wire import Request\n"
-        "from personahub_spark.settings import Endpoint\n"
+        "from personahub_spark.settings.models import Endpoint\n"
         f"where = Endpoint(model='m', base_url={fake.url!r}, transport='aiohttp')\n"
         "print([o.status for o in outcomes([Request('m', [], {})], where, None) if o])"
     )

@@ -129,7 +129,7 @@ TASK = """
 import asyncio, sys
 from decimal import Decimal
 from personahub_spark.llm.gate import GateClient, GatePlace
-from personahub_spark.settings import Endpoint, Price
+from personahub_spark.settings.models import Endpoint, Price
 
 async def task():
     place = GatePlace(sys.argv[1], int(sys.argv[2]), sys.stdin.readline().strip())

@@ -13,17 +13,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import embed_personas
+import expand_personas
+import extract_personas
+import import_personas
+import ingest_documents
 import pytest
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import probe
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.program import preflight
+from personahub_spark.program.steps import Step
 from personahub_spark.settings import loading
 from personahub_spark.settings.whole import Settings
 from tests.waiting import PATIENCE_S
 
-STEPS = ("ingest_documents", "extract_personas")
+STEPS = (ingest_documents.STEP, extract_personas.STEP)
 KEY = "sk-test-9876543210-secret"
 
 
@@ -55,7 +61,7 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}/v1"
 
 
-def fault(chosen: Settings, steps: tuple[str, ...] = STEPS, **how: Any) -> str:
+def fault(chosen: Settings, steps: tuple[Step, ...] = STEPS, **how: Any) -> str:
     with pytest.raises(PersonaHubError) as caught:
         preflight.check(chosen, steps, **how)
     said = str(caught.value)
@@ -94,7 +100,7 @@ def test_a_missing_key_is_said_before_anything_is_asked(
     chosen = make(models=model(base_url=fake.url, **key))
     assert fault(chosen).startswith(said)
     assert looks(fake) == 0
-    preflight.check(chosen, ("ingest_documents",))  # asks nobody
+    preflight.check(chosen, (ingest_documents.STEP,))  # asks nobody
     preflight.check(chosen, STEPS, dry_run=True)
     elsewhere = chosen.model_copy(update={"spark": chosen.spark.model_copy(update={"master": "yarn"})})
     preflight.check(elsewhere, STEPS)  # executors have it, perhaps
@@ -172,7 +178,7 @@ def test_before_a_step_asks_only_its_own_model_is_looked_at(
     models = {"default": {"model": "m", "base_url": fake.url}, "other": {"model": "m", "base_url": away}}
     chosen = make(models=models, expansion={"model": "other"})
     fake.set_script([{"path": "GET /v1/models", "status": 401, "times": 1}])  # and then it has its key
-    before_asking = preflight.check(chosen, (*STEPS, "expand_personas"))
+    before_asking = preflight.check(chosen, (*STEPS, expand_personas.STEP))
     before_asking(chosen.endpoint("default"))
     assert looks(fake) == 2
     with pytest.raises(PersonaHubError, match=f"models.other at {away}: "):
@@ -253,7 +259,7 @@ def test_a_model_that_is_not_listed_is_warned_of_with_those_that_are_nearly_so_c
 
 
 def test_an_embedder_without_its_jars_is_said_before_spark_starts_without_them(make: Callable[..., Settings]) -> None:
-    step = ("embed_personas",)
+    step = (embed_personas.STEP,)
     assert fault(make(), step).startswith("embed_personas needs Spark NLP, which is not loaded; set spark.spark_nlp")
     preflight.check(make(), STEPS)
     for spark in ({"spark_nlp": True}, {"jars": "provided"}, {"conf": {"spark.jars": "mine.jar"}}):
@@ -280,12 +286,12 @@ def test_inputs_that_are_not_there_or_hold_nothing_are_named(make: Callable[...,
         chosen = make(documents={"paths": paths})
         assert fault(chosen).startswith(said)
         assert fault(chosen, dry_run=True).startswith(said)
-        preflight.check(chosen, ("extract_personas",))  # reads none of them
+        preflight.check(chosen, (extract_personas.STEP,))  # reads none of them
     for paths in ([str(empty), str(tmp_path / "documents")], ["s3a://bucket/folder"]):
         preflight.check(make(documents={"paths": paths}), STEPS)
     (tmp_path / "a.jsonl").write_text("{}")
     imports = [{"paths": [str(tmp_path / "a.jsonl")], "source": "x"}, {"paths": [str(empty)], "source": "y"}]
-    assert fault(make(imports=imports), ("import_personas",)).startswith("imports.1.paths: there is no file in")
+    assert fault(make(imports=imports), (import_personas.STEP,)).startswith("imports.1.paths: there is no file in")
 
 
 def test_inputs_that_listing_them_would_refuse_are_refused_before_spark(
@@ -312,7 +318,7 @@ def test_inputs_that_listing_them_would_refuse_are_refused_before_spark(
     ):
         preflight.check(make(documents=documents), STEPS)
     texts = [{"paths": [str(mixed / "a.txt")], "source": "x"}]
-    assert "imports.0.paths: file:" in fault(make(imports=texts), ("import_personas",))
+    assert "imports.0.paths: file:" in fault(make(imports=texts), (import_personas.STEP,))
     assert "skipped" not in caplog.text  # the step itself says so
 
 

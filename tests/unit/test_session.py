@@ -20,7 +20,7 @@ import pytest
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.program import code, faults, jars, session, steps
 from personahub_spark.program.progress import Progress
-from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.program.steps import Context, Step, StepResult, run_step
 from personahub_spark.settings import loading, whole
 from personahub_spark.settings.whole import SparkSettings, StoreSettings
 from personahub_spark.store.store import TABLES, Store
@@ -56,9 +56,9 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "cache"))
 
-    def make(said: str = 'openjdk version "17.0.9" 2023-10-17', jars: str = JAR) -> Path:
+    def make(said: str = 'openjdk version "17.0.9" 2023-10-17', jar_names: str = JAR) -> Path:
         program = folder / "java"
-        program.write_text(FAKE_JAVA.format(said=said, folder=folder, jars=jars))
+        program.write_text(FAKE_JAVA.format(said=said, folder=folder, jars=jar_names))
         program.chmod(0o755)
         jars.java.cache_clear()
         return folder
@@ -153,7 +153,7 @@ def test_jars_are_fetched_once_and_then_need_no_network(fake_java: Callable[...,
 def test_jars_that_cannot_be_had_leave_nothing_behind(
     fake_java: Callable[..., Path], tmp_path: Path, fault: str
 ) -> None:
-    folder = fake_java(jars="io.delta_delta-storage-3.3.3.jar")
+    folder = fake_java(jar_names="io.delta_delta-storage-3.3.3.jar")
     if fault == "offline":
         (folder / "offline").touch()
     wanted = "SERVER ERROR: no route to host" if fault == "offline" else "no connection to a Maven repository"
@@ -268,8 +268,8 @@ def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
     assert shipped == {str(file.relative_to(ROOT)) for file in wanted if file.name != "__init__.py"}
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from personahub_spark import session, tables\n"
-        "print(session.__file__.startswith(sys.argv[1]), session.code_version(), tables.view_query('hub')[:2])"
+        "from personahub_spark.program import code\nfrom personahub_spark.store.store import view_query\n"
+        "print(code.__file__.startswith(sys.argv[1]), code.code_version(), view_query('hub')[:2])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(archive)], capture_output=True, text=True, cwd=tmp_path, check=False
@@ -308,7 +308,7 @@ def context() -> Context:
 @pytest.mark.parametrize("outcomes", [{"kept": 3, "flagged": 1}, {"kept": 3, "flagged": 3}, {}])
 def test_counts_that_do_not_add_up_raise_and_name_the_numbers(outcomes: dict[str, int]) -> None:
     with pytest.raises(PersonaHubError) as caught:
-        steps.run_step(context(), "a_step", lambda _: StepResult(5, outcomes))
+        run_step(context(), Step("a_step", lambda _: StepResult(5, outcomes)))
     said = str(caught.value)
     assert said.startswith(f"a_step: 5 rows came in but {sum(outcomes.values())} are accounted for (")
     assert "(nothing)" in said if not outcomes else f"3 kept + {outcomes['flagged']} flagged" in said
@@ -316,7 +316,7 @@ def test_counts_that_do_not_add_up_raise_and_name_the_numbers(outcomes: dict[str
 
 def test_counts_that_add_up_are_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    result = steps.run_step(context(), "a_step", lambda _: StepResult(1234, {"kept": 1230, "put_off": 4}))
+    result = run_step(context(), Step("a_step", lambda _: StepResult(1234, {"kept": 1230, "put_off": 4})))
     assert not result.changed
     assert caplog.messages[-1].startswith("a_step: 1,234 in = 1,230 kept + 4 put off; ")
 

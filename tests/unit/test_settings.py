@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import run_pipeline
 import yaml
 
 from personahub_spark.errors import SettingsError
@@ -37,7 +38,7 @@ def conf(tmp_path: Path) -> Path:
 def test_every_group_has_defaults_that_hold() -> None:
     settings = validate({})
     assert settings.store.state_root == "warehouse/_state"
-    assert settings.pipeline.steps[0] == "create_tables"
+    assert settings.pipeline.steps is None
     assert settings.dedup.surface.threshold == Decimal("0.9")
 
 
@@ -72,7 +73,6 @@ def test_an_unknown_key_names_its_place_and_its_nearest_neighbour(raw: dict[str,
         ({"dedup": {"surface": {"recall": 1.0}}}, "dedup.surface.recall", "1.0"),
         ({"synthesis": [{"fraction": 0}]}, "synthesis.0.fraction", "0"),
         ({"synthesis": {"task": "math"}}, "synthesis", ""),
-        ({"pipeline": {"steps": ["fly"]}}, "pipeline.steps.0", "'fly'"),
         ({"store": {"database": "a;b"}}, "store.database", "'a;b'"),
         ({"spark": {"conf": {"spark.x": [1]}}}, "spark.conf.spark.x", ""),
         ({"documents": {"columns": {"txt": "body"}}}, "documents.columns.txt", "'txt'"),
@@ -193,13 +193,24 @@ def test_an_override_without_a_value_is_not_repeated_where_models_are(tmp_path: 
         load(file, ["models.default.api_key_env:sk-hush"])
 
 
+def test_a_pipeline_has_every_step_that_is_not_on_request_or_those_that_are_named() -> None:
+    usual = ["create_tables", "ingest_documents", "extract_personas", "dedup_surface", "synthesize"]
+    assert [step.name for step in run_pipeline.chosen(validate({}))] == usual
+    named = validate({"pipeline": {"steps": ["synthesize", "expand_personas"]}})
+    assert [step.name for step in run_pipeline.chosen(named)] == ["synthesize", "expand_personas"]
+    with pytest.raises(SettingsError, match=r"steps\.1: there is no step 'synthesise'; did you mean synthesize\?"):
+        run_pipeline.chosen(validate({"pipeline": {"steps": ["withdraw", "synthesise"]}}))
+    with pytest.raises(SettingsError, match=r"no step 'fly'; steps are: create_tables, ingest_documents"):
+        run_pipeline.chosen(validate({"pipeline": {"steps": ["fly"]}}))
+
+
 def test_the_models_that_a_step_asks_are_looked_up_by_step() -> None:
     asked = {"personas": {"model": "a"}, "profiles": {"model": "a"}, "synthesis": [{"model": "a"}, {}]}
     settings = validate({"models": {"a": ENDPOINT}, **asked})
-    assert settings.models_of("ingest_documents") == []
-    for step in ("extract_personas", "write_profiles"):
-        assert settings.models_of(step) == ["a"]
-    assert settings.models_of("synthesize") == ["a", "default"]
+    asks = {name: list(step.asks(settings)) for name, step in run_pipeline.STEPS.items()}
+    assert asks.pop("synthesize") == ["a", "default"]
+    assert {name for name, models in asks.items() if models == ["a"]} == {"extract_personas", "write_profiles"}
+    assert asks.pop("expand_personas") == ["default"] and asks["ingest_documents"] == []
     with pytest.raises(SettingsError, match=re.escape("models.default is not set (models here: a)")):
         settings.endpoint("default")
 

@@ -172,7 +172,9 @@ def test_prompts_are_found_when_the_package_is_a_zip(tmp_path: Path) -> None:
                 archive.write(file, file.relative_to(root.parent))
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'package.zip')!r})\n"
-        "from personahub_spark.settings import Endpoint, PersonaSettings, SynthesisSettings\n"
+        "from personahub_spark.settings.models import Endpoint\n"
+        "from personahub_spark.settings.personas import PersonaSettings\n"
+        "from personahub_spark.settings.texts import SynthesisSettings\n"
         "from personahub_spark.tasks.math import MathProblem\n"
         "from personahub_spark.tasks.personas import TextToPersona\n"
         "endpoint = Endpoint(model='m', base_url='http://127.0.0.1/v1')\n"

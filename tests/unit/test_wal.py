@@ -265,8 +265,8 @@ def test_transactions_come_in_order_and_an_unfinished_one_is_told_as_it_was(tmp_
 
 HOLDER = """
 import sys
-from personahub_spark import wal
-with wal.lease(sys.argv[1], "extract", beat_s=0.05):
+from personahub_spark.store.locks import lease
+with lease(sys.argv[1], "extract", beat_s=0.05):
     print("inside", flush=True)
     sys.stdin.read()
 """
