@@ -73,6 +73,7 @@ def by_signals(sentence: str = SENTENCE) -> Iterator[None]:
         try:
             yield
         finally:
+            program.hear()
             if program.told is not None:
                 program.end()
     finally:
@@ -134,7 +135,7 @@ class _Program:
         self.wakeup, self._woken = socket.socketpair()
         self.wakeup.setblocking(False)
         self._raised = False
-        self._telling, self._ending = threading.RLock(), threading.Lock()
+        self._telling, self._ending, self._heard = threading.RLock(), threading.Lock(), threading.Event()
         threading.Thread(target=self._wait, name="signals", daemon=True).start()
 
     def listen(self) -> None:
@@ -143,6 +144,12 @@ class _Program:
 
     def close(self) -> None:
         self.wakeup.close()
+
+    def hear(self) -> None:
+        """Wait until the thread knows of every signal that came: whoever raised in this one may have been faster."""
+        signal.set_wakeup_fd(-1)
+        self.wakeup.shutdown(socket.SHUT_WR)
+        self._heard.wait()
 
     def end(self) -> NoReturn:
         """End every process of the program, this one last."""
@@ -163,8 +170,10 @@ class _Program:
         with self._woken:
             first = self._next()
             if first is None:  # the block has ended
+                self._heard.set()
                 return
             self._tell(first)
+            self._heard.set()
             told_at = time.monotonic()
             self._woken.settimeout(GRACE_S)
             with contextlib.suppress(TimeoutError):
