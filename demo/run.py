@@ -89,6 +89,7 @@ def run(
         "models.default.model": model,
         "models.default.terms": local_models.MODELS[model].licence if model in local_models.MODELS else None,
         "models.default.base_url": endpoint or f"http://127.0.0.1:{port}/v1",
+        "personas.temperature": 0,  # the same texts give the same personas, near enough, on any machine
         "store.root": store,
         "calls.check_endpoints": endpoint is not None,  # one of ours starts when the first question is due
     }

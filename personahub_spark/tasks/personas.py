@@ -44,6 +44,14 @@ _WORDS: dict[Granularity, tuple[int, int]] = {"coarse": (3, 12), "fine": (12, 40
 _BREAKS = r'\t\n\r"\\'
 _ENDS = ".!?\u3002\uff01\uff1f\u0964\u06d4"
 _WORD = f"[^ {_BREAKS}]*[^ {_BREAKS}{_ENDS}]"
+# A word of a language that writes blanks. A small model that has no word left but more to say would run on in one: with
+# commas, underscores or other blanks than the usual one, in another script, or without end.
+_JOINS = (
+    ",;_\u00a0\u1680\u2000-\u200b\u2028-\u202f\u205f\ufeff"
+    "\u3000\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+)
+_PART = f"[^ {_BREAKS}{_JOINS}]{{0,35}}"
+_BETWEEN, _AT_END = f"{_PART}[^ {_BREAKS}{_ENDS}_]", f"{_PART}[^ {_BREAKS}{_ENDS}{_JOINS}:(-]"
 _ANY, _LAST = f"[^{_BREAKS}\u3002\uff01\uff1f]", f"[^ {_BREAKS}{_ENDS}]"
 _STOP = "[.\u3002\u0964\u06d4]"
 # Letters a word, in scripts that write no blanks between words; see ``filters.too_short``.
@@ -212,7 +220,7 @@ class TextToPersona(Asking):
             said, stop = f"{_WORD}( {_WORD}){{0,{most - 1}}}", f"{_STOP}?"
         else:
             least = least if language == "en" else max(2, least // 2)
-            said = f"{_WORD}( {_WORD}){{{least - 1},{most - 1}}}"
+            said = f"({_BETWEEN} ){{{least - 1},{most - 1}}}{_AT_END}"
         return {"type": "string", "pattern": f"^{said}{stop}$"}
 
 

@@ -493,7 +493,9 @@ def test_answers_that_a_dead_driver_left_in_the_log_are_folded_in_before_anythin
         kept = sum(shard.rows for wave in waves for shard in wal.shards(str(wave)))
         return kept == answered and endpoint.counts()["open"] == in_flight
 
-    with subprocess.Popen([sys.executable, str(script)], start_new_session=True) as victim:
+    # What it leaves of temporary files goes with the test's folder.
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, str(script)], start_new_session=True, env=environment) as victim:
         try:
             assert eventually(lambda: victim.poll() is not None or is_halfway(), every_s=0.1)
             assert victim.poll() is None, "the victim did not get to its calls"

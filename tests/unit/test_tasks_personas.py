@@ -144,6 +144,12 @@ def in_words(count: int) -> str:
         ({}, in_words(20), in_words(20).replace("-", "\\", 1)),
         ({}, in_words(20), in_words(20).replace(" ", "\n", 1)),
         ({}, in_words(20).replace("A", "A 3.5-tonne"), in_words(20).replace("A", "A 3. tonne")),
+        ({}, in_words(20).replace("A", "A shy,"), in_words(20).replace("A", "A shy,and,tired")),
+        ({}, in_words(20), in_words(20).removesuffix(".") + ",."),
+        ({}, in_words(20), in_words(20).replace("A", "A bee_and_wasp")),
+        ({}, in_words(20).replace("A", "A café's"), in_words(20).replace("A", "A 茶café's")),
+        ({}, in_words(20), in_words(20).replace("A", "A bee.\u00a0She")),
+        ({}, in_words(20).replace("A", "A " + "b" * 36), in_words(20).replace("A", "A " + "b" * 37)),
     ],
 )
 def test_a_schema_asks_for_one_sentence_of_so_many_words(settings: dict[str, object], good: str, bad: str) -> None:
