@@ -10,7 +10,7 @@ override DOCS := $(value DOCS)
 override Q := $(value Q)
 export DOCS MODEL PORT K Q CONF STORE FORMAT ROWS
 
-.PHONY: help demo test check sql package clean
+.PHONY: help demo test check docs sql package clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ check: $(VENV)/ready  ## ruff, mypy and the import law
 
 sql: $(VENV)/ready  ## ask the tables: make sql Q="select * from hub"; FORMAT=table|csv|json ROWS=number (0: all), STORE=folder of other tables, CONF=other settings
 	@$(RUN) jobs/query_tables.py --conf "$${CONF:-conf/local.yaml}" $${STORE:+--set "store.root=$$STORE"} --format "$${FORMAT:-table}" --rows "$${ROWS:-100}" -- "$${Q:-select * from hub limit 20}"
+
+docs: $(VENV)/ready  ## write docs/settings.md and docs/tables.md from the declarations
+	@$(RUN) scripts/make_docs.py
 
 package: $(VENV)/ready  ## the zip that executors need, for spark-submit --py-files
 	@mkdir -p dist && $(RUN) -c 'from pathlib import Path; from personahub_spark.program.code import package_zip; print(package_zip(Path("dist/personahub_spark.zip")))'

@@ -53,7 +53,11 @@ class SurfaceSettings(Group):
         default="minhash", description="minhash: by signatures, as the paper; exact: finds every pair"
     )
     threshold: Decimal = Field(
-        default=Decimal("0.9"), ge=Decimal("0.3"), le=Decimal("1"), decimal_places=6, description="Jaccard similarity"
+        default=Decimal("0.9"),
+        ge=Decimal("0.3"),
+        le=Decimal("1"),
+        decimal_places=6,
+        description="Jaccard similarity of two word sets from which on one persona is removed",
     )
     num_hashes: int = Field(default=128, ge=16, le=512, description="minhash: length of a signature")
     recall: float = Field(
@@ -86,7 +90,11 @@ class SemanticSettings(Group):
     """Semantic dedup (paper section 2.3: cosine of the embeddings, 0.9)."""
 
     threshold: Decimal = Field(
-        default=Decimal("0.9"), ge=Decimal("0.5"), le=Decimal("1"), decimal_places=6, description="cosine"
+        default=Decimal("0.9"),
+        ge=Decimal("0.5"),
+        le=Decimal("1"),
+        decimal_places=6,
+        description="cosine of two vectors from which on one persona is removed",
     )
     margin: float = Field(
         default=0.1,
@@ -98,9 +106,11 @@ class SemanticSettings(Group):
     rows_per_bucket: int = Field(default=400, ge=10, description="wanted size of a bucket")
     bucket_cap: int = Field(default=4000, ge=100, description="rows of a bucket in one task; larger ones go in parts")
     sample_rows: int = Field(default=100_000, ge=1000, description="vectors on the driver, to find the buckets from")
-    seed: int = 42
+    seed: int = Field(default=42, description="which vectors are sampled, and where the search for buckets begins")
 
 
 class DedupSettings(Group):
+    """Both tiers of dedup."""
+
     surface: SurfaceSettings = SurfaceSettings()
     semantic: SemanticSettings = SemanticSettings()

@@ -33,9 +33,15 @@ class Address(Group):
         description="a secret that the driver looks up: databricks:<scope>/<key>, or hadoop:<alias>",
     )
     weight: float = Field(default=1.0, gt=0, description="share of the calls, relative to the model's other addresses")
-    requests_per_minute: int | None = Field(default=None, ge=1, description="limit of all tasks together")
-    tokens_per_minute: int | None = Field(default=None, ge=1, description="limit of all tasks together")
-    service_tier: str | None = Field(default=None, min_length=1, description="sent with each call, such as flex")
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="limit that all tasks together keep to; null: none"
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="limit that all tasks together keep to, tokens in and out; null: none"
+    )
+    service_tier: str | None = Field(
+        default=None, min_length=1, description="service tier that is asked for with each call, such as flex"
+    )
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:
@@ -48,25 +54,29 @@ class Endpoint(Address):
     """One model, and how it is asked: at its own address and at ``others``."""
 
     model: str = Field(min_length=1, description="the model's name as the endpoint knows it")
-    structured_output: Literal["json_schema", "none"] = "none"
+    structured_output: Literal["json_schema", "none"] = Field(
+        default="none", description="json_schema: the endpoint holds answers to a schema; none: they come as plain text"
+    )
     transport: Literal["openai", "aiohttp"] = Field(
         default="openai", description="the HTTP client: the openai package, or a leaner one that costs less CPU a call"
     )
-    mode: Literal["calls", "batch"] = Field(default="calls", description="batch: by the provider's batch files")
+    mode: Literal["calls", "batch"] = Field(
+        default="calls", description="calls: one by one; batch: by the provider's batch files"
+    )
     in_flight: int = Field(default=64, ge=1, le=4096, description="calls at once per Python worker")
     workers: int = Field(default=2, ge=1, description="Spark tasks that call at once")
     timeout_s: float | None = Field(
         default=120.0,
         gt=0,
-        description="hard limit of one attempt; null: by the rate of the answers so far, with much to spare, which is "
+        description="seconds that one attempt may take; null: by the rate of the answers so far, with much to spare, "
         "for a model server on this machine",
     )
     deadline_s: float = Field(
         default=600.0,
         gt=0,
-        description="hard limit of one request with its retries; of no effect where timeout_s is null",
+        description="seconds that one request may take with its retries; of no effect where timeout_s is null",
     )
-    max_attempts: int = Field(default=6, ge=1)
+    max_attempts: int = Field(default=6, ge=1, description="times that a request is sent at most in one run")
     reasks: int = Field(
         default=0, ge=0, le=5, description="times that an answer which breaks its JSON schema is shown its error"
     )
@@ -85,10 +95,14 @@ class Endpoint(Address):
 class CallSettings(Group):
     """Bounds of all calls of a run."""
 
-    max_cost_usd: Decimal | None = Field(default=None, ge=0, description="no call starts that could exceed it")
+    max_cost_usd: Decimal | None = Field(
+        default=None,
+        ge=0,
+        description="US dollars that one run may cost: no call starts that could exceed them; null: no cap",
+    )
     wave_rows: int = Field(default=200_000, ge=1, description="requests between two commits to the ledger")
     outage_limit_s: float = Field(
-        default=3600.0, gt=0, description="an outage of all addresses that is longer puts its requests off"
+        default=3600.0, gt=0, description="seconds; a longer outage of all addresses puts its requests off"
     )
     check_endpoints: bool = Field(
         default=True, description="look at each address's list of models before Spark starts: one request, no cost"
@@ -98,12 +112,15 @@ class CallSettings(Group):
     )
 
 
+MAX_TOKENS = "tokens of an answer; a longer one is cut off there"
+
+
 class SamplingSettings(Group):
     """How an answer is drawn, and how long it may get."""
 
-    temperature: float = Field(default=0.7, ge=0, le=2)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    max_tokens: int = Field(default=600, ge=16)
+    temperature: float = Field(default=0.7, ge=0, le=2, description="0: the likeliest answer; higher: more varied ones")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="share of the likeliest tokens to choose from")
+    max_tokens: int = Field(default=600, ge=16, description=MAX_TOKENS)
 
 
 class Price(Group):

@@ -7,8 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from personahub_spark.settings.group import Group
-from personahub_spark.settings.models import SamplingSettings
+from personahub_spark.settings.models import MAX_TOKENS, SamplingSettings
 
+MODEL = "model to ask: its name under models"
 Verb = Literal["read", "write", "like", "dislike"]
 Granularity = Literal["coarse", "fine"]
 Relation = Literal[
@@ -29,9 +30,9 @@ class FilterSettings(Group):
     A persona keeps the flags of the run that found it: other thresholds hold for personas found from then on.
     """
 
-    disabled: list[Rule] = Field(default_factory=list)
-    min_words: int = Field(default=3, ge=1)
-    max_words: int = Field(default=80, ge=1)
+    disabled: list[Rule] = Field(default_factory=list, description="rules that are not applied")
+    min_words: int = Field(default=3, ge=1, description="fewer words are too_short")
+    max_words: int = Field(default=80, ge=1, description="more words are too_long")
     copied_share: float = Field(default=0.5, gt=0, le=1, description="share of the persona's 5-grams in its source")
     repeated_share: float = Field(default=0.5, gt=0, le=1, description="share of words that repeat earlier words")
 
@@ -45,9 +46,15 @@ class FilterSettings(Group):
 class PersonaSettings(SamplingSettings):
     """Text-to-Persona (paper section 2.1)."""
 
-    model: str = "default"
-    verbs: list[Verb] = Field(default=["read"], min_length=1, description="each one is a question of its own")
-    granularity: Granularity = "fine"
+    model: str = Field(default="default", description=MODEL)
+    verbs: list[Verb] = Field(
+        default=["read"],
+        min_length=1,
+        description="who would do what with the text; each verb is a question of its own",
+    )
+    granularity: Granularity = Field(
+        default="fine", description="fine: a sentence with occupation, subject and present task; coarse: 3 to 12 words"
+    )
     language: str | None = Field(
         default="en",
         pattern=r"^(same|[a-z]{2,3})$",
@@ -60,9 +67,10 @@ class PersonaSettings(SamplingSettings):
     max_personas_per_document: int | None = Field(
         default=1,
         ge=1,
-        description="of all verbs and parts; parts are taken evenly from the whole text; null: no limit",
+        description="personas of one document at most, of all verbs and parts; parts are taken evenly from "
+        "the whole text; null: no limit",
     )
-    max_tokens: int = Field(default=160, ge=16)
+    max_tokens: int = Field(default=160, ge=16, description=MAX_TOKENS)
 
     @model_validator(mode="after")
     def _each_verb_is_asked(self) -> Self:
@@ -91,7 +99,7 @@ class ExpansionSettings(SamplingSettings):
     Every published persona of hop h is asked about, and those found are of hop h + 1.
     """
 
-    model: str = "default"
+    model: str = Field(default="default", description=MODEL)
     hops: int = Field(default=2, ge=1, le=6, description="relations away from a text to go at most")
     relations: int = Field(default=3, ge=1, le=12, description="personas to ask for in one call")
     fraction: float = Field(

@@ -18,11 +18,14 @@ class DocumentSettings(Group):
         default="auto", description="auto: by each file's ending"
     )
     unknown_files: Literal["skip", "refuse"] = Field(
-        default="skip", description="files of unknown formats in a folder; skip: warn and count them"
+        default="skip", description="files of unknown formats in a folder; skip: warn and count them; refuse: stop"
     )
-    mapping: Literal["plain", "redpajama_v2", "fineweb", "dolma", "c4"] = "plain"
+    mapping: Literal["plain", "redpajama_v2", "fineweb", "dolma", "c4"] = Field(
+        default="plain", description="corpus whose field names the rows have; plain: those of the table documents"
+    )
     columns: dict[Literal["text", "url", "title", "lang", "licence", "source"], str] = Field(
-        default_factory=dict, description="overrides of the mapping: our column -> their field (dots reach inside)"
+        default_factory=dict,
+        description="fields that differ from the mapping's: our column -> their field (dots reach inside)",
     )
     source: str | None = Field(default=None, description="source of rows that name none")
     licence: str | None = Field(default=None, description="licence of rows that name none")
@@ -40,9 +43,11 @@ class ImportFilterSettings(Group):
     disabled: list[Rule] | None = Field(
         default=None, description="as first_person, for a data set in which people speak of themselves"
     )
-    min_words: int | None = Field(default=None, ge=1)
-    max_words: int | None = Field(default=200, ge=1)
-    repeated_share: float | None = Field(default=None, gt=0, le=1)
+    min_words: int | None = Field(default=None, ge=1, description="fewer words are too_short")
+    max_words: int | None = Field(default=200, ge=1, description="more words are too_long")
+    repeated_share: float | None = Field(
+        default=None, gt=0, le=1, description="share of words that repeat earlier words"
+    )
 
     def over(self, filters: FilterSettings) -> FilterSettings:
         """``filters`` with what is set here."""
@@ -55,7 +60,7 @@ class ImportSettings(Group):
     paths: list[str] = Field(min_length=1, description="files and folders, as they are called: no patterns")
     format: Literal["auto", "jsonl", "parquet"] = Field(default="auto", description="auto: by each file's ending")
     unknown_files: Literal["skip", "refuse"] = Field(
-        default="skip", description="files of unknown formats in a folder; skip: warn and count them"
+        default="skip", description="files of unknown formats in a folder; skip: warn and count them; refuse: stop"
     )
     source: str = Field(min_length=1, description="name of the data set, as it would be withdrawn by")
     licence: str | None = Field(default=None, description="licence of rows that name none")

@@ -49,8 +49,8 @@ class StoreSettings(Group):
 class SparkSettings(Group):
     """How a session is built when none was submitted."""
 
-    master: str = "local[*]"
-    app_name: str = "personahub"
+    master: str = Field(default="local[*]", description="Spark's master; that of spark-submit goes before it")
+    app_name: str = Field(default="personahub", description="name of the session in Spark's UI and logs")
     jars: Literal["cache", "packages", "provided"] = Field(
         default="cache",
         description="cache: resolved once into a local folder; packages: by coordinates, for clusters; "
@@ -67,6 +67,8 @@ class SparkSettings(Group):
 
 
 class PipelineSettings(Group):
+    """What ``jobs/run_pipeline.py`` runs, and when it warns."""
+
     steps: list[str] | None = Field(
         default=None, description="steps in their order; null: all but those that only run on request"
     )
@@ -91,10 +93,10 @@ class Settings(Group):
 
     store: StoreSettings = StoreSettings()
     spark: SparkSettings = SparkSettings()
-    models: dict[str, Endpoint] = Field(default_factory=dict)
+    models: dict[str, Endpoint] = Field(default_factory=dict, description="models by the names that steps ask them by")
     calls: CallSettings = CallSettings()
     documents: DocumentSettings = DocumentSettings()
-    imports: list[ImportSettings] = Field(default_factory=list)
+    imports: list[ImportSettings] = Field(default_factory=list, description="data sets of personas to import")
     personas: PersonaSettings = PersonaSettings()
     expansion: ExpansionSettings = ExpansionSettings()
     filters: FilterSettings = FilterSettings()

@@ -1,4 +1,4 @@
-"""What a reader of the README copies from it works as it is written."""
+"""The settings that a reader copies from docs/run.md work as they are written."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from personahub_spark.settings import loading
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.store import TABLES
 
-ROOT = Path(__file__).parent.parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUN = Path(__file__).parent.parent.parent / "docs" / "run.md"
 
 
-def test_the_settings_of_the_readme_are_complete(
+def test_the_settings_of_the_first_example_are_complete(
     make_context: Callable[..., Context], endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They run from a folder where nothing is but texts; only the endpoint is another one."""
-    [block] = re.findall(r"```yaml\n# my\.yaml\n(.*?)```", README, re.DOTALL)
+    [block] = re.findall(r"```yaml\n# my\.yaml\n(.*?)```", RUN.read_text(encoding="utf-8"), re.DOTALL)
     assert len(block.splitlines()) <= 10
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("Notes on river gauges and floods. They go on.")
@@ -47,10 +46,3 @@ def test_the_settings_of_the_readme_are_complete(
     assert results["synthesize"].outcomes["passed"] == 1
     assert len(context.store.existing()) == len(TABLES)
     assert context.store.view("problems").count() == 1
-
-
-def test_every_job_and_file_that_the_readme_names_is_there() -> None:
-    for path in set(re.findall(r"(?<![\w/.-])(?:jobs|conf|demo|docs|scripts|personahub_spark)/[\w/]+\.\w+", README)):
-        assert (ROOT / path).is_file(), path
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"^make ([a-z]+)", README, re.MULTILINE)) <= targets
