@@ -72,7 +72,7 @@ def main() -> None:
         more = "" if store == usual.store.root else f"STORE={store} "
         print("\nMore of it in SQL (FORMAT=csv or json for programs):")
         print(f'  make sql {more}Q="select persona, title, licence, model_returned from persona_lineage"')
-        print(f'  make sql {more}Q="select problem, persona, passed from problems"')
+        print(f'  make sql {more}Q="select problem, persona, passed from math_problems"')
         print(f'  make sql {more}Q="select * from failed_checks"')
         print(f'  make sql {more}Q="select stage, reason, what, detail from rejects"')
         print(f'  make sql {more}Q="select * from spend"', flush=True)

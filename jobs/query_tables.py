@@ -26,7 +26,7 @@ from personahub_spark.hub.lineage import trace
 from personahub_spark.program import terminal
 from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import cause, exit_code
-from personahub_spark.program.start import open_context
+from personahub_spark.program.start import open_context, task_views
 from personahub_spark.settings.loading import load
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.store import TABLES, VIEWS, Store, view_query
@@ -74,7 +74,8 @@ def main() -> None:
 def options() -> ArgumentParser:
     """The command line; its help lists the tables and views."""
     made = parser(__doc__)
-    asked = [f"  {name:<20}{view_query(name).splitlines()[0].removeprefix('-- ')}" for name in VIEWS]
+    questions = {name: view_query(name) for name in VIEWS} | task_views()
+    asked = [f"  {name:<20}{query.splitlines()[0].removeprefix('-- ')}" for name, query in questions.items()]
     listed = [f"  {table.name:<20}{table.comment}" for table in TABLES]
     made.epilog = "\n".join(["views:", *asked, "", "tables:", *listed])
     made.add_argument("query", help="one SQL statement")

@@ -12,7 +12,6 @@ import import_personas
 import ingest_documents
 import synthesize
 import withdraw
-import write_profiles
 
 from personahub_spark.errors import SettingsError
 from personahub_spark.program.cli import main_steps
@@ -21,7 +20,7 @@ from personahub_spark.settings.whole import Settings
 
 JOBS = (
     create_tables, ingest_documents, import_personas, withdraw, extract_personas, dedup_surface, expand_personas,
-    embed_personas, dedup_semantic, write_profiles, synthesize,
+    embed_personas, dedup_semantic, synthesize,
 )  # fmt: skip
 """In the order in which a pipeline has their steps."""
 STEPS: dict[str, Step] = {job.STEP.name: job.STEP for job in JOBS}

@@ -1,66 +1,128 @@
-"""Tasks over frames: rows to requests, answers to readings. One Python crossing each, in Arrow batches."""
+"""Ask a task about subjects: which are due, what they are asked, what the answers say, and a count of all.
+
+Frames of questions have ``id`` (of the question: a row asks one), one column for each text that the task needs, and
+``sample`` where a subject is asked several times. What could not be read goes to quarantine here; whoever asks keeps
+the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, IntegerType, StringType, StructField, StructType
 
-from personahub_spark.llm.wire import Request
+from personahub_spark.ledger.complete import complete_all
+from personahub_spark.llm.costs import Spend
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE
+from personahub_spark.store.store import Store
+from personahub_spark.store.table import Table
+from personahub_spark.tasks.contract import Subject, Task
 from personahub_spark.text import content_id
 
 if TYPE_CHECKING:
     from pyspark.sql import Column
 
-    from personahub_spark.tasks.math import MathProblem
-    from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
-    from personahub_spark.tasks.profiles import PersonaProfile
-
 _STRING = StringType()
 _REQUESTS = StructType([StructField(name, _STRING, False) for name in ("id", "request_key", "request")])
-_PARTS = StructType(
+_READINGS = StructType(
     [
-        StructField("doc_id", _STRING, False),
-        StructField("chunk", IntegerType(), False),
-        StructField("text", _STRING, False),
-    ]
-)
-_ANSWERS = [StructField(name, _STRING) for name in ("id", "line", "call_key", "status", "answer")]
-_PERSONAS = StructType(
-    [
-        *_ANSWERS,
-        StructField("nth", IntegerType()),
-        *[StructField(name, _STRING) for name in ("persona_id", "text", "relation", "relation_words", "failure")],
-    ]
-)
-_CHECKED = [*_ANSWERS, StructField("checks", ArrayType(_STRING, False)), StructField("failure", _STRING)]
-_PROBLEMS = StructType([*_CHECKED, StructField("problem", _STRING)])
-_PROFILES = StructType(
-    [
-        *_CHECKED,
-        StructField("background", _STRING),
-        *[StructField(name, ArrayType(_STRING, False)) for name in ("history", "preferences", "skills")],
+        *[StructField(name, _STRING) for name in ("id", "call_key", "status")],
+        StructField("nth", IntegerType(), False),
+        *[StructField(name, _STRING) for name in ("text", "text_id", "output")],
+        StructField("checks", ArrayType(_STRING, False)),
+        *[StructField(name, _STRING) for name in ("failure", "line", "answer")],
     ]
 )
 
 
-class Task(Protocol):
-    """A question that differs from row to row by one text alone."""
+class Readings(NamedTuple):
+    """What became of questions."""
 
-    def request(self, text: str, /) -> Request: ...
+    rows: DataFrame
+    """Evaluated once. Of a question the outputs first, then failures, numbered by ``nth`` from 0: id, call_key, status,
+    and text, text_id (content hash of the text), output (JSON) and checks; or failure, line and answer. All but id,
+    call_key, status (null: put off) and nth is null where there is no answer."""
+    outcomes: dict[str, int]
+    """What became of the questions; adds up to their number."""
+    added: dict[str, int]
+    """Rows that went to quarantine."""
+    spend: Spend
+
+    @property
+    def outputs(self) -> DataFrame:
+        """The rows that were read."""
+        return self.rows.where(F.col("text").isNotNull())
 
 
-# Longer than any budget that a task cuts a text at, without a place to cut at: its question shows the budget too.
-_LONG = "\u754c" * 2**20
+def ask_new(
+    context: Context,
+    task: Task,
+    questions: DataFrame,
+    *,
+    step: str,
+    done: DataFrame,
+    plan: str,
+    inputs: Sequence[Table],
+    keep: Callable[[Readings], tuple[Mapping[str, int], Sequence[str]]],
+) -> StepResult:
+    """Ask about those of ``questions`` that are not ``done`` (their ids) and not in quarantine, and ``keep`` the rest.
+
+    ``plan`` names what is asked beside the task's recipe, and ``inputs`` the tables that decide which questions are
+    due: see ``ledger.complete``. ``keep`` writes what was read, and gives back rows added, by table, and notes; where a
+    row of it marks a question as done, that one must come last, for a run that dies in between asks again.
+    """
+    done = done.select("id").union(quarantined(context.store, source(step, task)))
+    due = questions.join(done.withColumn("done", F.lit(True)).distinct(), on="id", how="left")
+    counts = due.agg(F.count(F.lit(1)).alias("all"), F.count("done").alias("done")).collect()[0]
+    if counts["done"] == counts["all"]:
+        return StepResult(counts["all"], {"done_before": counts["done"]})
+    pending = due.where(F.col("done").isNull()).drop("done")
+    rows = counts["all"] - counts["done"]
+    readings = ask(context, task, pending, step=step, rows=rows, plan=plan, inputs=inputs)
+    added, notes = keep(readings)
+    outcomes = {"done_before": counts["done"], **readings.outcomes}
+    return StepResult(counts["all"], outcomes, {**readings.added, **added}, readings.spend, notes=tuple(notes))
 
 
-def recipe(task: Task) -> str:
-    """Sixteen hex digits for all that decides an answer but the row's text: prompt, model, sampling, format, budget."""
-    return task.request(_LONG).key[:16]
+def ask(
+    context: Context, task: Task, questions: DataFrame, *, step: str, rows: int, plan: str, inputs: Sequence[Table]
+) -> Readings:
+    """Ask about all of ``questions``, of which there are ``rows``; what cannot be read is in quarantine then."""
+    store = context.store
+    asked, spend = complete_all(
+        context,
+        requests(questions, task),
+        task.endpoint,
+        step=step,
+        rows=rows,
+        recipe=f"{task.recipe}:{plan}",
+        inputs=(*inputs, QUARANTINE),
+    )
+    found = answers(asked, store.read(LLM_CALLS))
+    readings = store.stage(read(found.join(questions.select("id", *task.inputs), on="id", how="inner"), task))
+    known = quarantined(store, source(step, task)).withColumnRenamed("id", "line").withColumn("known", F.lit(True))
+    counts = tally(readings.join(known, on="line", how="left"), has_checks=bool(task.checks))
+    new = counts.pop("new_failures")
+    rejected = unreadable(readings, source(step, task))
+    # Before the outputs: of a question that has any, none of these lines marks it as done.
+    added = {QUARANTINE.name: context.add_new(QUARANTINE, rejected, expected=new)}
+    return Readings(readings, counts, added, spend)
+
+
+def source(step: str, task: Task) -> str:
+    """How quarantine names what ``step`` asked by the task's recipe."""
+    return f"{step}:{task.recipe}"
+
+
+def quarantined(store: Store, source: str) -> DataFrame:
+    """``id``: lines in quarantine of ``source``."""
+    return store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
 
 
 def last_of_share(fraction: float) -> str:
@@ -69,24 +131,15 @@ def last_of_share(fraction: float) -> str:
     return format(min(int(fraction * 16**8), 16**8 - 1), "08x")
 
 
-def requests(rows: DataFrame, task: Task) -> DataFrame:
-    """The question of ``task`` for each of ``rows`` (id, text): id, request_key, request (canonical JSON)."""
+def requests(questions: DataFrame, task: Task) -> DataFrame:
+    """The request of ``task`` for each of ``questions``: id, request_key, request (canonical JSON)."""
 
-    def ask(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        request = task.request(row["text"])
+    def asked(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        request = task.request(_subject(row, task), row.get("sample", 0))
         yield {"id": row["id"], "request_key": request.key, "request": request.to_json()}
 
-    return _map(rows.select("id", "text"), ask, _REQUESTS)
-
-
-def parts(documents: DataFrame, task: TextToPersona) -> DataFrame:
-    """The parts of ``documents`` (doc_id, text) that ``task`` asks about: doc_id, chunk (its number from 0), text."""
-
-    def cut(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        for number, text in task.parts(row["text"]).items():
-            yield {"doc_id": row["doc_id"], "chunk": number, "text": text}
-
-    return _map(documents.select("doc_id", "text"), cut, _PARTS)
+    sample = ["sample"] if "sample" in questions.columns else []
+    return mapped(questions.select("id", *task.inputs, *sample), asked, _REQUESTS)
 
 
 def answers(asked: DataFrame, calls: DataFrame) -> DataFrame:
@@ -97,20 +150,15 @@ def answers(asked: DataFrame, calls: DataFrame) -> DataFrame:
     )
 
 
-def read_personas(answers: DataFrame, task: TextToPersona | PersonaToPersona) -> DataFrame:
-    """``answers`` as read, one row a persona: id, call_key, status, nth (from 0: personas first, then failures), and
-    persona_id, text, relation and relation_words, or the name of the failure with line and answer.
+def read(answers: DataFrame, task: Task) -> DataFrame:
+    """``answers``, with the texts that were asked about, as ``Readings.rows``."""
 
-    Persona-to-Persona wants the text that was asked about as persona. What was not answered is one row, its rest null.
-    """
-
-    def read(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def readings(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         told = {"id": row["id"], "call_key": row["call_key"], "status": row["status"], "nth": 0}
         if row["status"] != "answered":
             yield told
             return
-        about = [row["persona"]] if "persona" in row else []
-        for nth, reading in enumerate(task.read(row["answer"], row["finish_reason"], *about)):
+        for nth, reading in enumerate(task.read(row["answer"], row["finish_reason"], _subject(row, task))):
             told["nth"] = nth
             if reading.text is None:
                 line = row["id"] if nth == 0 else f"{row['id']}#{nth}"
@@ -118,50 +166,21 @@ def read_personas(answers: DataFrame, task: TextToPersona | PersonaToPersona) ->
             else:
                 yield {
                     **told,
-                    "persona_id": content_id(reading.text),
                     "text": reading.text,
-                    "relation": reading.relation,
-                    "relation_words": reading.relation_words,
+                    "text_id": content_id(reading.text),
+                    "output": json.dumps(reading.output, ensure_ascii=False),
+                    "checks": list(reading.checks),
                 }
 
-    return _map(answers, read, _PERSONAS)
+    return mapped(answers, readings, _READINGS)
 
 
-def read_problems(answers: DataFrame, task: MathProblem) -> DataFrame:
-    """``answers`` (with the persona's text as persona) as read: id, call_key, status, answer, and problem and checks,
-    or the name of the failure. All three are null where there is no answer."""
-    return _read_checked(answers, task, lambda reading: {"problem": reading.text}, _PROBLEMS)
-
-
-def read_profiles(answers: DataFrame, task: PersonaProfile) -> DataFrame:
-    """As ``read_problems``, with background, history, preferences and skills in place of problem."""
-    return _read_checked(
-        answers, task, lambda reading: {} if reading.profile is None else vars(reading.profile), _PROFILES
-    )
-
-
-def _read_checked(
-    answers: DataFrame,
-    task: MathProblem | PersonaProfile,
-    told: Callable[[Any], Mapping[str, Any]],
-    schema: StructType,
-) -> DataFrame:
-    def read(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        found = {**row, "line": row["id"]}
-        if row["status"] == "answered":
-            reading = task.read(row["answer"], row["finish_reason"], row["persona"])
-            found |= {**told(reading), "checks": list(reading.checks), "failure": reading.failure}
-        yield found
-
-    return _map(answers, read, schema)
-
-
-def unreadable(findings: DataFrame, source: str) -> DataFrame:
+def unreadable(readings: DataFrame, source: str) -> DataFrame:
     """What could not be read, as rows of ``quarantine``; ``source`` names the step and its recipe.
 
-    The line of an answer of which nothing was read is the id that was asked about; that of one persona in it more.
+    The line of an answer of which nothing was read is the id of the question; that of one part of it has more.
     """
-    return findings.where(F.col("failure").isNotNull()).select(
+    return readings.where(F.col("failure").isNotNull()).select(
         F.lit(source).alias("source"),
         "line",
         F.sha2(F.coalesce("answer", F.lit("")), 256).alias("row_hash"),
@@ -171,58 +190,27 @@ def unreadable(findings: DataFrame, source: str) -> DataFrame:
     )
 
 
-class Found(NamedTuple):
-    """What answers about personas hold."""
-
-    edges: DataFrame
-    """Findings that are a persona: one each time that it was found."""
-    first: DataFrame
-    """Of each persona the one of them with the smallest id, and the first in that answer."""
-    new_personas: int
-    """How many of ``first`` are not known."""
-    readable: int
-    """How many rows ``edges`` has."""
-    new_failures: int
-    """How many lines could not be read that are not in quarantine."""
-    outcomes: dict[str, int]
-    """What became of the questions; see ``tally``."""
-
-
-def found(findings: DataFrame, *, known: DataFrame, quarantined: DataFrame) -> Found:
-    """``findings`` (see ``read_personas``, staged) beside the ``known`` personas and what is ``quarantined`` of their
-    source."""
-    edges = findings.where(F.col("persona_id").isNotNull())
-    failures = findings.where(F.col("failure").isNotNull()).join(quarantined, on="line", how="left_anti")
-    new = edges.select("persona_id").distinct().join(known.select("persona_id"), on="persona_id", how="left_anti")
-    nth = F.row_number().over(Window.partitionBy("persona_id").orderBy("id", "nth"))
-    return Found(
-        edges=edges,
-        first=edges.withColumn("_nth", nth).where(F.col("_nth") == 1).drop("_nth"),
-        new_personas=new.count(),
-        readable=edges.count(),
-        new_failures=failures.count(),
-        outcomes=tally(findings.where("nth = 0"), {"read": F.col("persona_id").isNotNull()}),
-    )
-
-
-def tally(findings: DataFrame, classes: Mapping[str, Column]) -> dict[str, int]:
-    """How many findings were read, by class, were unreadable, failed, and were put off (``deferred``).
-
-    ``classes``: name -> which of those that were read; what is in none of them is counted nowhere.
-    """
-    read = (F.col("status") == "answered") & F.col("failure").isNull()
-    counts = findings.agg(
-        *[F.count_if(read & chosen).alias(name) for name, chosen in classes.items()],
-        F.count("failure").alias("unreadable"),
-        F.count_if(F.col("status") == "failed").alias("failed"),
-        F.count_if(F.col("status").isNull()).alias("deferred"),
+def tally(readings: DataFrame, *, has_checks: bool) -> dict[str, int]:
+    """Questions by what became of them: read (with checks: passed, failed_checks), unreadable, failed, deferred (put
+    off); and new_failures, lines that could not be read and are not ``known``."""
+    first, is_read = F.col("nth") == 0, F.col("text").isNotNull()
+    classes: dict[str, Column] = {"read": is_read}
+    if has_checks:
+        classes = {"passed": is_read & (F.size("checks") == 0), "failed_checks": is_read & (F.size("checks") > 0)}
+    counts = readings.agg(
+        *[F.count_if(first & which).alias(name) for name, which in classes.items()],
+        F.count_if(first & F.col("failure").isNotNull()).alias("unreadable"),
+        F.count_if(first & (F.col("status") == "failed")).alias("failed"),
+        F.count_if(first & F.col("status").isNull()).alias("deferred"),
+        F.count_if(F.col("failure").isNotNull() & F.col("known").isNull()).alias("new_failures"),
     )
     return {name: int(count) for name, count in counts.collect()[0].asDict().items()}
 
 
-def _map(
+def mapped(
     rows: DataFrame, change: Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]], schema: StructType
 ) -> DataFrame:
+    """What ``change`` makes of each row, in Python: one crossing, in Arrow batches."""
     arrow = pa.schema([(column.name, _ARROW[column.dataType.typeName()]) for column in schema])
 
     def each(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -231,6 +219,10 @@ def _map(
             yield pa.RecordBatch.from_pylist(made, schema=arrow)
 
     return rows.mapInArrow(each, schema)
+
+
+def _subject(row: Mapping[str, Any], task: Task) -> Subject:
+    return Subject(row["id"], {name: row[name] for name in task.inputs})
 
 
 _ARROW = {"string": pa.string(), "integer": pa.int32(), "array": pa.list_(pa.string())}

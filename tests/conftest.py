@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.program import session, steps
 from personahub_spark.program.progress import Progress
+from personahub_spark.program.start import task_views
 from personahub_spark.settings import loading, models
 from personahub_spark.settings.whole import Settings, SparkSettings, StoreSettings
 from personahub_spark.store.store import Store
@@ -127,7 +128,7 @@ def make_context(
         context = steps.Context(
             spark=spark,
             settings=chosen,
-            store=Store(spark, chosen.store, dry_run=dry_run),
+            store=Store(spark, chosen.store, dry_run=dry_run, task_views=task_views(chosen.tasks)),
             run_id=f"test-{now:%H%M%S%f}",
             prices={"test-model": models.Price.model_validate({"input": 1, "output": 2})},
             progress=Progress(),

@@ -12,19 +12,17 @@ from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from personahub_spark import asking
-from personahub_spark.hub import lineage, removals
-from personahub_spark.hub.filters import quality_flags
-from personahub_spark.ledger.complete import complete_all
+from personahub_spark.hub import removals
+from personahub_spark.hub.found import keep_personas, ways
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.personas import ExpansionSettings
 from personahub_spark.store.hub_tables import (
-    PERSONA_ANCESTORS,
     PERSONA_ORIGINS,
     PERSONA_REMOVALS,
     PERSONA_REROUTES,
     PERSONAS,
 )
-from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWN
+from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWN
 from personahub_spark.store.store import Store
 from personahub_spark.tasks.personas import PersonaToPersona
 
@@ -70,8 +68,7 @@ def _expand_hop(context: Context, hop: int) -> StepResult:
     settings, store = context.settings.expansion, context.store
     endpoint = context.settings.endpoint(settings.model)
     task = PersonaToPersona(settings, endpoint)
-    recipe = asking.recipe(task)
-    source = f"{STEP}:{recipe}"
+    recipe, source = task.recipe, asking.source(STEP, task)
 
     asked_about = parents(store, settings, hop, recipe, source)
     outcomes = {row["out"]: row["count"] for row in asked_about.groupBy("out").count().collect()}
@@ -93,66 +90,26 @@ def _expand_hop(context: Context, hop: int) -> StepResult:
     chosen = asked_about.where(F.col("out") == "pending")
     if beyond:
         chosen = chosen.where(first_of(store.stage(chosen.select("id", "siblings_new")), pending))
-    asked, spend = complete_all(
+    readings = asking.ask(
         context,
-        asking.requests(chosen, task),
-        endpoint,
+        task,
+        chosen,
         step=STEP,
         rows=pending,
-        recipe=f"{recipe}:{hop}:{settings.fraction}:{settings.count}:{settings.prefer}:{settings.min_novelty}",
-        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, PERSONA_ORIGINS, QUARANTINE),
+        plan=f"{hop}:{settings.fraction}:{settings.count}:{settings.prefer}:{settings.min_novelty}",
+        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, PERSONA_ORIGINS),
     )
-    everyone = store.read(PERSONAS).select(F.col("persona_id").alias("id"), F.col("text").alias("persona"), "lang")
-    answers = asking.answers(asked, store.read(LLM_CALLS)).join(everyone.drop("lang"), on="id", how="inner")
-    findings = store.stage(asking.read_personas(answers, task))
-    found = asking.found(
-        findings, known=store.read(PERSONAS), quarantined=store.read(QUARANTINE).where(F.col("source") == source)
+    everyone = store.read(PERSONAS).select(F.col("persona_id").alias("id"), F.col("text").alias("source_text"), "lang")
+    added, notes = keep_personas(
+        context, readings, everyone, task, language=settings.language, hop=hop, kind="persona", labels={}
     )
-
-    expected_lang = F.col("lang") if settings.language == "same" else F.lit(settings.language).cast("string")
-    flags = quality_flags(
-        F.col("text"),
-        source_text=F.col("persona"),
-        expected_lang=expected_lang,
-        settings=context.settings.filters,
+    return StepResult(
+        rows_in, {**outcomes, **readings.outcomes}, {**readings.added, **added}, readings.spend, notes=tuple(notes)
     )
-    personas = found.first.join(everyone, on="id", how="inner").select(
-        "persona_id",
-        "text",
-        expected_lang.alias("lang"),
-        F.lit(hop).alias("hop"),
-        F.col("id").alias("first_origin"),
-        flags.alias("quality_flags"),
-    )
-    edges = found.edges.select(
-        "persona_id",
-        F.col("id").alias("source_key"),
-        F.lit(recipe).alias("recipe"),
-        F.lit("persona").alias("source_kind"),
-        F.lit(0).alias("chunk"),
-        "relation",
-        "relation_words",
-        *[F.lit(None).cast("string").alias(name) for name in ("verb", "granularity")],
-        F.lit(hop).alias("hop"),
-        F.lit(task.prompt_version).alias("prompt_version"),
-        "call_key",
-    )
-    # An edge marks its parent as done, so edges come last: a run that dies in between does its parents again.
-    added = {PERSONAS.name: context.add_new(PERSONAS, personas, expected=found.new_personas)}
-    ancestors = store.read(PERSONA_ANCESTORS)
-    pathless = store.read(PERSONAS).where(F.col("hop") == hop).join(ancestors, on="persona_id", how="left_anti")
-    added |= {
-        PERSONA_ANCESTORS.name: context.add_new(
-            PERSONA_ANCESTORS, lineage.paths(pathless, _ways(store)), expected=pathless.count()
-        ),
-        QUARANTINE.name: context.add_new(QUARANTINE, asking.unreadable(findings, source), expected=found.new_failures),
-        PERSONA_ORIGINS.name: context.add_new(PERSONA_ORIGINS, edges, expected=found.readable),
-    }
-    return StepResult(rows_in, {**outcomes, **found.outcomes}, added, spend)
 
 
 def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, source: str) -> DataFrame:
-    """The published personas of hop ``hop`` - 1: id, text, out (done_before, not_chosen, branch_ended or
+    """The published personas of hop ``hop`` - 1: id, persona, out (done_before, not_chosen, branch_ended or
     pending), and siblings_new, the part that is new of what was found together with it (null: not known)."""
     hub = store.view("hub").where(F.col("hop") == hop - 1).withColumnRenamed("persona_id", "id")
     edges = store.read(PERSONA_ORIGINS).where(F.col("source_kind") == "persona")
@@ -172,7 +129,7 @@ def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, so
         hub = hub.drop("siblings_new").join(siblings, on="first_origin", how="left")
     if hop > 1 and settings.min_novelty > 0:
         branches = store.view("expansion_branches").where(F.col("hop") == hop - 1)
-        roots = _ways(store).select(F.col("persona_id").alias("id"), "root_id")
+        roots = ways(store).select(F.col("persona_id").alias("id"), "root_id")
         branch = roots.join(branches, on="root_id", how="inner").select("id", F.col("novelty").alias("branch_new"))
         hub = hub.drop("branch_new").join(branch, on="id", how="left")
     out = (
@@ -181,7 +138,9 @@ def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, so
         .when(F.col("branch_new") < settings.min_novelty, "branch_ended")
         .otherwise("pending")
     )
-    return hub.join(done, on="id", how="left").select("id", "text", out.alias("out"), "siblings_new")
+    return hub.join(done, on="id", how="left").select(
+        "id", F.col("text").alias("persona"), out.alias("out"), "siblings_new"
+    )
 
 
 def first_of(rows: DataFrame, count: int) -> Column:
@@ -208,10 +167,6 @@ def _end(groups: Sequence[Row], count: int) -> tuple[Any, int]:
             return key, count
         count -= rows
     raise ValueError("there are not as many rows")
-
-
-def _ways(store: Store) -> DataFrame:
-    return lineage.current(store.read(PERSONA_ANCESTORS), store.read(PERSONA_REROUTES))
 
 
 def _done(store: Store, recipe: str, source: str) -> DataFrame:

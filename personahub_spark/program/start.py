@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,8 @@ from personahub_spark.program.steps import Context, Step, now
 from personahub_spark.settings import loading
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.store import Store
+from personahub_spark.tasks.declared import library
+from personahub_spark.tasks.views import view_query
 
 
 def open_context(
@@ -29,6 +31,7 @@ def open_context(
     and where managed tables are wanted of a catalog that does not last.
     """
     prices = loading.load_prices(settings.prices)
+    views = task_views(settings.tasks)
     before_asking = preflight.check(settings, steps, dry_run=dry_run)
     spark = build(settings.spark, keeps_tables=settings.store.root is None)
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session is not ours to end
@@ -41,13 +44,18 @@ def open_context(
     return Context(
         spark=spark,
         settings=settings,
-        store=Store(spark, settings.store, dry_run=dry_run),
+        store=Store(spark, settings.store, dry_run=dry_run, task_views=views),
         run_id=f"{started_at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
         prices=prices,
         progress=progress or Progress(),
         started_at=started_at,
         before_asking=before_asking,
     )
+
+
+def task_views(paths: Sequence[str] = ()) -> dict[str, str]:
+    """Queries of the views of the package's tasks and of those in ``paths``, by name."""
+    return {task.view: view_query(task) for task in library(paths).values()}
 
 
 def _end(spark: SparkSession) -> None:

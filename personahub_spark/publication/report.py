@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row
 
 INGEST, EXTRACT, DEDUP, SYNTHESIZE = "ingest_documents", "extract_personas", "dedup_surface", "synthesize"
-EXPAND, PROFILES = "expand_personas", "write_profiles"
+EXPAND = "expand_personas"
 EMBED = "embed_personas"
 WENT = "withdrawn"
 _TIERS = (EXACT_TOKENS, SURFACE, SEMANTIC)
@@ -42,7 +42,7 @@ def summary(
         _counts(store, outcomes, run_id),
         _personas(store, width, most),
         _removals(store, width, most),
-        _problems(store, width, most),
+        _written(store, width, most),
     )
     return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines)
 
@@ -109,10 +109,9 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
     if EXTRACT in outcomes:
         yield f"  asked      {_total('documents', outcomes[EXTRACT])}"
     yield from _listed("  unreadable ", quarantine[EXTRACT])
-    for step in (EXPAND, PROFILES):
-        if step in outcomes:
-            yield f"{step}: {_total('personas', outcomes[step])}"
-        yield from _listed(f"{step}: unreadable ", quarantine[step])
+    if EXPAND in outcomes:
+        yield f"{EXPAND}: {_total('personas', outcomes[EXPAND])}"
+    yield from _listed(f"{EXPAND}: unreadable ", quarantine[EXPAND])
 
     classes, flags = _persona_classes(store)
     gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in _TIERS]]
@@ -126,11 +125,7 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
     if SYNTHESIZE in outcomes:
         yield f"  asked      {_total('personas', outcomes[SYNTHESIZE])}"
     yield from _listed("  unreadable ", quarantine[SYNTHESIZE])
-    passed, failing, checks = _checks(store)
-    went = _went(store, "synthesis").count()
-    total = f"{passed + failing + went:,} written = {passed:,} pass the form checks + {failing:,} fail one or more"
-    yield f"problems     {total}{f' + {went:,} {WENT}' if went else ''}"
-    yield from _listed("  failed     ", checks, note=" (one may fail several)")
+    yield from _texts(store)
     yield from _calls(store, run_id, sum(found.get("deferred", 0) for found in outcomes.values()))
 
 
@@ -147,7 +142,7 @@ def _listed(label: str, counts: Mapping[str, int], *, note: str = "") -> Iterabl
 
 def _quarantine(store: Store) -> dict[str, Counter[str]]:
     """Rows of quarantine by reason, for each step, and for ``files``."""
-    found = {step: Counter[str]() for step in ("files", EXTRACT, DEDUP, EXPAND, PROFILES, SYNTHESIZE)}
+    found = {step: Counter[str]() for step in ("files", EXTRACT, DEDUP, EXPAND, SYNTHESIZE)}
     rows = store.read(QUARANTINE).groupBy(F.split("source", ":")[0].alias("step"), "reason").count().collect()
     for row in rows:
         found[row["step"] if row["step"] in found else "files"][row["reason"]] += row["count"]
@@ -189,15 +184,24 @@ def _went(store: Store, kind: str) -> DataFrame:
     return store.read(WITHDRAWN).where(F.col("kind") == kind)
 
 
-def _checks(store: Store) -> tuple[int, int, Counter[str]]:
-    """Problems that pass the checks, those that fail one, and how many fail which; without withdrawn ones."""
-    passed, failing, checks = 0, 0, Counter[str]()
-    went = _went(store, "synthesis").select(F.col("item").alias("synthesis_id"))
-    kept = store.read(SYNTHESES).join(went, on="synthesis_id", how="left_anti")
-    for row in kept.groupBy("checks").agg(F.count(F.lit(1)).alias("n")).collect():
-        passed, failing = (passed, failing + row["n"]) if row["checks"] else (passed + row["n"], failing)
-        checks.update(dict.fromkeys(row["checks"], row["n"]))
-    return passed, failing, checks
+def _texts(store: Store) -> Iterable[str]:
+    """Of each task the texts that pass the checks, those that fail one, how many fail which, and withdrawn ones."""
+    went = _went(store, "synthesis").select(F.col("item").alias("synthesis_id"), F.lit(True).alias("went"))
+    rows = store.read(SYNTHESES).join(went, on="synthesis_id", how="left")
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    checks: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows.groupBy("task", "went", "checks").agg(F.count(F.lit(1)).alias("n")).collect():
+        what = WENT if row["went"] else "failing" if row["checks"] else "passed"
+        counts[row["task"]][what] += row["n"]
+        if not row["went"]:
+            checks[row["task"]].update(dict.fromkeys(row["checks"], row["n"]))
+    for task, count in sorted(counts.items()):
+        went_too = f" + {count[WENT]:,} {WENT}" if count[WENT] else ""
+        yield (
+            f"{task:<12} {count.total():,} written = {count['passed']:,} pass the form checks + {count['failing']:,} "
+            f"fail one or more{went_too}"
+        )
+        yield from _listed("  failed     ", checks[task], note=" (one may fail several)")
 
 
 def _calls(store: Store, run_id: str, put_off: int) -> Iterable[str]:
@@ -271,8 +275,8 @@ def _removals(store: Store, width: int, most: int) -> Iterable[str]:
         yield terminal.cut(terminal.safe(f"    stays    {row['kept_text']}"), width)
 
 
-def _problems(store: Store, width: int, most: int) -> Iterable[str]:
-    """All texts that were not withdrawn, those that pass first, each with the checks that it fails."""
+def _written(store: Store, width: int, most: int) -> Iterable[str]:
+    """All texts of each task that were not withdrawn, those that pass first, each with the checks that it fails."""
     went = _went(store, "synthesis").select(F.col("item").alias("synthesis_id"))
     personas = store.read(PERSONAS).select("persona_id", F.col("text").alias("persona"))
     rows = (
@@ -280,9 +284,11 @@ def _problems(store: Store, width: int, most: int) -> Iterable[str]:
         .join(went, on="synthesis_id", how="left_anti")
         .join(personas, on="persona_id", how="inner")
         .orderBy(F.size("checks") > 0, "synthesis_id")
-        .select(F.coalesce(F.col("fields")["problem"], "text"), "persona", F.array_join("checks", ", "))
+        .select("task", F.col("text"), "persona", F.array_join("checks", ", ").alias("fails"))
     )
-    return _list("Problems", ("problem", "for", "fails"), rows, width, most, narrow=1)
+    for row in rows.groupBy("task").count().orderBy("task").collect():
+        of_task = rows.where(F.col("task") == row["task"]).drop("task")
+        yield from _list(f"Texts of {row['task']}", ("text", "for", "fails"), of_task, width, most, narrow=1)
 
 
 def _list(

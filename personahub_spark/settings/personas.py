@@ -123,16 +123,3 @@ class ExpansionSettings(SamplingSettings):
         pattern=r"^(same|[a-z]{2,3})$",
         description="language of the answer: a code, 'same' for the persona's, null for the model's choice",
     )
-
-
-class ProfileSettings(SamplingSettings):
-    """Profiles: a longer description of each persona of the hub, beside its sentence."""
-
-    model: str = "default"
-    fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
-    language: str | None = Field(
-        default="same",
-        pattern=r"^(same|[a-z]{2,3})$",
-        description="language of the answer: 'same' for the persona's, a code, null for the model's choice",
-    )
-    max_tokens: int = Field(default=900, ge=16)

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from personahub_spark.settings.models import SamplingSettings
+from personahub_spark.settings.group import Group
 
 
-class SynthesisSettings(SamplingSettings):
+class ChosenPersonas(Group):
+    """Which personas of the hub a text is written for."""
+
+    fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
+
+
+class SamplingOverrides(Group):
+    """How an answer is drawn where it is other than the task's file says; null: as there."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=16)
+
+
+class SynthesisSettings(Group):
     """One kind of text to write for every persona of the hub (paper sections 3 and 4)."""
 
-    task: Literal["math"] = "math"
-    variant: Literal["plain", "topic", "olympiad"] = "plain"
-    topic: str | None = None
-    pattern: Literal["zero_shot"] = "zero_shot"
-    model: str = "default"
-    fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
-    max_tokens: int = Field(default=2048, ge=16)
-
-    @model_validator(mode="after")
-    def _topic_where_asked(self) -> SynthesisSettings:
-        if (self.variant == "topic") != (self.topic is not None):
-            raise ValueError("topic must be given with variant 'topic', and only there")
-        return self
+    task: str = Field(default="math", description="name of a task: math, profile, or one of your own")
+    options: dict[str, str | None] = Field(
+        default_factory=dict, description="the task's options; its file says which there are, and their values"
+    )
+    pattern: Literal["zero_shot"] = Field(default="zero_shot", description="prompt pattern (paper section 3)")
+    samples: int = Field(default=1, ge=1, le=64, description="answers to draw for each persona")
+    personas: ChosenPersonas = Field(default=ChosenPersonas(), description="whom to write for")
+    model: str = Field(default="default", description="name under models")
+    sampling: SamplingOverrides = Field(default=SamplingOverrides(), description="over the task's own sampling")

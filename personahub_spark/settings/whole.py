@@ -13,7 +13,7 @@ from personahub_spark.errors import SettingsError
 from personahub_spark.settings.dedup import DedupSettings, EmbeddingSettings
 from personahub_spark.settings.group import Group
 from personahub_spark.settings.models import CallSettings, Endpoint
-from personahub_spark.settings.personas import ExpansionSettings, FilterSettings, PersonaSettings, ProfileSettings
+from personahub_spark.settings.personas import ExpansionSettings, FilterSettings, PersonaSettings
 from personahub_spark.settings.sources import DocumentSettings, ImportSettings
 from personahub_spark.settings.texts import SynthesisSettings
 
@@ -102,7 +102,7 @@ class Settings(Group):
     filters: FilterSettings = FilterSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     dedup: DedupSettings = DedupSettings()
-    profiles: ProfileSettings = ProfileSettings()
+    tasks: list[str] = Field(default_factory=list, description="files or folders of tasks of your own")
     synthesis: list[SynthesisSettings] = Field(default_factory=list)
     pipeline: PipelineSettings = PipelineSettings()
     prices: str | None = Field(default=None, description="price file of your own; null: the package's prices.yaml")

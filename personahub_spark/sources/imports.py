@@ -56,7 +56,7 @@ _ROW = StructType(
         *[StructField(name, StringType()) for name in ("source", "licence", "lang")],
         StructField("labels", _strings),
         *[StructField(name, StringType()) for name in ("synthesis_id", "task", "text")],
-        StructField("fields", _strings),
+        StructField("output", StringType()),
         StructField("checks", ArrayType(StringType(), False)),
     ]
 )
@@ -88,7 +88,7 @@ def read(
 
     ``source_key`` is the hash of source, licence and persona; ``persona_id``, ``persona``, ``source``, ``licence``,
     ``lang``; ``labels``, what else the settings want kept, by its own names. Where a text comes with the persona:
-    ``synthesis_id``, ``task``, ``text`` as it came, ``fields`` and failed ``checks``.
+    ``synthesis_id``, ``task``, ``output`` (JSON: its parts), ``text`` and failed ``checks``.
     """
     return inputs.read(spark, files, _shape(settings), stage=stage)
 
@@ -162,8 +162,8 @@ def _judge_record(found: Mapping[str, Any], settings: ImportSettings) -> Judged:
         fields |= {
             "synthesis_id": _hash(source, licence, persona_id, task, text),
             "task": task,
-            "text": text,
-            "fields": list(parts.items()),
+            "text": parts.get("problem", text),
+            "output": json.dumps(parts or {"text": text}, ensure_ascii=False),
             "checks": checks,
         }
     return Judged(fields)

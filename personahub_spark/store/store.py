@@ -38,7 +38,7 @@ from personahub_spark.store.hub_tables import (
 )
 from personahub_spark.store.record_tables import IMPORTS, LLM_CALLS, QUARANTINE, RELEASES, RUNS, WITHDRAWALS, WITHDRAWN
 from personahub_spark.store.table import Table
-from personahub_spark.store.text_tables import PERSONA_PROFILES, SYNTHESES
+from personahub_spark.store.text_tables import SYNTHESES
 
 
 class MissingTableError(PersonaHubError):
@@ -57,7 +57,6 @@ TABLES = (
     PERSONA_BUCKETS,
     PERSONA_REMOVALS,
     PERSONA_BANDS,
-    PERSONA_PROFILES,
     SYNTHESES,
     LLM_CALLS,
     QUARANTINE,
@@ -76,8 +75,6 @@ VIEWS = (
     "persona_lineage",
     "expansion_hops",
     "expansion_branches",
-    "profiles",
-    "problems",
     "spend",
     "spend_by_run",
     "call_outcomes",
@@ -99,6 +96,7 @@ class Store:
     """The tables at one place. ``dry_run``: rows that would be added are counted, none is written.
 
     ``versions``: the tables as they were then, by name; nothing can be written, and a table that is not named is empty.
+    ``task_views``: queries of views beside those of the package, by name.
     """
 
     def __init__(
@@ -108,6 +106,7 @@ class Store:
         *,
         dry_run: bool = False,
         versions: Mapping[str, int] | None = None,
+        task_views: Mapping[str, str] | None = None,
     ) -> None:
         self._spark = spark
         self._settings = settings
@@ -116,10 +115,20 @@ class Store:
         self.state_root = files.absolute(settings.state_root)
         self.dry_run = dry_run or versions is not None
         self._versions = versions
+        self._task_views = dict(task_views or {})
         self._scratch = files.Scratch(f"{self.state_root}/staged")
         self._handed_over: list[str] = []
         self.held: dict[str, contextlib.ExitStack] = {}
         self._is_complete = False
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of all views, in the order they are made."""
+        return (*VIEWS, *self._task_views)
+
+    def question(self, view: str) -> str:
+        """The question that ``view`` answers."""
+        return self._query(view).partition("\n")[0].removeprefix("-- ")
 
     def existing(self) -> list[str]:
         """Names of the tables that are there."""
@@ -154,14 +163,14 @@ class Store:
 
     def at(self, versions: Mapping[str, int]) -> Store:
         """These tables as they were at ``versions``, by name."""
-        return Store(self._spark, self._settings, versions=versions)
+        return Store(self._spark, self._settings, versions=versions, task_views=self._task_views)
 
     def use(self) -> None:
         """Let SQL name the tables and views without their database; MissingTableError when they were not created."""
         if self._versions is not None:
             for table in TABLES:
                 self.read(table).createOrReplaceTempView(table.name)
-            for name in VIEWS:
+            for name in self.views:
                 self.view(name).createOrReplaceTempView(name)
             return
         for table in TABLES:
@@ -194,7 +203,7 @@ class Store:
     def view(self, name: str, *, given: Mapping[str, DataFrame] | None = None) -> DataFrame:
         """What the view answers now; ``given``: rows that stand for all rows of a table, by its name."""
         given = given or {}
-        query = view_query(name)
+        query = self._query(name)
         used = {part for _, part, _, _ in string.Formatter().parse(query) if part}
         tables = [table for table in TABLES if table.name in used]
         frames: dict[str, Any] = {table.name: given.get(table.name) or self.read(table) for table in tables}
@@ -422,9 +431,12 @@ class Store:
         )
 
     def _create_views(self) -> None:
-        names = {name: f"{self._database}.{name}" for name in (*VIEWS, *(table.name for table in TABLES))}
-        for name in VIEWS:
-            self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {view_query(name).format(**names)}")
+        names = {name: f"{self._database}.{name}" for name in (*self.views, *(table.name for table in TABLES))}
+        for name in self.views:
+            self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {self._query(name).format(**names)}")
+
+    def _query(self, name: str) -> str:
+        return self._task_views[name] if name in self._task_views else view_query(name)
 
 
 # Delta forgets versions after 30 days, and VACUUM the files of those after a week, unless it is told otherwise.

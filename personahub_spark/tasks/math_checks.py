@@ -11,18 +11,6 @@ from importlib import resources
 
 from personahub_spark.text import tokens
 
-MAX_SUBPROBLEMS = 2
-"""A problem asks at most this many things (paper section 4.1)."""
-
-PREFIX = re.compile(r"\A[\W_]*math\s+problem[*_]*\s*[:\uff1a][*_\s]*", re.IGNORECASE)
-"""How an answer opens (paper section 4.1)."""
-
-
-def missing_prefix(answer: str) -> bool:
-    """True when the answer does not open with ``Math problem:`` (bold, or in any case, is good enough)."""
-    return PREFIX.match(answer) is None
-
-
 # A label counts where a line, a sentence or a bracket begins: "a 5 % salt solution: 200 ml" is none.
 _BOUNDARY = r"(?:^|(?<=[.!?。\uff01\uff1f…]))[^\S\n]*[(\[{\uff08【#>*_\-]*[^\S\n]*"
 _BLANK = r"[*_\s]*(?![*_\s.…()\[\])]|\Z)"
@@ -63,10 +51,10 @@ _IMPERATIVE = re.compile(
 )
 
 
-def too_many_subproblems(problem: str) -> bool:
-    """True when more than MAX_SUBPROBLEMS things are asked; a list of data or of choices asks nothing by itself."""
+def asks(problem: str) -> int:
+    """How many things are asked; a list of data or of choices asks nothing by itself."""
     asked = sum(map(_asks, _SENTENCE.split(_LABEL.sub("\n", problem))))
-    return max(asked, _listed_asks(problem)) > MAX_SUBPROBLEMS
+    return max(asked, _listed_asks(problem))
 
 
 def asks_nothing(problem: str) -> bool:

@@ -9,12 +9,11 @@ from typing import Any, get_args
 
 from personahub_spark.llm.finish import may_be_cut
 from personahub_spark.settings.personas import Relation
+from personahub_spark.tasks.contract import Reading, failed
 from personahub_spark.tasks.reading import (
     LEAD_IN,
-    Reading,
     content,
     copies_example,
-    failed,
     is_refusal,
     json_objects,
     opening,
@@ -164,7 +163,10 @@ def read_several(
             break
         else:
             seen.add(key)
-            found.append(Reading(reading.text, None, relation=relation, relation_words=words))
+            output: dict[str, str | None] = {"persona": reading.text}
+            if relation is not None:
+                output |= {"relation": relation, "relation_words": words}
+            found.append(Reading(reading.text, output=output))
     if fault is not None:
         failures.append(failed(fault))
     return (*found, *failures) or (failed("empty"),)
@@ -373,7 +375,7 @@ def _judged(text: str, examples: Collection[str], *, nested: int, is_answer: boo
         return failed("refusal")
     if copies_example([persona], examples, run=_COPIED_RUN):
         return failed("example")
-    return Reading(text=persona, failure=None)
+    return Reading(persona, output={"persona": persona})
 
 
 def _persona(text: str, *, nested: int, is_answer: bool) -> str | Reading:

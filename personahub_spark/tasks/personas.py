@@ -6,16 +6,16 @@ Persona-to-Persona (section 2.2): who is in close relationship with a persona?
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from personahub_spark.llm.wire import Request
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import ExpansionSettings, Granularity, PersonaSettings, Verb
+from personahub_spark.tasks.contract import Reading, Subject, Task
 from personahub_spark.tasks.persona_answers import RELATIONS, read_one, read_several
-from personahub_spark.tasks.reading import Reading
-from personahub_spark.tasks.wording import Asking, as_data, fill, in_language, json_format, json_object
+from personahub_spark.tasks.wording import as_data, fill, in_language, json_format, json_object
 from personahub_spark.text import cut_at_sentence, parts
 
 _PERSON: dict[Verb, str] = {
@@ -135,17 +135,14 @@ _RELATIVES = (
 
 
 @dataclass(frozen=True)
-class TextToPersona(Asking):
+class TextToPersona(Task):
     """Asks for the kinds of person behind a document, in the wording that the settings choose."""
 
     settings: PersonaSettings
     endpoint: Endpoint
     verb: Verb = "read"
     name = "text_to_persona"
-
-    def request(self, document: str, /) -> Request:
-        """The question about ``document``, which is cut at a sentence end where it exceeds the token budget."""
-        return super().request(cut_at_sentence(document, self.settings.max_document_tokens))
+    inputs = ("document",)
 
     def parts(self, document: str) -> dict[int, str]:
         """The parts of ``document`` to ask about, by their number from 0: each fits the token budget and ends with a
@@ -158,7 +155,7 @@ class TextToPersona(Asking):
         wanted = self.settings.parts(self.verb)
         return {number: cut[number] for number in sorted(_spread(len(cut))[:wanted])}
 
-    def read(self, answer: str | None, finish_reason: str | None) -> tuple[Reading, ...]:
+    def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
         """The personas in an answer, then what of it was none; see ``persona_answers``."""
         if self.settings.personas_per_question == 1:
             return (read_one(answer, finish_reason, examples=_EXAMPLES[self.settings.granularity, self.verb]),)
@@ -190,8 +187,14 @@ class TextToPersona(Asking):
             language=language,
         )
 
-    def _user(self, document: str) -> str:
+    def _user(self, texts: Mapping[str, str]) -> str:
+        """The document, cut at a sentence end where it exceeds the token budget."""
+        document = cut_at_sentence(texts["document"], self.settings.max_document_tokens)
         return fill("document", document=as_data(document, "document"))
+
+    @property
+    def _cuts(self) -> dict[str, Any]:
+        return {"max_document_tokens": self.settings.max_document_tokens}
 
     @cached_property
     def _response_format(self) -> dict[str, Any] | None:
@@ -225,16 +228,17 @@ class TextToPersona(Asking):
 
 
 @dataclass(frozen=True)
-class PersonaToPersona(Asking):
+class PersonaToPersona(Task):
     """Asks who is close to a persona, for several people and their relations in one call."""
 
     settings: ExpansionSettings
     endpoint: Endpoint
     name = "persona_to_persona"
 
-    def read(self, answer: str | None, finish_reason: str | None, persona: str) -> tuple[Reading, ...]:
-        """The personas in an answer with their relations to ``persona``, and what of it was none; see
+    def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
+        """The personas in an answer with their relations to the subject, and what of it was none; see
         ``persona_answers.read_several``."""
+        persona = subject.texts["persona"]
         shown = [_EXAMPLE_GIVEN, *(who for *_, who in _RELATIVES)]
         return read_several(answer, finish_reason, most=self.settings.relations, given=persona, examples=shown)
 
@@ -258,10 +262,10 @@ class PersonaToPersona(Asking):
             language=in_language(self.settings.language, "given person"),
         )
 
-    def _user(self, persona: str) -> str:
+    def _user(self, texts: Mapping[str, str]) -> str:
         count = self.settings.relations
         people = "1 other person" if count == 1 else f"{count} other people"
-        return fill("persona", persona=as_data(persona, "persona"), people=people)
+        return fill("persona", persona=as_data(texts["persona"], "persona"), people=people)
 
     @cached_property
     def _response_format(self) -> dict[str, Any] | None:

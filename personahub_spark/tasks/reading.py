@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from personahub_spark.llm.finish import ending, may_be_cut
+from personahub_spark.tasks.contract import Reading, failed
 from personahub_spark.tasks.tex import Decoder, mended, without_controls
 from personahub_spark.text import clean, tokens
 
@@ -132,26 +132,6 @@ _CLOSING = re.compile(
     r"|i(?:['’]\w+)?\b|the (?:persona|problem|profile|json) (?:above|is|reflects|captures))[^\n]{0,400}\Z",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What an answer says: its ``text``, or None and the name of the ``failure``.
-
-    ``checks`` names the checks that a text failed; the text is there all the same, for a filter to judge. ``relation``
-    is that of a persona to the one it was found from, and ``relation_words`` what the model calls it.
-    """
-
-    text: str | None
-    failure: str | None
-    checks: tuple[str, ...] = ()
-    relation: str | None = None
-    relation_words: str | None = None
-
-
-def failed(name: str) -> Reading:
-    """A reading without a text."""
-    return Reading(text=None, failure=name)
 
 
 def visible(text: str) -> str:

@@ -6,15 +6,11 @@ import functools
 import hashlib
 import json
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
 from importlib import resources
 from string import Template
 from typing import Any
 
-from personahub_spark.llm.wire import Request
-from personahub_spark.settings.models import Endpoint, SamplingSettings
 from personahub_spark.text import clean
 
 _LANGUAGES = {
@@ -84,38 +80,3 @@ def json_object(fields: dict[str, Any]) -> dict[str, Any]:
 def json_format(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """The ``response_format`` that asks for an object with these ``fields``."""
     return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": json_object(fields)}}
-
-
-class Asking(ABC):
-    """What all tasks have that ask one question a text: what is the same for all texts comes first, the text last."""
-
-    name: str
-    settings: SamplingSettings
-    endpoint: Endpoint
-
-    @property
-    @abstractmethod
-    def _system(self) -> str: ...
-
-    @abstractmethod
-    def _user(self, text: str) -> str: ...
-
-    @property
-    @abstractmethod
-    def _response_format(self) -> dict[str, Any] | None: ...
-
-    @cached_property
-    def prompt_version(self) -> str:
-        """Changes whenever the wording or the schema does."""
-        return version(self.name, self._system, self._user(""), schema=self._response_format)
-
-    def request(self, text: str, /) -> Request:
-        """The question about ``text``."""
-        settings = self.settings
-        return Request(
-            model=self.endpoint.model,
-            messages=[{"role": "system", "content": self._system}, {"role": "user", "content": self._user(text)}],
-            sampling={"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens},
-            response_format=self._response_format,
-            prompt_version=self.prompt_version,
-        )

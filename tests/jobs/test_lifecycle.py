@@ -16,7 +16,7 @@ import pytest
 import release_hub
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.hub import audit, releases, withdrawals
+from personahub_spark.hub import audit, releases, removals, withdrawals
 from personahub_spark.hub.lineage import trace
 from personahub_spark.program.steps import Context, Step, StepResult, run_step
 from personahub_spark.publication import report
@@ -32,7 +32,7 @@ from personahub_spark.store.hub_tables import (
     PERSONAS,
 )
 from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
-from personahub_spark.store.text_tables import PERSONA_PROFILES, SYNTHESES
+from personahub_spark.store.text_tables import SYNTHESES
 from tests.spark.test_tables import NOW, add, frame, sha
 from tests.stores import live_files
 
@@ -84,7 +84,8 @@ def fill(context: Context) -> None:
         {"synthesis_id": sha("b"), "persona_id": known("both")},
         {"synthesis_id": sha("c"), "persona_id": known("both"), "call_key": None, "source_key": sha("i")},
     )  # fmt: skip
-    put(PERSONA_PROFILES, *({"persona_id": known(text), "checks": ["too_short"]} for text in (WORDS, "both")))
+    profile = {"task": "profile", "output": "{}", "checks": ["too_short"]}
+    put(SYNTHESES, *({"synthesis_id": sha(text), "persona_id": known(text), **profile} for text in (WORDS, "both")))
 
 
 def hub(context: Context) -> set[str]:
@@ -157,21 +158,22 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
         run(context, RULE._replace(value="bed"))
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(dedup_surface, "run", died)
+        patched.setattr(removals, "DEDUP_SURFACE", Step("dedup_surface", died))
         withdrawals.withdraw_and_settle(context, RULE)
     record = context.store.read(WITHDRAWALS).collect()[0]
     assert (record["value"], record["by_whom"], record["why"]) == ("bad", "the owner", "asked to")
     assert record["counts"] == {
-        "personas": 6, "personas_that_stay": 3, "documents": 1, "imported_rows": 1, "texts": 2, "removals_that_fell": 3,
+        "personas": 6, "personas_that_stay": 3, "documents": 1, "imported_rows": 1, "texts": 3, "removals_that_fell": 3,
     }  # fmt: skip
     gone = context.store.read(WITHDRAWN).collect()
     assert {row["item"] for row in gone if row["kind"] == "persona"} == set(map(known, ALONE))
-    assert {row["item"] for row in gone if row["kind"] == "synthesis"} == {sha("a"), sha("c")}
+    assert {row["item"] for row in gone if row["kind"] == "synthesis"} == {sha("a"), sha("c"), sha(WORDS)}
     assert sum(row["kind"] == "removal" and row["similarity"] > 0.9 for row in gone) == 3
-    assert {row["synthesis_id"] for row in context.store.view("problems").collect()} == {sha("b")}
-    flagged = context.store.view("rejects").where("stage = 'profile failed checks'").collect()
+    assert {row["synthesis_id"] for row in context.store.view("math_problems").collect()} == {sha("b")}
+    flagged = context.store.view("rejects").where("stage = 'synthesis failed checks'").collect()
     shown = context.store.view("profiles").collect()
-    assert [row["persona_id"] for row in shown] == [known("both")] == [row["item"] for row in flagged]
+    assert [row["persona_id"] for row in shown] == [known("both")]
+    assert [row["item"] for row in flagged] == [sha("both")]
     used = {row["doc_id"]: row["source"] for row in context.store.view("documents_in_use").collect()}
     assert used == {sha("2"): "good", sha("3"): "good"}
     # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.

@@ -34,7 +34,7 @@ def test_a_real_model_answers_through_the_whole_pipeline_once(
             models={
                 "default": {"model": MODEL, "base_url": base_url, "structured_output": "json_schema", "in_flight": 1}
             },
-            synthesis=[{"max_tokens": 64}],
+            synthesis=[{"sampling": {"max_tokens": 64}}],
         )
         context = make_context(chosen)
         steps = ("ingest_documents", "extract_personas", "dedup_surface", "synthesize")

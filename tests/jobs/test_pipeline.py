@@ -28,7 +28,7 @@ from personahub_spark.settings import loading, whole
 from personahub_spark.sources import documents
 from personahub_spark.store.hub_tables import PERSONA_ORIGINS, PERSONAS
 from personahub_spark.store.record_tables import QUARANTINE, RUNS
-from personahub_spark.store.store import TABLES, VIEWS, Store
+from personahub_spark.store.store import TABLES, Store
 from personahub_spark.text import content_id
 from tests.processes import descendants
 from tests.stores import contents, live_files
@@ -141,7 +141,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     assert all(content_id(text) == key for key, text in hub.items())
     # SQL reaches document, licence, model and cost from each problem
     lineage = {row["persona_id"]: row for row in pipeline.store.view("persona_lineage").collect()}
-    for problem in pipeline.store.view("problems").collect():
+    for problem in pipeline.store.view("math_problems").collect():
         reached = lineage[problem["persona_id"]]
         assert (reached["licence"], reached["model_returned"]) == ("CC0-1.0", "fake/test-model")
         assert reached["cost_microusd"] > 0 and problem["cost_microusd"] > 0
@@ -152,7 +152,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     assert {row["stage"] for row in pipeline.store.view("rejects").collect()} == {
         "unreadable", "persona removed", "synthesis failed checks",
     }  # fmt: skip
-    for view in VIEWS:
+    for view in pipeline.store.views:
         assert (pipeline.store.view(view).count() > 0) == (view not in ("expansion_branches", "profiles")), view
     # the notebook tells the same
     conf = tmp_path / "conf.yaml"
@@ -305,7 +305,7 @@ def test_a_row_that_a_join_or_a_write_loses_is_a_loud_failure_wherever_it_gets_l
     endpoint.set_script(
         [*({"match": f"(?s)<document>.*{word}: notes", "reply": ""} for word in ("ไทย", "عربي")), *RULES]
     )
-    lost("extract_personas", asking, "read_personas", "personas got 5 new rows .* 6 were", lossy=straying_one)
+    lost("extract_personas", asking, "read", "personas got 5 new rows .* 6 were", lossy=straying_one)
     lost("extract_personas", asking, "requests", "8 rows came in but 7 are accounted for", verb="write")
     lost("extract_personas", asking, "unreadable", "quarantine got 1 new rows .* 2 were expected", verb="like")
     lost("synthesize", asking, "answers", "6 rows came in but 5 are accounted for")

@@ -15,7 +15,7 @@ from personahub_spark.publication import report
 from personahub_spark.settings import whole
 from personahub_spark.store.hub_tables import PERSONAS
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE
-from personahub_spark.store.text_tables import PERSONA_PROFILES
+from personahub_spark.store.text_tables import SYNTHESES
 from personahub_spark.text import content_id
 from tests.spark.test_tables import add, sha
 from tests.stores import live_files
@@ -33,7 +33,7 @@ PROFILE = {
 
 
 def write(context: Context) -> StepResult:
-    return run_step(context, run_pipeline.STEPS["write_profiles"])
+    return run_step(context, run_pipeline.STEPS["synthesize"])
 
 
 def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
@@ -45,7 +45,7 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
         {"match": "(?s)<persona>.A night nurse", "reply": json.dumps(PROFILE)[:300], "finish_reason": "length"},
         {"match": "(?s)<persona>.An old miller", "reply": json.dumps(short)},
     ])  # fmt: skip
-    context = make_context(make_settings(profiles={"fraction": 1.0}))
+    context = make_context(make_settings(synthesis=[{"task": "profile"}]))
     texts = [NURSE, BAKER, "An old miller whose wheel stands still in dry summers"]
     personas: list[dict[str, Any]] = [{"persona_id": content_id(text), "text": text} for text in texts]
     flagged = {"persona_id": sha("f"), "text": FLAGGED, "quality_flags": ["first_person"]}
@@ -67,9 +67,10 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
     told = {"done_before": 0, "passed": 1, "failed_checks": 1, "unreadable": 1, "failed": 0, "deferred": 0}
     assert (first.outcomes, first.rows_in) == (told, 3)
     assert endpoint.counts()["billed"] == 3 == endpoint.counts()["distinct"] == first.spend.requests
-    rows = {row["persona_id"]: row for row in context.store.read(PERSONA_PROFILES).collect()}
+    rows = {row["persona_id"]: row for row in context.store.read(SYNTHESES).collect()}
     baker = rows[content_id(BAKER)]
-    assert {name: baker[name] for name in PROFILE} == PROFILE and baker["checks"] == []
+    assert json.loads(baker["output"]) == PROFILE and baker["checks"] == []
+    assert (baker["task"], baker["text"], baker["sample"]) == ("profile", PROFILE["background"], 0)
     assert rows[content_id(texts[2])]["checks"] == ["missing_field", "persona_unused"] and len(rows) == 2
     cut = context.store.read(QUARANTINE).collect()
     assert [(row["line"], row["reason"]) for row in cut] == [(content_id(NURSE), "cut_off")]
@@ -81,7 +82,7 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
     ]
 
     told_of = report.summary(context.store, {}, context.run_id)
-    assert "write_profiles: unreadable cut_off 1" in told_of and "quarantine" not in told_of  # it is no fault of a file
+    assert "unreadable cut_off 1" in told_of and "quarantine" not in told_of  # it is no fault of a file
 
     after = live_files(context)
     assert after["personas"] == before["personas"]

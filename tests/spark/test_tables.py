@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from datetime import datetime
@@ -16,12 +17,13 @@ from pyspark.sql.types import StructType
 
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.program.start import task_views
 from personahub_spark.settings.whole import StoreSettings
 from personahub_spark.store.hub_tables import DOCUMENTS, PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONA_REMOVALS, PERSONAS
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, RUNS, WITHDRAWN
 from personahub_spark.store.store import TABLES, VIEWS, MissingTableError, Store, view_query
 from personahub_spark.store.table import Table
-from personahub_spark.store.text_tables import PERSONA_PROFILES, SYNTHESES
+from personahub_spark.store.text_tables import SYNTHESES
 
 NOW = datetime(2024, 2, 29, 12, 0, 0, 123456)
 BY_NAME = {table.name: table for table in TABLES}
@@ -56,14 +58,10 @@ SOUND: dict[str, dict[str, Any]] = {
     "persona_bands": {
         "persona_id": sha("p"), "parameters_version": "v", "arrived_at": NOW, "hop": 0, "tokens": [1, 2], "bands": [3],
     },
-    "persona_profiles": {
-        "persona_id": sha("p"), "recipe": "r", "background": "b", "history": ["9: flew"], "preferences": [],
-        "skills": ["flying"], "checks": [], "prompt_version": "v1", "call_key": "w1",
-    },
     "syntheses": {
-        "synthesis_id": sha("s"), "task": "math", "variant": "plain", "pattern": "zero_shot", "persona_id": sha("p"),
-        "text": "t", "fields": {"problem": "1 + 1?"}, "checks": [], "recipe": "r", "prompt_version": "v1",
-        "call_key": "m1",
+        "synthesis_id": sha("s"), "task": "math", "options": {"variant": "plain"}, "pattern": "zero_shot",
+        "persona_id": sha("p"), "subject_id": sha("p"), "sample": 0, "output": '{"problem": "1 + 1?"}', "text": "t",
+        "checks": [], "recipe": "r", "prompt_version": "v1", "call_key": "m1",
     },
     "llm_calls": {
         "request_key": "c1", "step": "extract_personas", "model": "m", "prompt_version": "v1", "status": "answered",
@@ -198,8 +196,6 @@ BAD = [
     ("persona_removals", "tier_known", {"tier": "whim"}),
     ("persona_removals", "similarity_in_range", {"similarity": 1.5}),
     ("persona_removals", "not_its_own_witness", {"kept_id": sha("q")}),
-    ("syntheses", "variant_has_its_topic", {"variant": "topic"}),
-    ("syntheses", "variant_has_its_topic", {"topic": "geometry"}),
     ("syntheses", "asked_or_imported", {"call_key": None}),
     ("syntheses", "asked_or_imported", {"source_key": sha("i")}),
     ("llm_calls", "status_known", {"status": "maybe", "answer_class": None}),
@@ -328,18 +324,13 @@ def test_a_view_begins_with_its_question(name: str) -> None:
 
 
 def test_every_view_file_is_a_view() -> None:
-    folder = Path(__file__).parents[2] / "personahub_spark" / "views"
+    folder = Path(__file__).parents[2] / "personahub_spark" / "store" / "views"
     assert {file.stem for file in folder.glob("*.sql")} == set(VIEWS)
 
 
-CHECKS = {
-    "missing_prefix": "prefix_present",
-    "contains_solution": "no_solution_inside",
-    "too_many_subproblems": "at_most_two_subproblems",
-    "persona_unused": "persona_used",
-    "garbled_latex": "latex_whole",
-    "cut_off": "not_cut_off",
-}
+CHECKS = (
+    "missing_prefix", "contains_solution", "too_many_subproblems", "persona_unused", "garbled_latex", "cut_off",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -347,9 +338,9 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """p and its child r are published, f is flagged, q removed, w without words; two ways led to p, one twice. The text
     z was withdrawn."""
     root = tmp_path_factory.mktemp("filled")
-    store = Store(spark, StoreSettings(root=str(root), database="filled_tables"))
+    store = Store(spark, StoreSettings(root=str(root), database="filled_tables"), task_views=task_views())
     store.create()
-    assert {name: store.view(name).collect() for name in VIEWS} == {name: [] for name in VIEWS}
+    assert {name: store.view(name).collect() for name in store.views} == {name: [] for name in store.views}
     p, f, q, r, w = sha("p"), sha("f"), sha("q"), sha("r"), sha("w")
     add(spark, store, DOCUMENTS, {"doc_id": sha("d"), "licence": "CC0", "title": "T", "url": "u"}, {"doc_id": sha("e")})
     add(
@@ -384,11 +375,13 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
         *({"synthesis_id": sha(str(n)), "call_key": f"m{n}", "checks": [check], "text": check}
           for n, check in enumerate(CHECKS, start=1)),
     )  # fmt: skip
+    told = {"background": "b", "history": ["9: flew"], "preferences": [], "skills": ["flying"]}
+    profile = {"task": "profile", "options": {"language": None}, "output": json.dumps(told), "text": "b"}
     add(
-        spark, store, PERSONA_PROFILES, {}, {"persona_id": q, "call_key": "w3"},
-        {"recipe": "r2", "call_key": "w2", "checks": ["too_short", "missing_field"]},
+        spark, store, SYNTHESES, {**profile, "synthesis_id": sha("w1"), "call_key": "w1"},
+        {**profile, "synthesis_id": sha("w2"), "call_key": "w2", "checks": ["too_short", "missing_field"]},
     )  # fmt: skip
-    add(spark, store, LLM_CALLS, *({"request_key": f"w{n}", "step": "write_profiles"} for n in range(1, 4)))
+    add(spark, store, LLM_CALLS, *({"request_key": f"w{n}", "step": "synthesize"} for n in (1, 2)))
     add(spark, store, WITHDRAWN, {"kind": "synthesis", "item": sha("z")})
     add(
         spark, store, QUARANTINE, {},
@@ -424,7 +417,7 @@ def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: St
     rows = {(row["step"], row["model"]): row.asDict() for row in filled.view("spend").collect()}
     assert set(rows) == {
         *(("extract_personas", model) for model in ("m", "other", "third")),
-        *((s, "m") for s in ("synthesize", "write_profiles")),
+        ("synthesize", "m"),
     }
     personas = rows["extract_personas", "m"]
     counts = {
@@ -437,11 +430,9 @@ def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: St
     assert rows["extract_personas", "other"]["kept_rows"] == 1
     again = rows["extract_personas", "third"]  # found what was found before, and what is flagged: nothing kept for it
     assert (again["cost_usd"], again["kept_rows"], again["cost_usd_per_kept_row"]) == (Decimal("0.000003"), 0, None)
-    problems = rows["synthesize", "m"]
-    assert (problems["requests"], problems["kept_rows"]) == (6, 1)
-    assert problems["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.00006"))
-    profiles = rows["write_profiles", "m"]  # one fails checks, one is of a persona that is not published
-    assert (profiles["requests"], profiles["kept_rows"]) == (3, 1)
+    texts = rows["synthesize", "m"]  # a problem and a profile; the others fail checks
+    assert (texts["requests"], texts["kept_rows"]) == (8, 2)
+    assert texts["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.00003"))
 
 
 def test_sums_of_cost_say_how_many_calls_they_leave_out(filled: Store) -> None:
@@ -463,7 +454,7 @@ def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> Non
         ("call failed", "extract_personas, m", "content_filter", "no", "c5"),
         ("persona flagged", "I fly", "too_short, first_person", "found in: f:1", sha("f")),
         ("persona removed", "one pilot", "surface", "duplicate of: a pilot", sha("q")),
-        ("profile failed checks", "a pilot", "too_short, missing_field", "b", sha("p")),
+        ("synthesis failed checks", "a pilot", "too_short, missing_field", "b", sha("w2")),
         ("synthesis withdrawn", "a pilot", "withdrawn", "t", sha("z")),
         *{("synthesis failed checks", "a pilot", check, check, sha(str(n))) for n, check in enumerate(CHECKS, start=1)},
     }
@@ -474,37 +465,39 @@ def test_failed_checks_are_counted_by_kind_with_an_example(filled: Store) -> Non
     assert rows == {
         ("persona", "too_short", 1, 5, "I fly"): sha("f"),
         ("persona", "first_person", 1, 5, "I fly"): sha("f"),
-        ("profile", "too_short", 1, 3, "b"): sha("p"),
-        ("profile", "missing_field", 1, 3, "b"): sha("p"),
+        ("profile", "too_short", 1, 2, "b"): sha("w2"),
+        ("profile", "missing_field", 1, 2, "b"): sha("w2"),
         **{("math", check, 1, len(CHECKS) + 1, check): sha(str(n)) for n, check in enumerate(CHECKS, start=1)},
     }
 
 
 def test_a_problem_fails_just_the_checks_it_fails(filled: Store) -> None:
-    rows = {row["call_key"]: row for row in filled.view("problems").collect()}
+    rows = {row["call_key"]: row for row in filled.view("math_problems").collect()}
     assert {key: row["passed"] for key, row in rows.items()} == {f"m{n}": n == 0 for n in range(len(CHECKS) + 1)}
-    for n, column in enumerate(CHECKS.values(), start=1):
-        assert [key for key, row in rows.items() if not row[column]] == [f"m{n}"]
+    for n, check in enumerate(CHECKS, start=1):
+        assert [key for key, row in rows.items() if row[check]] == [f"m{n}"]
+    assert rows["m0"]["variant"] == "plain" and rows["m0"]["topic"] is None
     assert (rows["m0"]["problem"], rows["m0"]["persona"], rows["m0"]["model"]) == ("1 + 1?", "a pilot", "m")
     assert rows["m0"]["cost_microusd"] == 10
 
 
-def test_profiles_stand_beside_the_text_of_published_personas(filled: Store) -> None:
+def test_a_view_of_a_task_has_its_fields_with_their_types_beside_the_persona(filled: Store) -> None:
     rows = {row["call_key"]: row for row in filled.view("profiles").collect()}
     assert {key: row["passed"] for key, row in rows.items()} == {"w1": True, "w2": False}
-    told = ("persona", "background", "history", "preferences", "skills", "checks", "model")
-    assert [rows["w1"][name] for name in told] == ["a pilot", "b", ["9: flew"], [], ["flying"], [], "m"]
+    told = ("persona", "background", "history", "preferences", "skills", "too_short", "model")
+    assert [rows["w1"][name] for name in told] == ["a pilot", "b", ["9: flew"], [], ["flying"], False, "m"]
+    assert rows["w2"]["too_short"] and not rows["w2"]["repeats_itself"]
 
 
 def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(
     spark: SparkSession, filled: Store
 ) -> None:
     root = filled.state_root.removesuffix("/_state")
-    elsewhere = Store(spark, StoreSettings(root=root, database="another_name"))
+    elsewhere = Store(spark, StoreSettings(root=root, database="another_name"), task_views=task_views())
     try:
         elsewhere.use()
         assert spark.sql("SELECT count(*) AS n FROM personas").collect()[0]["n"] == 5
-        for name in VIEWS:
+        for name in filled.views:
             assert spark.table(name).count() == filled.view(name).count() > 0
     finally:
         spark.sql("USE default")

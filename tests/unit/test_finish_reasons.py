@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from personahub_spark.llm.finish import ending, may_be_cut
 from personahub_spark.settings.models import Endpoint
-from personahub_spark.settings.personas import ExpansionSettings, PersonaSettings, ProfileSettings
-from personahub_spark.settings.texts import SynthesisSettings
-from personahub_spark.tasks.math import MathProblem
+from personahub_spark.settings.personas import ExpansionSettings, PersonaSettings
 from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
-from personahub_spark.tasks.profiles import PersonaProfile
+from tests.tasks import prompted, read
+from tests.tasks import readings as readings_of
 
 ENDPOINT = Endpoint(model="m", base_url="http://127.0.0.1/v1")
 NURSE = "A night nurse who tracks drug interactions on a paper chart"
@@ -71,34 +70,34 @@ def test_who_sends_no_reason_may_have_said_all(name: str | None) -> None:
 
 @pytest.mark.parametrize("name", [*NAMES["cut_off"], *NAMES["fault"], *UNKNOWN])
 def test_no_task_takes_for_whole_what_may_be_half(name: str) -> None:
-    (one,) = TextToPersona(PersonaSettings(), ENDPOINT).read(NURSE, name)
+    (one,) = readings_of(TextToPersona(PersonaSettings(), ENDPOINT), NURSE, name)
     assert (one.text, one.failure) == (None, "cut_off")
     others = f"patient: A retired baker who sleeps badly\ncolleague: {NURSE} since"
-    several = PersonaToPersona(ExpansionSettings(), ENDPOINT).read(others, name, "A midwife")
+    several = readings_of(PersonaToPersona(ExpansionSettings(), ENDPOINT), others, name, "A midwife")
     assert [(reading.text, reading.failure) for reading in several] == [
         ("A retired baker who sleeps badly", None),
         (None, "cut_off"),
     ]
-    assert "cut_off" in MathProblem(SynthesisSettings(), ENDPOINT).read(PROBLEM, name, NURSE).checks
+    assert "cut_off" in read(prompted("math", ENDPOINT), PROBLEM, name, NURSE).checks
     half = json.dumps({"background": "She grew up", "skills": ["a", "b"]})[:-3]
-    assert PersonaProfile(ProfileSettings(), ENDPOINT).read(half, name, NURSE).failure == "cut_off"
+    assert read(prompted("profile", ENDPOINT), half, name, NURSE).failure == "cut_off"
 
 
 @pytest.mark.parametrize("name", NAMES["complete"])
 def test_every_task_takes_for_whole_what_is(name: str) -> None:
-    (one,) = TextToPersona(PersonaSettings(), ENDPOINT).read(NURSE, name)
+    (one,) = readings_of(TextToPersona(PersonaSettings(), ENDPOINT), NURSE, name)
     assert (one.text, one.failure) == (NURSE, None)
-    assert "cut_off" not in MathProblem(SynthesisSettings(), ENDPOINT).read(PROBLEM, name, NURSE).checks
+    assert "cut_off" not in read(prompted("math", ENDPOINT), PROBLEM, name, NURSE).checks
 
 
 @pytest.mark.parametrize("meaning", ["filtered", "refusal"])
 def test_no_task_reads_what_was_filtered_or_refused(meaning: str) -> None:
     for name in NAMES[meaning]:
-        (one,) = TextToPersona(PersonaSettings(), ENDPOINT).read(NURSE, name)
+        (one,) = readings_of(TextToPersona(PersonaSettings(), ENDPOINT), NURSE, name)
         assert (one.text, one.failure) == (None, meaning)
 
 
 def test_a_tool_call_without_a_text_is_named_so_in_any_spelling() -> None:
     for name in NAMES["tool_call"]:
-        (one,) = TextToPersona(PersonaSettings(), ENDPOINT).read("", name)
+        (one,) = readings_of(TextToPersona(PersonaSettings(), ENDPOINT), "", name)
         assert one.failure == "tool_call"

@@ -142,8 +142,8 @@ def test_what_is_no_interface_fails_its_check(check: str, text: str) -> None:
 def test_a_text_comes_with_its_task_and_says_when_nothing_checked_it() -> None:
     row = {"input persona": "A judge", "synthesized text": "Math problem: 1 + 1?", "description": "math problem"}
     found = judged(row)
-    assert (found["task"], found["text"], found["fields"], found["checks"]) == (
-        "math", "Math problem: 1 + 1?", [("problem", "1 + 1?")], ["not_checked"],
+    assert (found["task"], found["text"], found["output"], found["checks"]) == (
+        "math", "1 + 1?", '{"problem": "1 + 1?"}', ["not_checked"],
     )  # fmt: skip
     for change in ({"synthesized text": ""}, {"synthesized text": None}, {"synthesized text": 5}):
         assert "task" not in judged(row | change)

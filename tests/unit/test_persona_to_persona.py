@@ -16,6 +16,8 @@ from personahub_spark.settings.personas import ExpansionSettings, Relation
 from personahub_spark.tasks import persona_answers
 from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS, RELATIONS, read_several, relation_of
 from personahub_spark.tasks.personas import PersonaToPersona
+from tests.tasks import readings as readings_of
+from tests.tasks import request
 from tests.waiting import linear
 
 PLAIN = Endpoint(model="m", base_url="http://127.0.0.1/v1")
@@ -39,16 +41,16 @@ def as_json(people: list[tuple[str, str, str]]) -> str:
 
 def personas(answer: str, **settings: Any) -> list[str]:
     task = PersonaToPersona(ExpansionSettings.model_validate(settings), PLAIN)
-    return [reading.text for reading in task.read(answer, "stop", PARENT) if reading.text is not None]
+    return [reading.text for reading in readings_of(task, answer, "stop", PARENT) if reading.text is not None]
 
 
 def failures(answer: str | None, finish_reason: str | None = "stop", **settings: Any) -> list[str]:
     task = PersonaToPersona(ExpansionSettings.model_validate(settings), PLAIN)
-    return [r.failure for r in task.read(answer, finish_reason, PARENT) if r.failure is not None]
+    return [r.failure for r in readings_of(task, answer, finish_reason, PARENT) if r.failure is not None]
 
 
 def test_all_before_the_persona_is_the_same_for_all_personas_and_one_question_follows_it() -> None:
-    one, two = TASK.request("A baker."), TASK.request("A judge.")
+    one, two = request(TASK, "A baker."), request(TASK, "A judge.")
     assert one.messages[0] == two.messages[0]
     before, after = str(one.messages[1]["content"]).split("A baker.")
     assert before == "<persona>\n" and len(after.split()) < 30
@@ -57,7 +59,7 @@ def test_all_before_the_persona_is_the_same_for_all_personas_and_one_question_fo
 
 
 def test_who_is_said_in_the_words_of_an_example_is_no_persona() -> None:
-    shown = str(TASK.request("A baker.").messages[0]["content"])
+    shown = str(request(TASK, "A baker.").messages[0]["content"])
     copied, near = (
         "A lonely dyer in a back street who mixes orange dye in a tub.",
         "A dyer who mixes orange dye in a tub.",
@@ -70,15 +72,15 @@ def test_who_is_said_in_the_words_of_an_example_is_no_persona() -> None:
 
 
 def test_a_persona_can_neither_close_its_tag_nor_speak_the_tokens_of_a_chat_template() -> None:
-    content = str(TASK.request("A </persona> and < / PERSONA > and <|im_start|>system").messages[1]["content"])
+    content = str(request(TASK, "A </persona> and < / PERSONA > and <|im_start|>system").messages[1]["content"])
     inside, end, question = content.removeprefix("<persona>\n").partition("\n</persona>\n")
     assert end and "persona>" not in question and inside == "A < /persona> and <  / PERSONA > and < |im_start|>system"
 
 
 def test_the_number_of_people_and_the_language_are_asked_for_and_change_the_version() -> None:
     def asking(**settings: Any) -> tuple[str, str]:
-        request = PersonaToPersona(ExpansionSettings.model_validate(settings), PLAIN).request("A baker.")
-        return " ".join(str(message["content"]) for message in request.messages), request.prompt_version
+        asked = request(PersonaToPersona(ExpansionSettings.model_validate(settings), PLAIN), "A baker.")
+        return " ".join(str(message["content"]) for message in asked.messages), asked.prompt_version
 
     asked = [asking(relations=1), asking(relations=5), asking(language="de"), asking(language="same")]
     asked.append(asking(language=None))
@@ -92,26 +94,26 @@ def test_the_number_of_people_and_the_language_are_asked_for_and_change_the_vers
 @pytest.mark.parametrize("endpoint", [PLAIN, JSON])
 def test_the_example_in_the_prompt_is_read_as_it_is_meant_and_refused_as_an_answer(endpoint: Endpoint) -> None:
     task = PersonaToPersona(ExpansionSettings(relations=4), endpoint)
-    system = str(task.request("A baker.").messages[0]["content"])
+    system = str(request(task, "A baker.").messages[0]["content"])
     example = system.partition("\nGiven: ")[2].partition("\n")[2].partition("\n\n")[0]
-    assert [reading.failure for reading in task.read(example, "stop", PARENT)] == ["example"] * 4
+    assert [reading.failure for reading in readings_of(task, example, "stop", PARENT)] == ["example"] * 4
     readings = read_several(example, "stop", most=4, given=PARENT)
     assert [reading.failure for reading in readings] == [None] * 4
-    assert [reading.relation for reading in readings] == ["child", "supplier", "rival", "neighbour"]
-    assert readings[0].relation_words == "the daughter who waits up for her"
+    assert [reading.output.get("relation") for reading in readings] == ["child", "supplier", "rival", "neighbour"]
+    assert readings[0].output.get("relation_words") == "the daughter who waits up for her"
     assert all(str(reading.text)[0] == "A" for reading in readings)
 
 
 def test_fields_stand_in_alphabetic_order_for_servers_that_write_them_in_that_order() -> None:
-    sent = PersonaToPersona(ExpansionSettings(), JSON).request("x").response_format
+    sent = request(PersonaToPersona(ExpansionSettings(), JSON), "x").response_format
     assert sent is not None
     fields = [*sent["json_schema"]["schema"]["properties"]["people"]["items"]["properties"]]
     assert fields == sorted(fields) and fields[0] == "relation"
 
 
 def test_a_schema_with_the_labels_is_sent_only_where_the_endpoint_takes_one() -> None:
-    assert TASK.request("x").response_format is None
-    check = check_for(PersonaToPersona(ExpansionSettings(), JSON).request("x").response_format)
+    assert request(TASK, "x").response_format is None
+    check = check_for(request(PersonaToPersona(ExpansionSettings(), JSON), "x").response_format)
     assert check is not None
     assert check.fault(as_json(PEOPLE)) is None
     for wrong in ([], [*PEOPLE, *PEOPLE], [("enemy", "w", "p")]):
@@ -121,7 +123,7 @@ def test_a_schema_with_the_labels_is_sent_only_where_the_endpoint_takes_one() ->
 
 def test_a_task_survives_pickling_with_its_requests() -> None:
     task = PersonaToPersona(ExpansionSettings(), JSON)
-    assert pickle.loads(pickle.dumps(task)).request("x").key == task.request("x").key
+    assert request(pickle.loads(pickle.dumps(task)), "x").key == request(task, "x").key
 
 
 @pytest.mark.parametrize(
@@ -153,8 +155,8 @@ def test_a_task_survives_pickling_with_its_requests() -> None:
     ],
 )  # fmt: skip
 def test_personas_and_relations_are_read_whatever_form_they_come_in(answer: str) -> None:
-    readings = [reading for reading in TASK.read(answer, "stop", PARENT) if reading.text is not None]
-    assert [(r.relation, r.relation_words, r.text) for r in readings] == PEOPLE
+    readings = [reading for reading in readings_of(TASK, answer, "stop", PARENT) if reading.text is not None]
+    assert [(r.output.get("relation"), r.output.get("relation_words"), r.text) for r in readings] == PEOPLE
 
 
 @pytest.mark.parametrize(
@@ -168,8 +170,8 @@ def test_personas_and_relations_are_read_whatever_form_they_come_in(answer: str)
     ],
 )
 def test_personas_without_relations_are_read_and_their_relation_is_other(answer: str) -> None:
-    readings = TASK.read(answer, "stop", PARENT)
-    assert [(r.text, r.relation, r.relation_words) for r in readings] == [
+    readings = readings_of(TASK, answer, "stop", PARENT)
+    assert [(r.text, r.output.get("relation"), r.output.get("relation_words")) for r in readings] == [
         (text, "other", None) for text in (BOY, COOK, MOTHER)
     ]
 
@@ -197,8 +199,8 @@ def test_colons_dashes_and_brackets_inside_a_persona_are_no_relation(persona: st
 
 def test_a_relation_may_stand_behind_in_brackets_or_below_a_heading() -> None:
     for answer in (f"{BOY} (patient)\n{COOK} (coworker)", f"Patient\n{BOY}\nHer coworker:\n{COOK}"):
-        readings = TASK.read(answer, "stop", PARENT)
-        assert [(r.relation, r.text) for r in readings] == [("patient", BOY), ("colleague", COOK)]
+        readings = readings_of(TASK, answer, "stop", PARENT)
+        assert [(r.output.get("relation"), r.text) for r in readings] == [("patient", BOY), ("colleague", COOK)]
 
 
 @pytest.mark.parametrize(
@@ -282,22 +284,22 @@ def test_an_answer_without_any_persona_has_a_named_failure(
     answer: str | None, finish_reason: str, wanted: list[str]
 ) -> None:
     assert failures(answer, finish_reason) == wanted
-    assert len(TASK.read(answer, finish_reason, PARENT)) == 1
+    assert len(readings_of(TASK, answer, finish_reason, PARENT)) == 1
 
 
 def test_of_an_answer_that_was_cut_off_the_whole_personas_are_kept() -> None:
     for answer in (as_json(PEOPLE)[:-30], "\n".join(f"{r}: {p}" for r, _, p in PEOPLE)[:-30]):
-        readings = TASK.read(answer, "length", PARENT)
+        readings = readings_of(TASK, answer, "length", PARENT)
         assert [(r.text, r.failure) for r in readings] == [(BOY, None), (COOK, None), (None, "cut_off")]
 
 
 def test_words_for_a_relation_are_bounded_and_of_one_line() -> None:
-    (reading,) = TASK.read(as_json([("friend", "long\nwords \x00" * 100, BOY)]), "stop", PARENT)
-    assert reading.relation_words is not None
+    (reading,) = readings_of(TASK, as_json([("friend", "long\nwords \x00" * 100, BOY)]), "stop", PARENT)
+    assert reading.output.get("relation_words") is not None
     assert (
-        len(reading.relation_words) <= 200
-        and "\n" not in reading.relation_words
-        and "\x00" not in reading.relation_words
+        len(reading.output.get("relation_words")) <= 200
+        and "\n" not in reading.output.get("relation_words")
+        and "\x00" not in reading.output.get("relation_words")
     )
 
 
@@ -309,7 +311,7 @@ def test_a_huge_answer_is_read_in_no_time(unit: str, monkeypatch: pytest.MonkeyP
     answer = "x" + unit * (120_000 // len(unit)) + "x"
     with linear():
         for text in (answer, answer[1:], json.dumps({"people": [answer] * 3})[:120_000]):
-            TASK.read(text, "stop", PARENT)
+            readings_of(TASK, text, "stop", PARENT)
 
 
 PIECES = st.sampled_from(
@@ -322,7 +324,7 @@ PIECES = st.sampled_from(
     st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=200), st.sampled_from(["stop", "length", None, "??"])
 )
 def test_any_answer_gives_clean_texts_then_failures(answer: str, finish_reason: str | None) -> None:
-    readings = TASK.read(answer, finish_reason, PARENT)
+    readings = readings_of(TASK, answer, finish_reason, PARENT)
     assert readings
     texts = [reading.text for reading in readings if reading.text is not None]
     assert [reading.text for reading in readings[: len(texts)]] == texts
@@ -331,5 +333,5 @@ def test_any_answer_gives_clean_texts_then_failures(answer: str, finish_reason: 
         assert (reading.text is None) != (reading.failure is None)
         if reading.text is not None:
             assert reading.text == reading.text.strip() != "" and "\x00" not in reading.text
-            assert reading.relation in RELATIONS
-            f"{reading.text}{reading.relation_words}".encode()
+            assert reading.output.get("relation") in RELATIONS
+            f"{reading.text}{reading.output.get('relation_words')}".encode()

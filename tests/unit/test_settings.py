@@ -51,7 +51,7 @@ def test_every_group_has_defaults_that_hold() -> None:
         ({"models": {"x": {**ENDPOINT, "modell": 1}}}, "models.x.modell", "did you mean model?"),
         ({"models": {"x": {"base_url": "http://h/v1", "modle": "m"}}}, "models.x.modle", "did you mean model?"),
         ({"models": {"x": {**ENDPOINT, "others": [{"wight": 1}]}}}, "models.x.others.0.wight", "did you mean weight?"),
-        ({"synthesis": [{}, {"varient": "plain"}]}, "synthesis.1.varient", "did you mean variant?"),
+        ({"synthesis": [{}, {"patern": "zero_shot"}]}, "synthesis.1.patern", "did you mean pattern?"),
         ({"pipeline": {"zzzzqqqq": 1}}, "pipeline.zzzzqqqq", "known here: quarantine_warn_share, steps"),
     ],
 )
@@ -71,7 +71,7 @@ def test_an_unknown_key_names_its_place_and_its_nearest_neighbour(raw: dict[str,
         ({"filters": {"disabled": "too_short"}}, "filters.disabled", "'too_short'"),
         ({"dedup": {"surface": {"threshold": "1.1"}}}, "dedup.surface.threshold", "'1.1'"),
         ({"dedup": {"surface": {"recall": 1.0}}}, "dedup.surface.recall", "1.0"),
-        ({"synthesis": [{"fraction": 0}]}, "synthesis.0.fraction", "0"),
+        ({"synthesis": [{"personas": {"fraction": 0}}]}, "synthesis.0.personas.fraction", "0"),
         ({"synthesis": {"task": "math"}}, "synthesis", ""),
         ({"store": {"database": "a;b"}}, "store.database", "'a;b'"),
         ({"spark": {"conf": {"spark.x": [1]}}}, "spark.conf.spark.x", ""),
@@ -92,8 +92,6 @@ def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: st
     ("raw", "wanted"),
     [
         ({"store": {"root": None}}, "store.state must name a folder when store.root is null"),
-        ({"synthesis": [{"variant": "topic"}]}, "topic must be given with variant 'topic', and only there"),
-        ({"synthesis": [{"topic": "geometry"}]}, "topic must be given with variant 'topic', and only there"),
         (
             {"personas": {"verbs": ["read", "like"]}},
             "max_personas_per_document is 1, but 2 verbs with 1 personas each are 2 for the first part",
@@ -114,7 +112,7 @@ def test_settings_that_need_each_other_are_refused_apart(raw: dict[str, Any], wa
 
 def test_settings_that_go_together_are_taken() -> None:
     validate({"filters": {"min_words": 80}, "dedup": {"surface": {"threshold": "0.3", "num_hashes": 33}}})
-    validate({"store": {"root": None, "state": "/s"}, "synthesis": [{"variant": "topic", "topic": "geometry"}]})
+    validate({"store": {"root": None, "state": "/s"}, "synthesis": [{"options": {"variant": "topic", "topic": "x"}}]})
 
 
 def test_state_lies_under_the_root_unless_named() -> None:
@@ -205,11 +203,11 @@ def test_a_pipeline_has_every_step_that_is_not_on_request_or_those_that_are_name
 
 
 def test_the_models_that_a_step_asks_are_looked_up_by_step() -> None:
-    asked = {"personas": {"model": "a"}, "profiles": {"model": "a"}, "synthesis": [{"model": "a"}, {}]}
+    asked = {"personas": {"model": "a"}, "synthesis": [{"model": "a"}, {}]}
     settings = validate({"models": {"a": ENDPOINT}, **asked})
     asks = {name: list(step.asks(settings)) for name, step in run_pipeline.STEPS.items()}
     assert asks.pop("synthesize") == ["a", "default"]
-    assert {name for name, models in asks.items() if models == ["a"]} == {"extract_personas", "write_profiles"}
+    assert {name for name, models in asks.items() if models == ["a"]} == {"extract_personas"}
     assert asks.pop("expand_personas") == ["default"] and asks["ingest_documents"] == []
     with pytest.raises(SettingsError, match=re.escape("models.default is not set (models here: a)")):
         settings.endpoint("default")
@@ -351,7 +349,7 @@ def test_the_shipped_models_have_prices() -> None:
 
 BASE: dict[str, Any] = {
     "models": {"default": ENDPOINT},
-    "synthesis": [{}, {"variant": "topic", "topic": "geometry"}],
+    "synthesis": [{}, {"options": {"variant": "topic", "topic": "geometry"}}],
     "documents": {"columns": {"text": "body"}},
     "imports": [{"paths": ["x"], "source": "set", "columns": {"text": "body"}}],
     "spark": {"conf": {"spark.x": "1"}},
@@ -396,9 +394,9 @@ def test_any_changed_setting_changes_the_fingerprint_and_the_same_ones_do_not() 
         assert all(variant.fingerprint() != before for variant in variants), place
         places.add(place)
         moved |= {place} if variants else set()
-    # The first two have one legal value so far, and the others need another setting to change with them.
+    # The first has one legal value so far, and the others need another setting to change with them.
     assert places - moved == {
-        "synthesis.*.task", "synthesis.*.pattern", "embedding.dimensions", "personas.personas_per_question",
+        "synthesis.*.pattern", "embedding.dimensions", "personas.personas_per_question",
     }  # fmt: skip
 
 

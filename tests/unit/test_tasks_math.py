@@ -5,44 +5,42 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from personahub_spark.settings.models import Endpoint
-from personahub_spark.settings.texts import SynthesisSettings
-from personahub_spark.tasks import math
-from personahub_spark.tasks.math import MathProblem
+from personahub_spark.tasks import prompted as prompted_tasks
 from personahub_spark.tasks.math_checks import (
+    asks,
     asks_nothing,
     contains_solution,
-    missing_prefix,
     persona_unused,
-    too_many_subproblems,
 )
+from tests.tasks import prompted, read, request
 from tests.waiting import linear
 
 ENDPOINT = Endpoint(model="m", base_url="http://127.0.0.1/v1", structured_output="json_schema")
-TASK = MathProblem(SynthesisSettings(), ENDPOINT)
+TASK = prompted("math", ENDPOINT)
 NURSE = "A night nurse who tracks drug interactions."
 PROBLEM = "A nurse gives 250 mg of a drug every 6 hours. How many grams are given in 3 days?"
 
 
-def wording(**settings: object) -> str:
-    task = MathProblem(SynthesisSettings.model_validate(settings), ENDPOINT)
-    return "\n".join(str(message["content"]) for message in task.request(NURSE).messages)
+def wording(**settings: Any) -> str:
+    task = prompted("math", ENDPOINT, **settings)
+    return "\n".join(str(message["content"]) for message in request(task, NURSE).messages)
 
 
 def test_the_persona_comes_last_and_is_given_as_it_is_unless_it_tries_to_get_out() -> None:
-    content = str(TASK.request("A {nurse} with $5 </persona> <|im_end|>").messages[-1]["content"])
+    content = str(request(TASK, "A {nurse} with $5 </persona> <|im_end|>").messages[-1]["content"])
     assert content.endswith("<persona>\nA {nurse} with $5 < /persona> < |im_end|>\n</persona>")
 
 
 def test_each_variant_has_its_own_wording_and_version() -> None:
-    plain, olympiad = SynthesisSettings(), SynthesisSettings(variant="olympiad")
-    topics = [SynthesisSettings(variant="topic", topic=topic) for topic in ("geometry", "finance and {probability} $5")]
-    tasks = [MathProblem(settings, ENDPOINT) for settings in (plain, olympiad, *topics)]
+    topics = [{"variant": "topic", "topic": topic} for topic in ("geometry", "finance and {probability} $5")]
+    tasks = [prompted("math", ENDPOINT, **options) for options in ({}, {"variant": "olympiad"}, *topics)]
     assert len({task.prompt_version for task in tasks}) == 4
     assert "Olympiad" in wording(variant="olympiad")
     assert "finance and {probability} $5" in wording(variant="topic", topic="finance and {probability} $5")
@@ -51,8 +49,8 @@ def test_each_variant_has_its_own_wording_and_version() -> None:
 
 def test_a_problem_is_asked_for_as_json_where_the_endpoint_can_with_one_question_at_its_end() -> None:
     def pattern(variant: str) -> re.Pattern[str]:
-        task = MathProblem(SynthesisSettings.model_validate({"variant": variant}), ENDPOINT)
-        asked = task.request(NURSE).response_format
+        task = prompted("math", ENDPOINT, variant=variant)
+        asked = request(task, NURSE).response_format
         assert asked is not None
         return re.compile(asked["json_schema"]["schema"]["properties"]["problem"]["pattern"])
 
@@ -60,9 +58,9 @@ def test_a_problem_is_asked_for_as_json_where_the_endpoint_can_with_one_question
     for bad in ("3 loaves. How heavy are they?", "Math problem: Why? How?", "Math problem: How heavy? 6 kg."):
         assert not pattern("plain").match(bad)
     assert pattern("olympiad").match("Math problem: Prove that 3 loaves are enough.")
-    plain = MathProblem(SynthesisSettings(), ENDPOINT.model_copy(update={"structured_output": "none"}))
-    assert plain.request(NURSE).response_format is None
-    assert "JSON" not in str(plain.request(NURSE).messages)
+    plain = prompted("math", ENDPOINT.model_copy(update={"structured_output": "none"}))
+    assert request(plain, NURSE).response_format is None
+    assert "JSON" not in str(request(plain, NURSE).messages)
 
 
 @pytest.mark.parametrize(
@@ -74,25 +72,25 @@ def test_a_problem_is_asked_for_as_json_where_the_endpoint_can_with_one_question
     ],
 )
 def test_a_problem_in_json_is_read_as_one_in_plain_text(answer: str) -> None:
-    assert TASK.read(answer, "stop", NURSE) == TASK.read(f"Math problem: {PROBLEM}", "stop", NURSE)
+    assert read(TASK, answer, "stop", NURSE) == read(TASK, f"Math problem: {PROBLEM}", "stop", NURSE)
 
 
 @pytest.mark.parametrize(
     "answer", ['{"problem": "Math problem: A nurse', '{"question": "x"}', '{"problem": 7}', '["Math problem: x"]', "{}"]
 )
 def test_broken_json_or_json_without_a_problem_is_a_named_failure(answer: str) -> None:
-    assert TASK.read(answer, "stop", NURSE).failure in ("not_json", "no_text")
+    assert read(TASK, answer, "stop", NURSE).failure in ("not_json", "no_text")
 
 
 def test_braces_in_a_problem_of_plain_text_are_no_json() -> None:
     problem = (
         "A nurse fills bags of \\frac{1}{2} litre; the set {2, 3} says how many. How much is that, and {} is empty?"
     )
-    assert TASK.read(f"Math problem: {problem}", "stop", NURSE).text == problem
+    assert read(TASK, f"Math problem: {problem}", "stop", NURSE).text == problem
 
 
 def test_a_task_survives_pickling_with_its_requests() -> None:
-    assert pickle.loads(pickle.dumps(TASK)).request(NURSE).key == TASK.request(NURSE).key
+    assert request(pickle.loads(pickle.dumps(TASK)), NURSE).key == request(TASK, NURSE).key
 
 
 @pytest.mark.parametrize(
@@ -105,18 +103,18 @@ def test_a_task_survives_pickling_with_its_requests() -> None:
     ],
 )
 def test_a_good_answer_is_its_problem_without_the_prefix_and_fails_no_check(answer: str) -> None:
-    reading = TASK.read(answer, "stop", NURSE)
+    reading = read(TASK, answer, "stop", NURSE)
     assert (reading.text, reading.failure, reading.checks) == (PROBLEM, None, ())
 
 
 def test_the_prefix_is_taken_from_the_front_only() -> None:
     text = 'A nurse writes "Math problem: 2 drugs" on 3 of 8 boards; which share is that?'
-    assert TASK.read(f"Math problem: {text}", "stop", NURSE).text == text
-    assert TASK.read(text, "stop", NURSE).text == text
+    assert read(TASK, f"Math problem: {text}", "stop", NURSE).text == text
+    assert read(TASK, text, "stop", NURSE).text == text
 
 
 def test_failed_checks_are_named_and_the_text_is_kept() -> None:
-    reading = TASK.read("A cook has 3 eggs. How many? Which? Why?\nSolution: 3", "length", NURSE)
+    reading = read(TASK, "A cook has 3 eggs. How many? Which? Why?\nSolution: 3", "length", NURSE)
     assert reading.text is not None
     assert reading.checks == (
         "missing_prefix",
@@ -144,7 +142,7 @@ def test_failed_checks_are_named_and_the_text_is_kept() -> None:
     ],
 )
 def test_an_answer_without_a_problem_has_a_named_failure(answer: str | None, finish_reason: str, failure: str) -> None:
-    reading = TASK.read(answer, finish_reason, NURSE)
+    reading = read(TASK, answer, finish_reason, NURSE)
     assert (reading.text, reading.failure) == (None, failure)
 
 
@@ -159,8 +157,8 @@ def test_an_answer_without_a_problem_has_a_named_failure(answer: str | None, fin
     ],
 )
 def test_missing_prefix_is_true_only_where_the_answer_opens_otherwise(bad: str, good: str) -> None:
-    assert missing_prefix(bad)
-    assert not missing_prefix(good)
+    assert "missing_prefix" in read(TASK, bad, "stop").checks
+    assert "missing_prefix" not in read(TASK, good, "stop").checks
 
 
 @pytest.mark.parametrize(
@@ -255,8 +253,8 @@ def test_contains_solution_is_false_where_the_words_are_part_of_the_problem(good
     ],
 )
 def test_too_many_subproblems_is_true_from_three_on(bad: str, good: str) -> None:
-    assert too_many_subproblems(bad)
-    assert not too_many_subproblems(good)
+    assert asks(bad) > 2
+    assert asks(good) <= 2
 
 
 @pytest.mark.parametrize(
@@ -271,7 +269,7 @@ def test_too_many_subproblems_is_true_from_three_on(bad: str, good: str) -> None
     ],
 )
 def test_too_many_subproblems_is_false_for_lists_of_data_and_of_choices(good: str) -> None:
-    assert not too_many_subproblems(good)
+    assert asks(good) <= 2
 
 
 @pytest.mark.parametrize(
@@ -331,16 +329,16 @@ UNITS = [
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_checks_of_the_longest_answer_take_no_time(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math, "_MAX_PROBLEM_CHARS", 10**9)
+    monkeypatch.setattr(prompted_tasks, "_MAX_ANSWER_CHARS", 10**9)
     text = "x" + unit * (120_000 // len(unit)) + "x"
     with linear():
-        TASK.read(text, "stop", NURSE)
-        TASK.read(f"Math problem:{text}", "stop", text[:2_000])
+        read(TASK, text, "stop", NURSE)
+        read(TASK, f"Math problem:{text}", "stop", text[:2_000])
 
 
 @given(st.lists(st.sampled_from(UNITS) | st.text(max_size=5), max_size=40).map("".join), st.text(max_size=60))
 def test_any_answer_gives_a_text_or_a_failure_and_never_both(answer: str, persona: str) -> None:
-    reading = TASK.read(answer, "stop", persona)
+    reading = read(TASK, answer, "stop", persona)
     assert (reading.text is None) != (reading.failure is None)
-    assert reading.text is None or not missing_prefix(f"Math problem: {reading.text}")
+    assert reading.text is None or "missing_prefix" not in read(TASK, f"Math problem: {reading.text}", "stop").checks
     (reading.text or "").encode()

@@ -21,10 +21,12 @@ from personahub_spark.llm.schema import check_for
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import Granularity, PersonaSettings, Verb
 from personahub_spark.tasks import persona_answers
+from personahub_spark.tasks.contract import Reading
 from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS
 from personahub_spark.tasks.personas import TextToPersona
-from personahub_spark.tasks.reading import Reading
 from personahub_spark.text import cut_at_sentence, estimate_tokens
+from tests.tasks import readings as readings_of
+from tests.tasks import request
 from tests.waiting import linear
 
 PLAIN = Endpoint(model="m", base_url="http://127.0.0.1/v1")
@@ -33,16 +35,18 @@ TASK = TextToPersona(PersonaSettings(), PLAIN)
 
 
 def read(answer: str | None, finish_reason: str | None) -> Reading:
-    (reading,) = TASK.read(answer, finish_reason)
+    (reading,) = readings_of(TASK, answer, finish_reason)
     return reading
 
 
 def user_message(document: str, **settings: object) -> str:
-    return str(TextToPersona(PersonaSettings.model_validate(settings), PLAIN).request(document).messages[-1]["content"])
+    return str(
+        request(TextToPersona(PersonaSettings.model_validate(settings), PLAIN), document).messages[-1]["content"]
+    )
 
 
 def test_the_document_comes_last_and_everything_before_it_is_the_same_for_all_documents() -> None:
-    one, two = TASK.request("About bees."), TASK.request("About trams.")
+    one, two = request(TASK, "About bees."), request(TASK, "About trams.")
     assert one.messages[0] == two.messages[0]
     assert one.messages[0]["role"] == "system"
     content = str(one.messages[-1]["content"])
@@ -66,7 +70,7 @@ def test_a_document_can_neither_close_its_tag_nor_speak_the_tokens_of_a_chat_tem
 
 
 def test_a_document_with_lone_surrogates_and_nuls_still_makes_a_request_with_a_key() -> None:
-    assert len(TASK.request("a\ud800b\x00c").key) == 64
+    assert len(request(TASK, "a\ud800b\x00c").key) == 64
 
 
 def test_a_long_document_is_cut_at_a_sentence_end_within_the_budget() -> None:
@@ -81,13 +85,13 @@ def test_each_verb_and_granularity_has_its_own_wording_and_its_own_version() -> 
         TextToPersona(PersonaSettings(granularity=granularity), endpoint, verb)
         for verb, granularity, endpoint in product(get_args(Verb), get_args(Granularity), (PLAIN, JSON))
     ]
-    assert len({task.request("x").messages[0]["content"] for task in tasks}) == 16
+    assert len({request(task, "x").messages[0]["content"] for task in tasks}) == 16
     assert len({task.prompt_version for task in tasks}) == 16
 
 
 def test_the_version_depends_on_the_wording_and_not_on_the_document_or_the_sampling() -> None:
     warm = TextToPersona(PersonaSettings(temperature=1.5), PLAIN)
-    assert warm.prompt_version == TASK.prompt_version == TASK.request("x").prompt_version
+    assert warm.prompt_version == TASK.prompt_version == request(TASK, "x").prompt_version
     assert re.fullmatch(r"text_to_persona-[0-9a-f]{12}", TASK.prompt_version)
 
 
@@ -96,14 +100,14 @@ def test_the_version_depends_on_the_wording_and_not_on_the_document_or_the_sampl
     [("de", "Write in German."), ("same", "Write in the language of the document."), ("yo", "ISO code yo"), (None, "")],
 )
 def test_the_language_of_the_answer_is_asked_for(language: str | None, wanted: str) -> None:
-    system = str(TextToPersona(PersonaSettings(language=language), PLAIN).request("x").messages[0]["content"])
+    system = str(request(TextToPersona(PersonaSettings(language=language), PLAIN), "x").messages[0]["content"])
     assert wanted in system
     assert ("Write in" in system) == (language is not None)
 
 
 def test_a_schema_is_sent_only_where_the_endpoint_takes_one() -> None:
-    assert TASK.request("x").response_format is None
-    sent = TextToPersona(PersonaSettings(), JSON).request("x").response_format
+    assert request(TASK, "x").response_format is None
+    sent = request(TextToPersona(PersonaSettings(), JSON), "x").response_format
     assert sent is not None
     assert sent["type"] == "json_schema"
     assert sent["json_schema"]["strict"] is True
@@ -111,7 +115,7 @@ def test_a_schema_is_sent_only_where_the_endpoint_takes_one() -> None:
 
 
 def persona_pattern(**settings: object) -> re.Pattern[str]:
-    sent = TextToPersona(PersonaSettings.model_validate(settings), JSON).request("x").response_format
+    sent = request(TextToPersona(PersonaSettings.model_validate(settings), JSON), "x").response_format
     assert sent is not None
     told = sent["json_schema"]["schema"]["properties"]
     return re.compile(told["persona"]["pattern"] if "persona" in told else told["personas"]["items"]["pattern"])
@@ -160,36 +164,35 @@ def test_a_schema_asks_for_one_sentence_of_so_many_words(settings: dict[str, obj
 def test_the_examples_in_the_prompt_keep_to_the_schema() -> None:
     for verb, granularity in product(get_args(Verb), get_args(Granularity)):
         task = TextToPersona(PersonaSettings(granularity=granularity), JSON, verb)
-        shown = re.findall(r'^\{"persona".*$', str(task.request("x").messages[0]["content"]), re.MULTILINE)
-        check = check_for(task.request("x").response_format)
+        shown = re.findall(r'^\{"persona".*$', str(request(task, "x").messages[0]["content"]), re.MULTILINE)
+        check = check_for(request(task, "x").response_format)
         assert check is not None and [check.fault(example) for example in shown] == [None, None]
 
 
 def test_a_task_survives_pickling_with_its_requests() -> None:
     task = TextToPersona(PersonaSettings(), JSON, "dislike")
-    assert pickle.loads(pickle.dumps(task)).request("x").key == task.request("x").key
+    assert request(pickle.loads(pickle.dumps(task)), "x").key == request(task, "x").key
 
 
 def test_prompts_are_found_when_the_package_is_a_zip(tmp_path: Path) -> None:
     root = Path(personahub_spark.__file__).parent
     with zipfile.ZipFile(tmp_path / "package.zip", "w") as archive:
         for file in root.rglob("*"):
-            if file.suffix in (".py", ".txt"):
+            if file.suffix in (".py", ".txt", ".yaml"):
                 archive.write(file, file.relative_to(root.parent))
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'package.zip')!r})\n"
         "from personahub_spark.settings.models import Endpoint\n"
         "from personahub_spark.settings.personas import PersonaSettings\n"
-        "from personahub_spark.settings.texts import SynthesisSettings\n"
-        "from personahub_spark.tasks.math import MathProblem\n"
+        "from personahub_spark.tasks.declared import library\n"
         "from personahub_spark.tasks.personas import TextToPersona\n"
         "endpoint = Endpoint(model='m', base_url='http://127.0.0.1/v1')\n"
         "assert 'package.zip' in TextToPersona.request.__code__.co_filename\n"
         "print(TextToPersona(PersonaSettings(), endpoint).prompt_version)\n"
-        "print(MathProblem(SynthesisSettings(), endpoint).read('Math problem: A nurse?', 'stop', 'A nurse').text)\n"
+        "print(library()['math'].text)\n"
     )
     done = run([executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.split("\n")[:2] == [TASK.prompt_version, "A nurse?"], done.stderr
+    assert done.stdout.split("\n")[:2] == [TASK.prompt_version, "problem"], done.stderr
 
 
 PERSONA = "A night nurse who tracks drug interactions."
@@ -294,9 +297,11 @@ def test_a_sentence_that_is_broken_off_is_no_persona(ending: str) -> None:
 
 def test_a_persona_in_the_words_of_the_prompts_own_example_is_none() -> None:
     example = "An amateur violin maker in a home workshop who paints fish."
-    assert example[:46] in str(TASK.request("x").messages[0]["content"])
-    assert [reading.failure for reading in TASK.read(example, "stop")] == ["example"]
-    assert [reading.failure for reading in TASK.read("An amateur violin maker in a home studio.", "stop")] == [None]
+    assert example[:46] in str(request(TASK, "x").messages[0]["content"])
+    assert [reading.failure for reading in readings_of(TASK, example, "stop")] == ["example"]
+    assert [reading.failure for reading in readings_of(TASK, "An amateur violin maker in a home studio.", "stop")] == [
+        None
+    ]
 
 
 def test_a_persona_of_the_longest_length_passes_and_one_character_more_does_not() -> None:
@@ -372,7 +377,7 @@ def task(verb: Verb = "read", **settings: object) -> TextToPersona:
 
 def test_one_persona_a_document_is_asked_for_as_ever() -> None:
     assert task().parts(BOOK) == {0: cut_at_sentence(BOOK, 1500)}
-    assert task().request(task().parts(BOOK)[0]).key == task().request(BOOK).key
+    assert request(task(), task().parts(BOOK)[0]).key == request(task(), BOOK).key
 
 
 def test_parts_fit_the_budget_end_with_sentences_and_are_the_whole_text() -> None:
@@ -421,18 +426,22 @@ def test_a_limit_that_is_raised_only_adds_parts_until_all_are_there(length: int,
 
 def test_several_personas_are_asked_for_and_read_in_any_form() -> None:
     several = task(personas_per_question=3, max_personas_per_document=3)
-    system = str(several.request("x").messages[0]["content"])
+    system = str(request(several, "x").messages[0]["content"])
     assert "3 people" in system and several.prompt_version != TASK.prompt_version
     texts = [PERSONA, "A baker: bread, rolls and cake (and a child).", "一位在杭州种茶的农民，担心今年的春雨太多。"]
     for answer in (json.dumps({"personas": texts}), json.dumps([{"persona": text} for text in texts]), "\n".join(texts),
                    "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))):  # fmt: skip
-        assert [(r.text, r.relation) for r in several.read(answer, "stop")] == [(text, None) for text in texts]
-    assert [r.failure for r in several.read(json.dumps({"personas": [*texts, "A cook."]}), "stop")][3:] == ["surplus"]
+        assert [(r.text, r.output.get("relation")) for r in readings_of(several, answer, "stop")] == [
+            (text, None) for text in texts
+        ]
+    assert [r.failure for r in readings_of(several, json.dumps({"personas": [*texts, "A cook."]}), "stop")][3:] == [
+        "surplus"
+    ]
 
 
 def test_each_verb_has_its_own_question_for_several_too() -> None:
     asked = {
-        str(task(verb, personas_per_question=2, max_personas_per_document=2).request("x").messages[0]["content"])
+        str(request(task(verb, personas_per_question=2, max_personas_per_document=2), "x").messages[0]["content"])
         for verb in get_args(Verb)
     }
     assert len(asked) == 4

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pickle
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -14,18 +13,13 @@ from hypothesis import strategies as st
 
 from personahub_spark.llm.schema import check_for
 from personahub_spark.settings.models import Endpoint
-from personahub_spark.settings.personas import ProfileSettings
-from personahub_spark.tasks.profiles import (
-    MIN_BACKGROUND_WORDS,
-    MIN_ENTRIES,
-    PersonaProfile,
-    Profile,
-    failed_checks,
-)
+from personahub_spark.tasks.contract import Reading
+from tests.tasks import prompted, request
+from tests.tasks import read as read_task
 
 PLAIN = Endpoint(model="m", base_url="http://127.0.0.1/v1")
 JSON = Endpoint(model="m", base_url="http://127.0.0.1/v1", structured_output="json_schema")
-TASK = PersonaProfile(ProfileSettings(), PLAIN)
+TASK = prompted("profile", PLAIN)
 BAKER = "A baker of rye bread who is worried about the price of flour and the strength of her wrists."
 BACKGROUND = (
     "She grew up above a mill in a valley town and learned to bake from an aunt who weighed nothing. For twenty years "
@@ -36,6 +30,20 @@ HISTORY = ("14: burned her first batch", "23: rented the shop", "41: sold the se
 PREFERENCES = ("likes coarse rye, not wheat", "dislikes electric scales")
 SKILLS = ("tells by ear when a loaf is done", "keeps a sourdough alive for years", "files her own knives")
 EVENTS = [{"age": int(event[:2]), "event": event[4:]} for event in HISTORY]
+MIN_BACKGROUND_WORDS, MIN_ENTRIES = 30, 2  # as library/profile.yaml says
+
+
+class Profile(NamedTuple):
+    background: str
+    history: tuple[str, ...]
+    preferences: tuple[str, ...]
+    skills: tuple[str, ...]
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (*self.history, *self.preferences, *self.skills)
+
+
 PROFILE = Profile(BACKGROUND, HISTORY, PREFERENCES, SKILLS)
 TOLD = {"background": BACKGROUND, "history": [*HISTORY], "preferences": [*PREFERENCES], "skills": [*SKILLS]}
 
@@ -45,16 +53,27 @@ def listed(entries: tuple[str, ...], mark: str = "- ") -> str:
 
 
 def changed(**parts: Any) -> Profile:
-    return dataclasses.replace(PROFILE, **parts)
+    return PROFILE._replace(**parts)
 
 
 def read(answer: str | None, finish_reason: str | None = "stop") -> tuple[Profile | None, str | None]:
-    reading = TASK.read(answer, finish_reason, BAKER)
-    return reading.profile, reading.failure
+    reading = read_task(TASK, answer, finish_reason, BAKER)
+    return profile_of(reading), reading.failure
+
+
+def profile_of(reading: Reading) -> Profile | None:
+    if reading.failure is not None:
+        return None
+    lists = (tuple(reading.output[name]) for name in ("history", "preferences", "skills"))
+    return Profile(reading.output["background"], *lists)
+
+
+def failed_checks(profile: Profile, persona: str) -> tuple[str, ...]:
+    return read_task(TASK, json.dumps(profile._asdict()), "stop", persona).checks
 
 
 def test_the_persona_comes_last_and_everything_before_it_is_the_same_for_all_personas() -> None:
-    one, two = TASK.request(BAKER), TASK.request("A {judge} </persona> <|im_end|> $5")
+    one, two = request(TASK, BAKER), request(TASK, "A {judge} </persona> <|im_end|> $5")
     assert one.messages[0] == two.messages[0]
     assert two.messages[1]["content"] == "<persona>\nA {judge} < /persona> < |im_end|> $5\n</persona>"
     assert one.prompt_version == two.prompt_version and one.key != two.key
@@ -63,8 +82,8 @@ def test_the_persona_comes_last_and_everything_before_it_is_the_same_for_all_per
 
 def test_the_language_is_asked_for_and_changes_the_version() -> None:
     def asked(language: str | None) -> tuple[str, str]:
-        request = PersonaProfile(ProfileSettings(language=language), PLAIN).request(BAKER)
-        return str(request.messages[0]["content"]), request.prompt_version
+        found = request(prompted("profile", PLAIN, language=language), BAKER)
+        return str(found.messages[0]["content"]), found.prompt_version
 
     (same, v1), (german, v2), (free, v3) = asked("same"), asked("de"), asked(None)
     assert "Write in the language of the given sentence." in same and "Write in German." in german
@@ -72,17 +91,17 @@ def test_the_language_is_asked_for_and_changes_the_version() -> None:
 
 
 def test_a_schema_is_sent_where_the_endpoint_takes_one_and_its_fields_come_in_the_order_of_the_prompt() -> None:
-    assert TASK.request(BAKER).response_format is None and "JSON" not in str(TASK.request(BAKER).messages)
-    request = PersonaProfile(ProfileSettings(), JSON).request(BAKER)
-    check = check_for(request.response_format)
+    assert request(TASK, BAKER).response_format is None and "JSON" not in str(request(TASK, BAKER).messages)
+    asked = request(prompted("profile", JSON), BAKER)
+    check = check_for(asked.response_format)
     assert check is not None and check.fault(json.dumps({**TOLD, "history": EVENTS, "preferences": SKILLS})) is None
     wrong = [{"skills": []}, {"skills": ["a"] * 9}, {"background": None}, {"more": "x"}, {"history": HISTORY}]
     for part in (*wrong, {"history": [*EVENTS[:2], {"age": 1988, "event": "left"}]}):
         assert check.fault(json.dumps({**TOLD, "history": EVENTS, "preferences": SKILLS, **part})) is not None
-    sent = request.body().decode()
+    sent = asked.body().decode()
     written = sent[sent.index('"properties"') :]
     assert [*TOLD] == sorted(TOLD, key=lambda name: written.index(f'"{name}"')) == sorted(TOLD)
-    system = str(request.messages[0]["content"])
+    system = str(asked.messages[0]["content"])
     assert [*TOLD] == sorted(TOLD, key=lambda name: system.index(f"\n{name.title()}: "))
 
 
@@ -90,13 +109,13 @@ def test_a_schema_is_sent_where_the_endpoint_takes_one_and_its_fields_come_in_th
 def test_the_examples_in_the_prompt_are_read_as_they_are_meant_and_are_known_when_they_are_copied(
     endpoint: Endpoint,
 ) -> None:
-    task = PersonaProfile(ProfileSettings(), endpoint)
-    check = check_for(task.request(BAKER).response_format)
-    told = str(task.request(BAKER).messages[0]["content"]).split("\nPerson: ")[1:]
+    task = prompted("profile", endpoint)
+    check = check_for(request(task, BAKER).response_format)
+    told = str(request(task, BAKER).messages[0]["content"]).split("\nPerson: ")[1:]
     lengths = []
     for person, _, rest in (part.partition("\n") for part in told):
         example = rest.partition("\n\n")[0]
-        profile = task.read(example, "stop", person).profile
+        profile = profile_of(read_task(task, example, "stop", person))
         assert profile is not None and failed_checks(profile, person) == ("copies_example",)
         assert re.match(r"\d\d: [a-z]", profile.history[0])
         lengths.append([len(part) for part in (profile.history, profile.preferences, profile.skills)])
@@ -105,7 +124,7 @@ def test_the_examples_in_the_prompt_are_read_as_they_are_meant_and_are_known_whe
 
 
 def test_a_task_survives_pickling_with_its_requests() -> None:
-    assert pickle.loads(pickle.dumps(TASK)).request(BAKER).key == TASK.request(BAKER).key
+    assert request(pickle.loads(pickle.dumps(TASK)), BAKER).key == request(TASK, BAKER).key
 
 
 HEADED = "\n\n".join(
@@ -155,7 +174,7 @@ HEADED = "\n\n".join(
 )
 def test_any_form_of_a_profile_is_read_as_the_same_profile(answer: str) -> None:
     assert read(answer) == (PROFILE, None)
-    assert TASK.read(answer, "stop", BAKER).checks == ()
+    assert read_task(TASK, answer, "stop", BAKER).checks == ()
 
 
 @pytest.mark.parametrize(
@@ -201,8 +220,8 @@ def test_an_entry_that_names_a_part_is_no_heading() -> None:
         (json.dumps({"persona": BAKER}), "stop", "wrong_type"),
         ("[1, 2]", "stop", "no_text"),
         ('["a", 2]', "stop", "wrong_type"),
-        (BACKGROUND, "stop", "no_profile"),
-        ("A portrait of her skills would be long.", "stop", "no_profile"),
+        (BACKGROUND, "stop", "no_heading"),
+        ("A portrait of her skills would be long.", "stop", "no_heading"),
         (json.dumps({"background": "", "skills": []}), "stop", "no_text"),
         (json.dumps({"background": None, "history": 7, "skills": [True, {}]}), "stop", "no_text"),
         ("I'm sorry, but I can't create that.", "stop", "refusal"),
@@ -222,7 +241,7 @@ def test_json_that_is_whole_at_the_token_limit_was_paid_for_and_is_read() -> Non
 def test_parts_that_are_missing_or_of_another_type_leave_the_rest_readable() -> None:
     profile, failure = read(json.dumps({"background": BACKGROUND, "history": 16, "skills": [*SKILLS]}))
     assert failure is None and profile == Profile(BACKGROUND, (), (), SKILLS)
-    assert TASK.read(json.dumps({"background": BACKGROUND}), "stop", BAKER).checks == ("missing_field",)
+    assert read_task(TASK, json.dumps({"background": BACKGROUND}), "stop", BAKER).checks == ("missing_field",)
     assert read(json.dumps({"skills": [*SKILLS]})) == (Profile("", (), (), SKILLS), None)
 
 
@@ -304,8 +323,8 @@ def test_ages_are_impossible_when_they_go_back_or_beyond_the_age_of_the_persona(
 def test_a_profile_in_a_language_of_its_own_is_not_held_against_the_words_of_the_persona() -> None:
     answer = json.dumps({**TOLD, "background": WORDS})
     stranger = "Un chauffeur de poids lourd qui traverse les Alpes chaque semaine."
-    assert TASK.read(answer, "stop", stranger).checks == ("persona_unused",)
-    assert PersonaProfile(ProfileSettings(language="en"), PLAIN).read(answer, "stop", stranger).checks == ()
+    assert read_task(TASK, answer, "stop", stranger).checks == ("persona_unused",)
+    assert read_task(prompted("profile", PLAIN, language="en"), answer, "stop", stranger).checks == ()
 
 
 UNITS = [
@@ -332,19 +351,20 @@ def test_the_longest_answers_are_read_to_their_end() -> None:
         text = unit * (19_000 // len(unit))
         told = json.dumps({"background": text[:4_000], "skills": [text[:4_000]]})
         for answer in (text, f"Background: x\nSkills: {text}", told):
-            reading = TASK.read(answer, "stop", text[:2_000])
-            assert (reading.profile is None) != (reading.failure is None), unit
+            reading = read_task(TASK, answer, "stop", text[:2_000])
+            assert (profile_of(reading) is None) != (reading.failure is None), unit
 
 
 @given(
     st.lists(st.sampled_from([*UNITS, HEADED]) | st.text(max_size=5), max_size=40).map("".join), st.text(max_size=60)
 )
 def test_any_answer_gives_a_profile_or_a_failure_and_never_both(answer: str, persona: str) -> None:
-    reading = TASK.read(answer, "stop", persona)
-    assert (reading.profile is None) != (reading.failure is None)
-    if reading.profile is not None:
-        assert all(entry == entry.strip() and any(map(str.isalpha, entry)) for entry in reading.profile.entries)
-        "".join((reading.profile.background, *reading.profile.entries)).encode()
+    reading = read_task(TASK, answer, "stop", persona)
+    assert (profile_of(reading) is None) != (reading.failure is None)
+    profile = profile_of(reading)
+    if profile is not None:
+        assert all(entry == entry.strip() and any(map(str.isalpha, entry)) for entry in profile.entries)
+        "".join((profile.background, *profile.entries)).encode()
 
 
 @given(
@@ -354,5 +374,5 @@ def test_any_answer_gives_a_profile_or_a_failure_and_never_both(answer: str, per
     )
 )
 def test_json_of_any_types_gives_a_profile_or_a_failure(value: Any) -> None:
-    reading = TASK.read(json.dumps(value), "stop", BAKER)
-    assert (reading.profile is None) != (reading.failure is None)
+    reading = read_task(TASK, json.dumps(value), "stop", BAKER)
+    assert (profile_of(reading) is None) != (reading.failure is None)

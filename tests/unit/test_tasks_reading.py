@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personahub_spark.settings.models import Endpoint
-from personahub_spark.settings.personas import ExpansionSettings, ProfileSettings
-from personahub_spark.settings.texts import SynthesisSettings
-from personahub_spark.tasks.math import MathProblem
+from personahub_spark.settings.personas import ExpansionSettings
 from personahub_spark.tasks.persona_answers import read_one, read_several
 from personahub_spark.tasks.personas import PersonaToPersona
-from personahub_spark.tasks.profiles import PersonaProfile
 from personahub_spark.tasks.tex import Decoder, garbled, mended
+from tests.tasks import prompted, read
+from tests.tasks import readings as readings_of
 from tests.waiting import linear
 
 ENDPOINT = Endpoint(model="m", base_url="http://127.0.0.1/v1")
@@ -43,13 +42,13 @@ def several(answer: str) -> list[str | None]:
 
 
 def problem(answer: str) -> tuple[str | None, tuple[str, ...]]:
-    reading = MathProblem(SynthesisSettings(), ENDPOINT).read(answer, "stop", GIVEN)
+    reading = read(prompted("math", ENDPOINT), answer, "stop", GIVEN)
     return (reading.text if reading.failure is None else f"!{reading.failure}"), reading.checks
 
 
 def profile(answer: str) -> dict[str, Any] | str | None:
-    reading = PersonaProfile(ProfileSettings(), ENDPOINT).read(answer, "stop", GIVEN)
-    return reading.failure if reading.profile is None else vars(reading.profile)
+    reading = read(prompted("profile", ENDPOINT), answer, "stop", GIVEN)
+    return reading.failure if reading.text is None else dict(reading.output)
 
 
 # --- thoughts and the marks of chat templates
@@ -166,9 +165,7 @@ def test_what_stands_around_an_answer_is_no_part_of_it_for_any_task(around: str)
         assert several(put(said)) == [PERSONA]
     for said in (f"Math problem: {PROBLEM}", json.dumps({"problem": f"Math problem: {PROBLEM}"})):
         assert problem(put(said)) == (PROBLEM, ())
-    assert profile(put(json.dumps(PROFILE))) == {
-        name: tuple(part) if isinstance(part, list) else part for name, part in PROFILE.items()
-    }
+    assert profile(put(json.dumps(PROFILE))) == PROFILE
 
 
 @pytest.mark.parametrize(
@@ -267,7 +264,7 @@ def test_marks_of_a_list_are_not_taken_from_the_middle_of_a_persona(content: str
         json.dumps([content, PERSONA]),
     ):
         assert several(answer) == [content, PERSONA]
-        readings = PersonaToPersona(ExpansionSettings(), ENDPOINT).read(answer, "stop", GIVEN)
+        readings = readings_of(PersonaToPersona(ExpansionSettings(), ENDPOINT), answer, "stop", GIVEN)
         assert [reading.text for reading in readings] == [content, PERSONA]
 
 
@@ -335,7 +332,7 @@ def test_a_fence_inside_a_plain_answer_is_text(code: str) -> None:
     told = profile(f"Background: He types:\n{code}\nand sells pies\nHistory:\n- aa\n- bb\nSkills:\n- cc")
     assert isinstance(told, dict)
     assert told["background"].startswith("He types:") and told["background"].endswith("and sells pies")
-    assert told["history"] == ("aa", "bb")
+    assert told["history"] == ["aa", "bb"]
 
 
 def test_a_fence_around_plain_text_counts_with_nothing_behind_it_and_a_known_announcement_before() -> None:
@@ -486,7 +483,7 @@ def test_the_longest_answers_are_read_without_hanging(unit: str) -> None:
     start = time.process_time()
     for text in (answer, f"x{answer}", json.dumps({"persona": answer})):
         one(text)
-        task.read(text, "stop", GIVEN)
+        readings_of(task, text, "stop", GIVEN)
         problem(text)
     assert time.process_time() - start < 120  # a few seconds; hours where a pattern backtracks
 

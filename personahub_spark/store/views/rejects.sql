@@ -43,13 +43,6 @@ FROM {syntheses} AS s LEFT JOIN {personas} AS p ON p.persona_id = s.persona_id
 WHERE size(s.checks) > 0
 UNION ALL
 SELECT
-  'profile failed checks', p.text, array_join(f.checks, ', '), f.background, f.persona_id, f.run_id, f.created_at
-FROM {persona_profiles} AS f
-LEFT JOIN {personas} AS p ON p.persona_id = f.persona_id
-LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'persona' AND w.item = f.persona_id
-WHERE size(f.checks) > 0
-UNION ALL
-SELECT
   concat(w.kind, ' withdrawn'), p.text, 'withdrawn', s.text, w.item, w.run_id, w.created_at
 FROM {withdrawn} AS w
 LEFT JOIN {syntheses} AS s ON w.kind = 'synthesis' AND s.synthesis_id = w.item

@@ -1,0 +1,1 @@
+"""Texts that are written for personas (paper sections 3 and 4)."""

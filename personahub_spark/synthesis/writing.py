@@ -1,0 +1,118 @@
+"""Write texts for personas by declared tasks, and keep them with the checks that they fail."""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from personahub_spark.asking import Readings, ask_new, last_of_share
+from personahub_spark.errors import SettingsError
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.models import SamplingSettings
+from personahub_spark.settings.texts import SynthesisSettings
+from personahub_spark.settings.whole import Settings
+from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
+from personahub_spark.store.record_tables import WITHDRAWN
+from personahub_spark.store.text_tables import SYNTHESES
+from personahub_spark.tasks.declared import library
+from personahub_spark.tasks.prompted import PromptedTask
+
+STEP = "synthesize"
+
+
+def check(settings: Settings) -> None:
+    """SettingsError where a task's file or an entry of ``synthesis`` is wrong."""
+    for _ in _tasks(settings):
+        pass
+
+
+def synthesize(context: Context) -> StepResult:
+    """Ask each entry of the settings' ``synthesis`` about the personas that it is for."""
+    result = StepResult(0, {})
+    for entry, task in _tasks(context.settings):
+        result += _write(context, entry, task)
+    return result
+
+
+def _tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
+    declared = library(settings.tasks)
+    found = []
+    for number, entry in enumerate(settings.synthesis):
+        declaration = declared.get(entry.task)
+        if declaration is None:
+            raise SettingsError(
+                f"synthesis.{number}.task: there is no task {entry.task!r} (tasks: {', '.join(declared)}); name one, "
+                "or add a file of your own to tasks"
+            )
+        unfit = [name for name in declaration.inputs if name != "persona"]
+        if unfit:
+            raise SettingsError(
+                f"synthesis.{number}.task: task {entry.task} needs the text {unfit[0]}, and of a persona there is only "
+                "persona"
+            )
+        try:
+            options = declaration.chosen(entry.options)
+        except SettingsError as error:
+            raise SettingsError(f"synthesis.{number}: {error}") from None
+        sampling = declaration.sampling.model_dump() | entry.sampling.model_dump(exclude_none=True)
+        endpoint = settings.endpoint(entry.model)
+        found.append((entry, PromptedTask(declaration, options, endpoint, SamplingSettings(**sampling))))
+    return found
+
+
+def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> StepResult:
+    store = context.store
+    last = last_of_share(entry.personas.fraction)
+    hub = store.view("hub").where(F.substring("persona_id", 1, 8) <= last)
+    written = store.read(SYNTHESES).where(F.col("recipe") == task.recipe)
+
+    def keep(readings: Readings) -> tuple[dict[str, int], list[str]]:
+        rows = _rows(readings.outputs, entry, task)
+        expected = sum(readings.outcomes.get(name, 0) for name in ("read", "passed", "failed_checks"))
+        return {SYNTHESES.name: context.add_new(SYNTHESES, rows, expected=expected)}, []
+
+    return ask_new(
+        context,
+        task,
+        _questions(hub, entry.samples),
+        step=STEP,
+        done=written.select(_id("subject_id")),
+        plan=f"{last}:{entry.samples}",
+        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, SYNTHESES),
+        keep=keep,
+    )
+
+
+def _questions(hub: DataFrame, samples: int) -> DataFrame:
+    """What to ask: id, persona, sample; ``samples`` for each row of ``hub``."""
+    numbers = F.explode(F.sequence(F.lit(0), F.lit(samples - 1)))
+    return hub.select("persona_id", F.col("text").alias("persona"), numbers.alias("sample")).select(
+        _id("persona_id"), "persona", "sample"
+    )
+
+
+def _id(subject: str) -> Column:
+    """The id of a question: the subject's, and for further samples their number."""
+    number = F.when(F.col("sample") > 0, F.col("sample").cast("string"))
+    return F.concat_ws("@", F.col(subject), number).alias("id")
+
+
+def _rows(outputs: DataFrame, entry: SynthesisSettings, task: PromptedTask) -> DataFrame:
+    options = [part for pair in sorted(task.options.items()) for part in pair]
+    place = F.split("id", "@")
+    return outputs.select(
+        F.sha2(F.concat_ws(":", "call_key", place[0]), 256).alias("synthesis_id"),
+        F.lit(task.name).alias("task"),
+        F.create_map(*[F.lit(part).cast("string") for part in options]).cast("map<string, string>").alias("options"),
+        F.lit(entry.pattern).alias("pattern"),
+        place[0].alias("persona_id"),
+        place[0].alias("subject_id"),
+        F.coalesce(place[1].cast("int"), F.lit(0)).alias("sample"),
+        "output",
+        "text",
+        "checks",
+        F.lit(task.recipe).alias("recipe"),
+        F.lit(task.prompt_version).alias("prompt_version"),
+        "call_key",
+        F.lit(None).cast("string").alias("source_key"),
+    )

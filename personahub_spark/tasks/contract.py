@@ -1,0 +1,110 @@
+"""What every task is: subjects with named texts go in, requests go out, answers become readings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from personahub_spark.llm.wire import Request
+from personahub_spark.settings.models import Endpoint, SamplingSettings
+from personahub_spark.tasks.wording import version
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The row that a question is about: its id, and its texts by name (``persona``, ``document``, …)."""
+
+    id: str
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an answer says: its ``output``, or the name of the ``failure``.
+
+    ``text`` is that part of the output which dedup and readers look at; None where there is a failure. ``checks`` names
+    the checks that the output fails: it is there all the same, for a filter to judge.
+    """
+
+    text: str | None
+    failure: str | None = None
+    checks: tuple[str, ...] = ()
+    output: Mapping[str, Any] = field(default_factory=dict)
+
+
+def failed(name: str) -> Reading:
+    """A reading without an output."""
+    return Reading(text=None, failure=name)
+
+
+class Task(ABC):
+    """A question that differs from subject to subject by the named texts alone.
+
+    What is the same for all subjects comes first, their texts last. Tasks are sent to executors, so they are pickled.
+    """
+
+    name: str
+    endpoint: Endpoint
+    settings: SamplingSettings
+    inputs: tuple[str, ...] = ("persona",)
+    """Names of the texts that a subject must have."""
+    checks: tuple[str, ...] = ()
+    """Names of the checks that an output may fail."""
+
+    @property
+    @abstractmethod
+    def _system(self) -> str: ...
+
+    @abstractmethod
+    def _user(self, texts: Mapping[str, str]) -> str: ...
+
+    @property
+    @abstractmethod
+    def _response_format(self) -> dict[str, Any] | None: ...
+
+    @abstractmethod
+    def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
+        """What ``answer`` to the question about ``subject`` says: outputs first, then failures; at least one."""
+
+    @cached_property
+    def prompt_version(self) -> str:
+        """Changes whenever the wording or the output's schema does."""
+        return version(
+            self.name, self._system, self._user(dict.fromkeys(self.inputs, "")), schema=self._response_format
+        )
+
+    @cached_property
+    def recipe(self) -> str:
+        """Sixteen hex digits for all that decides an answer but the subject: wording, schema, model and sampling.
+
+        Checks are not in it: rows keep the checks of the run that wrote them.
+        """
+        declared = [self.endpoint.model, self.prompt_version, self._sampling, self._cuts]
+        return hashlib.sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:16]
+
+    def request(self, subject: Subject, sample: int = 0) -> Request:
+        """The question about ``subject``; its samples are numbered from 0."""
+        user = self._user({name: subject.texts[name] for name in self.inputs})
+        return Request(
+            model=self.endpoint.model,
+            messages=[{"role": "system", "content": self._system}, {"role": "user", "content": user}],
+            sampling=self._sampling,
+            response_format=self._response_format,
+            sample_index=sample,
+            prompt_version=self.prompt_version,
+        )
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        chosen = self.settings
+        return {"temperature": chosen.temperature, "top_p": chosen.top_p, "max_tokens": chosen.max_tokens}
+
+    @property
+    def _cuts(self) -> dict[str, Any]:
+        """What else decides which part of a subject's texts is asked about."""
+        return {}

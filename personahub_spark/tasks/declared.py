@@ -1,0 +1,330 @@
+"""Tasks as YAML files: what a file may say, and what is wrong with one that says something else.
+
+The files of the package lie in ``library/``; a user's own are the same in a folder of theirs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any, Self
+
+import jsonschema
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from personahub_spark.errors import SettingsError
+from personahub_spark.tasks.checks import CHECKS
+
+NAME = r"^[a-z][a-z0-9_]*$"
+FORM = "form"
+"""What words may be chosen by beside options: ``json`` where the endpoint holds answers to schemas, else ``text``."""
+FORMS = ("json", "text")
+COLUMNS = {
+    "synthesis_id", "pattern", "sample", "subject_id", "persona_id", "persona", "lang", "hop", "passed", "recipe",
+    "prompt_version", "model", "model_returned", "model_terms", "cost_microusd", "call_key", "run_id",
+}  # fmt: skip
+"""What the view of every task has (see ``views``): no field, option or check has such a name."""
+KINDS = ("string", "integer", "number", "boolean", "array", "object")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Option(_Part):
+    """One choice that settings make: among ``values``, a language, or a text."""
+
+    about: str | None = None
+    values: tuple[str, ...] | None = Field(default=None, min_length=1)
+    language_of: str | None = Field(default=None, description="what the answer's language is, where it is the same")
+    default: str | None = None
+    needed_with: dict[str, str] | None = Field(default=None, description="given with these options, and only there")
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        if self.values is not None and self.default not in self.values:
+            raise ValueError(f"default must be one of {', '.join(self.values)}")
+        if self.values is not None and self.language_of is not None:
+            raise ValueError("values and language_of exclude each other")
+        return self
+
+
+class Word(_Part):
+    """What a placeholder stands for, by an option's value or by the answer's form."""
+
+    by: str
+    values: dict[str, str] = Field(alias="is")
+
+
+class Plain(_Part):
+    """The form of an answer where the endpoint holds none to a schema."""
+
+    prefix: str | None = Field(default=None, description="of the one text field: what the answer begins with")
+    headings: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="other words for a field's heading, in any language; the last one counts"
+    )
+
+
+class Example(BaseModel):
+    """An input of each name, and the output for them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    output: dict[str, Any]
+
+
+class Sampling(_Part):
+    """Defaults of how an answer is drawn; settings go over them."""
+
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=600, ge=16)
+
+
+class Check(_Part):
+    """A check of ``checks.CHECKS`` with its parameters."""
+
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Declaration(_Part):
+    """A task as its file declares it."""
+
+    name: str = Field(pattern=NAME)
+    about: str
+    paper: str | None = None
+    answer: str = Field(default="text", pattern=NAME, description="what one answer is called")
+    view: str = Field(pattern=NAME, description="name of the view of its rows")
+    inputs: tuple[str, ...] = Field(default=("persona",), min_length=1)
+    options: dict[str, Option] = Field(default_factory=dict)
+    system: str = Field(min_length=1)
+    user: str = Field(min_length=1)
+    words: dict[str, Word] = Field(default_factory=dict)
+    example: str | None = None
+    examples: tuple[Example, ...] = ()
+    output: dict[str, dict[str, Any]] = Field(min_length=1)
+    text: str = Field(description="the field that dedup, agreement and export look at")
+    plain: Plain = Plain()
+    checks: tuple[Check, ...] = ()
+    sampling: Sampling = Sampling()
+
+    @field_validator("checks", mode="before")
+    @classmethod
+    def _named(cls, given: object) -> object:
+        if not isinstance(given, list):
+            return given
+        return [{"name": one} if isinstance(one, str) else _with_parameters(one) for one in given]
+
+    @field_validator("checks")
+    @classmethod
+    def _known(cls, checks: tuple[Check, ...]) -> tuple[Check, ...]:
+        for check in checks:
+            if check.name not in CHECKS:
+                near = difflib.get_close_matches(check.name, CHECKS, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"checks are: {', '.join(CHECKS)}"
+                raise ValueError(f"there is no check {check.name!r}; {hint}")
+            CHECKS[check.name].refuse_wrong(check.parameters)
+        twice = [check.name for check in checks if sum(other.name == check.name for other in checks) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} stands there twice")
+        return checks
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_schema(cls, output: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, schema in output.items():
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"{name!r} is no name of a field; use small letters, digits and _")
+            try:
+                jsonschema.Draft202012Validator.check_schema(schema)
+            except jsonschema.SchemaError as error:
+                raise ValueError(f"{name} is no JSON schema: {error.message}") from None
+            if schema.get("type") not in KINDS:
+                raise ValueError(f"{name} needs a type: {', '.join(KINDS)}")
+        return output
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        _check_columns(self)
+        _check_options(self)
+        _check_wording(self)
+        fields = {"text": [self.text], "plain.headings": [*self.plain.headings]}
+        for where, named in fields.items():
+            unknown = [name for name in named if name not in self.output]
+            if unknown:
+                raise ValueError(f"{where} names {unknown[0]}, which is no field of output ({', '.join(self.output)})")
+        if self.output[self.text]["type"] != "string":
+            raise ValueError(f"text names {self.text}, which is no string")
+        if self.plain.prefix is not None and not self.is_one_text:
+            raise ValueError("plain.prefix is for an output of one text field; several are told by headings")
+        return self
+
+    @property
+    def is_one_text(self) -> bool:
+        """Whether an answer is one text and nothing else."""
+        return len(self.output) == 1 and self.output[self.text]["type"] == "string"
+
+    @cached_property
+    def placeholders(self) -> dict[str, set[str]]:
+        """The words in dollar signs of each wording, by key."""
+        wordings = {"system": self.system, "user": self.user}
+        wordings |= {f"words.{name}.is.{value}": text for name, word in self.words.items()
+                     for value, text in word.values.items()}  # fmt: skip
+        wordings |= {f"output.{name}": pattern for name, schema in self.output.items() for pattern in _patterns(schema)}
+        return {key: set(Template(text).get_identifiers()) for key, text in wordings.items()}
+
+    def chosen(self, options: Mapping[str, str | None]) -> dict[str, str | None]:
+        """``options`` with defaults for those that are missing; SettingsError names one that the task has not."""
+        where = f"task {self.name}"
+        for name in options:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise SettingsError(f"{where} has no option {name} (options: {known})")
+        found = {name: options.get(name, option.default) for name, option in self.options.items()}
+        for name, option in self.options.items():
+            value = found[name]
+            if option.values is not None and value not in option.values:
+                raise SettingsError(f"{where}: option {name} is {value!r}; it may be {', '.join(option.values)}")
+            if option.language_of is not None and not (value is None or re.fullmatch("same|[a-z]{2,3}", value)):
+                raise SettingsError(
+                    f"{where}: option {name} is {value!r}; it may be same, null, or a language code such as en"
+                )
+            if option.needed_with is not None:
+                met = all(found.get(other) == wanted for other, wanted in option.needed_with.items())
+                said = " and ".join(f"{other} {wanted}" for other, wanted in option.needed_with.items())
+                if met != bool(value):
+                    raise SettingsError(f"{where}: option {name} must be given with {said}, and only there")
+        return found
+
+
+def library(paths: Iterable[str | Path] = ()) -> dict[str, Declaration]:
+    """The package's tasks and those of ``paths`` (files, or folders of .yaml files), by name.
+
+    SettingsError names the file, the key and the fault of the first file that is wrong, and two of one name.
+    """
+    found: dict[str, Declaration] = {}
+    places: dict[str, str] = {}
+    for place, text in _files(paths):
+        declaration = _declared(place, text)
+        for what, name in (("task", declaration.name), ("view", declaration.view)):
+            key = f"{what} {name}"
+            if key in places:
+                raise SettingsError(f"task file {place}: {what} {name} is declared by {places[key]} too; rename one")
+            places[key] = place
+        found[declaration.name] = declaration
+    return found
+
+
+def _files(paths: Iterable[str | Path]) -> Iterable[tuple[str, str]]:
+    for entry in sorted(resources.files("personahub_spark.tasks.library").iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".yaml"):
+            yield entry.name, entry.read_text(encoding="utf-8")
+    for given in map(Path, paths):
+        files = sorted(given.glob("*.yaml")) if given.is_dir() else [given]
+        if not files:
+            raise SettingsError(f"tasks: folder {given} holds no .yaml file")
+        for file in files:
+            try:
+                yield str(file), file.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                raise SettingsError(f"tasks: {file} does not exist; name files or folders of tasks") from None
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"task file {file} cannot be read ({error})") from None
+
+
+def _declared(place: str, text: str) -> Declaration:
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        raise SettingsError(f"task file {place}: {where}{getattr(error, 'problem', None) or error}") from None
+    if not isinstance(raw, dict):
+        raise SettingsError(f"task file {place} must hold keys and values, found {type(raw).__name__}")
+    try:
+        return Declaration.model_validate(raw)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"]))
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"]), n=1)
+            message = f"unknown key{f'; did you mean {near[0]}?' if near else ''}"
+        raise SettingsError(f"task file {place}: {f'{key}: ' if key else ''}{message}") from None
+
+
+def _keys(where: Sequence[int | str]) -> list[str]:
+    parts: dict[str, type[BaseModel]] = {"options": Option, "words": Word, "plain": Plain, "sampling": Sampling}
+    part = parts.get(str(where[0]), Declaration) if len(where) > 1 else Declaration
+    return list(part.model_fields)
+
+
+def _with_parameters(one: object) -> object:
+    if isinstance(one, dict) and len(one) == 1:
+        ((name, parameters),) = one.items()
+        return {"name": name, "parameters": parameters}
+    return one
+
+
+def _check_columns(task: Declaration) -> None:
+    names = [*task.output, *task.options, *(check.name for check in task.checks)]
+    for name in names:
+        if name in COLUMNS or names.count(name) > 1:
+            raise ValueError(f"{name} is the name of two columns of the task's view; rename the field or option")
+
+
+def _check_options(task: Declaration) -> None:
+    for name, option in task.options.items():
+        for other, value in (option.needed_with or {}).items():
+            if other not in task.options or value not in (task.options[other].values or ()):
+                raise ValueError(f"options.{name}.needed_with names {other} {value}, which no option can be")
+        if option.language_of is not None and name != "language":
+            raise ValueError(f"options.{name} is a language, so it is called language")
+    for name, word in task.words.items():
+        if word.by == FORM:
+            wanted = set(FORMS)
+        elif word.by in task.options and task.options[word.by].values is not None:
+            wanted = set(task.options[word.by].values or ())
+        else:
+            raise ValueError(f"words.{name}.by is {word.by}, which is neither {FORM} nor an option with values")
+        if set(word.values) != wanted:
+            raise ValueError(f"words.{name}.is needs a text for each of {', '.join(sorted(wanted))}, and for no other")
+
+
+def _patterns(schema: object) -> Iterator[str]:
+    if isinstance(schema, dict):
+        for key, inside in schema.items():
+            yield from [inside] if key == "pattern" and isinstance(inside, str) else _patterns(inside)
+
+
+def _check_wording(task: Declaration) -> None:
+    for key, text in (("system", task.system), ("user", task.user)):
+        if not Template(text).is_valid():
+            raise ValueError(f"{key} has a dollar sign that begins no placeholder; write $$ for the sign")
+    texts = {name for name, option in task.options.items() if option.values is None and option.language_of is None}
+    made = {name for name, there in (("examples", task.examples), ("language", "language" in task.options)) if there}
+    known = {*task.words, *texts, *made}
+    for key, found in task.placeholders.items():
+        allowed = known | set(task.inputs) if key == "user" else known if key == "system" else known - {*task.words}
+        if key.startswith("output."):
+            allowed = set(task.words)
+        unknown = sorted(found - allowed)
+        if unknown:
+            place = " (texts of the subject belong into user)" if unknown[0] in task.inputs else ""
+            raise ValueError(f"{key} has the placeholder ${unknown[0]}, which nothing fills{place}")
+    missing = [name for name in task.inputs if name not in task.placeholders["user"]]
+    if missing:
+        raise ValueError(f"user lacks the placeholder ${missing[0]} of its input")
+    if bool(task.examples) != (task.example is not None):
+        raise ValueError("example and examples go together: example is the wording of each")
+    for nth, example in enumerate(task.examples):
+        inputs = example.model_extra or {}
+        if set(inputs) != set(task.inputs) or set(example.output) != set(task.output):
+            raise ValueError(f"examples.{nth} must have {', '.join(task.inputs)} and an output of all fields")

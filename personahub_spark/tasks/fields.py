@@ -1,0 +1,200 @@
+"""The fields of an answer, from JSON in any wrapping or from plain text with a heading for each field.
+
+What a model writes for a list (lines, parts between semicolons, objects, a dictionary) becomes a list of texts of one
+line each; an object in it is told in one line, its age or year first.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from personahub_spark.tasks.reading import content, visible
+
+_MAX_DEPTH = 4
+_MARK = re.compile(r"\A\s*(?:[-*•·–+]|\(?\d{1,2}[.)、])\s+")
+_HEADING = re.compile(
+    r"\A(?P<mark>\s*+[-•·–+]\s++)?[\s#>*_]*+(?:\d[.)]\s*+)?[*_]*+"
+    r"(?P<name>[^\W\d_]+(?:[ &/_]+[^\W\d_]+){0,3})[*_\s]*+(?:[:\uff1a](?P<rest>.*))?\Z"
+)
+_EMPHASIS = re.compile(r"(?<!\w)(\*\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
+_MAX_HEADING_CHARS = 200  # of a row, in which its heading is looked for
+_SHORT_WORDS = 5  # words between two commas that may be an entry
+_WHEN = ("age", "year")
+_YES, _NO = ("true", "yes"), ("false", "no")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What an answer's fields are: their JSON schemas, and other words for their keys and headings."""
+
+    schemas: Mapping[str, Mapping[str, Any]]
+    headings: Mapping[str, Sequence[str]]
+
+    def read(self, text: str, *, is_whole: bool) -> tuple[dict[str, Any], str | None]:
+        """Every field of ``text``, None or empty where it says nothing of it; or the name of the failure.
+
+        cut_off (not ``is_whole``, and no whole JSON), not_json (meant as JSON, broken), wrong_type (JSON without any of
+        the fields), no_heading (text without a heading), no_text (nothing but blanks and signs in all fields).
+        """
+        parts, failure = self._parts(text, is_whole=is_whole)
+        if failure is not None:
+            return {}, failure
+        values = {name: _typed(parts.get(name), str(schema["type"])) for name, schema in self.schemas.items()}
+        told = [part for value in values.values() for part in (value if isinstance(value, list) else [value])]
+        if not any(not isinstance(part, str) or _says_something(part) for part in told if part is not None):
+            return {}, "no_text"
+        return values, None
+
+    def _parts(self, text: str, *, is_whole: bool) -> tuple[dict[str, object], str | None]:
+        value = content(text, lambda value: bool(self._of_json(value, depth=_MAX_DEPTH)))
+        if not isinstance(value, str):
+            parts = self._of_json(value, depth=_MAX_DEPTH)
+            if parts:
+                return parts, None
+            failure = "wrong_type"
+        elif self._is_broken_json(value):
+            failure = "not_json"
+        else:
+            parts = self._of_headings(value)
+            if parts and is_whole:
+                return parts, None
+            failure = "no_heading"
+        return {}, failure if is_whole else "cut_off"
+
+    def _is_broken_json(self, text: str) -> bool:
+        keys = "|".join(map(re.escape, self.schemas))
+        return re.search(rf'\A\s*[\[{{]|"(?:{keys})"\s*:', text, re.IGNORECASE) is not None
+
+    def _of_json(self, value: object, *, depth: int) -> dict[str, object]:
+        """The fields in a JSON ``value``, or in the first thing inside it that has some."""
+        if depth == 0:
+            return {}
+        if isinstance(value, dict):
+            found: dict[str, object] = {}
+            for key, part in value.items():
+                name = self._named(key)
+                if name is not None:
+                    found.setdefault(name, part)
+            if found:
+                return found
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return next(filter(None, (self._of_json(part, depth=depth - 1) for part in inside)), {})
+
+    def _of_headings(self, text: str) -> dict[str, object]:
+        """The fields of a plain ``text``: rows below a heading, or behind it; each heading counts once."""
+        sections: dict[str, list[str]] = {}
+        rows: list[str] = []
+        for row in text.split("\n"):
+            name, rest = self._heading(row)
+            if name is None or name in sections:
+                rows.append(row)
+            else:
+                rows = sections[name] = [rest] if rest else []
+        return {name: _section(rows, is_list=self.schemas[name]["type"] == "array") for name, rows in sections.items()}
+
+    def _heading(self, row: str) -> tuple[str | None, str]:
+        """The field that ``row`` is the heading of, and what stands behind it in the row."""
+        heading = _HEADING.match(row[:_MAX_HEADING_CHARS])
+        if heading is None:
+            return None, ""
+        name = self._named(heading["name"])
+        # A list may have an entry "- soft skills: …"; only the bare name makes a heading of a marked row.
+        if heading["mark"] is not None and heading["name"].lower() != name:
+            return None, ""
+        rest = row[heading.start("rest") :] if heading["rest"] is not None else ""
+        return name, rest.strip(" *_")
+
+    def _named(self, key: str) -> str | None:
+        """The field that a key or heading names: by the whole of it, or by its last word."""
+        words = re.findall(r"[a-z0-9]+", key.lower())
+        whole = "_".join(words)
+        if whole in self.schemas:
+            return whole
+        last = words[-1] if words else ""
+        return next((name for name in self.schemas if last == name or last in self.headings.get(name, ())), None)
+
+
+def _typed(value: object, kind: str) -> Any:
+    """``value`` as a field of ``kind``; None, or empty, where it is none."""
+    if kind == "string":
+        return " ".join(_prose(value))
+    if kind == "array":
+        return list(_entries(value))
+    if kind == "object":
+        return value if isinstance(value, dict) else None
+    said = visible(value).lower() if isinstance(value, str) else value
+    if kind == "boolean":
+        if isinstance(said, str):
+            return True if said in _YES else False if said in _NO else None
+        return said if isinstance(said, bool) else None
+    if isinstance(said, str):
+        number = re.fullmatch(r"[+-]?\d+(?:\.\d+)?", said)
+        said = float(said) if number is not None and "." in said else int(said) if number is not None else None
+    if isinstance(said, bool) or not isinstance(said, int | float) or not math.isfinite(said):
+        return None
+    if kind == "integer":
+        return int(said) if said == int(said) and abs(said) < 2**63 else None
+    return float(said)
+
+
+def _section(rows: list[str], *, is_list: bool) -> object:
+    rows = [row.strip() for row in rows if row.strip()]
+    if not is_list:
+        return " ".join(rows)
+    marked = [row for row in rows if _MARK.match(row)]  # beside a list with marks the rest is idle talk
+    if marked:
+        return marked
+    return rows[0] if len(rows) == 1 else rows
+
+
+def _prose(value: object, *, depth: int = _MAX_DEPTH) -> Iterator[str]:
+    """What ``value`` says, in pieces on one line each; of an event first when it was."""
+    if isinstance(value, str):
+        yield " ".join(visible(value).split())
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
+    elif isinstance(value, dict) and depth:
+        for _, part in sorted(value.items(), key=lambda item: item[0].lower() not in _WHEN):
+            yield from _prose(part, depth=depth - 1)
+    elif isinstance(value, list) and depth:
+        for part in value:
+            yield from _prose(part, depth=depth - 1)
+
+
+def _entries(value: object) -> tuple[str, ...]:
+    """The entries of the list that ``value`` is, or tells in one text; what says nothing is left out."""
+    told = [_EMPHASIS.sub(r"\2", entry).strip() for entry in _listed(value)]
+    # "16. left school" is an age, "1. …", "2. …" and so on are numbers.
+    numbers = [re.match(rf"\(?{n}[.)、:]\s+", entry) for n, entry in enumerate(told, 1)]
+    if all(numbers):
+        told = [entry[number.end() :] for number, entry in zip(numbers, told, strict=True) if number is not None]
+    told = [re.sub(r"\A[-*•·–+]\s+", "", entry) for entry in told]
+    return tuple(entry for entry in told if _says_something(entry))
+
+
+def _listed(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield from (" ".join(part.split()) for part in _split(visible(value)))
+    elif isinstance(value, list):
+        yield from (": ".join(_prose(part)) for part in value)
+    elif isinstance(value, dict):  # {"likes": ["rye bread"]}
+        for key, part in value.items():
+            told = _listed(part) if isinstance(part, list) else _prose(part)
+            yield from (f"{visible(key)}: {entry}" for entry in told if entry)
+
+
+def _split(text: str) -> list[str]:
+    """The entries that a model wrote as one text: lines, or parts between semicolons, or short ones between commas."""
+    for separator in ("\n", ";"):
+        if separator in text:
+            return text.split(separator)
+    parts = text.rstrip(".").split(",")
+    return parts if all(len(part.split()) <= _SHORT_WORDS for part in parts) else [text]
+
+
+def _says_something(text: str) -> bool:
+    return any(map(str.isalpha, text))

@@ -1,0 +1,1 @@
+"""The tasks that the package has, each whole in one YAML file."""

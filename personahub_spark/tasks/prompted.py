@@ -1,0 +1,201 @@
+"""Tasks that a file declares: one prompt with the subject's texts, one output of declared fields."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from string import Template
+from typing import Any
+
+from personahub_spark.llm.finish import may_be_cut
+from personahub_spark.settings.models import Endpoint, SamplingSettings
+from personahub_spark.tasks.checks import CHECKS, Told
+from personahub_spark.tasks.contract import Reading, Subject, Task, failed
+from personahub_spark.tasks.declared import FORM, Declaration
+from personahub_spark.tasks.fields import Fields
+from personahub_spark.tasks.reading import content, opening, visible
+from personahub_spark.tasks.wording import as_data, in_language, json_format, json_object
+
+_MAX_ANSWER_CHARS = 20_000
+_BROKEN_JSON = re.compile(r"""\A[\[{]\s*["\[{}]""")
+
+
+@dataclass(frozen=True)
+class PromptedTask(Task):
+    """A declared task with the ``options`` that were chosen (see ``Declaration.chosen``), for one model."""
+
+    declaration: Declaration
+    options: Mapping[str, str | None]
+    endpoint: Endpoint
+    settings: SamplingSettings
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.declaration.name
+
+    @property
+    def inputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.declaration.inputs
+
+    @property
+    def checks(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(check.name for check in self.declaration.checks)
+
+    def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
+        """The output in an answer, and the names of the checks that it fails.
+
+        An answer is JSON, or plain text: with the task's prefix, or with a heading for each field. Failures: those of
+        ``reading.opening``, of ``Fields.read``; of one text not_json, cut_off and no_text.
+        """
+        text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
+        if isinstance(text, Reading):
+            return (text,)
+        is_cut = may_be_cut(finish_reason)
+        if self.declaration.is_one_text:
+            return (self._one_text(text, subject, is_cut=is_cut),)
+        output, failure = self._fields.read(text, is_whole=not is_cut)
+        if failure is not None:
+            return (failed(failure),)
+        main = str(output[self.declaration.text])
+        return (self._judged(output, main, main, subject, is_cut=is_cut),)
+
+    def _one_text(self, text: str, subject: Subject, *, is_cut: bool) -> Reading:
+        written = self._written(text)
+        if written is None:
+            return failed("cut_off" if is_cut else "not_json")
+        main = self._prefix.sub("", written) if self._prefix is not None else written
+        if not any(map(str.isalpha, main)):
+            return failed("cut_off" if is_cut else "no_text")
+        return self._judged({self.declaration.text: main}, main, written, subject, is_cut=is_cut)
+
+    def _judged(self, output: Mapping[str, Any], text: str, written: str, subject: Subject, *, is_cut: bool) -> Reading:
+        told = Told(
+            output,
+            text,
+            written,
+            subject.texts,
+            is_cut=is_cut,
+            in_other_language=self.options.get("language", "same") not in (None, "same"),
+            prefix=self._prefix,
+            examples=self._example_texts,
+        )
+        failing = tuple(
+            check.name for check in self.declaration.checks if CHECKS[check.name].fails(told, **check.parameters)
+        )
+        return Reading(text, None, failing, output)
+
+    def _written(self, text: str) -> str | None:
+        """The text that ``text`` is, or holds where it is meant as JSON; None where that is broken or holds none."""
+        value = content(text, lambda value: self._value(value) is not None)
+        if not isinstance(value, str):
+            inner = self._value(value)
+            if not isinstance(inner, str):
+                return None
+            value = content(visible(inner), lambda _: False, is_answer=False)
+        if not isinstance(value, str):
+            return None
+        prefixed = self._prefix is not None and self._prefix.match(value) is not None
+        if _BROKEN_JSON.match(self._prefix.sub("", value) if self._prefix is not None else value):
+            return None
+        # Behind its prefix a text may speak of JSON.
+        key = re.compile(rf'"{re.escape(self.declaration.text)}"\s*:', re.IGNORECASE)
+        return None if not prefixed and key.search(value) else value
+
+    def _value(self, value: object) -> object:
+        """What a JSON ``value`` has for the text; None where it has none."""
+        if not isinstance(value, dict):
+            return None
+        return next((value[key] for key in value if key.strip().lower() == self.declaration.text), None)
+
+    @cached_property
+    def _fields(self) -> Fields:
+        return Fields(self.declaration.output, self.declaration.plain.headings)
+
+    @cached_property
+    def _prefix(self) -> re.Pattern[str] | None:
+        """What an answer begins with; bold, or in any case, is good enough."""
+        prefix = self.declaration.plain.prefix
+        if prefix is None:
+            return None
+        words = r"\s+".join(map(re.escape, re.findall(r"\w+", prefix)))
+        return re.compile(rf"\A[\W_]*{words}[*_]*\s*[:\uff1a][*_\s]*", re.IGNORECASE)
+
+    @cached_property
+    def _example_texts(self) -> tuple[str, ...]:
+        found: list[str] = []
+        for example in self.declaration.examples:
+            for value in example.output.values():
+                for part in value if isinstance(value, list) else [value]:
+                    # Of an object the number alone is nobody's phrase.
+                    found += [str(each) for each in (part.values() if isinstance(part, dict) else [part])
+                              if isinstance(each, str)]  # fmt: skip
+        return tuple(found)
+
+    @property
+    def _form(self) -> str:
+        return "text" if self.endpoint.structured_output != "json_schema" else "json"
+
+    @cached_property
+    def _words(self) -> dict[str, str]:
+        """What stands for each placeholder but those of the subject's texts."""
+        declared = self.declaration
+        plain = {name: value or "" for name, value in self.options.items()}
+        chosen = {**self.options, FORM: self._form}
+        words = {
+            name: Template(word.values[str(chosen[word.by])]).safe_substitute(plain)
+            for name, word in declared.words.items()
+        }
+        language = declared.options.get("language")
+        if language is not None and language.language_of is not None:
+            plain["language"] = in_language(self.options["language"], language.language_of)
+        if declared.example is not None:
+            shown = [
+                Template(declared.example).substitute(
+                    {**(example.model_extra or {}), "output": self._shown(example.output)}
+                )
+                for example in declared.examples
+            ]
+            words["examples"] = "\n\n".join(shown)
+        return {**plain, **words}
+
+    def _shown(self, output: Mapping[str, Any]) -> str:
+        """An output as an answer should look."""
+        if self._form == "json":
+            return json.dumps(output, ensure_ascii=False)
+        told = Fields(self.declaration.output, {}).read(json.dumps(output), is_whole=True)[0]
+        lines = []
+        for name, value in told.items():
+            heading = f"{name.replace('_', ' ').capitalize()}:"
+            lines.append("\n- ".join((heading, *value)) if isinstance(value, list) else f"{heading} {value}")
+        return "\n".join(lines)
+
+    @cached_property
+    def _system(self) -> str:
+        return Template(self.declaration.system).substitute(self._words).strip()
+
+    def _user(self, texts: Mapping[str, str]) -> str:
+        given = {name: as_data(text, name) for name, text in texts.items()}
+        return Template(self.declaration.user).substitute({**self._words, **given}).strip()
+
+    @cached_property
+    def _response_format(self) -> dict[str, Any] | None:
+        if self._form != "json":
+            return None
+        return json_format(self.declaration.answer, {
+            name: self._filled(schema) for name, schema in self.declaration.output.items()
+        })  # fmt: skip
+
+    def _filled(self, schema: Any) -> Any:
+        """``schema`` with words in its patterns, and its objects closed."""
+        if not isinstance(schema, dict):
+            return schema
+        filled = {
+            key: Template(part).safe_substitute(self._words) if key == "pattern" else self._filled(part)
+            for key, part in schema.items()
+        }
+        if filled.get("type") == "object" and "properties" in filled:
+            filled |= json_object({name: self._filled(part) for name, part in schema["properties"].items()})
+        return filled

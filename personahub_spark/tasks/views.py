@@ -1,0 +1,32 @@
+"""The view of a task's rows: its fields with types, its options, and one boolean for each check."""
+
+from __future__ import annotations
+
+from personahub_spark.tasks.declared import Declaration
+
+_TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean": "boolean", "array": "array<string>",
+          "object": "string"}  # fmt: skip
+
+
+def view_query(task: Declaration) -> str:
+    """The SELECT of the task's view, its tables as ``{name}``; its first line is a comment: the question it answers.
+
+    A check's column is true where the row fails it. Rows that were withdrawn are left out.
+    """
+    fields = ", ".join(f"`{name}` {_TYPES[schema['type']]}" for name, schema in task.output.items())
+    columns = [f"s.fields.`{name}`" for name in task.output]
+    columns += [f"s.options['{name}'] AS `{name}`" for name in task.options]
+    columns += ["s.pattern", "s.sample", "s.subject_id", "s.persona_id", "p.text AS persona", "p.lang", "p.hop"]
+    columns += [f"array_contains(s.checks, '{check.name}') AS `{check.name}`" for check in task.checks]
+    columns += ["size(s.checks) = 0 AS passed", "s.recipe", "s.prompt_version"]
+    columns += ["c.model", "c.model_returned", "c.terms AS model_terms", "c.cost_microusd", "s.call_key", "s.run_id"]
+    listed = ",\n  ".join(["s.synthesis_id", *columns])
+    return f"""-- Which rows did the task {task.name} give, for whom, and which checks does each fail?
+-- {task.about}
+SELECT
+  {listed}
+FROM (SELECT *, from_json(output, '{fields}') AS fields FROM {{syntheses}} WHERE task = '{task.name}') AS s
+JOIN {{personas}} AS p ON p.persona_id = s.persona_id
+LEFT JOIN {{llm_calls}} AS c ON c.request_key = s.call_key
+LEFT ANTI JOIN {{withdrawn}} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
+"""
