@@ -21,7 +21,7 @@ from typing import Any
 from personahub_spark.llm import local_models
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import PersonaSettings
-from personahub_spark.tasks.personas import TextToPersona
+from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 
 SLOTS = 4
 # The model's server alone, as it would be used without what stands before it.

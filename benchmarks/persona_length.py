@@ -29,7 +29,7 @@ from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.local_models import serve
 from personahub_spark.program import session
 from personahub_spark.settings import loading, whole
-from personahub_spark.tasks.personas import TextToPersona
+from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 from personahub_spark.text import content_id
 
 

@@ -14,7 +14,7 @@ from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.settings.personas import Verb
 from personahub_spark.store.hub_tables import DOCUMENT_SOURCES, DOCUMENTS, PERSONA_ORIGINS
 from personahub_spark.store.record_tables import WITHDRAWALS
-from personahub_spark.tasks.personas import TextToPersona
+from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 
 NAME = "extract_personas"
 PARTS = StructType([

@@ -24,7 +24,7 @@ from personahub_spark.store.hub_tables import (
 )
 from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWN
 from personahub_spark.store.store import Store
-from personahub_spark.tasks.personas import PersonaToPersona
+from personahub_spark.tasks.personas.persona_to_persona import PersonaToPersona
 
 STEP = "expand_personas"
 

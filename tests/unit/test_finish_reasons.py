@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from personahub_spark.llm.finish import ending, may_be_cut
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import ExpansionSettings, PersonaSettings
-from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
+from personahub_spark.tasks.personas.persona_to_persona import PersonaToPersona
+from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 from tests.tasks import prompted, read
 from tests.tasks import readings as readings_of
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from personahub_spark.llm.schema import check_for
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import ExpansionSettings, Relation
-from personahub_spark.tasks import persona_answers
-from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS, RELATIONS, read_several, relation_of
-from personahub_spark.tasks.personas import PersonaToPersona
+from personahub_spark.tasks.personas import answers as persona_answers
+from personahub_spark.tasks.personas.answers import MAX_PERSONA_CHARS, RELATIONS, read_several, relation_of
+from personahub_spark.tasks.personas.persona_to_persona import PersonaToPersona
 from tests.tasks import readings as readings_of
 from tests.tasks import request
 from tests.waiting import linear

@@ -10,7 +10,8 @@ from personahub_spark.settings.models import Endpoint, SamplingSettings
 from personahub_spark.settings.personas import ExpansionSettings, PersonaSettings
 from personahub_spark.tasks.contract import Task
 from personahub_spark.tasks.declared import library
-from personahub_spark.tasks.personas import PersonaToPersona, TextToPersona
+from personahub_spark.tasks.personas.persona_to_persona import PersonaToPersona
+from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 from tests.tasks import prompted
 
 ENDPOINT: dict[str, Any] = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}

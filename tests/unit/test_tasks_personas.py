@@ -20,10 +20,10 @@ import personahub_spark
 from personahub_spark.llm.schema import check_for
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import Granularity, PersonaSettings, Verb
-from personahub_spark.tasks import persona_answers
 from personahub_spark.tasks.contract import Reading
-from personahub_spark.tasks.persona_answers import MAX_PERSONA_CHARS
-from personahub_spark.tasks.personas import TextToPersona
+from personahub_spark.tasks.personas import answers as persona_answers
+from personahub_spark.tasks.personas.answers import MAX_PERSONA_CHARS
+from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 from personahub_spark.text import cut_at_sentence, estimate_tokens
 from tests.tasks import readings as readings_of
 from tests.tasks import request
@@ -185,7 +185,7 @@ def test_prompts_are_found_when_the_package_is_a_zip(tmp_path: Path) -> None:
         "from personahub_spark.settings.models import Endpoint\n"
         "from personahub_spark.settings.personas import PersonaSettings\n"
         "from personahub_spark.tasks.declared import library\n"
-        "from personahub_spark.tasks.personas import TextToPersona\n"
+        "from personahub_spark.tasks.personas.text_to_persona import TextToPersona\n"
         "endpoint = Endpoint(model='m', base_url='http://127.0.0.1/v1')\n"
         "assert 'package.zip' in TextToPersona.request.__code__.co_filename\n"
         "print(TextToPersona(PersonaSettings(), endpoint).prompt_version)\n"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import ExpansionSettings
-from personahub_spark.tasks.persona_answers import read_one, read_several
-from personahub_spark.tasks.personas import PersonaToPersona
+from personahub_spark.tasks.personas.answers import read_one, read_several
+from personahub_spark.tasks.personas.persona_to_persona import PersonaToPersona
 from personahub_spark.tasks.tex import Decoder, garbled, mended
 from tests.tasks import prompted, read
 from tests.tasks import readings as readings_of
