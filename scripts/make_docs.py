@@ -22,8 +22,13 @@ from pydantic.fields import FieldInfo
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.store import TABLES, VIEWS, view_query
 from personahub_spark.store.table import STAMPS, Table
+from personahub_spark.tasks import views as task_views
+from personahub_spark.tasks.declared import COLUMNS, Declaration, library
 
 ROOT = Path(__file__).parent.parent
+QUERIES = {name: view_query(name) for name in VIEWS}
+TASKS = {task.view: task for task in library().values()}
+QUERIES |= {view: task_views.view_query(task) for view, task in TASKS.items()}
 WRITTEN_BY = "<!-- Written by `make docs`; edit the declarations instead. -->"
 
 
@@ -37,8 +42,8 @@ def settings_page() -> str:
         "# Settings",
         "A settings file is YAML and holds what differs from these defaults; "
         "[run.md](run.md#settings) shows one. Each key can also be given on the command line: "
-        "`--set personas.verbs=[read,write]`, `--set synthesis.0.max_tokens=500`. An unknown key is an error that "
-        "names its nearest neighbour. The declarations are in `personahub_spark/settings/`.",
+        "`--set personas.verbs=[read,write]`, `--set synthesis.0.sampling.max_tokens=500`. An unknown key is an error "
+        "that names its nearest neighbour. The declarations are in `personahub_spark/settings/`.",
     ]
     for name, field in Settings.model_fields.items():
         group, _ = group_inside(field.annotation)
@@ -147,11 +152,11 @@ def tables_page() -> str:
         "\n".join(
             [
                 "| view | the question it answers |\n|---|---|",
-                *(f"| [`{name}`](#{name}) | {view_comments(name)[0]} |" for name in VIEWS),
+                *(f"| [`{name}`](#{name}) | {view_comments(name)[0]} |" for name in QUERIES),
             ]
         ),
         *(part for table in TABLES for part in table_section(table)),
-        *(part for name in VIEWS for part in view_section(name)),
+        *(part for name in QUERIES for part in view_section(name)),
     ]
     return "\n\n".join(page) + "\n"
 
@@ -171,16 +176,27 @@ def table_section(table: Table) -> Iterator[str]:
 
 def view_section(name: str) -> Iterator[str]:
     question, *more = view_comments(name)
-    read = [table.name for table in TABLES] + list(VIEWS)
-    used = {part for _, part, _, _ in string.Formatter().parse(view_query(name)) if part}
+    read = [table.name for table in TABLES] + list(QUERIES)
+    used = {part for _, part, _, _ in string.Formatter().parse(QUERIES[name]) if part}
     yield f"## {name}"
     yield " ".join([question, *more])
+    if name in TASKS:
+        yield task_columns(TASKS[name])
     yield f"A view of {', '.join(f'`{part}`' for part in read if part in used)}."
+
+
+def task_columns(task: Declaration) -> str:
+    """The columns of a task's view."""
+    fields = [f"`{name}` ({schema['type']})" for name, schema in task.output.items()]
+    own = {"fields": fields, "options": [f"`{name}`" for name in task.options]}
+    own["checks, true where the row fails them"] = [f"`{check.name}`" for check in task.checks]
+    told = [f"- {what}: {', '.join(columns)}" for what, columns in own.items() if columns]
+    return "\n".join([*told, f"- as of every task: {', '.join(f'`{name}`' for name in sorted(COLUMNS))}"])
 
 
 def view_comments(name: str) -> list[str]:
     """The comment lines that a view begins with."""
-    lines = view_query(name).splitlines()
+    lines = QUERIES[name].splitlines()
     end = next(number for number, line in enumerate(lines) if not line.startswith("--"))
     return [line.removeprefix("--").strip() for line in lines[:end]]
 

@@ -112,14 +112,16 @@ class CallSettings(Group):
     )
 
 
+TEMPERATURE = "0: the likeliest answer; higher: more varied ones"
+TOP_P = "share of the likeliest tokens to choose from"
 MAX_TOKENS = "tokens of an answer; a longer one is cut off there"
 
 
 class SamplingSettings(Group):
     """How an answer is drawn, and how long it may get."""
 
-    temperature: float = Field(default=0.7, ge=0, le=2, description="0: the likeliest answer; higher: more varied ones")
-    top_p: float = Field(default=0.95, gt=0, le=1, description="share of the likeliest tokens to choose from")
+    temperature: float = Field(default=0.7, ge=0, le=2, description=TEMPERATURE)
+    top_p: float = Field(default=0.95, gt=0, le=1, description=TOP_P)
     max_tokens: int = Field(default=600, ge=16, description=MAX_TOKENS)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from personahub_spark.settings.group import Group
+from personahub_spark.settings.models import MAX_TOKENS, TEMPERATURE, TOP_P
 
 
 class ChosenPersonas(Group):
@@ -18,9 +19,9 @@ class ChosenPersonas(Group):
 class SamplingOverrides(Group):
     """How an answer is drawn where it is other than the task's file says; null: as there."""
 
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=16)
+    temperature: float | None = Field(default=None, ge=0, le=2, description=TEMPERATURE)
+    top_p: float | None = Field(default=None, gt=0, le=1, description=TOP_P)
+    max_tokens: int | None = Field(default=None, ge=16, description=MAX_TOKENS)
 
 
 class SynthesisSettings(Group):
@@ -33,5 +34,7 @@ class SynthesisSettings(Group):
     pattern: Literal["zero_shot"] = Field(default="zero_shot", description="prompt pattern (paper section 3)")
     samples: int = Field(default=1, ge=1, le=64, description="answers to draw for each persona")
     personas: ChosenPersonas = Field(default=ChosenPersonas(), description="whom to write for")
-    model: str = Field(default="default", description="name under models")
-    sampling: SamplingOverrides = Field(default=SamplingOverrides(), description="over the task's own sampling")
+    model: str = Field(default="default", description="model to ask: its name under models")
+    sampling: SamplingOverrides = Field(
+        default=SamplingOverrides(), description="what goes over the task's own sampling; null: as its file says"
+    )

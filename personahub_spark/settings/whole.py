@@ -103,7 +103,7 @@ class Settings(Group):
     embedding: EmbeddingSettings = EmbeddingSettings()
     dedup: DedupSettings = DedupSettings()
     tasks: list[str] = Field(default_factory=list, description="files or folders of tasks of your own")
-    synthesis: list[SynthesisSettings] = Field(default_factory=list)
+    synthesis: list[SynthesisSettings] = Field(default_factory=list, description="kinds of texts to write")
     pipeline: PipelineSettings = PipelineSettings()
     prices: str | None = Field(default=None, description="price file of your own; null: the package's prices.yaml")
 

@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel
 
 from personahub_spark.settings.whole import Settings
-from personahub_spark.store.store import TABLES, VIEWS
+from personahub_spark.store.store import TABLES
+from personahub_spark.tasks.checks import CHECKS
+from personahub_spark.tasks.declared import Declaration, library
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "scripts"))
@@ -24,7 +26,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
-NAMES = {table.name for table in TABLES} | set(VIEWS)
+NAMES = {table.name for table in TABLES} | set(make_docs.QUERIES) | {"letters"}  # of the task in docs/tasks.md
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -146,3 +148,39 @@ def test_tables_that_are_asked_exist(page: str) -> None:
     for command in commands(PAGES[page]):
         if "select" in command:
             assert set(re.findall(r"\b(?:from|join) ([a-z_]+)", command)) <= NAMES, f"{page}: {command}"
+
+
+def test_every_setting_is_described() -> None:
+    def undescribed(group: type[BaseModel]) -> Iterator[str]:
+        if "__doc__" not in vars(group) or not group.__doc__:
+            yield group.__name__
+        for name, field in group.model_fields.items():
+            inner, _ = make_docs.group_inside(field.annotation)
+            if inner is not None:
+                yield from undescribed(inner)
+            elif not field.description:
+                yield f"{group.__name__}.{name}"
+
+    assert sorted(set(undescribed(Settings))) == []
+
+
+# --- tasks
+
+
+def test_the_page_of_tasks_has_every_task_key_and_check() -> None:
+    page = PAGES["docs/tasks.md"]
+    named = [*library(), *Declaration.model_fields, *CHECKS]
+    assert [name for name in named if f"`{name}" not in page] == []
+
+
+def test_the_task_of_ones_own_can_be_used(tmp_path: Path) -> None:
+    [declared] = [block for block in blocks(PAGES["docs/tasks.md"], "yaml") if block.startswith("name:")]
+    (tmp_path / "letter.yaml").write_text(declared, encoding="utf-8")
+    task = library([tmp_path])["letter"]
+    assert task.view == "letters" and task.chosen({"tone": "angry"}) == {"tone": "angry"}
+
+
+def test_the_readme_shows_the_task_as_it_is() -> None:
+    [shown] = [block for block in blocks(PAGES["README.md"], "yaml") if block.startswith("name:")]
+    lines = (ROOT / "personahub_spark" / "tasks" / "library" / "math.yaml").read_text(encoding="utf-8").splitlines()
+    assert [line for line in shown.splitlines() if line not in lines and line.strip() != "# …"] == []
