@@ -21,6 +21,7 @@ from typing import Any
 from personahub_spark.llm import local_models
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import PersonaSettings
+from personahub_spark.tasks.contract import Subject
 from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 
 SLOTS = 4
@@ -77,7 +78,8 @@ def measured(url: str, model: str, calls: int) -> str:
     began = time.monotonic()
 
     def ask(number: int) -> tuple[float, int, int]:
-        body = task.request(f"Report {number}: in spring the river floods the lower meadows of the valley.").body()
+        document = f"Report {number}: in spring the river floods the lower meadows of the valley."
+        body = task.request(Subject(str(number), {"document": document})).body()
         request = urllib.request.Request(f"{url}/chat/completions", body, {"content-type": "application/json"})
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as reply:
             usage = json.load(reply)["usage"]

@@ -29,6 +29,7 @@ from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.local_models import serve
 from personahub_spark.program import session
 from personahub_spark.settings import loading, whole
+from personahub_spark.tasks.contract import Subject
 from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 from personahub_spark.text import content_id
 
@@ -71,7 +72,7 @@ def ask(chosen: whole.Settings, documents: dict[str, str], answers: Path, *, url
     ids = {}
     asked = []
     for doc_id in sorted(documents.keys() - answered):
-        asked.append(task.request(task.parts(documents[doc_id])[0]))
+        asked.append(task.request(Subject(doc_id, {"document": task.parts(documents[doc_id])[0]})))
         ids[asked[-1].key] = doc_id
     began, done = time.monotonic(), 0
     with answers.open("a", encoding="utf-8") as out:
@@ -112,7 +113,7 @@ def _personas(chosen: whole.Settings, answers: Path) -> tuple[dict[str, str], Co
     personas: dict[str, str] = {}
     failures: Counter[str] = Counter()
     for row in _rows(answers):
-        (reading,) = task.read(row["answer"], row["finish_reason"])
+        (reading,) = task.read(row["answer"], row["finish_reason"], Subject(row["doc_id"], {}))
         if reading.text is None:
             failures[reading.failure or ""] += 1
         else:

@@ -208,11 +208,11 @@ def test_calls_put_off_end_a_job_with_code_3_but_not_a_dry_run(
         return StepResult(1204, {"kept": 4, "deferred": 1200})
 
     with pytest.raises(SystemExit) as ended:
-        cli.main(run, step="x", doc="A step.", argv=["--conf", str(conf)])
+        cli.main(Step("x", run), doc="A step.", argv=["--conf", str(conf)])
     assert ended.value.code == 3
     assert "1,200 calls were put off; run again to go on" in capsys.readouterr().err
-    cli.main(run, step="x", doc="A step.", argv=["--conf", str(conf), "--dry-run"])
-    cli.main(lambda _: StepResult(1, {"kept": 1}), step="x", doc="A step.", argv=["--conf", str(conf)])
+    cli.main(Step("x", run), doc="A step.", argv=["--conf", str(conf), "--dry-run"])
+    cli.main(Step("x", lambda _: StepResult(1, {"kept": 1})), doc="A step.", argv=["--conf", str(conf)])
 
 
 def test_speculation_is_refused_also_where_spark_submit_turned_it_on(tmp_path: Path) -> None:
