@@ -31,6 +31,10 @@ class SynthesisSettings(Group):
     options: dict[str, str | None] = Field(
         default_factory=dict, description="the task's options; its file says which there are, and their values"
     )
+    texts: dict[str, str] = Field(
+        default_factory=dict,
+        description="texts that the task needs beside the persona, the same for all: a game's lore, for example",
+    )
     pattern: Literal["zero_shot"] = Field(default="zero_shot", description="prompt pattern (paper section 3)")
     samples: int = Field(default=1, ge=1, le=64, description="answers to draw for each persona")
     personas: ChosenPersonas = Field(default=ChosenPersonas(), description="whom to write for")

@@ -14,7 +14,7 @@ from personahub_spark.settings.whole import Settings
 from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
 from personahub_spark.store.record_tables import WITHDRAWN
 from personahub_spark.store.text_tables import SYNTHESES
-from personahub_spark.tasks.declared import library
+from personahub_spark.tasks.declared import Declaration, library
 from personahub_spark.tasks.prompted import PromptedTask
 
 STEP = "synthesize"
@@ -44,20 +44,28 @@ def _tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
                 f"synthesis.{number}.task: there is no task {entry.task!r} (tasks: {', '.join(declared)}); name one, "
                 "or add a file of your own to tasks"
             )
-        unfit = [name for name in declaration.inputs if name != "persona"]
-        if unfit:
-            raise SettingsError(
-                f"synthesis.{number}.task: task {entry.task} needs the text {unfit[0]}, and of a persona there is only "
-                "persona"
-            )
+        _check_texts(number, entry, declaration)
         try:
             options = declaration.chosen(entry.options)
         except SettingsError as error:
             raise SettingsError(f"synthesis.{number}: {error}") from None
         sampling = declaration.sampling.model_dump() | entry.sampling.model_dump(exclude_none=True)
         endpoint = settings.endpoint(entry.model)
-        found.append((entry, PromptedTask(declaration, options, endpoint, SamplingSettings(**sampling))))
+        found.append((entry, PromptedTask(declaration, options, endpoint, SamplingSettings(**sampling), entry.texts)))
     return found
+
+
+def _check_texts(number: int, entry: SynthesisSettings, declaration: Declaration) -> None:
+    """SettingsError where a text that the task needs is missing, or one is given that it has no place for."""
+    wanted = [name for name in declaration.inputs if name != "persona"]
+    missing, surplus = [n for n in wanted if n not in entry.texts], [n for n in entry.texts if n not in wanted]
+    where = f"synthesis.{number}.texts"
+    if missing:
+        raise SettingsError(f"{where}: task {entry.task} needs the text {missing[0]} beside the persona; give it there")
+    if surplus:
+        raise SettingsError(
+            f"{where}: task {entry.task} has no place for the text {surplus[0]} (texts: {', '.join(wanted) or 'none'})"
+        )
 
 
 def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> StepResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from string import Template
 from typing import Any
@@ -31,6 +31,8 @@ class PromptedTask(Task):
     options: Mapping[str, str | None]
     endpoint: Endpoint
     settings: SamplingSettings
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Those of the declared inputs that are the same for all subjects."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -38,7 +40,7 @@ class PromptedTask(Task):
 
     @property
     def inputs(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.declaration.inputs
+        return tuple(name for name in self.declaration.inputs if name not in self.given)
 
     @property
     def checks(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -76,7 +78,7 @@ class PromptedTask(Task):
             output,
             text,
             written,
-            subject.texts,
+            {**self.given, **subject.texts},
             is_cut=is_cut,
             in_other_language=self.options.get("language", "same") not in (None, "same"),
             prefix=self._prefix,
@@ -177,8 +179,8 @@ class PromptedTask(Task):
         return Template(self.declaration.system).substitute(self._words).strip()
 
     def _user(self, texts: Mapping[str, str]) -> str:
-        given = {name: as_data(text, name) for name, text in texts.items()}
-        return Template(self.declaration.user).substitute({**self._words, **given}).strip()
+        data = {name: as_data(text, name) for name, text in {**self.given, **texts}.items()}
+        return Template(self.declaration.user).substitute({**self._words, **data}).strip()
 
     @cached_property
     def _response_format(self) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -83,6 +84,9 @@ def test_a_task_of_ones_own_asks_with_two_texts_and_reads_three_typed_fields(rec
     festive = prompted("recipe", JSON, paths=(recipe,), kind="festive")
     assert festive.recipe != task.recipe and festive.prompt_version != task.prompt_version
     assert task.request(Subject("s", COOK), 1).key != request.key
+    given = dataclasses.replace(task, given={"guest": COOK["guest"]})
+    assert given.inputs == ("persona",) and given.recipe != task.recipe
+    assert given.request(Subject("s", {"persona": COOK["persona"]})).messages == request.messages
     assert pickle.loads(pickle.dumps(task)).request(Subject("s", COOK)).key == request.key
 
 
@@ -201,7 +205,8 @@ def test_places_without_a_file_are_named(tmp_path: Path) -> None:
     ("entry", "said"),
     [
         ({"task": "maths"}, "synthesis.1.task: there is no task 'maths' (tasks: math, profile"),
-        ({"task": "recipe"}, "synthesis.1.task: task recipe needs the text guest"),
+        ({"task": "recipe"}, "synthesis.1.texts: task recipe needs the text guest beside the persona"),
+        ({"texts": {"guest": "x"}}, "synthesis.1.texts: task math has no place for the text guest (texts: none)"),
         ({"options": {"varient": "plain"}}, "synthesis.1: task math has no option varient (options: variant, topic)"),
         ({"options": {"variant": "hard"}}, "option variant is 'hard'; it may be plain, topic, olympiad"),
         ({"options": {"variant": "topic"}}, "option topic must be given with variant topic, and only there"),
