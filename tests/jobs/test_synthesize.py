@@ -154,7 +154,7 @@ def test_a_task_of_ones_own_is_one_file_and_has_all_that_the_others_have(
     assert first.outcomes == {
         "done_before": 0, "passed": 1, "failed_checks": 1, "unreadable": 2, "failed": 0, "deferred": 0,
     }  # fmt: skip
-    assert endpoint.counts()["billed"] == endpoint.counts()["distinct"] == first.spend.requests == 4
+    assert endpoint.counts()["billed"] == first.spend.requests == 4  # samples of one question are sent as often
     rows = sorted(context.store.view("recipes").collect(), key=lambda row: row["passed"])
     assert [(row["steps"], row["minutes"], row["too_short"]) for row in rows] == [
         (["Bake it"], 90, True), (["Knead it", "Bake it"], 90, False),
