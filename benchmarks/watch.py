@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
-PYTHON_WORKERS = re.compile(rb"-m\0(pyspark\.|personahub_spark\.python_)daemon")
+PYTHON_WORKERS = re.compile(rb"-m\0(pyspark\.|personahub_spark\.program\.python_)daemon")
 """In the command line of Spark's Python workers, and of what forks them."""
 
 
