@@ -94,6 +94,12 @@ def clean(text: str) -> str:
     return _ODD_BREAK.sub("\n", _UNREADABLE_ONE.sub("", text))
 
 
+def one_line(text: str, longest: int | None = None) -> str:
+    """``text`` with every run of blanks and breaks as one blank, cut to ``longest`` characters with an ellipsis."""
+    line = " ".join(text.split())
+    return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
+
+
 def normalise(text: str) -> str:
     """The form under which two texts are the same text; ``normalise(normalise(t)) == normalise(t)``.
 

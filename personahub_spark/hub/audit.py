@@ -10,12 +10,12 @@ from pyspark.sql import functions as F
 
 from personahub_spark.dedup.surface import EXACT_TOKENS, SURFACE, parameters_version
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.hub import lineage
+from personahub_spark.hub import lineage, reach
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.hub_tables import PERSONAS
 from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWALS, WITHDRAWN
 from personahub_spark.store.store import Store
-from personahub_spark.text import token_set
+from personahub_spark.text import one_line, token_set
 
 
 def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
@@ -28,14 +28,16 @@ def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
     removals = store.view("removals").where(F.col("persona_id") == persona["persona_id"]).orderBy("tier")
     lines = [line for removal in removals.collect() for line in _told(removal, settings)]
     if persona["quality_flags"]:
-        lines.append(f"flagged     {', '.join(persona['quality_flags'])}: {_line(persona['text'])}")
+        lines.append(f"flagged     {', '.join(persona['quality_flags'])}: {one_line(persona['text'])}")
     aside = (F.col("source") == "dedup_surface") & (F.col("line") == persona["persona_id"])
     lines += [
-        f"quarantine  {row['reason']}: {_line(persona['text'])}"
+        f"quarantine  {row['reason']}: {one_line(persona['text'])}"
         for row in store.read(QUARANTINE).where(aside).collect()
     ]
     withdrawn, fallen = _withdrawn(store, persona)
-    return [*withdrawn, *lines, *fallen] if withdrawn or lines else [f"in the hub  {_line(persona['text'])}", *fallen]
+    return (
+        [*withdrawn, *lines, *fallen] if withdrawn or lines else [f"in the hub  {one_line(persona['text'])}", *fallen]
+    )
 
 
 def _withdrawn(store: Store, persona: Row) -> tuple[list[str], list[str]]:
@@ -48,19 +50,14 @@ def _withdrawn(store: Store, persona: Row) -> tuple[list[str], list[str]]:
     for row in items.where(own | fell).orderBy("created_at", "item").collect():
         at = f"{row['created_at']:%Y-%m-%d %H:%M:%S}"
         if row["kind"] == "persona":
-            withdrawn.append(f"withdrawn   at {at} (run {row['run_id']}): {_line(persona['text'])}")
+            withdrawn.append(f"withdrawn   at {at} (run {row['run_id']}): {one_line(persona['text'])}")
         else:
             _, tier, kept = row["item"].split()
             fallen.append(f"fallen      {tier} {row['similarity']:.6f}: {kept} stood for it, and was withdrawn at {at}")
     if withdrawn:
         said = lineage.trace(store, [persona["persona_id"]]).select("source", "licence", "doc_id").distinct()
         rules = F.broadcast(store.read(WITHDRAWALS).select("kind", "value", "by_whom", "why"))
-        led_here = (
-            ((F.col("kind") == "source") & (F.col("value") == F.col("source")))
-            | ((F.col("kind") == "licence") & (F.col("value") == F.col("licence")))
-            | ((F.col("kind") == "document") & (F.col("value") == F.col("doc_id")))
-        )
-        found = rules.join(said, on=led_here, how="left_semi").orderBy("kind", "value").collect()
+        found = rules.join(said, on=reach.matches("doc_id"), how="left_semi").orderBy("kind", "value").collect()
         withdrawn += [f"because     {row['kind']} {row['value']}, said {row['by_whom']}: {row['why']}" for row in found]
     return withdrawn, fallen
 
@@ -76,8 +73,8 @@ def audit(store: Store, count: int) -> list[str]:
             lines.append(f"{row['tier']}: {min(count, row['all']):,} of {row['all']:,} removals")
         _, removed, kept = _differences(row)
         lines += [
-            f"{row['similarity']:.4f}  removed  {_line(row['removed_text'])}",
-            f"        kept     {_line(row['kept_text'])}",
+            f"{row['similarity']:.4f}  removed  {one_line(row['removed_text'])}",
+            f"        kept     {one_line(row['kept_text'])}",
         ]
         if removed or kept:
             lines.append(f"        differ   {' '.join(removed) or 'nothing'} | {' '.join(kept) or 'nothing'}")
@@ -96,7 +93,7 @@ def write_audit(store: Store, count: int, file: Path) -> int:
             writer.writeheader()
             for row in sample:
                 _, removed, kept = _differences(row)
-                texts = {name: _harmless(_line(row[name])) for name in ("removed_text", "kept_text")}
+                texts = {name: _harmless(one_line(row[name])) for name in ("removed_text", "kept_text")}
                 words = {"only_removed": _harmless(" ".join(removed)), "only_kept": _harmless(" ".join(kept))}
                 writer.writerow({**row.asDict(), **texts, **words})
     except OSError as error:
@@ -126,8 +123,8 @@ def _told(removal: Row, settings: Settings) -> list[str]:
     current = by_words and removal["parameters_version"] == parameters_version(settings.dedup.surface)
     parameters = f" {settings.dedup.surface.model_dump_json()}" if current else ""
     return [
-        f"removed     {removal['persona_id']}  {_line(removal['removed_text'])}",
-        f"kept        {removal['kept_id']}  {_line(removal['kept_text'])}",
+        f"removed     {removal['persona_id']}  {one_line(removal['removed_text'])}",
+        f"kept        {removal['kept_id']}  {one_line(removal['kept_text'])}",
         f"tier        {removal['tier']}",
         f"similarity  {removal['similarity']:.6f} ({'Jaccard' if by_words else 'cosine'}{of_all})",
         f"common      {' '.join(common)}",
@@ -141,7 +138,3 @@ def _differences(removal: Row) -> tuple[list[str], list[str], list[str]]:
     """Tokens of both texts, of the removed one only, of the kept one only."""
     removed, kept = set(token_set(removal["removed_text"])), set(token_set(removal["kept_text"]))
     return sorted(removed & kept), sorted(removed - kept), sorted(kept - removed)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

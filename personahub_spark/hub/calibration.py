@@ -12,6 +12,7 @@ from personahub_spark.dedup.embeddings import model_of, stored
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.program.steps import Context
 from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONAS
+from personahub_spark.text import one_line
 
 SAMPLE_ROWS = 20_000
 """Personas that are compared, each with each."""
@@ -69,9 +70,8 @@ def calibrate(context: Context, *, around: Decimal, width: Decimal, pairs: int) 
             last = row["range"]
             low = around - width + last * step
             lines.append(f"cosine {low:.3f} to {min(low + step, Decimal(1)):.3f}: {row['in_range']:,} pairs")
-        lines += [f"  {row['similarity']:.3f}  {_line(row['text_a'])}", f"         {_line(row['text_b'])}"]
+        lines += [
+            f"  {row['similarity']:.3f}  {one_line(row['text_a'], 160)}",
+            f"         {one_line(row['text_b'], 160)}",
+        ]
     return lines
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:160]

@@ -35,9 +35,9 @@ def import_all(context: Context) -> StepResult:
         listing = imports.list_files(settings)
         files = listing.files
         known = sum(done.get(imports.import_id(file, settings), 0) for file in files)
-        result = _sum(result, StepResult(known, {"done_before": known}, files_skipped=listing.skipped))
+        result += StepResult(known, {"done_before": known}, files_skipped=listing.skipped)
         for batch in _batches([file for file in files if imports.import_id(file, settings) not in done]):
-            result = _sum(result, _import(context, batch, settings))
+            result += _import(context, batch, settings)
             done |= {imports.import_id(file, settings): 0 for file in batch}  # two imports may name one file
             context.store.drop_staged()
     if context.settings.imports and result.rows_in == 0:
@@ -203,15 +203,3 @@ def _as_done(context: Context, files: Sequence[File], settings: ImportSettings, 
             )
         )  # fmt: skip
     return context.spark.createDataFrame(done, StructType(list(IMPORTS.columns)))
-
-
-def _sum(one: StepResult, other: StepResult) -> StepResult:
-    return StepResult(
-        one.rows_in + other.rows_in,
-        {name: count + other.outcomes.get(name, 0) for name, count in one.outcomes.items()},
-        {
-            name: one.rows_added.get(name, 0) + other.rows_added.get(name, 0)
-            for name in one.rows_added | other.rows_added
-        },
-        files_skipped=one.files_skipped + other.files_skipped,
-    )

@@ -58,7 +58,7 @@ def reach(
         for there in (documents, document_sources)
     )
     by_id = rules.where(F.col("kind") == DOCUMENT).select(F.col("value").alias("source_key"))
-    held = others.join(names, on=_matches(), how="left_anti").join(by_id, on="source_key", how="left_anti")
+    held = others.join(names, on=matches("source_key"), how="left_anti").join(by_id, on="source_key", how="left_anti")
     texts = _matched(places, rules).join(held, on="source_key", how="left_anti")
     rows = _matched(imports.select("source_key", "source", "licence"), names)
     gone = texts.withColumn("source_kind", F.lit("document")).unionByName(
@@ -92,14 +92,15 @@ def reach(
 
 
 def _matched(rows: DataFrame, rules: DataFrame) -> DataFrame:
-    return rows.join(rules, on=_matches(), how="left_semi").select("source_key")
+    return rows.join(rules, on=matches("source_key"), how="left_semi").select("source_key")
 
 
-def _matches() -> Column:
+def matches(document: str) -> Column:
+    """Whether a withdrawal (kind, value) names a row, by its source, its licence or its column ``document``."""
     return (
         ((F.col("kind") == SOURCE) & (F.col("value") == F.col("source")))
         | ((F.col("kind") == LICENCE) & (F.col("value") == F.col("licence")))
-        | ((F.col("kind") == DOCUMENT) & (F.col("value") == F.col("source_key")))
+        | ((F.col("kind") == DOCUMENT) & (F.col("value") == F.col(document)))
     )
 
 

@@ -12,6 +12,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.usage import whole_number
 from personahub_spark.llm.wire import BadReplyError, BrokenOffError, clean
 from personahub_spark.settings.models import Address, Endpoint
+from personahub_spark.text import one_line
 
 MAX_MESSAGE = 300
 
@@ -90,7 +91,7 @@ def missing_key(address: Address) -> Failure:
     if address.api_key_file is not None:
         said = f"the file {address.api_key_file} holds no usable key where the calls are made; put it there on "
     elif address.api_key_credential is not None:
-        said = f"the credential {address.api_key_credential} holds no usable key, or was not handed to "
+        said = f"the credential {address.api_key_credential} holds no usable key, or it did not reach "
     else:
         said = (
             f"the environment variable {address.api_key_env} holds no usable key where the calls are made; set it on "
@@ -193,5 +194,4 @@ def _said(body: object) -> str:
 
 def _one_line(text: str, secret: str | None) -> str:
     # Keys go before the cut: half a key would no longer be recognised.
-    line = _KEYS.sub("[key]", " ".join((clean(text, secret) or "").split()))
-    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 1]}…"
+    return one_line(_KEYS.sub("[key]", one_line(clean(text, secret) or "")), MAX_MESSAGE)

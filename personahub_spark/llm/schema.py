@@ -14,6 +14,7 @@ from referencing import Registry
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.wire import canonical
+from personahub_spark.text import one_line
 
 MAX_SAID = 300
 
@@ -91,5 +92,4 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _one_line(error: object) -> str:
-    line = " ".join(str(getattr(error, "message", error)).split())
-    return line if len(line) <= MAX_SAID else f"{line[: MAX_SAID - 1]}…"
+    return one_line(str(getattr(error, "message", error)), MAX_SAID)
