@@ -89,8 +89,7 @@ def _by_calls(fake: FakeEndpoint, where: Endpoint, calls: int, cap: Decimal) -> 
     gate = Gate(where, PRICE, max_cost_usd=cap)
     with gate:
         told = [found for found in outcomes(_requests(calls), where, PRICE, gate=gate.place) if found is not None]
-    state = gate.state()
-    return _measured(fake.counts(), told, PRICE, state.spent_microusd, state.tokens)
+    return _measured(fake.counts(), told, PRICE, gate.passed.spent_microusd, gate.passed.tokens)
 
 
 def _by_batches(fake: FakeEndpoint, where: Endpoint, calls: int, cap: Decimal) -> Measured:

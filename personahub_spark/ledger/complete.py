@@ -1,4 +1,11 @@
-"""Ask models, each question once, and keep every answer before anyone reads it."""
+"""Ask models, each question once, and keep every answer before anyone reads it.
+
+:func:`complete_all` turns requests into rows of ``llm_calls``. *Plan*: the requests are evaluated once and written
+down, split in waves by their keys. *Stage*, wave by wave: Spark tasks ask what the ledger does not have yet; their only
+sink is the write-ahead log (``wal``). *Commit*: the log's shards become rows of the ledger, in numbered transactions.
+A plan is named by what it was made from, so a run that died is taken up where it was: finished waves are not looked at
+again, and what the log holds is folded in first.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +23,11 @@ from pyspark.sql.types import StringType, StructField, StructType
 
 from personahub_spark import files
 from personahub_spark.ledger import spool
+from personahub_spark.ledger.commit import Committer
 from personahub_spark.ledger.estimate import estimate, unanswered
 from personahub_spark.ledger.plan import Plan
 from personahub_spark.ledger.rows import ASKED
+from personahub_spark.ledger.stage import Stage
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.wire import Request
 from personahub_spark.program import endings
@@ -74,7 +83,7 @@ def complete_all(
             plan.recount()
         else:
             plan.write(requests, rows)
-        spend += plan.complete()
+        spend += Stage(plan).complete()
         store.hand_over(plan.folder)  # not before: whoever comes after a failure goes on from here
         return Asked(plan.requests(), spend)
 
@@ -125,7 +134,7 @@ def _recover(context: Context, endpoint: Endpoint, step: str, current: Plan) -> 
         if name.rpartition("-")[0] != step:
             continue
         plan = Plan(context, endpoint, step, name)
-        spend += plan.fold()
+        spend += Committer(plan).fold()
         if name != current.name:
             files.delete(plan.folder)
     if spend.requests:

@@ -31,7 +31,7 @@ class Caller:
     flush_s: float
     stage: str
     failed: tuple[int | None, ...]
-    """See ``_Tries``."""
+    """See ``tries.Tries``."""
 
     def __call__(self, parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()

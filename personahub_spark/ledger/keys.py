@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pyspark.sql import SparkSession
 
@@ -10,13 +13,29 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.settings.models import Endpoint
 
 
-def handed_keys(spark: SparkSession, endpoint: Endpoint) -> dict[int, str]:
-    """Keys that only the driver can look up, by position of their address."""
-    return {
-        position: _credential(spark, address.api_key_credential)
-        for position, address in enumerate(endpoint.addresses)
+@contextmanager
+def readable_keys(spark: SparkSession, endpoint: Endpoint) -> Iterator[None]:
+    """While it lasts, this process and the Python workers of frames that are made meanwhile can read all keys of
+    ``endpoint``: those that only the driver can look up are environment variables there (``Address.key_variable``).
+
+    Spark passes them to workers with the code that they run, beside it: they are in no plan, event or pickled function,
+    and as safe as everything else that Spark sends (``spark.network.crypto.enabled``). Raises PersonaHubError where a
+    key cannot be looked up.
+    """
+    found = {
+        str(address.key_variable): _credential(spark, address.api_key_credential)
+        for address in endpoint.addresses
         if address.api_key_credential is not None
     }
+    places = (os.environ, spark.sparkContext.environment)
+    for place in places:
+        place.update(found)
+    try:
+        yield
+    finally:
+        for place in places:
+            for variable in found:
+                place.pop(variable, None)
 
 
 def _credential(spark: SparkSession, name: str) -> str:

@@ -37,10 +37,3 @@ class Tries:
     def are_futile(self) -> bool:
         """Whether the same task died, or any raised, MAX_FUTILE_TRIES times since an answer was added last."""
         return max(self._futile.values(), default=0) >= MAX_FUTILE_TRIES
-
-
-def task_fault(error: Exception) -> str:
-    """The line of a failed Spark job that says why, without what rows hold."""
-    lines = [line.strip() for line in str(error).splitlines() if not line.strip().startswith("at ")]
-    causes = [line for line in lines if re.search(r"crashed|exited|[Ll]ost (task|executor)|Error\b|Exception\b", line)]
-    return (causes or [type(error).__name__])[-1][:200]

@@ -176,22 +176,6 @@ def run_batches(
         yield from run.outcomes(iter(requests))
 
 
-def cancel(endpoint: Endpoint, *, journal: Journal, key: str | None) -> int:
-    """Cancel the batches in ``journal`` that have not ended; how many. What they answered is told by the next run.
-
-    Raises PersonaHubError when the endpoint does not let us.
-    """
-    cancelled = 0
-    with _Remote(endpoint, key) as remote:
-        for chunk in _open_chunks(journal, endpoint, say=lambda text: None):
-            try:
-                cancelled += remote.cancel(chunk)
-            except _TROUBLE as error:
-                words = classify(error, endpoint, secret=key).message
-                raise PersonaHubError(f"batch {chunk.batch_id or chunk.name} was not cancelled: {words}") from None
-    return cancelled
-
-
 class _Client(openai.OpenAI):
     """The SDK's client without the organisation, project and headers it takes from OPENAI_* variables."""
 
@@ -382,16 +366,6 @@ class _Remote:
                 return None
             raise
 
-    def cancel(self, chunk: _Chunk) -> bool:
-        """Cancel the chunk's batch if there is one and it has not ended; whether there was."""
-        chunk.batch_id = chunk.batch_id or self.find(chunk)
-        batch = self.batch(chunk) if chunk.batch_id else None
-        if batch is None or batch.status not in ("validating", "in_progress"):
-            return False
-        with _sdk_errors():
-            self._client.batches.cancel(batch.id)
-        return True
-
     def download(self, file_id: str) -> Iterator[bytes]:
         """The lines of a file, one by one. Only a newline ends one: JSON may hold what else is taken for an end."""
         with _sdk_errors(), self._client.files.with_streaming_response.content(file_id) as reply:
@@ -480,14 +454,10 @@ class _Reader:
         return Outcome(
             request_key=key,
             status=status,
-            text=None,
-            finish_reason=None,
             usage=usage,
             cost_microusd=cost_microusd(usage, self.price),
             attempts=attempts,
             latency_ms=latency_ms,
-            model_returned=None,
-            response_id=None,
             endpoint=self._address,
             error_class=failure.error_class,
             error_message=failure.message,
@@ -530,8 +500,6 @@ class _Reader:
             model_returned=reply.model,
             response_id=reply.response_id,
             endpoint=self._address,
-            error_class=None,
-            error_message=None,
             answer_class=kind,
             vector=vector,
             prompt_version=shape.prompt_version,

@@ -12,16 +12,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
-from decimal import Decimal
+from collections.abc import Generator, Iterable
 from functools import partial
 from queue import Empty, SimpleQueue
 from random import Random
-from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import Protocol, TypeVar
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.costs import cost_microusd, dearest_microusd, shared_cost
+from personahub_spark.llm.calls import Body, Call, Pack, Row, Target, UnansweredError, place_of
+from personahub_spark.llm.costs import cost_microusd
 from personahub_spark.llm.failures import Failure, ReplyTooLargeError, classify, is_about_encoding, missing_key
 from personahub_spark.llm.gate import GateClient, GatePlace, NotAdmitted, Permit
 from personahub_spark.llm.limits import OUTAGE, Breaker, Concurrency, Patience, asked_s, backoff_s, too_slow
@@ -39,26 +38,16 @@ from personahub_spark.llm.wire import (
     VectorEncoding,
     Vectors,
     answer_class,
-    canonical,
     embeddings_body,
     read_reply,
     read_vectors,
 )
 from personahub_spark.settings.models import Address, Endpoint, Price
-from personahub_spark.text import estimate_tokens
 
 STOP_GRACE_S = 5.0
 MAX_PROBES = 120
 """Probes of a closed address by one request; then it is put off, for it may itself be what does not work."""
 RESERVE = 0.25
-# What providers take in one call for embeddings.
-MAX_INPUT_TOKENS = 300_000
-# A slow source must not keep the first inputs of a call waiting for the last ones.
-PACK_WAIT_S = 0.5
-# After so many of its own this run gives a request up: replies that were paid for and cannot be read, replies that
-# cannot be read at all, answers that the server broke off, attempts without a reply in time.
-PAID_BAD_REPLIES, BAD_REPLIES, BROKEN_OFF, TIMEOUTS = 2, 3, 3, 3
-
 _WATCH_S = 0.25
 _CLOSE_S = 1.0
 _KEY_CHARACTERS = 65536
@@ -81,7 +70,6 @@ def outcomes(
     price: Price | None,
     *,
     gate: GatePlace | None = None,
-    keys: Mapping[int, str] | None = None,
     tick_s: float = 1.0,
 ) -> Generator[Outcome | None, None, None]:
     """Exactly one Outcome for each request, as they finish; None at least every ``tick_s`` while none does.
@@ -95,12 +83,11 @@ def outcomes(
     Closing the generator cancels what is in flight. What one request raises, wherever, fails its row, not the caller.
 
     A paid answer that is not the JSON asked for is shown its fault and asked again, ``endpoint.reasks`` times; the last
-    one is kept. Keys are read here, where calls are made: from the variable or file that an address names, or handed
-    by the gate or in ``keys`` (by position in ``endpoint.addresses``). Without one the first request is ``stopped``,
-    unsent.
+    one is kept. Keys are read here, where calls are made (see ``key_of``); without one the first request is
+    ``stopped``, unsent.
     """
     source = iter(requests)
-    run = _Run(_runtime(), endpoint, price, gate, keys or {})
+    run = _Run(_runtime(), endpoint, price, gate)
     most_calls = endpoint.in_flight + int(endpoint.in_flight * RESERVE)
     pulling, told, grace_ends = True, False, math.inf
     yielded_at = time.monotonic()
@@ -131,7 +118,7 @@ def outcomes(
             yielded_at = time.monotonic()
         if run.stopped_by is not None and not told:
             for asked in source:
-                yield run.unanswered(_Row(asked), "stopped", run.stopped_by)
+                yield run.unanswered(Row(asked), "stopped", run.stopped_by)
                 return
     finally:
         run.close()
@@ -186,7 +173,6 @@ class _Run:
         endpoint: Endpoint,
         price: Price | None,
         place: GatePlace | None,
-        keys: Mapping[int, str],
     ) -> None:
         self.calls = 0  # begun, and not known to be over
         self.stopping = asyncio.Event()
@@ -195,7 +181,7 @@ class _Run:
         self._encodings = runtime.encodings
         self._endpoint = endpoint
         self._price = price
-        self._targets: list[_Target] = []
+        self._targets: list[Target] = []
         self._gate: GateClient
         self._shut: Failure | None = None  # why there is no gate
         self._watching: asyncio.Task[None] | None = None
@@ -203,21 +189,21 @@ class _Run:
         self._numbers = itertools.count()
         self._successes = 0
         self._rng = Random()
-        self._pack = _Pack()
+        self._pack = Pack()
         self._tasks: set[asyncio.Task[None]] = set()
         # From thread to thread: rows whose call is to begin; outcomes, and None where a call is over.
-        self._beginning: deque[list[_Row]] = deque()
+        self._beginning: deque[list[Row]] = deque()
         self._begins_soon = False
         self._telling: list[Outcome | None] = []
         self._finished: SimpleQueue[list[Outcome | None]] = SimpleQueue()
         self._told: deque[Outcome | None] = deque()
-        asyncio.run_coroutine_threadsafe(self._open(runtime, place, keys), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._open(runtime, place), self._loop).result()
 
     # --- on the caller's thread
 
     def start(self, asked: Request | StoredRequest) -> None:
         """Begin one request; PersonaHubError when it has no key, for then it has no outcome either."""
-        row = _Row(asked)
+        row = Row(asked)
         try:
             row.read()
         except Exception as error:  # of this row alone
@@ -237,7 +223,7 @@ class _Run:
         """Begin the call for the inputs that wait for more of them."""
         if self._pack.rows:
             self._begin(self._pack.rows)
-            self._pack = _Pack()
+            self._pack = Pack()
 
     def next_finished(self, wait_s: float) -> Outcome | None:
         """An outcome that is there within ``wait_s``; None when there is none."""
@@ -263,27 +249,23 @@ class _Run:
         with contextlib.suppress(TimeoutError):
             closed.result(timeout=_CLOSE_S)
 
-    def unanswered(self, row: _Row, status: Status, failure: Failure) -> Outcome:
+    def unanswered(self, row: Row, status: Status, failure: Failure) -> Outcome:
         """The outcome of a row without an answer."""
         return Outcome(
             request_key=row.key,
             status=status,
-            text=None,
-            finish_reason=None,
             usage=row.usage,
             cost_microusd=row.cost,
             attempts=row.attempts,
             latency_ms=row.latency_ms,
-            model_returned=None,
-            response_id=None,
-            endpoint=_place(self._endpoint) if row.target is None else row.target.place,
+            endpoint=place_of(self._endpoint) if row.target is None else row.target.place,
             error_class=failure.error_class,
             error_message=failure.message,
             prompt_version=row.prompt_version,
             is_usage_known=row.is_known,
         )
 
-    def _begin(self, rows: list[_Row]) -> None:
+    def _begin(self, rows: list[Row]) -> None:
         self.calls += 1
         self._beginning.append(rows)
         if not self._begins_soon:
@@ -292,19 +274,18 @@ class _Run:
 
     # --- on the loop's thread
 
-    async def _open(self, runtime: _Runtime, place: GatePlace | None, keys: Mapping[int, str]) -> None:
+    async def _open(self, runtime: _Runtime, place: GatePlace | None) -> None:
         try:
-            self._gate = await GateClient.open(place, self._endpoint, self._price)
+            self._gate = await GateClient.open(place, self._endpoint)
         except NotAdmitted as refusal:
             self._shut = refusal.failure
             return
         self._watching = self._loop.create_task(self._watch())
-        handed = {**keys, **self._gate.keys}
         try:
-            for position, address in enumerate(self._endpoint.addresses):
-                key = key_of(address, handed.get(position))
+            for address in self._endpoint.addresses:
+                key = key_of(address)
                 transport, patience = runtime.transport(self._endpoint, address), Patience(self._endpoint.timeout_s)
-                self._targets.append(_Target(address, self._endpoint.model, key, transport, patience))
+                self._targets.append(Target(address, self._endpoint.model, key, transport, patience))
         except NotAdmitted as refusal:
             self._refused(refusal.failure)
         except PersonaHubError as error:
@@ -345,21 +326,21 @@ class _Run:
         telling, self._telling = self._telling, []
         self._finished.put(telling)
 
-    async def _ask(self, rows: list[_Row]) -> None:
+    async def _ask(self, rows: list[Row]) -> None:
         """Bring the rows of one call to their outcomes, whatever happens."""
         try:
             if self._shut is not None:
                 raise self._refused(self._shut)
             await (self._embed(rows) if rows[0].request.api == "embeddings" else self._complete(rows[0]))
-        except _UnansweredError as end:
+        except UnansweredError as end:
             self._end(rows, end)
         except asyncio.CancelledError:
-            self._end(rows, _UnansweredError("deferred", _STOPPED))
+            self._end(rows, UnansweredError("deferred", _STOPPED))
         except Exception as error:  # of our own code: other calls go on
-            self._end(rows, _UnansweredError("failed", classify(error, self._endpoint)))
+            self._end(rows, UnansweredError("failed", classify(error, self._endpoint)))
         self._tell(None)
 
-    async def _complete(self, row: _Row) -> None:
+    async def _complete(self, row: Row) -> None:
         """Ask for one answer, and again while it is not the JSON that was asked for."""
         request = row.request
         check = check_for(request.response_format)
@@ -368,7 +349,7 @@ class _Run:
         for _ in range(self._endpoint.reasks + 1):
             try:
                 reply = await self._reply(call, read_reply)
-            except (_UnansweredError, asyncio.CancelledError):
+            except (UnansweredError, asyncio.CancelledError):
                 if answer is None:
                     raise
                 break  # an answer that was shown its fault is paid for: it is kept
@@ -384,7 +365,7 @@ class _Run:
 
     async def _embed(
         self,
-        rows: list[_Row],
+        rows: list[Row],
         *,
         patience: int = 2,
         encoding: VectorEncoding = "base64",
@@ -401,7 +382,7 @@ class _Run:
         dimensions = requests[0].sampling.get("dimensions", dimensions)
         try:
             reply = await self._reply(call, partial(read_vectors, count=len(rows), dimensions=dimensions))
-        except _UnansweredError as end:
+        except UnansweredError as end:
             other = self._other_encoding(call, end.failure)
             if end.is_divisible and len(rows) > 1:
                 await self._embed_halves(rows, other or encoding)
@@ -417,19 +398,19 @@ class _Run:
             else:
                 self._finish(row, reply, "ok", vector)
         if without and len(rows) == 1:
-            self._end(rows, _UnansweredError("failed", _BAD_VECTOR))
+            self._end(rows, UnansweredError("failed", _BAD_VECTOR))
         elif len(without) == len(rows):
             await self._embed_halves(rows, encoding)
         elif without:
             usual = next(len(vector) for vector in reply.vectors if vector is not None) // _VECTOR_ITEM
             await self._embed(without, patience=1, dimensions=usual)
 
-    async def _embed_halves(self, rows: list[_Row], encoding: VectorEncoding) -> None:
+    async def _embed_halves(self, rows: list[Row], encoding: VectorEncoding) -> None:
         middle = len(rows) // 2
         await self._embed(rows[:middle], patience=1, encoding=encoding)
         await self._embed(rows[middle:], patience=1, encoding=encoding)
 
-    def _other_encoding(self, call: _Call, failure: Failure) -> VectorEncoding | None:
+    def _other_encoding(self, call: Call, failure: Failure) -> VectorEncoding | None:
         """How else to ask the address of ``call``, which may have refused the encoding without a word of that.
 
         None where it gave vectors before. An error of the server is often an outage, so that it is told less.
@@ -440,15 +421,13 @@ class _Run:
         broke = failure.error_class == "server_error" and call.encoding == "base64"
         return _NEXT_ENCODING.get(call.encoding) if refused or broke else None
 
-    def _call(
-        self, rows: list[_Row], path: str, body: _Body, max_output_tokens: int | None, patience: int = 0
-    ) -> _Call:
+    def _call(self, rows: list[Row], path: str, body: Body, max_output_tokens: int | None, patience: int = 0) -> Call:
         measured = self._endpoint.timeout_s is None
         deadline = math.inf if measured else time.monotonic() + self._endpoint.deadline_s
-        return _Call(rows, path, body, max_output_tokens, self._price, deadline, patience, next(self._numbers))
+        return Call(rows, path, body, max_output_tokens, self._price, deadline, patience, next(self._numbers))
 
-    async def _reply(self, call: _Call, read: _Reader[_R]) -> _R:
-        """What the endpoint replies to ``call``, in as many attempts as it takes; _UnansweredError when it does not."""
+    async def _reply(self, call: Call, read: _Reader[_R]) -> _R:
+        """What the endpoint replies to ``call``, in as many attempts as it takes; UnansweredError when it does not."""
         while True:
             permit = await self._admitted(call)
             target = self._targets[permit.address]
@@ -494,7 +473,7 @@ class _Run:
                 continue
             await self._next_attempt(call, permit, failure, was_billed=was_billed)
 
-    async def _admitted(self, call: _Call) -> Permit:
+    async def _admitted(self, call: Call) -> Permit:
         """Leave to call. What that takes is no time of the request's."""
         asked_at = time.monotonic()
         await self._slots.enter()
@@ -510,8 +489,8 @@ class _Run:
         call.deadline += time.monotonic() - asked_at
         return permit
 
-    async def _next_attempt(self, call: _Call, permit: Permit, failure: Failure, *, was_billed: bool) -> None:
-        """Return when ``call`` may try again; _UnansweredError when it should not."""
+    async def _next_attempt(self, call: Call, permit: Permit, failure: Failure, *, was_billed: bool) -> None:
+        """Return when ``call`` may try again; UnansweredError when it should not."""
         if failure.kind == "run":
             # The gate gives up this address; whether there is another shows when leave is asked for again.
             call.refusals += 1
@@ -520,12 +499,12 @@ class _Run:
             return
         fails_alone = call.is_alone and call.tries >= 2 and failure.error_class == "server_error"
         if fails_alone and self._other_encoding(call, failure) is not None:
-            raise _UnansweredError("deferred", failure, is_divisible=True)
+            raise UnansweredError("deferred", failure, is_divisible=True)
         if permit.probe and failure.kind == "retry" and not was_billed:
             call.tries -= 1  # the address was known to be out of order: no attempt of the request's
             call.probes += 1
             if call.probes == MAX_PROBES:
-                raise _UnansweredError("deferred", failure)
+                raise UnansweredError("deferred", failure)
             return
         pause_s = backoff_s(call.tries, None, self._rng, now=0.0) or 0.0
         if failure.error_class in OUTAGE:
@@ -544,21 +523,21 @@ class _Run:
             async with asyncio.timeout(pause_s):
                 await self.stopping.wait()
 
-    def _refused(self, failure: Failure) -> _UnansweredError:
+    def _refused(self, failure: Failure) -> UnansweredError:
         if failure.kind != "run":
-            return _UnansweredError("deferred", failure)
+            return UnansweredError("deferred", failure)
         self.stopped_by = self.stopped_by or failure
         self.stopping.set()
         self._slots.abolish()
-        return _UnansweredError("stopped", failure)
+        return UnansweredError("stopped", failure)
 
-    def _end(self, rows: list[_Row], end: _UnansweredError) -> None:
+    def _end(self, rows: list[Row], end: UnansweredError) -> None:
         for row in rows:
             if not row.is_done:
                 row.is_done = True
                 self._tell(self.unanswered(row, end.status, end.failure))
 
-    def _finish(self, row: _Row, reply: Reply | Vectors, kind: AnswerClass, vector: bytes | None = None) -> None:
+    def _finish(self, row: Row, reply: Reply | Vectors, kind: AnswerClass, vector: bytes | None = None) -> None:
         assert row.target is not None
         row.is_done = True
         self._tell(
@@ -574,211 +553,12 @@ class _Run:
                 model_returned=reply.model,
                 response_id=reply.response_id,
                 endpoint=row.target.place,
-                error_class=None,
-                error_message=None,
                 answer_class=kind,
                 vector=vector,
                 prompt_version=row.prompt_version,
                 is_usage_known=row.is_known,
             )
         )
-
-
-class _Row:
-    """How far one request has come, and what it has cost so far."""
-
-    def __init__(self, asked: Request | StoredRequest) -> None:
-        self.key = asked.key
-        self.request: Request
-        self.prompt_version = ""
-        # Of an input for an embedding: about how long it is, and what it can share a call with.
-        self.tokens = 1
-        self.kind = ""
-        self.attempts = 0
-        self.latency_ms = 0
-        self.target: _Target | None = None
-        self.usage: Usage | None = None
-        self.cost: Decimal | None = None
-        self.is_known = True
-        self.is_done = False
-        self._asked = asked
-
-    def read(self) -> None:
-        """See what is asked; whatever that raises."""
-        self.request = self._asked.read() if isinstance(self._asked, StoredRequest) else self._asked
-        self.prompt_version = self.request.prompt_version
-        if self.request.api == "embeddings":
-            self.tokens = max(1, estimate_tokens(self.request.text))
-            self.kind = canonical([self.request.model, self.request.sampling])
-            canonical(self.request.text)  # what cannot be sent must not take others with it
-
-    def charge(self, usage: Usage | None, cost: Decimal | None) -> None:
-        if usage is not None and self.is_known:
-            self.usage = usage if self.usage is None else self.usage + usage
-        if cost is not None and self.is_known:
-            self.cost = cost if self.cost is None else self.cost + cost
-
-    def lose_count(self) -> None:
-        """What an answer took is not known, and so what the row did."""
-        self.is_known, self.usage, self.cost = False, None, None
-
-
-class _Call:
-    """One question to the endpoint, for one row or several, and how its attempts went.
-
-    ``patience`` is for inputs of embeddings (0: this is no such call): attempts until one of several is suspected of
-    taking the endpoint down. ``number`` tells calls apart.
-    """
-
-    def __init__(
-        self,
-        rows: list[_Row],
-        path: str,
-        body: _Body,
-        max_output_tokens: int | None,
-        price: Price | None,
-        deadline: float,
-        patience: int,
-        number: int,
-    ) -> None:
-        self.path = path
-        self.encoding: VectorEncoding = "base64"  # of vectors
-        self.is_for_vectors = patience > 0
-        self.is_alone = len(rows) == 1 and self.is_for_vectors
-        self.target: _Target | None = None
-        self.deadline = deadline
-        self.number = number
-        self.refusals = 0
-        self.probes = 0
-        self._rows = rows
-        self._max_output_tokens = max_output_tokens
-        self._price = price
-        self._patience = patience
-        self._began = 0.0
-        self.ask_instead(body)
-
-    def ask_instead(self, body: _Body) -> None:
-        """Ask something else for the same rows, within what is left of their time."""
-        self.tries = 0
-        self.is_billed = False  # for a reply that could not be read
-        self._bad_replies = self._broken_off = self.timeouts = 0
-        self._answers = 0
-        self._paused_s = 0.0
-        self._make = body
-        self._bodies: dict[tuple[str | None, VectorEncoding], bytes] = {}
-        plain = self.body(None)
-        tokens_in = estimate_tokens(plain.decode())
-        self.tokens = tokens_in + (self._max_output_tokens or 0)
-        self.work = Patience.work(tokens_in, self._max_output_tokens)
-        self.dearest_microusd = dearest_microusd(len(plain), self._max_output_tokens, self._price)
-
-    def body(self, service_tier: str | None, encoding: VectorEncoding = "base64") -> bytes:
-        how = service_tier, encoding
-        if how not in self._bodies:
-            more: dict[str, Any] = {"encoding": encoding} if self.is_for_vectors else {}
-            self._bodies[how] = self._make(service_tier=service_tier, **more)
-        return self._bodies[how]
-
-    def work_done(self, usage: Usage | None) -> int:
-        """What the server had to do for its reply."""
-        if usage is None:
-            return self.work
-        return Patience.work(usage.input_tokens - usage.cached_tokens, usage.output_tokens)
-
-    def left_s(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def begin_attempt(self, target: _Target, *, answers: int) -> None:
-        if not self.tries:
-            self._answers = answers
-        self.tries += 1
-        self.target = target
-        self._began = time.monotonic()
-        for row in self._rows:
-            row.target = target
-
-    def end_attempt(self, usage: Usage | None, cost: Decimal | None, *, was_billed: bool) -> None:
-        """The attempt is over; what it is known to have taken is shared among the rows."""
-        latency_ms = round((time.monotonic() - self._began) * 1000)
-        for row in self._rows:
-            row.attempts += 1
-            row.latency_ms = latency_ms
-            if was_billed and usage is None:
-                row.lose_count()
-        if len(self._rows) == 1:
-            self._rows[0].charge(usage, cost)
-        elif usage is not None:
-            weights = [row.tokens for row in self._rows]
-            costs = [None] * len(weights) if cost is None else shared_cost(cost, weights)
-            for row, used, its_cost in zip(self._rows, usage.shared(weights), costs, strict=True):
-                row.charge(used, its_cost)
-
-    def end_after(
-        self, failure: Failure, *, was_billed: bool, paused_s: float, answers: int, is_last: bool
-    ) -> _UnansweredError | None:
-        """How the call ends now that an attempt failed; None: another attempt may mend it.
-
-        ``paused_s`` is how long outages held calls so far, ``answers`` how many calls were answered: they tell a
-        request that hangs, or is always broken off, from an endpoint that does so to all. ``is_last``: there is no
-        time, or no leave, for another attempt.
-        """
-        self.is_billed = self.is_billed or was_billed
-        if failure.kind == "row":
-            return _UnansweredError("failed", failure, is_divisible=True)
-        several = len(self._rows) > 1
-        if failure.error_class == "bad_reply":
-            self._bad_replies += 1
-            if self.is_billed and self._bad_replies >= (1 if self._patience else PAID_BAD_REPLIES):
-                return _UnansweredError("failed", failure, is_divisible=True)
-            if self._bad_replies >= BAD_REPLIES:
-                return _UnansweredError("deferred", failure)
-        if failure.error_class == "broken_off":
-            self._broken_off += 1
-            if self._broken_off >= BROKEN_OFF:
-                # Each run that asks again would pay again; but where nobody else was answered, it is the endpoint.
-                others = answers > self._answers
-                return _UnansweredError("failed" if others else "deferred", failure, is_divisible=True)
-        if failure.error_class == "timeout":
-            if paused_s > self._paused_s:
-                self.timeouts, self._paused_s = 0, paused_s
-            self.timeouts += 1
-            # Put off, not failed: with more time, or a quicker server, the same request may well be answered.
-            if self.timeouts >= TIMEOUTS:
-                return _UnansweredError("deferred", failure, is_divisible=True)
-        if several and failure.error_class in ("timeout", "server_error") and self.tries >= self._patience:
-            return _UnansweredError("deferred", failure, is_divisible=True)
-        return _UnansweredError("deferred", failure) if is_last else None
-
-
-class _UnansweredError(Exception):
-    """A call ends without an answer. ``is_divisible``: one of its rows may be to blame."""
-
-    def __init__(self, status: Status, failure: Failure, *, is_divisible: bool = False) -> None:
-        super().__init__(failure.error_class)
-        self.status: Status = status
-        self.failure = failure
-        self.is_divisible = is_divisible
-
-
-class _Pack:
-    """Inputs for embeddings that go into one call: of one model and one sampling, and not too many tokens."""
-
-    def __init__(self) -> None:
-        self.rows: list[_Row] = []
-        self._tokens = 0
-        self._began = math.inf
-
-    def takes(self, row: _Row) -> bool:
-        return not self.rows or (self._tokens + row.tokens <= MAX_INPUT_TOKENS and self.rows[0].kind == row.kind)
-
-    def add(self, row: _Row) -> None:
-        if not self.rows:
-            self._began = time.monotonic()
-        self.rows.append(row)
-        self._tokens += row.tokens
-
-    def is_old(self) -> bool:
-        return time.monotonic() >= self._began + PACK_WAIT_S
 
 
 class _Slots:
@@ -831,49 +611,22 @@ class _Slots:
                 self.busy += 1
 
 
-class _Target:
-    """An address, its key, the connections to it, and how long it may take."""
-
-    def __init__(self, address: Address, model: str, key: str | None, transport: Transport, patience: Patience) -> None:
-        self.address = address
-        self.place = _place(address)
-        self.way = (address.base_url, model)
-        self.key = "none" if key is None else key
-        self.secret = key
-        self.transport = transport
-        self.patience = patience
-
-
-def _place(address: Address) -> str:
-    """host:port/path, without what may be secret in an address."""
-    parts = urlsplit(address.base_url)
-    return parts.netloc.rpartition("@")[2] + parts.path
-
-
-def key_of(address: Address, handed: str | None) -> str | None:
+def key_of(address: Address) -> str | None:
     """The key of an address, None where it needs none; NotAdmitted when it cannot be had."""
-    if address.api_key_env is not None:
-        key = os.environ.get(address.api_key_env, "")
+    if address.key_variable is not None:
+        key = os.environ.get(address.key_variable, "")
     elif address.api_key_file is not None:
         try:
             with open(address.api_key_file, encoding="ascii") as file:
                 key = file.read(_KEY_CHARACTERS)
         except (OSError, ValueError):
             key = ""
-    elif address.api_key_credential is not None:
-        key = handed or ""
     else:
         return None
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable():
         raise NotAdmitted(missing_key(address))
     return key
-
-
-class _Body(Protocol):
-    """``Request.body``, or ``embeddings_body``, which also takes an ``encoding``."""
-
-    def __call__(self, *, service_tier: str | None) -> bytes: ...
 
 
 _R = TypeVar("_R", Reply, Vectors, covariant=True)

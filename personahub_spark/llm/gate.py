@@ -33,8 +33,7 @@ import secrets
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from types import TracebackType
@@ -63,8 +62,6 @@ REPORT_S = 0.1
 HANDSHAKE_S = 10.0
 # Tasks of a program that is told to end have so long to write down what they have, and calls under way to come back.
 ENDED_S = 1.5
-# The rates of GateState are over so many whole seconds.
-RATE_S = 10
 
 _GATE_LOST = Failure("retry", "gate_lost", "the run's gate on the driver cannot be reached, so no call can be admitted")
 
@@ -105,35 +102,22 @@ class NotAdmitted(Exception):  # noqa: N818 - no error of ours: a value that end
 
 
 @dataclass(frozen=True)
-class GateState:
-    """What passed the gate so far, and what holds it up.
-
-    ``in_flight`` counts calls that the gate keeps account of: none while there are neither limits nor a cap. Rates are
-    of the last ``RATE_S`` seconds; ``requests_share`` and ``tokens_share`` are their parts of the limits (None: no
-    limit). ``unsure_microusd`` is the part of ``spent_microusd`` that was reserved by calls whose cost nobody reported
-    (a task was lost, a call timed out): it counts as spent. ``paused`` says why nothing is admitted now, or is None.
-    """
+class Passed:
+    """What passed a gate so far. ``spent_microusd`` counts calls of unknown cost (a task was lost, a call timed out) as
+    the most that they can have cost; ``timeouts`` are attempts without a reply in time, ``retries`` second attempts and
+    later ones."""
 
     admitted: int
-    waiting: int
-    in_flight: int
     tokens: int
-    refusals: int
-    requests_per_s: float
-    tokens_per_s: float
-    requests_share: float | None
-    tokens_share: float | None
+    timeouts: int
+    retries: int
     spent_microusd: Decimal
-    reserved_microusd: Decimal
-    unsure_microusd: Decimal
-    paused: str | None
 
 
 @final
 class Gate:
     """The gate of one run, on the driver: a TCP server on a thread of its own while the context lasts.
 
-    ``keys`` are values of keys by position in ``endpoint.addresses``, for tasks that cannot look them up themselves.
     ``place`` is there once the context is entered. Raises PersonaHubError when there is a cap but no price (such calls
     cannot be bounded), and on entry when ``host`` is no address of this machine.
     """
@@ -149,7 +133,6 @@ class Gate:
         spent_microusd: Decimal = Decimal(0),
         outage_limit_s: float = 3600,
         host: str = "127.0.0.1",
-        keys: Mapping[int, str] | None = None,
     ) -> None:
         self._admission = Admission(
             endpoint.addresses,
@@ -158,9 +141,8 @@ class Gate:
             outage_limit_s=outage_limit_s,
         )
         self._host = host
-        self._keys = dict(keys or {})
         self._loop = asyncio.new_event_loop()
-        self._hub = _Hub(self._admission, endpoint, self._loop)
+        self._hub = _Hub(self._admission, self._loop)
         self._connections: set[_TaskConnection] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="personahub-gate", daemon=True)
 
@@ -169,7 +151,7 @@ class Gate:
 
         async def serve() -> int:
             self._server = await self._loop.create_server(
-                lambda: _TaskConnection(self._hub, token, self._keys, self._connections), self._host, 0, backlog=1024
+                lambda: _TaskConnection(self._hub, token, self._connections), self._host, 0, backlog=1024
             )
             return int(self._server.sockets[0].getsockname()[1])
 
@@ -199,19 +181,11 @@ class Gate:
         asyncio.run_coroutine_threadsafe(close(), self._loop).result()
         self._end()
 
-    def state(self) -> GateState:
-        """How things stand; also after the context has ended."""
-        return self._on_loop(self._hub.state)
-
     @property
-    def timeouts(self) -> int:
-        """Attempts that had no reply in time, so far."""
-        return self._admission.timeouts
-
-    @property
-    def retries(self) -> int:
-        """Times that a request went on to another attempt, so far."""
-        return self._admission.retries
+    def passed(self) -> Passed:
+        """What passed the gate so far; also after the context has ended."""
+        seen = self._admission
+        return Passed(seen.admitted, seen.tokens, seen.timeouts, seen.retries, seen.budget.spent)
 
     def stop(self, reason: str) -> None:
         """End the run from outside: every task stops within a second, with ``reason``."""
@@ -234,15 +208,9 @@ class Gate:
 
 @final
 class GateClient:
-    """One task's side of the gate; everything here runs on the event loop that ``open`` was called on.
-
-    ``keys`` are those the gate handed out, by position in ``endpoint.addresses``.
-    """
-
-    keys: Mapping[int, str]
+    """One task's side of the gate; everything here runs on the event loop that ``open`` was called on."""
 
     def __init__(self, endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
-        self.keys = {}
         self._loop = loop
         self._link: _Link | None = None
         self._turns = Turns([address.weight for address in endpoint.addresses])
@@ -260,18 +228,18 @@ class GateClient:
         self._held_since: float | None = None
 
     @classmethod
-    async def open(cls, place: GatePlace | None, endpoint: Endpoint, price: Price | None) -> GateClient:
+    async def open(cls, place: GatePlace | None, endpoint: Endpoint) -> GateClient:
         """A client of the gate at ``place``, or of one of its own inside this process; NotAdmitted if unreachable."""
         loop = asyncio.get_running_loop()
         client = cls(endpoint, loop)
         if place is None:
-            client._link = _LocalLink(_Hub(Admission(endpoint.addresses), endpoint, loop), client._receive)
+            client._link = _LocalLink(_Hub(Admission(endpoint.addresses), loop), client._receive)
             return client
         connection = _GateConnection(place.token, client._receive, client._lose, loop)
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 await loop.create_connection(lambda: connection, place.host, place.port)
-                client.keys = await connection.welcomed
+                await connection.welcomed
         except (OSError, TimeoutError):
             connection.close()
             raise NotAdmitted(_GATE_LOST) from None
@@ -445,7 +413,7 @@ class _FreeCalls:
 class _Hub:
     """An Admission with a clock: hears its members, answers them, and looks again when it is time."""
 
-    def __init__(self, admission: Admission, endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, admission: Admission, loop: asyncio.AbstractEventLoop) -> None:
         self._admission = admission
         self._loop = loop
         self._members: dict[int, Callable[[_Message], None]] = {}
@@ -453,9 +421,6 @@ class _Hub:
         self._told: Outlook | None = None
         self._advised = False
         self._timer: asyncio.TimerHandle | None = None
-        self._requests_per_s = _sum_per_s([address.requests_per_minute for address in endpoint.addresses])
-        self._tokens_per_s = _sum_per_s([address.tokens_per_minute for address in endpoint.addresses])
-        self._samples: deque[tuple[float, int, int]] = deque()
 
     def join(self, send: Callable[[_Message], None]) -> int:
         """A new member, to whom messages go by ``send``; the first says how things are."""
@@ -498,30 +463,6 @@ class _Hub:
         self._admission.stop(failure)
         self._act()
 
-    def state(self) -> GateState:
-        now = self._loop.time()
-        self._sample(now)
-        began, admitted, tokens = self._samples[0]
-        elapsed_s = max(now - began, 1e-9)
-        requests_per_s = (self._admission.admitted - admitted) / elapsed_s
-        tokens_per_s = (self._admission.tokens - tokens) / elapsed_s
-        budget = self._admission.budget
-        return GateState(
-            admitted=self._admission.admitted,
-            waiting=self._admission.waiting,
-            in_flight=self._admission.in_flight,
-            tokens=self._admission.tokens,
-            refusals=self._admission.refusals,
-            requests_per_s=requests_per_s,
-            tokens_per_s=tokens_per_s,
-            requests_share=None if self._requests_per_s is None else requests_per_s / self._requests_per_s,
-            tokens_share=None if self._tokens_per_s is None else tokens_per_s / self._tokens_per_s,
-            spent_microusd=budget.spent,
-            reserved_microusd=budget.reserved,
-            unsure_microusd=budget.unsure,
-            paused=self._admission.why_held(now),
-        )
-
     def _hear(self, free: _Message, now: float) -> None:
         self._admission.hear(calls=int(free["calls"]), tokens=int(free["tokens"]), cost=Decimal(free["cost"]))
         for address, calls, age_s in free["succeeded"]:
@@ -533,7 +474,6 @@ class _Hub:
     def _act(self) -> None:
         """Answer and tell what can be said now, and set the timer."""
         now = self._loop.time()
-        self._sample(now)
         messages: dict[int, _Message] = {}
         for answer in self._admission.decide(now):
             message = messages.setdefault(answer.member, {})
@@ -563,12 +503,6 @@ class _Hub:
     def _wake(self) -> None:
         self._timer = None
         self._act()
-
-    def _sample(self, now: float) -> None:
-        if not self._samples or now - self._samples[-1][0] >= 0.5:
-            self._samples.append((now, self._admission.admitted, self._admission.tokens))
-        while len(self._samples) > 1 and self._samples[1][0] <= now - RATE_S:
-            self._samples.popleft()
 
     def _log(self, outlook: Outlook, now: float) -> None:
         if outlook.final is not None:
@@ -656,11 +590,10 @@ class _TaskConnection(_Lines):
 
     max_line = 1024
 
-    def __init__(self, hub: _Hub, token: str, keys: Mapping[int, str], all_of_them: set[_TaskConnection]) -> None:
+    def __init__(self, hub: _Hub, token: str, all_of_them: set[_TaskConnection]) -> None:
         super().__init__()
         self._hub = hub
         self._token = token
-        self._keys = keys
         self._all = all_of_them
         self._nonce = secrets.token_hex(16)
         self._member: int | None = None
@@ -677,8 +610,6 @@ class _TaskConnection(_Lines):
         elif hmac.compare_digest(str(message["hello"]), _signed(self._token, self._nonce)):
             self._too_late.cancel()
             self.max_line = MAX_LINE
-            keys = json.dumps({str(k): key for k, key in self._keys.items()}).encode()
-            self.send({"keys": _sealed(keys, self._token, self._nonce).hex()})
             self._member = self._hub.join(self.send)
         else:
             log.warning("a connection to the gate that does not know the run's token was closed")
@@ -693,7 +624,7 @@ class _TaskConnection(_Lines):
 
 
 class _GateConnection(_Lines):
-    """The task's end: ``welcomed`` are the keys that the gate hands out once it has let the task in."""
+    """The task's end; ``welcomed`` once the gate has let the task in."""
 
     def __init__(
         self,
@@ -703,24 +634,18 @@ class _GateConnection(_Lines):
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__()
-        self.welcomed: asyncio.Future[dict[int, str]] = loop.create_future()
+        self.welcomed: asyncio.Future[None] = loop.create_future()
         self._token = token
-        self._nonce = ""
         self._pass_on = receive
         self._lose = lose
 
     def receive(self, message: _Message) -> None:
         if "nonce" in message:
-            self._nonce = message["nonce"]
-            self.send({"hello": _signed(self._token, self._nonce)})
-            return
-        if "keys" in message:
-            keys = json.loads(_sealed(bytes.fromhex(message["keys"]), self._token, self._nonce))
-            self._keys = {int(k): key for k, key in keys.items()}
+            self.send({"hello": _signed(self._token, message["nonce"])})
             return
         self._pass_on(message)
         if not self.welcomed.done():
-            self.welcomed.set_result(self._keys)
+            self.welcomed.set_result(None)
 
     def lost(self) -> None:
         if not self.welcomed.done():
@@ -730,13 +655,6 @@ class _GateConnection(_Lines):
 
 def _signed(token: str, nonce: str) -> str:
     return hmac.new(token.encode(), f"hello {nonce}".encode(), hashlib.sha256).hexdigest()
-
-
-def _sealed(data: bytes, token: str, nonce: str) -> bytes:
-    """``data`` under a pad that only who has the token can make; the same again opens it. Once for each nonce."""
-    blocks = range(len(data) // hashlib.sha256().digest_size + 1)
-    pad = b"".join(hmac.digest(token.encode(), f"keys {nonce} {k}".encode(), "sha256") for k in blocks)
-    return bytes(a ^ b for a, b in zip(data, pad, strict=False))
 
 
 def _packed(failure: Failure | None, *, whole: bool = False) -> list[str | None] | None:
@@ -766,11 +684,6 @@ def _money(text: str | None) -> Decimal | None:
 
 def _asked_s(failure: Failure | None) -> float | None:
     return None if failure is None else asked_s(failure.retry_after, time.time())
-
-
-def _sum_per_s(per_minute: list[int | None]) -> float | None:
-    limits = [limit for limit in per_minute if limit is not None]
-    return sum(limits) / 60 if len(limits) == len(per_minute) else None
 
 
 def _keep_alive(connection: socket.socket) -> None:

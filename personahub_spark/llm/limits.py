@@ -211,17 +211,16 @@ class Pacer:
     """Requests and tokens a minute of one address, spread evenly: a sixtieth of each in every second.
 
     No second holds more requests than its share. Tokens are charged as estimates so far turned out, by a line fitted
-    to them, and what was charged wrongly is made up for slowly. Calls follow each other at the limit
-    less ``guard``, which grows when the endpoint refuses and shrinks again. A call may reach over the end of a
-    second's tokens, as an endpoint with a bucket allows, until refusals show that this one counts whole calls
-    (``strictness``: how much of its own size a call must find free, all of it from 1 on). Further refusals show how far
-    the charges may be trusted (``doubt``: so many standard errors of a second's tokens are kept free). One that is
-    larger than a second's tokens goes alone.
+    to them. Calls follow each other at the limit less ``guard``, which grows when the endpoint refuses and shrinks
+    again. A call may reach over the end of a second's tokens, as an endpoint with a bucket allows, until refusals show
+    that this one counts whole calls (``strictness``: how much of its own size a call must find free, from 0 to 1).
+    Further refusals show how far the charges may be trusted (``doubt``: so many standard errors of a second's tokens
+    are kept free). A call that is larger than a second's tokens goes alone.
     """
 
     GUARD = 0.01
     GUARD_MOST = 0.9
-    # A share of refusals that is worth its use of the limit: below it guard and the rest give way, above they grow.
+    # A share of refusals that is worth its use of the limit: below it guard and doubt give way, above they grow.
     # An endpoint that says when to come back, in whole seconds, costs at least one second a refusal.
     REFUSED = 0.0005
     # Where nobody can tell what calls will use, hardly ever to be refused would cost more than it is worth.
@@ -229,13 +228,10 @@ class Pacer:
     _REFUSED_MOST = 0.005
     _GUARD_STEP = 0.01
     _STRICTNESS_STEP = 0.25
-    _STRICTNESS_MOST = 2.0
     _DOUBT_MOST = 3.0
     _DOUBT_STEP = 0.5
     # A step of doubt takes at most this part of a second's tokens out of use.
     _DEAREST_STEP = 0.01
-    # So strict, another refusal is for what was charged.
-    _STRICT = 0.9
     # Small calls after large ones may come closer than evenly, by so many, or the tokens could not be used up.
     _BURST = 3
     _MEMORY = 200
@@ -253,7 +249,6 @@ class Pacer:
         self._mean_estimate = self._mean_used = self._slope = 0.0
         self._learnt = 0
         self._squared_error = 0.0
-        self._owed = 0.0
 
     @property
     def _window_s(self) -> float:
@@ -276,7 +271,7 @@ class Pacer:
         charge = self.expected(tokens)
         room = 0.0
         if charge <= self._tokens_per_s:
-            kept_free = min(1.0, self.strictness) * charge + self.doubt * self._standard_error()
+            kept_free = self.strictness * charge + self.doubt * self._standard_error()
             room = max(0.0, self._tokens_per_s - kept_free)
         taken = self._window_tokens
         for made_at, made_tokens in self._window:
@@ -296,10 +291,9 @@ class Pacer:
         earliest = min(behind, now - interval / 2) - min(held, self._BURST * interval)
         self._next_request = max(self._next_request, earliest) + interval
         charge = self.expected(tokens)
-        made_up = min(max(self._owed, -charge * self.guard / 2), charge / 4)
-        self._owed -= made_up
-        seconds = (charge + made_up) / (self._tokens_per_s * (1 - self.guard))
-        self._next_token = max(self._next_token, behind - min(1.0, self.strictness) / 2) + seconds
+        seconds = charge / (self._tokens_per_s * (1 - self.guard))
+        # Where calls count whole it is the window that holds them back, and they lie in it as they fit.
+        self._next_token = max(self._next_token, behind - self.strictness / 2) + seconds
         self._forget(now)
         before = self._window_tokens + self._DOUBT_MOST * self._standard_error()
         self._window.append((now, charge))
@@ -315,12 +309,9 @@ class Pacer:
                 error = (tokens - self.expected(charge.estimate)) ** 2 - self._squared_error
                 self._squared_error += error / min(known + 1, self._MEMORY)
             self._learn(charge.estimate, tokens)
-            owed = self._owed + tokens - charge.tokens
-            self._owed = min(max(owed, -10 * self._tokens_per_s), 10 * self._tokens_per_s)
         doubtful = self._REFUSED_IN_DOUBT * self._standard_error() / self._tokens_per_s
         worth = min(self._REFUSED_MOST, self.REFUSED + doubtful)
         self.guard = max(self.GUARD, self.guard - self._GUARD_STEP * worth)
-        self.strictness = max(0.0, self.strictness - self._STRICTNESS_STEP * self.REFUSED)
         self.doubt = max(0.0, self.doubt - self._doubt_step() * worth)
 
     def refused(self, charge: Charge) -> None:
@@ -329,12 +320,10 @@ class Pacer:
             return  # the estimates were wrong, not the pace
         if not charge.overfull:
             self.guard = min(self.GUARD_MOST, self.guard + self._GUARD_STEP)
-        elif self.strictness < self._STRICT:
-            stricter = self.strictness + self._STRICTNESS_STEP
-            self.strictness = self._STRICTNESS_MOST if charge.began_with_room else stricter
+        elif self.strictness < 1:
+            self.strictness = 1.0 if charge.began_with_room else self.strictness + self._STRICTNESS_STEP
             self.doubt = max(self.doubt, 2 * self._doubt_step())
         else:
-            self.strictness = max(1.0, self.strictness)
             self.doubt = min(self._DOUBT_MOST, self.doubt + self._doubt_step())
 
     def _doubt_step(self) -> float:
@@ -409,16 +398,12 @@ class Breaker:
 
 
 class Budget:
-    """Micro-dollars: what a call may cost at most is reserved before it starts, so the cap holds whatever happens.
-
-    ``unsure`` is the part of ``spent`` that was only reserved, by calls that may have been billed unseen.
-    """
+    """Micro-dollars: what a call may cost at most is reserved before it starts, so the cap holds whatever happens."""
 
     def __init__(self, cap: Decimal | None, spent: Decimal) -> None:
         self.cap = cap
         self.spent = spent
         self.reserved = Decimal(0)
-        self.unsure = Decimal(0)
 
     @property
     def left(self) -> Decimal:
@@ -438,7 +423,6 @@ class Budget:
             self.spent += cost
         elif billed:
             self.spent += dearest
-            self.unsure += dearest
 
 
 @dataclass(frozen=True)
@@ -534,8 +518,8 @@ class Admission:
     PROBE_S = 1.0
     # A probe without an answer keeps the next one back for so long.
     PROBE_PATIENCE_S = 10.0
-    # Where a call is too large for what is left of a second's tokens, so many are looked at for one that is not; where
-    # calls count whole, for the largest that is not. None is passed over for longer.
+    # Where a call is too large for what is left of a second's tokens, so many are looked at for one that is not. None
+    # is passed over for longer.
     LOOK = 16
     PATIENCE_S = 10.0
 
@@ -550,7 +534,7 @@ class Admission:
         self.budget = Budget(cap_microusd, spent_microusd)
         self.wake_at = math.inf
         self.final: Failure | None = None
-        self.admitted = self.tokens = self.refusals = self.timeouts = self.retries = 0
+        self.admitted = self.tokens = self.timeouts = self.retries = 0
         self._places = [_Place(address) for address in addresses]
         self._turns = Turns([address.weight for address in addresses])
         self._limited = any(a.requests_per_minute or a.tokens_per_minute for a in addresses)
@@ -563,18 +547,9 @@ class Admission:
         self._calls: dict[int, dict[int, _Call]] = {}
 
     @property
-    def waiting(self) -> int:
-        return sum(len(asks) for asks in self._asks.values())
-
-    @property
     def is_silent(self) -> bool:
         """Whether calls ran out of time, and none was answered so far."""
         return self.timeouts > 0 and not self._was_answered
-
-    @property
-    def in_flight(self) -> int:
-        """Calls made under an account of their own; free ones have none."""
-        return sum(len(calls) for calls in self._calls.values())
 
     def ask(self, member: int, number: int, *, tokens: int, dearest: Decimal | None) -> None:
         self._asks.setdefault(member, OrderedDict())[number] = _Ask(tokens, dearest)
@@ -728,32 +703,24 @@ class Admission:
     def _pick(self, now: float) -> tuple[Go | No | None, float]:
         """The next answer; without one None, and when to look again."""
         again_at = math.inf
-        packs = any(place.pacer.strictness for place in self._places)
-        best: tuple[int, int, _Ask, list[int]] | None = None
         for member, number, ask in self._in_turn():
             failure = self.final or self._unaffordable(ask)
             if failure is not None:
                 return No(member, number, failure), now
             if not self.budget.fits(ask.dearest or Decimal(0)):
                 break  # until calls in flight have settled
-            waited_enough = now - ask.passed_over_at > self.PATIENCE_S
             ready, at = self._ready(ask.tokens, now)
-            if ready and (best is None or waited_enough or ask.tokens > best[2].tokens):
-                best = member, number, ask, ready
-            if waited_enough and not ready:
-                return None, at  # nobody goes before it
+            if ready:
+                return self._admit(member, number, ask, ready, now), now
             again_at = min(again_at, at)
-            if waited_enough or (best is not None and not packs):
+            if now - ask.passed_over_at > self.PATIENCE_S:
+                break  # nobody goes before it
+            ready, at = self._ready(0, now)
+            if not ready:
+                again_at = min(again_at, at)
                 break
-            if best is None:
-                ready, at = self._ready(0, now)
-                if not ready:
-                    again_at = min(again_at, at)
-                    break
             ask.passed_over_at = min(ask.passed_over_at, now)
-        if best is None:
-            return None, again_at
-        return self._admit(*best, now), now
+        return None, again_at
 
     def _in_turn(self) -> Iterator[tuple[int, int, _Ask]]:
         """The first calls of all members, then their second ones: those that are looked at together."""
@@ -803,7 +770,6 @@ class Admission:
             place.breaker.succeeded(began=began)
         if failure is None:
             return
-        self.refusals += failure.error_class == "rate_limited"
         self.timeouts += failure.error_class in ("timeout", "too_slow")
         if failure.kind == "run":
             place.gone = place.gone or failure

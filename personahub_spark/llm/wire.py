@@ -211,17 +211,17 @@ class Outcome:
 
     request_key: str
     status: Status
-    text: str | None
-    finish_reason: str | None
-    usage: Usage | None
-    cost_microusd: Decimal | None
     attempts: int
     latency_ms: int
-    model_returned: str | None
-    response_id: str | None
     endpoint: str
-    error_class: str | None
-    error_message: str | None
+    text: str | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    cost_microusd: Decimal | None = None
+    model_returned: str | None = None
+    response_id: str | None = None
+    error_class: str | None = None
+    error_message: str | None = None
     answer_class: AnswerClass | None = None
     vector: bytes | None = None
     prompt_version: str = ""

@@ -31,6 +31,13 @@ def cause(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def task_fault(error: Exception) -> str:
+    """The line of a failed Spark job that says why, without what rows hold."""
+    lines = [line.strip() for line in str(error).splitlines() if not line.strip().startswith("at ")]
+    causes = [line for line in lines if re.search(r"crashed|exited|[Ll]ost (task|executor)|Error\b|Exception\b", line)]
+    return (causes or [type(error).__name__])[-1][:200]
+
+
 def disk_fault(error: BaseException) -> str | None:
     """What an error says of a disk that is full or cannot be written; None where that is not its cause."""
     if isinstance(error, OSError):

@@ -81,7 +81,7 @@ def _keys(name: str, endpoint: Endpoint, *, here: bool) -> list[str | None]:
     keys: list[str | None] = []
     for address in endpoint.addresses:
         try:
-            keys.append(None if address.api_key_credential is not None else key_of(address, None))
+            keys.append(None if address.api_key_credential is not None else key_of(address))
         except NotAdmitted as refusal:
             if here:
                 raise PersonaHubError(f"models.{name}: {refusal.failure.message}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from decimal import Decimal
 from typing import Literal, Self
 
@@ -48,6 +49,13 @@ class Address(Group):
         if sum(name is not None for name in (self.api_key_env, self.api_key_file, self.api_key_credential)) > 1:
             raise ValueError("give one of api_key_env, api_key_file and api_key_credential")
         return self
+
+    @property
+    def key_variable(self) -> str | None:
+        """The environment variable that holds the key where calls are made; of a credential, one of this project."""
+        if self.api_key_credential is None:
+            return self.api_key_env
+        return f"PERSONAHUB_KEY_{hashlib.sha256(self.api_key_credential.encode()).hexdigest()[:16]}"
 
 
 class Endpoint(Address):

@@ -29,7 +29,7 @@ from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger import in_task, rows, wal
 from personahub_spark.ledger.complete import complete_all
-from personahub_spark.ledger.plan import RunStoppedError
+from personahub_spark.ledger.stage import RunStoppedError
 from personahub_spark.ledger.tries import Tries
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint

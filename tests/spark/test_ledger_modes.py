@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyspark.serializers import CloudPickleSerializer
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from personahub_spark.errors import PersonaHubError
@@ -138,9 +141,31 @@ def test_a_replay_sends_nothing_copies_the_recorded_rows_and_stops_at_a_miss(
         ask(replayed, [*texts, "one more"])
 
 
+@contextmanager
+def event_log(spark: SparkSession, folder: Path) -> Iterator[None]:
+    """While it lasts, Spark writes its event log into ``folder``."""
+    folder.mkdir()
+    jvm, scala = spark.sparkContext._gateway.jvm, spark.sparkContext._jsc.sc()
+    place = jvm.java.net.URI(folder.as_uri())
+    listener = jvm.org.apache.spark.scheduler.EventLoggingListener("app", jvm.scala.Option.empty(), place, scala.conf())
+    listener.start()
+    scala.addSparkListener(listener)
+    try:
+        yield
+        scala.listenerBus().waitUntilEmpty()
+    finally:
+        scala.removeSparkListener(listener)
+        listener.stop()
+
+
 def test_a_key_of_hadoops_credential_providers_reaches_the_calls_and_nothing_else(
-    make_context: MakeContext, make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_context: MakeContext,
+    make_settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("DEBUG", logger="personahub_spark")  # what Py4J says at DEBUG holds every word to the JVM
     secret, pickled = "hadoop-kept-secret-4711", []
 
     def dumps(self: CloudPickleSerializer, function: object) -> bytes:
@@ -164,11 +189,18 @@ def test_a_key_of_hadoops_credential_providers_reaches_the_calls_and_nothing_els
                 value[position] = character
             provider.createCredentialEntry("endpoint.key", value)
             provider.flush()
-            assert ask(context, ["one", "two"]).requests == 2
+            with event_log(context.spark, tmp_path / "events"):
+                assert ask(context, ["one", "two"]).requests == 2
         finally:
             conf.unset("hadoop.security.credential.provider.path")
     assert secret not in repr(context.store.read(LLM_CALLS).collect())
-    assert any(b"_Caller" in function for function in pickled)
+    assert any(b"Caller" in function for function in pickled)
     assert not any(secret.encode() in function for function in pickled)
-    for file in Path(context.settings.store.root).rglob("*"):
-        assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+    assert secret not in caplog.text
+    written = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".jceks"}
+    assert any(
+        b"SparkListenerSQLExecutionStart" in content and b"MapInArrow" in content for content in written.values()
+    )
+    assert not [file for file, content in written.items() if secret.encode() in content]
+    # Tasks of other frames do not have it, nor whatever this program starts later.
+    assert secret not in {*os.environ.values(), *context.spark.sparkContext.environment.values()}

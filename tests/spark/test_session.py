@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger.complete import complete_all
-from personahub_spark.ledger.plan import RunStoppedError
+from personahub_spark.ledger.stage import RunStoppedError
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request

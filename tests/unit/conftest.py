@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from personahub_spark.llm import client
+from personahub_spark.llm import calls
 from personahub_spark.llm.fake import FakeEndpoint
 from tests.waiting import PATIENCE_S, Clock
 
@@ -29,7 +29,7 @@ def fake(_fake: FakeEndpoint) -> FakeEndpoint:
 @pytest.fixture(autouse=True)
 def _patient_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call for embeddings waits until it is full: a slow machine sends no part of it before."""
-    monkeypatch.setattr(client, "PACK_WAIT_S", PATIENCE_S)
+    monkeypatch.setattr(calls, "PACK_WAIT_S", PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

@@ -125,13 +125,21 @@ def test_an_outage_is_sat_out_with_a_probe_a_second_and_no_row_suffers(
     def end_it() -> None:
         for _ in range(3):
             # Ten have begun; of the eight that have a place all wait for leave, but at most one that probes.
-            assert eventually(lambda: gate.state().paused and gate.state().waiting >= 7)
+            assert eventually(lambda: gate._on_loop(is_held) and gate._on_loop(waiting) >= 7)
             asked = fake.counts()["requests"]
             clock.skip(200)
             assert eventually(lambda asked=asked: fake.counts()["requests"] > asked)
         fake.set_script([])
 
     with Gate(where, PRICE) as gate:
+        asks_of = gate._admission._asks
+
+        def waiting() -> int:
+            return sum(len(of_task) for of_task in asks_of.values())
+
+        def is_held() -> bool:
+            return gate._admission.outlook(gate._loop.time()).held
+
         ending = threading.Thread(target=end_it)
         ending.start()
         began = time.monotonic()
@@ -193,7 +201,7 @@ def test_the_gate_counts_timeouts_and_further_attempts(fake: FakeEndpoint, limit
     where = endpoint(fake, in_flight=2, timeout_s=100, deadline_s=1e6, requests_per_minute=limit)
     with Gate(where, PRICE) as gate, clock.skipping(100, fake=fake):
         told = [o for o in outcomes([*slow, *refused, *asks(20)], where, PRICE, gate=gate.place) if o is not None]
-        assert (gate.timeouts, gate.retries) == (3, 3 + 4)
+        assert (gate.passed.timeouts, gate.passed.retries) == (3, 3 + 4)
     assert statuses(told) == {"answered"}
     assert sum(outcome.attempts - 1 for outcome in told) == 3 + 4
 
@@ -222,18 +230,6 @@ def test_a_cap_is_kept_and_the_rest_is_put_off(fake: FakeEndpoint) -> None:
     late = {outcome.error_class for outcome in told if outcome.status != "answered"}
     assert late == {"budget_reached"}
     assert len(told) == 200
-
-
-def test_a_credential_is_handed_over_by_the_caller_or_by_the_gate(locked: FakeEndpoint) -> None:
-    where = endpoint(locked, api_key_credential="hadoop:models.key")
-    told = [o for o in outcomes([ask("x")], where, PRICE, keys={0: KEY}) if o is not None]
-    assert only(told).status == "answered"
-    with Gate(where, PRICE, keys={0: KEY}) as gate:
-        told = [o for o in outcomes([ask("x")], where, PRICE, gate=gate.place) if o is not None]
-    assert only(told).status == "answered"
-    missing = only(answers([ask("x")], where))
-    assert (missing.status, missing.error_class, missing.attempts) == ("stopped", "missing_key", 0)
-    assert "hadoop:models.key" in (missing.error_message or "")
 
 
 def test_each_address_has_a_key_of_its_own(

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm import client
+from personahub_spark.llm import calls, client
 from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.gate import Gate
@@ -577,7 +577,7 @@ def test_in_flight_counts_calls_not_inputs(fake: FakeEndpoint) -> None:
 def test_a_call_holds_no_more_tokens_than_the_endpoint_takes(
     fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "MAX_INPUT_TOKENS", 100)
+    monkeypatch.setattr(calls, "MAX_INPUT_TOKENS", 100)
     requests = [Request.embedding("m", "x" * 180 + str(i)) for i in range(6)]  # about 40 tokens each
     assert {outcome.status for outcome in answers(requests, endpoint(fake))} == {"answered"}
     assert fake.counts()["requests"] == 3
@@ -595,7 +595,7 @@ def test_inputs_of_other_dimensions_go_into_another_call(fake: FakeEndpoint) -> 
 
 
 def test_the_first_inputs_do_not_wait_for_a_slow_source(fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PACK_WAIT_S", 0.1)
+    monkeypatch.setattr(calls, "PACK_WAIT_S", 0.1)
     answered: list[str] = []
 
     def source() -> Iterator[Request]:
@@ -775,13 +775,13 @@ def test_a_key_from_a_file_is_read_for_each_run(tmp_path: Path) -> None:
     assert [sent.headers["authorization"] for sent in server.sent] == ["Bearer first-key", "Bearer second-key"]
 
 
-def test_a_key_that_the_driver_looked_up_comes_with_the_gate() -> None:
+def test_a_key_that_the_driver_looked_up_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     with Recorder() as server:
         where = Endpoint(model="m", base_url=f"{server.url}/v1", api_key_credential="hadoop:hub.key")
-        with Gate(where, PRICE, keys={0: KEY}) as gate:
-            answers([ask("x")], where, gate=gate.place)
-        answers([ask("x")], where, keys={0: "another-key"})
-    assert [sent.headers["authorization"] for sent in server.sent] == [f"Bearer {KEY}", "Bearer another-key"]
+        assert where.key_variable is not None and "hub" not in where.key_variable
+        monkeypatch.setenv(where.key_variable, KEY)
+        answers([ask("x")], where)
+    assert [sent.headers["authorization"] for sent in server.sent] == [f"Bearer {KEY}"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"schl\xc3\xbcssel", b"two\nlines"])

@@ -38,7 +38,6 @@ PRICE = Price(input=Decimal(1), output=Decimal(2))
 REFUSED = Failure("retry", "connection", "ConnectError: refused")
 BUSY = Failure("retry", "rate_limited", "status 429", "1")
 UNAUTHORIZED = Failure("run", "unauthorized", "the endpoint refused the key")
-KEY = "k3y-of-the-realm"
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -58,6 +57,21 @@ def settle(client: GateClient, permit: Permit, failure: Failure | None = None, c
     client.settle(permit, tokens=None if failure else 10, cost_microusd=cost_microusd, failure=failure)
 
 
+def calls_waiting(gate: Gate) -> int:
+    """Calls that wait for leave."""
+    return gate._on_loop(lambda: sum(len(asks) for asks in gate._admission._asks.values()))
+
+
+def reserved(gate: Gate) -> Decimal:
+    """What the calls under way may cost."""
+    return gate._on_loop(lambda: gate._admission.budget.reserved)
+
+
+def why_held(gate: Gate) -> str | None:
+    """Why nothing is admitted now, None where calls are."""
+    return gate._on_loop(lambda: gate._admission.why_held(gate._loop.time()))
+
+
 async def until(holds: Callable[[], object]) -> None:
     end = time.monotonic() + PATIENCE_S
     while not holds():
@@ -67,7 +81,7 @@ async def until(holds: Callable[[], object]) -> None:
 
 def test_without_limits_and_cap_a_call_is_admitted_without_asking() -> None:
     async def task(place: GatePlace | None) -> None:
-        client = await GateClient.open(place, PLAIN, None)
+        client = await GateClient.open(place, PLAIN)
         admission = client.admit(tokens=10, dearest_microusd=None)
         with pytest.raises(StopIteration) as caught:
             admission.send(None)  # it does not wait, so nothing can have been asked
@@ -81,18 +95,17 @@ def test_without_limits_and_cap_a_call_is_admitted_without_asking() -> None:
 
 def test_calls_made_without_asking_are_counted_soon() -> None:
     async def task(gate: Gate) -> None:
-        client = await GateClient.open(gate.place, PLAIN, PRICE)
+        client = await GateClient.open(gate.place, PLAIN)
         for _ in range(50):
             settle(client, await admit(client), cost=3)
         settle(client, await admit(client), BUSY)
-        await until(lambda: gate.state().admitted == 51)
+        await until(lambda: gate.passed.admitted == 51)
         client.close()
 
     with Gate(PLAIN, PRICE) as gate:
         run(task(gate))
-        state = gate.state()
-    assert (state.spent_microusd, state.tokens, state.refusals) == (150, 510, 1)
-    assert gate.state().admitted == 51, "the state outlives the gate"
+    passed = gate.passed  # it outlives the gate
+    assert (passed.admitted, passed.spent_microusd, passed.tokens) == (51, 150, 510)
 
 
 @pytest.mark.parametrize("own_gate", [True, False])
@@ -100,7 +113,7 @@ def test_a_limit_holds_for_all_tasks_together(own_gate: bool) -> None:
     made: list[list[float]] = [[], []]
 
     async def task(place: GatePlace | None, times: list[float]) -> None:
-        client = await GateClient.open(place, LIMITED, None)
+        client = await GateClient.open(place, LIMITED)
         for _ in range(15):
             permit = await admit(client)
             times.append(time.monotonic())
@@ -115,14 +128,12 @@ def test_a_limit_holds_for_all_tasks_together(own_gate: bool) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        state = gate.state()
     elapsed_s = time.monotonic() - began
     if own_gate:
         assert [len(times) for times in made] == [15, 15]
         return
     assert elapsed_s > 28 / 20, "thirty calls at twenty a second"
-    assert state.admitted == 30
-    assert state.requests_share is not None and 0 <= state.requests_share <= 1.1
+    assert gate.passed.admitted == 30
 
 
 TASK = """
@@ -134,7 +145,7 @@ from personahub_spark.settings.models import Endpoint, Price
 async def task():
     place = GatePlace(sys.argv[1], int(sys.argv[2]), sys.stdin.readline().strip())
     endpoint = Endpoint(model="m", base_url="http://127.0.0.1:1/v1")
-    client = await GateClient.open(place, endpoint, None)
+    client = await GateClient.open(place, endpoint)
     for _ in range(3):
         await client.admit(tokens=1, dearest_microusd=Decimal(100))
     print("admitted", flush=True)
@@ -146,18 +157,18 @@ asyncio.run(task())
 
 def test_a_task_that_is_killed_gives_back_what_it_waited_for_and_its_calls_count_as_billed() -> None:
     async def other(gate: Gate, process: subprocess.Popen[str]) -> None:
-        client = await GateClient.open(gate.place, PLAIN, PRICE)
+        client = await GateClient.open(gate.place, PLAIN)
         waiting = asyncio.ensure_future(admit(client, 200))
-        await until(lambda: gate.state().waiting == 2)
-        assert gate.state().reserved_microusd == 300
+        await until(lambda: calls_waiting(gate) == 2)
+        assert reserved(gate) == 300
         process.kill()
         with pytest.raises(NotAdmitted) as caught:
             await waiting
         assert (caught.value.failure.kind, caught.value.failure.error_class) == ("retry", "budget_reached")
-        assert gate.state().unsure_microusd == gate.state().spent_microusd == 300
-        assert gate.state().waiting == 0
+        assert gate.passed.spent_microusd == 300
+        assert calls_waiting(gate) == 0
         settle(client, await admit(client, 150), cost=150)
-        await until(lambda: gate.state().spent_microusd == 450)
+        await until(lambda: gate.passed.spent_microusd == 450)
         client.close()
 
     with Gate(PLAIN, PRICE, max_cost_usd=Decimal("0.00045")) as gate:
@@ -174,18 +185,18 @@ def test_a_task_that_is_killed_gives_back_what_it_waited_for_and_its_calls_count
         assert process.stdout.readline() == "admitted\n"
         run(other(gate, process))
         process.communicate()
-    assert gate.state().reserved_microusd == 0
+    assert reserved(gate) == 0
 
 
 def test_the_cap_holds_for_all_tasks_together() -> None:
     async def task(place: GatePlace, gate: Gate) -> int:
-        client = await GateClient.open(place, PLAIN, PRICE)
+        client = await GateClient.open(place, PLAIN)
         made = 0
 
         async def call() -> None:
             nonlocal made
             permit = await admit(client, 100)
-            assert gate.state().spent_microusd + gate.state().reserved_microusd <= 2000
+            assert gate.passed.spent_microusd + reserved(gate) <= 2000
             await asyncio.sleep(0.001)
             settle(client, permit, cost=70)
             made += 1
@@ -201,10 +212,8 @@ def test_the_cap_holds_for_all_tasks_together() -> None:
 
     with Gate(PLAIN, PRICE, max_cost_usd=Decimal("0.002")) as gate:
         made = run(both(gate))
-        state = gate.state()
-    assert state.spent_microusd == made * 70
-    assert 1900 < state.spent_microusd <= 2000
-    assert state.unsure_microusd == 0
+    assert gate.passed.spent_microusd == made * 70
+    assert 1900 < gate.passed.spent_microusd <= 2000
 
 
 def test_a_cap_without_a_price_is_said_before_anything_is_sent() -> None:
@@ -223,7 +232,7 @@ def test_a_host_that_is_not_here_is_said_in_one_sentence() -> None:
 @pytest.mark.parametrize("endpoint", [PLAIN, CRAWLING], ids=["free", "limited"])
 def test_a_stop_reaches_every_task_at_once(endpoint: Endpoint) -> None:
     async def task(gate: Gate) -> None:
-        clients = [await GateClient.open(gate.place, endpoint, None) for _ in range(4)]
+        clients = [await GateClient.open(gate.place, endpoint) for _ in range(4)]
         waiting = [asyncio.ensure_future(admit(client)) for client in clients for _ in range(40)]
         await asyncio.sleep(0)
         gate.stop("the user pressed Ctrl-C")
@@ -245,13 +254,13 @@ def test_a_stop_reaches_every_task_at_once(endpoint: Endpoint) -> None:
 
     with Gate(endpoint, None) as gate:
         run(task(gate))
-        assert gate.state().paused == "the user pressed Ctrl-C"
+        assert why_held(gate) == "the user pressed Ctrl-C"
 
 
 @pytest.mark.parametrize("own_gate", [True, False])
 def test_a_refused_key_ends_the_run_for_all_and_wastes_no_call_after_it(own_gate: bool) -> None:
     async def task(place: GatePlace | None) -> None:
-        clients = [await GateClient.open(place, TWO, None) for _ in range(1 if own_gate else 2)]
+        clients = [await GateClient.open(place, TWO) for _ in range(1 if own_gate else 2)]
         for address in 0, 1:
             permit = await admit(clients[0])
             assert permit.address == address
@@ -272,7 +281,7 @@ def test_a_refused_key_ends_the_run_for_all_and_wastes_no_call_after_it(own_gate
 
 def test_an_address_that_refused_the_key_is_not_called_again_while_the_gate_hears_of_it() -> None:
     async def task(place: GatePlace) -> None:
-        client = await GateClient.open(place, TWO, None)
+        client = await GateClient.open(place, TWO)
         settle(client, await admit(client), UNAUTHORIZED)
         await asyncio.sleep(0)
         await asyncio.sleep(0)  # told, and most likely not answered yet
@@ -285,7 +294,7 @@ def test_an_address_that_refused_the_key_is_not_called_again_while_the_gate_hear
 
 def test_an_outage_that_one_task_meets_holds_all_and_one_probe_a_second_finds_its_end() -> None:
     async def task(gate: Gate) -> None:
-        first, second = [await GateClient.open(gate.place, PLAIN, None) for _ in range(2)]
+        first, second = [await GateClient.open(gate.place, PLAIN) for _ in range(2)]
         began = time.monotonic()
         for permit in [await admit(first) for _ in range(8)]:
             settle(first, permit, REFUSED)
@@ -311,7 +320,7 @@ def test_an_outage_that_one_task_meets_holds_all_and_one_probe_a_second_finds_it
         works = True
         permits = await asyncio.gather(*calls)
         assert sum(permit.probe for permit in permits) == 1
-        await until(lambda: not gate.state().paused and second.paused_s == second.paused_s)  # it no longer grows
+        await until(lambda: not why_held(gate) and second.paused_s == second.paused_s)  # it no longer grows
         first.close()
         second.close()
 
@@ -321,12 +330,12 @@ def test_an_outage_that_one_task_meets_holds_all_and_one_probe_a_second_finds_it
 
 def test_failures_among_successes_of_other_tasks_hold_nobody() -> None:
     async def task(gate: Gate) -> None:
-        first, second = [await GateClient.open(gate.place, PLAIN, None) for _ in range(2)]
+        first, second = [await GateClient.open(gate.place, PLAIN) for _ in range(2)]
         acts: list[tuple[GateClient, Failure | None]] = [(first, REFUSED)] * (Breaker.FAILURES - 1) + [(second, None)]
         for n, (client, failure) in enumerate(acts * 20, 1):
             settle(client, await admit(client), failure)
-            await until(lambda n=n: gate.state().admitted == n)
-            assert gate.state().paused is None
+            await until(lambda n=n: gate.passed.admitted == n)
+            assert why_held(gate) is None
         first.close()
         second.close()
 
@@ -337,7 +346,7 @@ def test_failures_among_successes_of_other_tasks_hold_nobody() -> None:
 @pytest.mark.parametrize("own_gate", [True, False])
 def test_retry_after_holds_the_next_call_of_its_own_task(own_gate: bool) -> None:
     async def task(place: GatePlace | None) -> None:
-        client = await GateClient.open(place, PLAIN, None)
+        client = await GateClient.open(place, PLAIN)
         settle(client, await admit(client), BUSY)
         began = time.monotonic()
         await admit(client)
@@ -350,7 +359,7 @@ def test_retry_after_holds_the_next_call_of_its_own_task(own_gate: bool) -> None
 
 def test_retry_after_holds_the_other_task_too() -> None:
     async def task(gate: Gate) -> None:
-        first, second = [await GateClient.open(gate.place, PLAIN, None) for _ in range(2)]
+        first, second = [await GateClient.open(gate.place, PLAIN) for _ in range(2)]
         settle(first, await admit(first), BUSY)
         began = time.monotonic()
         await until(lambda: second.paused_s)
@@ -365,7 +374,7 @@ def test_retry_after_holds_the_other_task_too() -> None:
 
 def test_admissions_that_are_cancelled_at_any_moment_leave_room_for_others() -> None:
     async def task(gate: Gate) -> int:
-        client = await GateClient.open(gate.place, PLAIN, PRICE)
+        client = await GateClient.open(gate.place, PLAIN)
         cancelled = 0
         for turn in range(200):
             admission = asyncio.ensure_future(admit(client, 100))
@@ -378,26 +387,26 @@ def test_admissions_that_are_cancelled_at_any_moment_leave_room_for_others() -> 
         first, second = [asyncio.ensure_future(admit(client, 100)) for _ in range(2)]
         permit = await first
         second.cancel()
-        await until(lambda: gate.state().waiting == 0)
+        await until(lambda: calls_waiting(gate) == 0)
         settle(client, permit, cost=1)
-        await until(lambda: gate.state().in_flight == 0)
+        await until(lambda: not reserved(gate))
         client.close()
         return cancelled
 
     with Gate(PLAIN, PRICE, max_cost_usd=Decimal("0.000101")) as gate:
         assert run(task(gate)) > 0
-        assert (gate.state().spent_microusd, gate.state().reserved_microusd) == (1, 0)
+        assert (gate.passed.spent_microusd, reserved(gate)) == (1, 0)
 
 
 def test_a_gate_that_is_gone_admits_nothing_and_says_so_at_once() -> None:
     async def task(gate: Gate) -> None:
-        client = await GateClient.open(gate.place, CRAWLING, None)
+        client = await GateClient.open(gate.place, CRAWLING)
         waiting = [asyncio.ensure_future(admit(client)) for _ in range(20)]
         settle(client, await admit(client))
         gate.__exit__(None, None, None)
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert isinstance(results[-1], NotAdmitted)
-        for attempt in admit(client), GateClient.open(gate.place, CRAWLING, None):
+        for attempt in admit(client), GateClient.open(gate.place, CRAWLING):
             with pytest.raises(NotAdmitted) as caught:
                 await attempt
             assert (caught.value.failure.kind, caught.value.failure.error_class) == ("retry", "gate_lost")
@@ -433,9 +442,9 @@ def hello(token: str, nonce: str) -> bytes:
 def test_a_task_with_another_token_is_not_let_in() -> None:
     async def task(place: GatePlace) -> None:
         with pytest.raises(NotAdmitted) as caught:
-            await GateClient.open(GatePlace(place.host, place.port, "0" * 64), PLAIN, None)
+            await GateClient.open(GatePlace(place.host, place.port, "0" * 64), PLAIN)
         assert caught.value.failure.error_class == "gate_lost"
-        (await GateClient.open(place, PLAIN, None)).close()
+        (await GateClient.open(place, PLAIN)).close()
 
     with Gate(PLAIN, None) as gate:
         run(task(gate.place))
@@ -454,8 +463,8 @@ def test_whoever_does_not_know_the_token_is_shown_the_door(line: bytes) -> None:
         with connection(gate.place) as (nonce, _), connection(gate.place) as (_, say):
             assert say(hello(gate.place.token, nonce)) == b""
         with connection(gate.place) as (nonce, say):
-            assert b"keys" in say(hello(gate.place.token, nonce))
-        assert gate.state().admitted == 0
+            assert b"outlook" in say(hello(gate.place.token, nonce))
+        assert gate.passed.admitted == 0
 
 
 @pytest.mark.parametrize(
@@ -473,7 +482,7 @@ def test_whoever_does_not_know_the_token_is_shown_the_door(line: bytes) -> None:
 )
 def test_a_line_that_is_none_of_ours_ends_its_connection_and_not_the_gate(line: bytes) -> None:
     async def call(place: GatePlace) -> None:
-        client = await GateClient.open(place, LIMITED, None)
+        client = await GateClient.open(place, LIMITED)
         settle(client, await admit(client))
         client.close()
 
@@ -491,27 +500,22 @@ def test_a_line_that_is_none_of_ours_ends_its_connection_and_not_the_gate(line: 
 def test_a_line_without_an_end_is_not_read_for_ever(let_in: bool, size: int) -> None:
     with Gate(PLAIN, None) as gate, connection(gate.place) as (nonce, say):
         if let_in:
-            assert b"keys" in say(hello(gate.place.token, nonce))
-            assert b"outlook" in say(b"", end=b"")
+            assert b"outlook" in say(hello(gate.place.token, nonce))
         assert say(b"x" * size, end=b"") == b""
 
 
-def test_keys_reach_tasks_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_token_of_a_run_is_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
     async def task(place: GatePlace) -> GateClient:
-        client = await GateClient.open(place, TWO, None)
+        client = await GateClient.open(place, TWO)
         client.close()
         return client
 
-    caplog.set_level(logging.DEBUG)
-    with Gate(TWO, None, keys={1: KEY}) as gate:
+    with Gate(TWO, None) as gate:
         client = run(task(pickle.loads(pickle.dumps(gate.place))))
-        assert dict(client.keys) == {1: KEY}
-        with connection(gate.place) as (nonce, say):
-            told = say(hello(gate.place.token, nonce))
         with connection(gate.place) as (nonce, say):
             assert say(hello("0" * 64, nonce)) == b""
-        shown = [repr(gate), repr(gate.place), repr(client), repr(gate.state()), caplog.text]
-    assert KEY.encode() not in told
-    assert KEY.encode().hex().encode() not in told
-    assert not any(KEY in text or gate.place.token in text for text in shown)
+        shown = [repr(gate), repr(gate.place), repr(client), repr(gate.passed), caplog.text]
+    assert not any(gate.place.token in text for text in shown)
     assert "does not know the run's token" in caplog.text

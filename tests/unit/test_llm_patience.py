@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from asking import PRICE, answers, ask, asks, endpoint
 
-from personahub_spark.llm.client import _Call, outcomes
+from personahub_spark.llm.calls import Call
+from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.failures import Failure
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.gate import Gate
@@ -111,7 +112,7 @@ def test_an_answer_of_a_few_tokens_shows_how_long_any_takes_and_no_rate() -> Non
 
 
 def test_what_a_call_was_worth_is_counted_in_one_unit_whether_the_reply_says_it_or_not() -> None:
-    call = _Call([], "/chat/completions", lambda **_: b"x" * 4000, 100, None, 0.0, 0, 1)
+    call = Call([], "/chat/completions", lambda **_: b"x" * 4000, 100, None, 0.0, 0, 1)
     tokens_in = call.work - Patience.WRITTEN * 100
     assert call.work_done(None) == call.work_done(Usage(tokens_in, 0, 100, 0)) == call.work
 
@@ -183,7 +184,7 @@ def test_an_endpoint_that_answers_nobody_ends_the_run_after_three_rounds_with_wh
     began = clock()
     with clock.skipping(700, fake=fake), Gate(where, PRICE) as gate:
         told = [outcome for outcome in outcomes(asks(24), where, PRICE, gate=gate.place) if outcome is not None]
-        assert gate.timeouts == 3
+        assert gate.passed.timeouts == 3
     assert clock() - began >= 3 * Patience.FIRST_MOST_S
     advice = [record.message for record in caplog.records if record.message.startswith("no call has been answered")]
     assert len(advice) == 1 and "max_tokens" in advice[0]  # after the first of them

@@ -52,18 +52,17 @@ def test_the_cap_holds_for_every_form_of_usage(fake: FakeEndpoint, form: str) ->
     told, gate = asked_under_a_cap(endpoint(fake))
     answered = [outcome for outcome in told if outcome.status == "answered"]
     assert {outcome.error_class for outcome in told if outcome.status != "answered"} == {"budget_reached"}
-    bill, state = billed(fake.counts(), PRICE), gate.state()
+    bill, spent = billed(fake.counts(), PRICE), gate.passed.spent_microusd
     assert bill == len(answered) * COST * 1_000_000
     assert bill <= CAP * 1_000_000
-    assert state.spent_microusd <= CAP * 1_000_000
+    assert spent <= CAP * 1_000_000
     costs = [outcome.cost_microusd for outcome in answered]
     if form in READABLE:
-        assert sum(cost for cost in costs if cost is not None) == state.spent_microusd == bill
-        assert state.unsure_microusd == 0
+        assert sum(cost for cost in costs if cost is not None) == spent == bill
         assert len(answered) >= 6
     else:
         assert {(outcome.usage, outcome.cost_microusd) for outcome in answered} == {(None, None)}
-        assert state.spent_microusd == state.unsure_microusd >= bill
+        assert spent >= bill
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -75,7 +74,7 @@ def test_the_cap_holds_for_answers_that_stream_unasked(fake: FakeEndpoint, form:
     assert {outcome.text for outcome in answered} == {RULE["reply"]}
     bill = billed(fake.counts(), PRICE)
     assert fake.counts()["billed"] == len(answered)
-    assert bill <= CAP * 1_000_000 and bill <= gate.state().spent_microusd
+    assert bill <= CAP * 1_000_000 and bill <= gate.passed.spent_microusd
     cost = None if form == "empty" else COST * 1_000_000
     assert [outcome.cost_microusd for outcome in answered] == len(answered) * [cost]
 
@@ -105,4 +104,4 @@ def test_limits_of_tokens_count_the_most_where_nobody_knows(fake: FakeEndpoint, 
         assert len([told for told in outcomes(requests(), where, PRICE, gate=gate.place) if told is not None]) == CALLS
     used = fake.counts()["input_tokens"] + fake.counts()["output_tokens"]
     assert used == CALLS * TOKENS
-    assert gate.state().tokens == used if form == "plain" else gate.state().tokens >= CALLS * (24 + 12)
+    assert gate.passed.tokens == used if form == "plain" else gate.passed.tokens >= CALLS * (24 + 12)
