@@ -8,6 +8,7 @@ there are more rows is said on standard error. Exit codes: 0 done; 2 something t
 
 import csv
 import os
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Collection, Iterator, Sequence
@@ -53,7 +54,7 @@ def main() -> None:
     with exit_code("stopped"):
         context = open_context(filtering(load(arguments.conf, arguments.set)))
         store = releases.at(context.store, arguments.release) if arguments.release else context.store
-        use(context.spark, store, personas=arguments.persona or ())
+        use(context.spark, store, arguments.query, personas=arguments.persona or ())
         try:
             rows = context.spark.sql(arguments.query)
             left_out = show(rows, arguments.format, most_rows=arguments.rows, out=sys.stdout)
@@ -153,10 +154,11 @@ def filtering(settings: Settings) -> Settings:
     return settings.model_copy(update={"spark": spark})
 
 
-def use(spark: SparkSession, store: Store, *, personas: Collection[str] = ()) -> None:
-    """Let SQL name the tables and views; with ``personas`` the view ``persona_lineage`` has only these."""
+def use(spark: SparkSession, store: Store, query: str = "", *, personas: Collection[str] = ()) -> None:
+    """Let ``query`` name the tables and views; with ``personas`` the view ``persona_lineage`` has only these."""
     spark.catalog.dropTempView("persona_lineage")
-    store.use()
+    words = set(re.findall(r"\w+", query.lower()))
+    store.use(words if query and "show" not in words else None)  # SHOW TABLES lists what it does not name
     if personas:
         trace(store, personas).createOrReplaceTempView("persona_lineage")
 

@@ -30,16 +30,30 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any_machine")
 
-# Tests are over before code that is compiled well has paid for its compiling. Java's compiler of the first tier keeps
-# little room for what it compiled, and in a long run would stop compiling.
-QUICK = {
+# Tests are over before code that is compiled well has paid for its compiling, as on a laptop. Java's compiler of
+# the first tier keeps little room for what it compiled, and in a long run would stop compiling.
+QUICK = loading.load(ROOT / "conf" / "local.yaml").spark.conf | {
     "spark.sql.shuffle.partitions": "2",
     "spark.databricks.delta.snapshotPartitions": "1",
-    "spark.sql.codegen.wholeStage": "false",
-    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.driver.memory": "2g",
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC",
 }
+
+# Files that take minutes, the longest first: two processes that share the files are then done at about the same time.
+LONGEST = (
+    "test_pipeline", "test_lifecycle", "test_expand", "test_ledger", "test_demo", "test_tables", "test_import",
+    "test_dedup", "test_submit", "test_endings", "test_session", "test_reports", "test_extract",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, then the others that need Spark, then those that do not."""
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.stem
+        return item.path.parent.name == "unit", LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import locale
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pyspark import SparkConf, SparkContext
@@ -61,6 +63,7 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     options = dict(ALWAYS)
+    class_path: list[Path] = []
     if spark_settings.spark_nlp:
         options |= KRYO
     if submitted:
@@ -80,7 +83,9 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
             options |= LAPTOP
             log_settings = Path(__file__).with_name("log4j2.properties")
             options[JAVA_OPTIONS] += f" -Dlog4j2.configurationFile={log_settings.as_uri()}"
-        if spark_settings.jars == "cache":
+        if spark_settings.jars == "cache" and spark_settings.is_one_process:
+            class_path = jars(spark_settings)
+        elif spark_settings.jars == "cache":
             options["spark.jars"] = ",".join(map(str, jars(spark_settings)))
         elif spark_settings.jars == "packages":
             options["spark.jars.packages"] = ",".join(":".join(c) for c in coordinates(spark_settings))
@@ -106,7 +111,8 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
     if not submitted:
         _end_java_at_exit()
     try:
-        spark = SparkSession.builder.config(conf=conf).getOrCreate()
+        with _on_class_path(class_path):
+            spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
         raise PersonaHubError(f"Spark did not start: {cause(error)}") from error
     endings.listen_again(cluster=not whole.is_one_process(str(spark.sparkContext.master)))
@@ -115,6 +121,24 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
     if not whole.is_one_process(str(spark.sparkContext.master)):
         spark.sparkContext.addPyFile(str(shipped()))
     return spark
+
+
+@contextlib.contextmanager
+def _on_class_path(jars: Sequence[Path]) -> Iterator[None]:
+    """Let a JVM that is started inside have ``jars`` behind Spark's own.
+
+    In one process they need not be handed to executors, for which Spark would copy them at every start.
+    """
+    outside = os.environ.get("SPARK_DIST_CLASSPATH")
+    if jars:
+        os.environ["SPARK_DIST_CLASSPATH"] = os.pathsep.join([*([outside] if outside else []), *map(str, jars)])
+    try:
+        yield
+    finally:
+        if outside is not None:
+            os.environ["SPARK_DIST_CLASSPATH"] = outside
+        elif jars:
+            os.environ.pop("SPARK_DIST_CLASSPATH")
 
 
 def _refuse_speculation(conf: SparkConf) -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import re
 import string
-from collections.abc import Collection, Mapping
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 from importlib import resources
@@ -18,7 +21,7 @@ from typing import Any
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
+from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
@@ -131,8 +134,8 @@ class Store:
         return self._query(view).partition("\n")[0].removeprefix("-- ")
 
     def existing(self) -> list[str]:
-        """Names of the tables that are there."""
-        return [table.name for table in TABLES if self._exists(table)]
+        """Names of the tables that are there; PersonaHubError when one lacks columns."""
+        return [table.name for table in TABLES if self._log(table) != [] and self._exists(table)]
 
     def is_complete(self) -> bool:
         """Whether no table is missing, which is not looked at again once it was so.
@@ -140,53 +143,64 @@ class Store:
         Where tables lie in folders of their own, that is seen without Spark.
         """
         if not self._is_complete:
-            self._is_complete = len(self._with_logs() if self._root is not None else self.existing()) == len(TABLES)
+            self._is_complete = all(
+                log != [] if (log := self._log(table)) is not None else self._exists(table) for table in TABLES
+            )
         return self._is_complete
 
-    def _with_logs(self) -> list[str]:
-        try:
-            return [table.name for table in TABLES if files.names(f"{self._root}/{table.name}/_delta_log")]
-        except PersonaHubError:  # a file system that Python does not know
-            return self.existing()
-
     def create(self) -> list[str]:
-        """Make the tables that are missing; names of those that were made.
+        """Make the tables that are missing; names of those that were made. One process at a time may do that.
 
         Where the session's catalog lasts it gets to know the tables and views too; one that forgets them with the
         session learns their names from ``use``. Raises PersonaHubError when the catalog has tables of these names at
         another place.
         """
         existing = self.existing()
+        missing = [table for table in TABLES if table.name not in existing]
+        for table in missing:
+            if self._log(table) is not None:
+                self._write_first_commit(table)
+                existing.append(table.name)
         if len(existing) < len(TABLES) or catalog_lasts(self._spark):
-            self._name(existing)
-        return [table.name for table in TABLES if table.name not in existing]
+            self._name(existing, [*self.views, *(table.name for table in TABLES)])
+        return [table.name for table in missing]
 
     def at(self, versions: Mapping[str, int]) -> Store:
         """These tables as they were at ``versions``, by name."""
         return Store(self._spark, self._settings, versions=versions, task_views=self._task_views)
 
-    def use(self) -> None:
-        """Let SQL name the tables and views without their database; MissingTableError when they were not created."""
-        if self._versions is not None:
-            for table in TABLES:
-                self.read(table).createOrReplaceTempView(table.name)
-            for name in self.views:
-                self.view(name).createOrReplaceTempView(name)
-            return
-        for table in TABLES:
-            self.read(table)
-        self._name([table.name for table in TABLES])
-        self._spark.sql(f"USE {self._database}")
+    def use(self, names: Collection[str] | None = None) -> None:
+        """Let SQL name the tables and views without their database; MissingTableError when they were not created.
 
-    def _name(self, existing: Collection[str]) -> None:
-        """Make the database, tables and views as far as the catalog does not know them; ``existing`` tables are there
-        though it may not."""
+        ``names``: only those among them, which takes less time.
+        """
+        wanted = (
+            self._with_what_they_read(names) if names is not None else {*self.views, *(table.name for table in TABLES)}
+        )
+        tables = [table for table in TABLES if table.name in wanted]
+        frames = [self.read(table) for table in tables]
+        if self._versions is None:
+            self._name([table.name for table in tables], wanted)
+            self._spark.sql(f"USE {self._database}")
+            return
+        for table, rows in zip(tables, frames, strict=True):
+            rows.createOrReplaceTempView(table.name)
+        for name in self.views:
+            if name in wanted:
+                self.view(name).createOrReplaceTempView(name)
+
+    def _name(self, existing: Collection[str], wanted: Collection[str]) -> None:
+        """Make the database and those tables and views that are ``wanted``, as far as the catalog does not know them;
+        ``existing`` tables are there though it may not."""
         self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
         for table in TABLES:
             exists = table.name in existing
-            if not self._is_known(table, exists=exists):
+            if table.name in wanted and not self._is_known(table, exists=exists):
                 self._spark.sql(self._create_statement(table, exists=exists))
-        self._create_views()
+        names = {name: f"{self._database}.{name}" for name in (*self.views, *(table.name for table in TABLES))}
+        for name in self.views:
+            if name in wanted:
+                self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {self._query(name).format(**names)}")
 
     def read(self, table: Table) -> DataFrame:
         """All rows of ``table``; PersonaHubError when it lacks columns.
@@ -203,8 +217,7 @@ class Store:
     def view(self, name: str, *, given: Mapping[str, DataFrame] | None = None) -> DataFrame:
         """What the view answers now; ``given``: rows that stand for all rows of a table, by its name."""
         given = given or {}
-        query = self._query(name)
-        used = {part for _, part, _, _ in string.Formatter().parse(query) if part}
+        query, used = self._query(name), self._read_by(name)
         tables = [table for table in TABLES if table.name in used]
         frames: dict[str, Any] = {table.name: given.get(table.name) or self.read(table) for table in tables}
         frames |= {part: self.view(part, given=given) for part in used - frames.keys()}
@@ -279,13 +292,13 @@ class Store:
             _check_columns(table, rows)
             rows = rows.withColumn("run_id", F.lit(run_id)).withColumn("created_at", F.lit(created_at))
         writer = rows.select(*[F.col(column.name) for column in table.schema]).write.format("delta").mode("append")
-        mine = f"{app_id}@{version}"
+        mine, known = f"{app_id}@{version}", self._log(table)
         writer = writer.option("txnAppId", app_id).option("txnVersion", version).option("userMetadata", mine)
         if self._root is not None:
             writer.save(f"{self._root}/{table.name}")
         else:
             writer.saveAsTable(self._reference(table.name))
-        written = self._history(table).where(F.col("userMetadata") == mine).collect()
+        written = [commit for commit in self._commits(table, known=known) if commit.get("userMetadata") == mine]
         return int(written[0]["operationMetrics"]["numOutputRows"]) if written else 0
 
     def remove(self, table: Table, keys: DataFrame) -> int:
@@ -312,10 +325,31 @@ class Store:
 
     def version(self, table: Table) -> int:
         """The number of the last change of ``table``."""
-        return int(self._history(table, limit=1).collect()[0]["version"])
+        log = self._log(table)
+        return int(log[-1].split(".")[0]) if log else int(self._history(table, limit=1)[0]["version"])
 
-    def _history(self, table: Table, *, limit: int = 100) -> DataFrame:
-        return self._spark.sql(f"DESCRIBE HISTORY {self._reference(table.name)} LIMIT {limit}")
+    def _log(self, table: Table) -> list[str] | None:
+        """Names of the commits in Delta's log of ``table``, in their order; None where only Spark can look there."""
+        if self._root is None:
+            return None
+        try:
+            return [name for name in files.names(f"{self._root}/{table.name}/_delta_log") if _COMMIT.fullmatch(name)]
+        except PersonaHubError:  # a file system that Python does not know
+            return None
+
+    def _history(self, table: Table, *, limit: int) -> list[Row]:
+        return self._spark.sql(f"DESCRIBE HISTORY {self._reference(table.name)} LIMIT {limit}").collect()
+
+    def _commits(self, table: Table, *, known: Collection[str] | None) -> Iterator[Mapping[str, Any]]:
+        """What Delta noted of the changes of ``table``, but for those whose names in the log are ``known``."""
+        log = self._log(table)
+        if log is None or known is None:
+            yield from (row.asDict() for row in self._history(table, limit=100))
+            return
+        for name in log:
+            if name not in known:
+                lines = files.read_whole(f"{self._root}/{table.name}/_delta_log", name).splitlines()
+                yield from (action["commitInfo"] for action in map(json.loads, lines) if "commitInfo" in action)
 
     def stage(self, rows: DataFrame) -> DataFrame:
         """``rows``, evaluated once: written under the state folder and read back.
@@ -414,29 +448,57 @@ class Store:
         return f"delta.`{place}`"
 
     def _create_statement(self, table: Table, *, exists: bool) -> str:
+        name = f"{self._database}.{table.name}"
+        place = f" LOCATION {_quoted(f'{self._root}/{table.name}')}" if self._root is not None else ""
+        if place and exists:  # known to storage, perhaps not to this session's catalog
+            return f"CREATE TABLE IF NOT EXISTS {name} USING DELTA{place}"
         columns = ",\n".join(
             f"  {column.name} {column.dataType.simpleString()}{'' if column.nullable else ' NOT NULL'} "
             f"COMMENT {_quoted(column.metadata['comment'])}"
             for column in table.schema
         )
-        properties = {f"delta.constraints.{name}": check for name, check in table.checks.items()}
-        properties["personahub.primaryKey"] = ", ".join(table.key)
-        stated = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in properties.items())
-        place = f" LOCATION {_quoted(f'{self._root}/{table.name}')}" if self._root is not None else ""
-        if place and exists:  # known to storage, perhaps not to this session's catalog
-            return f"CREATE TABLE IF NOT EXISTS {self._database}.{table.name} USING DELTA{place}"
+        stated = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in _properties(table).items())
         return (
-            f"CREATE TABLE IF NOT EXISTS {self._database}.{table.name} (\n{columns}\n) USING DELTA{place} "
-            f"COMMENT {_quoted(table.comment)} TBLPROPERTIES ({stated})"
+            f"CREATE TABLE IF NOT EXISTS {name} (\n{columns}\n) USING DELTA{place} COMMENT {_quoted(table.comment)} "
+            f"TBLPROPERTIES ({stated})"
         )
 
-    def _create_views(self) -> None:
-        names = {name: f"{self._database}.{name}" for name in (*self.views, *(table.name for table in TABLES))}
-        for name in self.views:
-            self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {self._query(name).format(**names)}")
+    def _read_by(self, view: str) -> set[str]:
+        """Names of the tables and views that ``view`` reads itself."""
+        return {part for _, part, _, _ in string.Formatter().parse(self._query(view)) if part}
+
+    def _with_what_they_read(self, names: Collection[str]) -> set[str]:
+        """``names`` and those of all tables and views that views among them read."""
+        found = set(names)
+        for view in reversed(self.views):
+            if view in found:
+                found |= self._read_by(view)
+        return found
 
     def _query(self, name: str) -> str:
         return self._task_views[name] if name in self._task_views else view_query(name)
+
+    def _write_first_commit(self, table: Table) -> None:
+        """Make ``table`` in its folder: what CREATE TABLE writes there, without a Spark job for each table."""
+        metadata = {
+            "id": str(uuid.uuid4()),
+            "description": table.comment,
+            "format": {"provider": "parquet", "options": {}},
+            "schemaString": StructType([_as_created(column) for column in table.schema]).json(),
+            "partitionColumns": [],
+            "configuration": _properties(table),
+            "createdTime": int(time.time() * 1000),
+        }
+        # Other engines can read version 1 of the protocol; who writes must know NOT NULL (2) and CHECK (3).
+        protocol = {"minReaderVersion": 1, "minWriterVersion": 3 if table.checks else 2}
+        made = {"timestamp": metadata["createdTime"], "operation": "CREATE TABLE", "operationParameters": {}}
+        actions = ({"commitInfo": made}, {"metaData": metadata}, {"protocol": protocol})
+        empty = {"tableSizeBytes": 0, "numFiles": 0, "numMetadata": 1, "numProtocol": 1, "allFiles": []}
+        log = f"{self._root}/{table.name}/_delta_log"
+        files.write_whole(log, f"{0:020}.json", "\n".join(map(json.dumps, actions)).encode())
+        # With it Delta knows what the table is without a look at its log.
+        checksum = {**empty, "setTransactions": [], "domainMetadata": [], "metadata": metadata, "protocol": protocol}
+        files.write_whole(log, f"{0:020}.crc", json.dumps(checksum).encode())
 
 
 # Delta forgets versions after 30 days, and VACUUM the files of those after a week, unless it is told otherwise.
@@ -445,8 +507,26 @@ _LASTING = {
     "delta.deletedFileRetentionDuration": "interval 36500 days",
 }
 
+# What Delta calls the files of its log that are changes of a table.
+_COMMIT = re.compile(r"\d{20}\.json")
+
 # How Spark and Delta say that there is no such table.
 _ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "SCHEMA_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND")
+
+
+def _properties(table: Table) -> dict[str, str]:
+    checks = {f"delta.constraints.{name.lower()}": check for name, check in table.checks.items()}
+    return {**checks, "personahub.primaryKey": ", ".join(table.key)}
+
+
+def _as_created(column: StructField) -> StructField:
+    """``column`` as CREATE TABLE makes it: nothing is said of nulls inside."""
+    kind: DataType = column.dataType
+    if isinstance(kind, ArrayType):
+        kind = ArrayType(kind.elementType, True)
+    elif isinstance(kind, MapType):
+        kind = MapType(kind.keyType, kind.valueType, True)
+    return StructField(column.name, kind, column.nullable, column.metadata)
 
 
 def _unformatted(reference: str) -> str:

@@ -31,7 +31,7 @@ from personahub_spark.store.record_tables import QUARANTINE, RUNS
 from personahub_spark.store.store import TABLES, Store
 from personahub_spark.text import content_id
 from tests.processes import descendants
-from tests.stores import contents, live_files
+from tests.stores import assert_same_rows, assert_same_tables, live_files, rows_added
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -114,7 +114,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     assert first["synthesize"].outcomes["failed_checks"] >= 1
     billed = endpoint.counts()["billed"]
     assert billed == 8 + 7 == endpoint.counts()["distinct"]
-    before, files = contents(pipeline), live_files(pipeline)
+    before = live_files(pipeline)
     (tmp_path / "a file").touch()
     nowhere = pipeline.settings.store.model_copy(update={"state": str(tmp_path / "a file" / "state")})
     idle = dataclasses.replace(pipeline, store=Store(pipeline.spark, nowhere))  # a job that stages anything fails
@@ -126,7 +126,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
         assert again.rows_in == first[step].rows_in
         if step in ("extract_personas", "synthesize"):  # nothing pending: two counts, and Delta's look at its tables
             assert len(pipeline.spark.sparkContext.statusTracker().getJobIdsForGroup(f"{step} again")) < 30
-    assert live_files(pipeline) == files
+    assert live_files(pipeline) == before
     assert endpoint.counts()["billed"] == billed
 
     # I2: what the runs table says adds up, and agrees with the tables
@@ -177,9 +177,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     second = run_all(dataclasses.replace(pipeline, run_id="tomorrow"), steps)
     assert second["ingest_documents"].outcomes == {"new": 1, "known": 8, "repeated": 2, "quarantined": 4}
     assert endpoint.counts()["billed"] == billed + 2 == endpoint.counts()["distinct"]  # who reads it, and a problem
-    after = contents(pipeline)
-    assert all(set(rows) <= set(after[name]) for name, rows in before.items())
-    assert {name: len(after[name]) - len(rows) for name, rows in before.items() if after[name] != rows} == {
+    assert rows_added(before, live_files(pipeline)) == {
         "documents": 1, "document_sources": 1, "personas": 1, "persona_origins": 1, "persona_bands": 1, "syntheses": 1,
         "llm_calls": 2, "runs": 4,
     }  # fmt: skip
@@ -197,11 +195,8 @@ def test_a_replay_makes_the_same_tables_without_an_endpoint(
     replayed = make_context(loading.validate(raw))
     run_all(replayed)
     assert endpoint.counts()["requests"] == asked
-    before, after = contents(pipeline), contents(replayed)
-    for name in before:
-        if name != RUNS.name:  # they tell of other settings, and took their own time
-            assert after[name] == before[name], name
-    assert len(after[RUNS.name]) == len(before[RUNS.name])
+    assert_same_tables(pipeline, replayed, but=[RUNS])  # they tell of other settings, and took their own time
+    assert replayed.store.read(RUNS).count() == pipeline.store.read(RUNS).count()
 
 
 def test_ids_and_survivors_do_not_depend_on_partitions_or_order(
@@ -232,11 +227,8 @@ def test_ids_and_survivors_do_not_depend_on_partitions_or_order(
             ("llm_calls", ("request_key", "text")),
         ):
             declared = next(t for t in TABLES if t.name == table)
-            found = [
-                sorted(repr(row) for row in c.store.read(declared).select(*columns).collect())
-                for c in (pipeline, other)
-            ]
-            assert found[0] == found[1], table
+            rows = [c.store.read(declared).select(*columns) for c in (pipeline, other)]
+            assert_same_rows(*rows, key=columns[:1])
     finally:
         pipeline.spark.conf.set("spark.sql.shuffle.partitions", "2")
 
@@ -403,6 +395,7 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
     refusing = {"match": "knitting: notes", "status": 400, "body": json.dumps({"error": {"message": f"bad key {KEY}"}})}
     with FakeEndpoint([refusing, *RULES], key=KEY) as fake:
         conf = {
+            **loading.load(ROOT / "conf" / "local.yaml").spark.conf,
             **{"spark.eventLog.enabled": "true", "spark.eventLog.dir": (root / "out" / "events").as_uri()},
             **{"spark.sql.shuffle.partitions": "2", "spark.driver.memory": "1g"},
         }
@@ -417,7 +410,7 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
         }
         (root / "conf.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
         seen = Alone(Store(spark, loading.validate(raw).store))
-        for step in ("create_tables", *STEPS):
+        for step in STEPS:
             command = [sys.executable, f"jobs/{step}.py", "--conf", str(root / "conf.yaml")]
             environment = {**os.environ, "PERSONAHUB_TEST_KEY": KEY, "LC_ALL": "C"}
             with (root / "said").open("w+") as said:
@@ -443,8 +436,7 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
 
 
 def test_each_job_succeeds_alone_under_plain_python(alone: Alone) -> None:
-    assert alone.codes == dict.fromkeys(("create_tables", *STEPS), 0), alone.said
-    assert f"create_tables: {len(TABLES)} in = {len(TABLES)} made" in alone.said["create_tables"]
+    assert alone.codes == dict.fromkeys(STEPS, 0), alone.said
     assert "ingest_documents: 13 in = 8 new" in alone.said["ingest_documents"]
     assert "0 done before + 7 read + 0 unreadable + 1 failed" in alone.said["extract_personas"]
     assert "7 in = 0 flagged" in alone.said["dedup_surface"]

@@ -21,6 +21,7 @@ from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Request
 from personahub_spark.program.steps import Context
 from personahub_spark.store.record_tables import LLM_CALLS
+from tests.stores import assert_same_tables
 
 MakeContext = Callable[..., Context]
 MakeSettings = Callable[..., Any]
@@ -135,8 +136,7 @@ def test_a_replay_sends_nothing_copies_the_recorded_rows_and_stops_at_a_miss(
     replayed = make_context(chosen)
     assert ask(replayed, texts) == spend
     assert endpoint.counts()["requests"] == sent
-    rows = [sorted(map(repr, c.store.read(LLM_CALLS).collect())) for c in (recorded, replayed)]
-    assert rows[0] == rows[1]
+    assert_same_tables(recorded, replayed)
     with pytest.raises(PersonaHubError, match=r"lacks 1 of the answers that this run needs"):
         ask(replayed, [*texts, "one more"])
 

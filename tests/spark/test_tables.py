@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -97,19 +96,21 @@ def add(spark: SparkSession, store: Store, table: Table, *changes: dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def store(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Tables that the tests of this module share; each uses keys of its own."""
     root = tmp_path_factory.mktemp("it's a store")
     made = Store(spark, StoreSettings(root=str(root), database="shared_tables"))
     assert made.existing() == []
     assert made.create() == made.existing() == [table.name for table in TABLES]
-    yield made
-    spark.sql("DROP DATABASE shared_tables CASCADE")
+    return made
+
+
+def root_of(store: Store) -> str:
+    return store.state_root.removesuffix("/_state")
 
 
 def versions(store: Store) -> dict[str, list[str]]:
-    root = store.state_root.removesuffix("/_state")
-    return {name: files.names(f"{root}/{name}/_delta_log") for name in BY_NAME}
+    return {name: files.names(f"{root_of(store)}/{name}/_delta_log") for name in BY_NAME}
 
 
 def test_creating_twice_makes_nothing_new_and_says_what_tables_are(spark: SparkSession, store: Store) -> None:
@@ -124,13 +125,41 @@ def test_creating_twice_makes_nothing_new_and_says_what_tables_are(spark: SparkS
         ]
         assert [c.metadata["comment"] for c in schema] == [c.metadata["comment"] for c in table.schema]
         assert {"run_id", "created_at"} <= set(schema.names)
-        detail = spark.sql(f"DESCRIBE DETAIL shared_tables.{table.name}").collect()[0]
+        detail = spark.sql(f"DESCRIBE DETAIL delta.`{root_of(store)}/{table.name}`").collect()[0]
         assert detail["description"] == table.comment
         assert detail["minReaderVersion"] == 1  # what other engines can read
         assert detail["properties"] == {
             "personahub.primaryKey": ", ".join(table.key),
             **{f"delta.constraints.{name.lower()}": check for name, check in table.checks.items()},
         }
+
+
+@pytest.mark.parametrize("table", [PERSONAS, RUNS], ids=lambda table: table.name)
+def test_a_table_is_made_as_create_table_would_make_it(
+    spark: SparkSession, store: Store, tmp_path: Path, table: Table
+) -> None:
+    other = Store(spark, StoreSettings(root=str(tmp_path), database="made_by_sql"))
+    spark.sql("CREATE DATABASE made_by_sql")
+    try:
+        spark.sql(other._create_statement(table, exists=False))
+    finally:
+        spark.sql("DROP DATABASE made_by_sql CASCADE")
+
+    def told(root: str, kind: str) -> dict[str, Any]:
+        """Protocol and metadata, but for what differs from table to table."""
+        content = files.read_whole(f"{root}/{table.name}/_delta_log", f"{0:020}.{kind}").decode()
+        actions: dict[str, Any] = {}
+        for line in content.splitlines():
+            actions |= json.loads(line)
+        actions.pop("commitInfo", None)
+        actions.pop("txnId", None)
+        metadata = actions.get("metaData") or actions["metadata"]
+        assert metadata.pop("id") and metadata.pop("createdTime") > 0
+        metadata["schemaString"] = json.loads(metadata["schemaString"])
+        return actions
+
+    assert told(root_of(store), "json") == told(str(tmp_path), "json")
+    assert told(root_of(store), "crc") == told(str(tmp_path), "crc")
 
 
 def test_a_row_is_added_once_stamped_and_a_known_key_stays_as_it_was(spark: SparkSession, store: Store) -> None:
@@ -168,9 +197,7 @@ def test_two_rows_of_one_key_refuse_the_whole_write(spark: SparkSession, store: 
     wanted = "^table quarantine refused the rows: two rows for one key of quarantine: twice, 2, a"
     with pytest.raises(PersonaHubError, match=wanted):
         add(spark, store, QUARANTINE, *rows)
-    dry = Store(
-        spark, StoreSettings(root=store.state_root.removesuffix("/_state"), database="shared_tables"), dry_run=True
-    )
+    dry = Store(spark, StoreSettings(root=root_of(store), database="shared_tables"), dry_run=True)
     with pytest.raises(PersonaHubError, match=wanted):
         add(spark, dry, QUARANTINE, *rows)
     assert store.read(QUARANTINE).where("source = 'twice'").count() == 0
@@ -261,18 +288,19 @@ def test_one_name_for_tables_at_two_places_is_refused(spark: SparkSession, tmp_p
         return Store(spark, StoreSettings(root=f"{tmp_path}/{place}", database="twice_named"))
 
     try:
-        assert at("one").create() == [table.name for table in TABLES]
-        assert at("one").create() == []
+        for place in ("one", "two"):
+            assert at(place).create() == [table.name for table in TABLES]
+        at("one").use([PERSONAS.name])
         with pytest.raises(
             PersonaHubError,
-            match=r"^twice_named.documents is already the name of a table at .*/one/documents, not of one in .*/two; ",
+            match=r"^twice_named.personas is already the name of a table at .*/one/personas, not of one in .*/two; ",
         ):
-            at("two").create()
+            at("two").use()
         (tmp_path / "link").symlink_to(tmp_path / "one")
-        at("link").use()  # the same tables by another way
+        at("link").use([PERSONAS.name])  # the same table by another way
         shutil.rmtree(tmp_path / "one")
         with pytest.raises(PersonaHubError, match=r"already the name of something whose files are gone, or "):
-            at("one").create()
+            at("two").use()
     finally:
         spark.sql("USE default")
         spark.sql("DROP DATABASE IF EXISTS twice_named CASCADE")
@@ -291,9 +319,7 @@ def test_a_table_of_another_version_is_named_with_the_column_it_lacks(spark: Spa
 
 def test_a_dry_run_counts_what_it_would_add_and_adds_nothing(spark: SparkSession, store: Store) -> None:
     assert add(spark, store, QUARANTINE, {"source": "dry", "line": "1"}) == 1
-    dry = Store(
-        spark, StoreSettings(root=store.state_root.removesuffix("/_state"), database="shared_tables"), dry_run=True
-    )
+    dry = Store(spark, StoreSettings(root=root_of(store), database="shared_tables"), dry_run=True)
     assert add(spark, dry, QUARANTINE, *({"source": "dry", "line": line} for line in "123")) == 2
     assert store.read(QUARANTINE).where("source = 'dry'").count() == 1
     with pytest.raises(PersonaHubError, match="reason is missing"):
@@ -334,7 +360,7 @@ CHECKS = (
 
 
 @pytest.fixture(scope="module")
-def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """p and its child r are published, f is flagged, q removed, w without words; two ways led to p, one twice. The text
     z was withdrawn."""
     root = tmp_path_factory.mktemp("filled")
@@ -390,8 +416,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"source": "extract_personas:r", "line": f"{sha('e')}:3#1", "row_hash": p, "reason": "repeated", "raw": "x"},
         {"source": "expand_personas:r", "line": f"{q}#2", "row_hash": p, "reason": "empty", "raw": "y"},
     )  # fmt: skip
-    yield store
-    spark.sql("DROP DATABASE filled_tables CASCADE")
+    return store
 
 
 def test_the_hub_has_no_persona_that_is_flagged_removed_or_without_words(filled: Store) -> None:
@@ -492,9 +517,12 @@ def test_a_view_of_a_task_has_its_fields_with_their_types_beside_the_persona(fil
 def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(
     spark: SparkSession, filled: Store
 ) -> None:
-    root = filled.state_root.removesuffix("/_state")
+    root = root_of(filled)
     elsewhere = Store(spark, StoreSettings(root=root, database="another_name"), task_views=task_views())
     try:
+        elsewhere.use(["hub"])
+        assert {row["viewName"] for row in spark.sql("SHOW VIEWS IN another_name").collect()} == {"hub"}
+        assert spark.table("hub").count() == 2  # of a view also what it reads
         elsewhere.use()
         assert spark.sql("SELECT count(*) AS n FROM personas").collect()[0]["n"] == 5
         for name in filled.views:
