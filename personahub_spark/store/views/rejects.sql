@@ -39,7 +39,9 @@ JOIN {personas} AS k ON k.persona_id = r.kept_id
 UNION ALL
 SELECT
   'synthesis failed checks', p.text, array_join(s.checks, ', '), s.text, s.synthesis_id, s.run_id, s.created_at
-FROM {syntheses} AS s LEFT JOIN {personas} AS p ON p.persona_id = s.persona_id
+FROM {syntheses} AS s
+LEFT JOIN {personas} AS p ON p.persona_id = s.persona_id
+LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
 WHERE size(s.checks) > 0
 UNION ALL
 SELECT
