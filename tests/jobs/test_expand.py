@@ -325,7 +325,7 @@ def test_expansion_stops_where_novelty_or_money_ends(
     def siblings_new() -> dict[str, float]:
         chosen = loading.validate(raw).expansion
         rows = expansion.parents(context.store, chosen, 2, "recipe", "source").collect()
-        return {row["text"]: row["siblings_new"] for row in rows}
+        return {row["persona"]: row["siblings_new"] for row in rows}
 
     assert siblings_new() == {BOY: 0.5, DRIVER: 1.0, MILLER: 1.0}
     way = [(content_id(DRIVER), content_id(NURSE), content_id(NURSE), [content_id(NURSE)])]
