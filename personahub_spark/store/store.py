@@ -285,21 +285,22 @@ class Store:
     ) -> int:
         """Add ``rows``, whose keys are known to be new, as transaction ``version`` of ``app_id``; how many were added.
 
-        A transaction whose number is not above the last one of ``app_id`` is skipped, and 0 are added. Without
+        A transaction whose number is not above the last one of ``app_id`` is skipped: what it added the first time is
+        said again, where that is among the last ``COMMITS`` changes of the table, and else 0. Without
         ``run_id`` and ``created_at`` the rows bring their stamps along.
         """
         if run_id is not None:
             _check_columns(table, rows)
             rows = rows.withColumn("run_id", F.lit(run_id)).withColumn("created_at", F.lit(created_at))
         writer = rows.select(*[F.col(column.name) for column in table.schema]).write.format("delta").mode("append")
-        mine, known = f"{app_id}@{version}", self._log(table)
+        mine = f"{app_id}@{version}"
         writer = writer.option("txnAppId", app_id).option("txnVersion", version).option("userMetadata", mine)
         if self._root is not None:
             writer.save(f"{self._root}/{table.name}")
         else:
             writer.saveAsTable(self._reference(table.name))
-        written = [commit for commit in self._commits(table, known=known) if commit.get("userMetadata") == mine]
-        return int(written[0]["operationMetrics"]["numOutputRows"]) if written else 0
+        written = next((commit for commit in self._commits(table) if commit.get("userMetadata") == mine), None)
+        return int(written["operationMetrics"]["numOutputRows"]) if written is not None else 0
 
     def remove(self, table: Table, keys: DataFrame) -> int:
         """Take out the rows of ``table`` that agree with a row of ``keys`` in all its columns; how many those were.
@@ -340,16 +341,15 @@ class Store:
     def _history(self, table: Table, *, limit: int) -> list[Row]:
         return self._spark.sql(f"DESCRIBE HISTORY {self._reference(table.name)} LIMIT {limit}").collect()
 
-    def _commits(self, table: Table, *, known: Collection[str] | None) -> Iterator[Mapping[str, Any]]:
-        """What Delta noted of the changes of ``table``, but for those whose names in the log are ``known``."""
+    def _commits(self, table: Table) -> Iterator[Mapping[str, Any]]:
+        """What Delta noted of the last changes of ``table``, the newest first."""
         log = self._log(table)
-        if log is None or known is None:
-            yield from (row.asDict() for row in self._history(table, limit=100))
+        if log is None:
+            yield from (row.asDict() for row in self._history(table, limit=COMMITS))
             return
-        for name in log:
-            if name not in known:
-                lines = files.read_whole(f"{self._root}/{table.name}/_delta_log", name).splitlines()
-                yield from (action["commitInfo"] for action in map(json.loads, lines) if "commitInfo" in action)
+        for name in reversed(log[-COMMITS:]):
+            lines = files.read_whole(f"{self._root}/{table.name}/_delta_log", name).splitlines()
+            yield from (action["commitInfo"] for action in map(json.loads, lines) if "commitInfo" in action)
 
     def stage(self, rows: DataFrame) -> DataFrame:
         """``rows``, evaluated once: written under the state folder and read back.
@@ -506,6 +506,9 @@ _LASTING = {
     "delta.logRetentionDuration": "interval 36500 days",
     "delta.deletedFileRetentionDuration": "interval 36500 days",
 }
+
+COMMITS = 100
+"""Of a table's changes, how many are looked at for a transaction."""
 
 # What Delta calls the files of its log that are changes of a table.
 _COMMIT = re.compile(r"\d{20}\.json")
