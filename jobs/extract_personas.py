@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import IntegerType, StringType, StructField, StructType
 
 from personahub_spark.asking import Readings, ask_new, mapped
-from personahub_spark.hub.found import keep_personas
+from personahub_spark.hub.found import keep_personas, with_flags_told
 from personahub_spark.program.cli import main
 from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.settings.personas import Verb
@@ -28,7 +28,7 @@ def run(context: Context) -> StepResult:
     result = StepResult(0, {})
     for verb in context.settings.personas.verbs:
         result += _extract(context, verb)
-    return result
+    return with_flags_told(context, result)
 
 
 def _extract(context: Context, verb: Verb) -> StepResult:
@@ -39,7 +39,7 @@ def _extract(context: Context, verb: Verb) -> StepResult:
         questions = store.stage(questions)  # texts are divided in Python
     origins = store.read(PERSONA_ORIGINS).where(F.col("recipe") == task.recipe)
 
-    def keep(readings: Readings) -> tuple[dict[str, int], list[str]]:
+    def keep(readings: Readings) -> dict[str, int]:
         # The model saw at most this much of a part: a token is no more than a few characters.
         seen = F.substring("document", 1, 8 * settings.max_document_tokens)
         labels = {"verb": verb, "granularity": settings.granularity}

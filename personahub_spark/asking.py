@@ -69,13 +69,13 @@ def ask_new(
     done: DataFrame,
     plan: str,
     inputs: Sequence[Table],
-    keep: Callable[[Readings], tuple[Mapping[str, int], Sequence[str]]],
+    keep: Callable[[Readings], Mapping[str, int]],
 ) -> StepResult:
     """Ask about those of ``questions`` that are not ``done`` (their ids) and not in quarantine, and ``keep`` the rest.
 
     ``plan`` names what is asked beside the task's recipe, and ``inputs`` the tables that decide which questions are
-    due: see ``ledger.complete``. ``keep`` writes what was read, and gives back rows added, by table, and notes; where a
-    row of it marks a question as done, that one must come last, for a run that dies in between asks again.
+    due: see ``ledger.complete``. ``keep`` writes what was read, and gives back the rows added, by table; where a row of
+    it marks a question as done, that one must come last, for a run that dies in between asks again.
     """
     done = done.select("id").union(quarantined(context.store, source(step, task)))
     due = questions.join(done.withColumn("done", F.lit(True)).distinct(), on="id", how="left")
@@ -85,9 +85,9 @@ def ask_new(
     pending = due.where(F.col("done").isNull()).drop("done")
     rows = counts["all"] - counts["done"]
     readings = ask(context, task, pending, step=step, rows=rows, plan=plan, inputs=inputs)
-    added, notes = keep(readings)
+    added = keep(readings)
     outcomes = {"done_before": counts["done"], **readings.outcomes}
-    return StepResult(counts["all"], outcomes, {**readings.added, **added}, readings.spend, notes=tuple(notes))
+    return StepResult(counts["all"], outcomes, {**readings.added, **added}, readings.spend)
 
 
 def ask(

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from personahub_spark import asking
 from personahub_spark.hub import removals
-from personahub_spark.hub.found import keep_personas, ways
+from personahub_spark.hub.found import keep_personas, ways, with_flags_told
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.personas import ExpansionSettings
 from personahub_spark.store.hub_tables import (
@@ -40,7 +40,7 @@ def expand(context: Context) -> StepResult:
         if stop is not None:
             context.progress.say(f"{STEP}: stopped after hop {hop}: {stop}")
             break
-    return result
+    return with_flags_told(context, result)
 
 
 def _deduplicate(context: Context) -> StepResult:
@@ -100,12 +100,10 @@ def _expand_hop(context: Context, hop: int) -> StepResult:
         inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, PERSONA_ORIGINS),
     )
     everyone = store.read(PERSONAS).select(F.col("persona_id").alias("id"), F.col("text").alias("source_text"), "lang")
-    added, notes = keep_personas(
+    added = keep_personas(
         context, readings, everyone, task, language=settings.language, hop=hop, kind="persona", labels={}
     )
-    return StepResult(
-        rows_in, {**outcomes, **readings.outcomes}, {**readings.added, **added}, readings.spend, notes=tuple(notes)
-    )
+    return StepResult(rows_in, {**outcomes, **readings.outcomes}, {**readings.added, **added}, readings.spend)
 
 
 def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, source: str) -> DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from pyspark.sql import Column, DataFrame, Window
@@ -10,7 +11,7 @@ from pyspark.sql import functions as F
 from personahub_spark.asking import Readings
 from personahub_spark.hub import lineage
 from personahub_spark.hub.filters import flagged, quality_flags
-from personahub_spark.program.steps import Context
+from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.store.hub_tables import PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONA_REROUTES, PERSONAS
 from personahub_spark.store.store import Store
 from personahub_spark.tasks.contract import Task
@@ -26,8 +27,8 @@ def keep_personas(
     hop: int,
     kind: str,
     labels: Mapping[str, str],
-) -> tuple[dict[str, int], list[str]]:
-    """Add the personas of ``readings`` and their edges; rows added by table, and what to say of the new ones.
+) -> dict[str, int]:
+    """Add the personas of ``readings`` and their edges; rows added, by table.
 
     ``questions``: id, lang and source_text (what the model saw) of what was asked about. An id is that of a document or
     persona (the edges' ``kind``), with ``:n`` for the n-th part of a document. ``labels``: columns of the edges.
@@ -71,7 +72,7 @@ def keep_personas(
         added[PERSONA_ANCESTORS.name] = _add_ways(context, hop)
     # An edge marks its question as done, so edges come last.
     added[PERSONA_ORIGINS.name] = context.add_new(PERSONA_ORIGINS, edges, expected=edges.count())
-    return added, _notes(context) if added[PERSONAS.name] and not store.dry_run else []
+    return added
 
 
 def ways(store: Store) -> DataFrame:
@@ -90,7 +91,10 @@ def _source_key() -> Column:
     return F.split("id", ":")[0]
 
 
-def _notes(context: Context) -> list[str]:
+def with_flags_told(context: Context, result: StepResult) -> StepResult:
+    """``result`` of a step with a note of how many of the personas that it added are flagged, and by which rules."""
+    if not result.rows_added.get(PERSONAS.name) or context.store.dry_run:
+        return result
     added = context.store.read(PERSONAS).where(F.col("run_id") == context.run_id)
     found = flagged(added.where(F.col("created_at") == F.lit(context.started_at)))
-    return [found.told()] if found.flagged else []
+    return dataclasses.replace(result, notes=(*result.notes, found.told())) if found.flagged else result

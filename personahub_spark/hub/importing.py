@@ -14,6 +14,7 @@ from pyspark.sql.types import StructType
 
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.hub.filters import flagged, quality_flags
+from personahub_spark.hub.found import with_flags_told
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.sources import ImportSettings
 from personahub_spark.sources import imports, inputs
@@ -42,7 +43,7 @@ def import_all(context: Context) -> StepResult:
             context.store.drop_staged()
     if context.settings.imports and result.rows_in == 0:
         raise SettingsError("imports: no file in their paths holds a row; name files with personas")
-    return result
+    return with_flags_told(context, result)
 
 
 def _batches(files: Sequence[File]) -> Iterator[list[File]]:

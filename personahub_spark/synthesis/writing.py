@@ -74,10 +74,10 @@ def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> St
     hub = store.view("hub").where(F.substring("persona_id", 1, 8) <= last)
     written = store.read(SYNTHESES).where(F.col("recipe") == task.recipe)
 
-    def keep(readings: Readings) -> tuple[dict[str, int], list[str]]:
+    def keep(readings: Readings) -> dict[str, int]:
         rows = _rows(readings.outputs, entry, task)
         expected = sum(readings.outcomes.get(name, 0) for name in ("read", "passed", "failed_checks"))
-        return {SYNTHESES.name: context.add_new(SYNTHESES, rows, expected=expected)}, []
+        return {SYNTHESES.name: context.add_new(SYNTHESES, rows, expected=expected)}
 
     return ask_new(
         context,

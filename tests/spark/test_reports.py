@@ -89,7 +89,7 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
         "personas     4 distinct = 2 in the hub + 1 flagged + 1 removed by exact_tokens + 0 removed by surface"
         " + 0 removed by semantic" in said
     )
-    assert "problems     2 written = 1 pass the form checks + 1 fail one or more" in said
+    assert "math         2 written = 1 pass the form checks + 1 fail one or more" in said
     # seven questions about documents, one of them shared, less the one put off; two problems
     assert "this run     8 calls = 7 answered + 1 failed; those of the 1 calls put off not counted" in said
     assert "  requests   8 sent = 8 first + 0 again\n" in said and "all runs" not in said
@@ -111,7 +111,7 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
         "    removed  A weaver, who repairs old looms for a village museum!",
         "    stays    A weaver who repairs old looms for a village museum",
     ]
-    assert listed[13] == "Problems (2)" and listed[16].endswith("museum…") is False
+    assert listed[13] == "Texts of math (2)" and listed[16].endswith("museum…") is False
     assert "A hydrologist reads 3 gauges 4 times a day." in listed[16]
     assert "The answer is 12." in listed[17] and "contains_solution" in listed[17]
 
