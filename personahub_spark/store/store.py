@@ -129,10 +129,6 @@ class Store:
         """Names of all views, in the order they are made."""
         return (*VIEWS, *self._task_views)
 
-    def question(self, view: str) -> str:
-        """The question that ``view`` answers."""
-        return self._query(view).partition("\n")[0].removeprefix("-- ")
-
     def existing(self) -> list[str]:
         """Names of the tables that are there; PersonaHubError when one lacks columns."""
         return [table.name for table in TABLES if self._log(table) != [] and self._exists(table)]
