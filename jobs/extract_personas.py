@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from personahub_spark.program.cli import main
+
+# The package comes first, so that Ctrl-C ends what is imported next.
+# isort: split
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import IntegerType, StringType, StructField, StructType
 
 from personahub_spark.asking import Readings, ask_new, mapped
 from personahub_spark.hub.found import keep_personas, with_flags_told
-from personahub_spark.program.cli import main
 from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.settings.personas import Verb
 from personahub_spark.store.hub_tables import DOCUMENT_SOURCES, DOCUMENTS, PERSONA_ORIGINS

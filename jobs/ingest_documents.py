@@ -1,9 +1,12 @@
 """Read files into the table documents; what cannot be read goes to quarantine, with file, line and reason."""
 
+from personahub_spark.program.cli import main
+
+# The package comes first, so that Ctrl-C ends what is imported next.
+# isort: split
 from pyspark.sql import functions as F
 
 from personahub_spark.errors import SettingsError
-from personahub_spark.program.cli import main
 from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.sources import documents, inputs
 from personahub_spark.store.hub_tables import DOCUMENT_SOURCES, DOCUMENTS

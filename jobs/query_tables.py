@@ -15,6 +15,10 @@ from collections.abc import Collection, Iterator, Sequence
 from io import TextIOWrapper
 from typing import TextIO
 
+from personahub_spark.program.cli import parser
+
+# The package comes first, so that Ctrl-C ends what is imported next.
+# isort: split
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -25,7 +29,6 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.hub import releases
 from personahub_spark.hub.lineage import trace
 from personahub_spark.program import terminal
-from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import cause, exit_code
 from personahub_spark.program.start import open_context, task_views
 from personahub_spark.settings.loading import load

@@ -3,11 +3,14 @@
 The view ``persona_lineage`` has the same in SQL; here few rows are read, by their keys, however large the tables are.
 """
 
+from personahub_spark.program.cli import parser
+
+# The package comes first, so that Ctrl-C ends what is imported next.
+# isort: split
 from pyspark.sql import Row
 from pyspark.sql import functions as F
 
 from personahub_spark.hub.lineage import trace
-from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
 from personahub_spark.program.start import open_context
 from personahub_spark.settings.loading import load

@@ -19,6 +19,7 @@ from personahub_spark.program import endings
 from personahub_spark.program.cli import exit_code
 from tests.waiting import PATIENCE_S
 
+ROOT = Path(__file__).parent.parent.parent
 SENTENCE = "stopped; what was answered so far is kept, run again to go on\n"
 
 
@@ -115,6 +116,45 @@ def test_whoever_takes_the_signal_from_us_gives_it_back(tmp_path: Path) -> None:
     started.send_signal(signal.SIGINT)
     found, _, said = ended(started)
     assert (found, said) == (130, SENTENCE)
+
+
+ENTRIES = [
+    *(([str(path)], "pyspark") for path in [*sorted(ROOT.glob("jobs/*.py")), ROOT / "demo" / "run.py"]),
+    ([str(ROOT / "demo" / "run.py")], "numpy"),
+    ([str(ROOT / "jobs" / "run_pipeline.py")], "openai"),
+    (["-m", "personahub_spark.llm.local_models", "list"], "aiohttp"),
+]
+
+
+@pytest.mark.parametrize(
+    ("entry", "module"), ENTRIES, ids=lambda one: one if isinstance(one, str) else Path(one[0]).stem
+)
+def test_ctrl_c_in_the_imports_of_a_program_ends_it_with_one_sentence(
+    entry: list[str], module: str, tmp_path: Path
+) -> None:
+    interrupted = (
+        "import signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n            signal.raise_signal(signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell starts with &
+        "sys.meta_path.insert(0, Interrupting())\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(interrupted)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, *entry], env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped before anything was begun\n")
+
+
+def test_only_ctrl_c_and_only_while_importing_is_told_in_one_sentence() -> None:
+    for code in ("raise KeyboardInterrupt", "1 / 0", "import no_such_module"):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import personahub_spark\n{code}"], capture_output=True, text=True
+        )
+        assert done.returncode != 130 and done.stderr.startswith("Traceback"), code
 
 
 def test_handlers_are_as_they_were_after_a_block_that_nobody_ended() -> None:
