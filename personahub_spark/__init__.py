@@ -11,8 +11,10 @@ _shown_by_others = sys.excepthook
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """End with one sentence where Ctrl-C comes while a program still imports; any other error is shown as before."""
-    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
-    if not issubclass(kind, KeyboardInterrupt) or not any(file.startswith("<frozen importlib") for file in files):
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(trace)]
+    # The program is a module itself.
+    modules = [code for code in codes if code.co_name == "<module>" or code.co_filename.startswith("<frozen importlib")]
+    if not issubclass(kind, KeyboardInterrupt) or len(modules) < 2:
         _shown_by_others(kind, error, trace)
         return
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""

@@ -412,7 +412,7 @@ async def _until_ended(server: str, port: int, slots: int, until_stdin_ends: boo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0, or 2 with one sentence on standard error."""
+    """The command line; 0, or with one sentence on standard error 2, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m personahub_spark.llm.local_models", description="Local models.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the declared models")
@@ -440,6 +440,7 @@ def main(arguments: list[str] | None = None) -> int:
         _to_stderr(str(error))
         return 2
     except KeyboardInterrupt:
+        _to_stderr("stopped")
         return 130
     return 0
 

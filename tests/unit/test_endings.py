@@ -118,32 +118,35 @@ def test_whoever_takes_the_signal_from_us_gives_it_back(tmp_path: Path) -> None:
     assert (found, said) == (130, SENTENCE)
 
 
-ENTRIES = [
-    *(([str(path)], "pyspark") for path in [*sorted(ROOT.glob("jobs/*.py")), ROOT / "demo" / "run.py"]),
-    ([str(ROOT / "demo" / "run.py")], "numpy"),
-    ([str(ROOT / "jobs" / "run_pipeline.py")], "openai"),
-    (["-m", "personahub_spark.llm.local_models", "list"], "aiohttp"),
-]
+INTERRUPT = "import signal\nsignal.signal(2, signal.default_int_handler)\nsignal.raise_signal(2)\n"  # & ignores it
+FINDER = (
+    "import sys\n"
+    "class Finder:\n"
+    "    def find_spec(self, name, *_):\n"
+    f"        if name == 'pyspark':\n            exec({INTERRUPT!r})\n"
+    "sys.meta_path.insert(0, Finder())\n"
+)
+PROGRAMS = [*sorted(ROOT.glob("jobs/*.py")), ROOT / "demo" / "run.py"]
 
 
 @pytest.mark.parametrize(
-    ("entry", "module"), ENTRIES, ids=lambda one: one if isinstance(one, str) else Path(one[0]).stem
+    ("program", "module", "code"),
+    [
+        *(([str(path)], "pyspark", INTERRUPT) for path in PROGRAMS),
+        ([str(ROOT / "demo" / "run.py")], "numpy", INTERRUPT),
+        ([str(ROOT / "jobs" / "run_pipeline.py")], "openai", INTERRUPT),
+        (["-m", "personahub_spark.llm.local_models", "list"], "aiohttp", INTERRUPT),
+        ([str(ROOT / "jobs" / "run_pipeline.py")], "sitecustomize", FINDER),
+    ],
+    ids=lambda one: one if isinstance(one, str) and "\n" not in one else Path(one[0]).stem,
 )
 def test_ctrl_c_in_the_imports_of_a_program_ends_it_with_one_sentence(
-    entry: list[str], module: str, tmp_path: Path
+    program: list[str], module: str, code: str, tmp_path: Path
 ) -> None:
-    interrupted = (
-        "import signal, sys\n"
-        "class Interrupting:\n"
-        "    def find_spec(self, name, *_):\n"
-        f"        if name == {module!r}:\n            signal.raise_signal(signal.SIGINT)\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell starts with &
-        "sys.meta_path.insert(0, Interrupting())\n"
-    )
-    (tmp_path / "sitecustomize.py").write_text(interrupted)
+    (tmp_path / f"{module}.py").write_text(code)
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, *entry], env={**os.environ, "PYTHONPATH": paths},
+        [sys.executable, *program], env={**os.environ, "PYTHONPATH": paths},
         capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped before anything was begun\n")
