@@ -105,7 +105,7 @@ def ask(
         inputs=(*inputs, QUARANTINE),
     )
     found = answers(asked, store.read(LLM_CALLS))
-    readings = store.stage(read(found.join(questions.select("id", *task.inputs), on="id", how="inner"), task))
+    readings = store.stage(read(found.join(_asked_about(questions, task), on="id", how="inner"), task))
     known = quarantined(store, source(step, task)).withColumnRenamed("id", "line").withColumn("known", F.lit(True))
     counts = tally(readings.join(known, on="line", how="left"), has_checks=bool(task.checks))
     new = counts.pop("new_failures")
@@ -135,11 +135,10 @@ def requests(questions: DataFrame, task: Task) -> DataFrame:
     """The request of ``task`` for each of ``questions``: id, request_key, request (canonical JSON)."""
 
     def asked(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        request = task.request(_subject(row, task), row.get("sample", 0))
+        request = task.request(_subject(row, task))
         yield {"id": row["id"], "request_key": request.key, "request": request.to_json()}
 
-    sample = ["sample"] if "sample" in questions.columns else []
-    return mapped(questions.select("id", *task.inputs, *sample), asked, _REQUESTS)
+    return mapped(_asked_about(questions, task), asked, _REQUESTS)
 
 
 def answers(asked: DataFrame, calls: DataFrame) -> DataFrame:
@@ -151,7 +150,7 @@ def answers(asked: DataFrame, calls: DataFrame) -> DataFrame:
 
 
 def read(answers: DataFrame, task: Task) -> DataFrame:
-    """``answers``, with the texts that were asked about, as ``Readings.rows``."""
+    """``answers``, with the texts (and samples) that were asked about, as ``Readings.rows``."""
 
     def readings(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         told = {"id": row["id"], "call_key": row["call_key"], "status": row["status"], "nth": 0}
@@ -221,8 +220,14 @@ def mapped(
     return rows.mapInArrow(each, schema)
 
 
+def _asked_about(questions: DataFrame, task: Task) -> DataFrame:
+    """The columns of ``questions`` that make a subject."""
+    sample = ["sample"] if "sample" in questions.columns else []
+    return questions.select("id", *task.inputs, *sample)
+
+
 def _subject(row: Mapping[str, Any], task: Task) -> Subject:
-    return Subject(row["id"], {name: row[name] for name in task.inputs})
+    return Subject(row["id"], {name: row[name] for name in task.inputs}, row.get("sample", 0))
 
 
 _ARROW = {"string": pa.string(), "integer": pa.int32(), "array": pa.list_(pa.string())}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from personahub_spark.tasks import math_checks, reading
+from personahub_spark.tasks import math_checks, plans, reading
 from personahub_spark.tasks.tex import garbled
 from personahub_spark.text import normalise, token_set, tokens
 
@@ -35,6 +35,8 @@ class Told:
     prefix: re.Pattern[str] | None = None
     examples: Sequence[str] = field(default=())
     """Texts of the prompt's examples."""
+    drawn: Mapping[str, Any] = field(default_factory=dict)
+    """The data of the subject's draws, by name of the draw."""
 
     def parts(self) -> list[str]:
         """All texts of the output: fields, and entries of lists."""
@@ -154,6 +156,21 @@ def repeats_itself(told: Told) -> bool:
     distinct = {normalise(entry).strip(" .。") for entry in entries}
     runs = reading.word_runs(told.parts(), _REPEATED_RUN)
     return len(distinct) < len(entries) or runs.total() - len(runs) > _REPEATED_SHARE * runs.total()
+
+
+@_check("A number of the plan is missing, or one that is not the plan's stands there; false without a plan.")
+def other_numbers(told: Told) -> bool:
+    return "math_plan" in told.drawn and plans.other_numbers(told.text, told.drawn["math_plan"])
+
+
+@_check("The answer of the plan, or a result on the way to it, stands in the text; false without a plan.")
+def result_told(told: Told) -> bool:
+    return "math_plan" in told.drawn and plans.result_told(told.text, told.drawn["math_plan"])
+
+
+@_check("Not just the last sentence asks; false without a plan.")
+def question_not_last(told: Told) -> bool:
+    return "math_plan" in told.drawn and not math_checks.asks_once_at_end(told.text)
 
 
 _REPEATED_RUN = 4

@@ -21,6 +21,8 @@ class Subject:
 
     id: str
     texts: Mapping[str, str]
+    sample: int = 0
+    """Which of its samples is asked for, from 0."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,18 @@ class Reading:
     failure: str | None = None
     checks: tuple[str, ...] = ()
     output: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for one subject."""
+
+    texts: Mapping[str, str]
+    """For placeholders of the question, by name."""
+    data: Any
+    """For the checks."""
+    fields: Mapping[str, Any]
+    """Kept in the row's output, by name; JSON values."""
 
 
 def failed(name: str) -> Reading:
@@ -87,17 +101,21 @@ class Task(ABC):
         declared = [self.endpoint.model, self.prompt_version, self._sampling, self._cuts]
         return hashlib.sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:16]
 
-    def request(self, subject: Subject, sample: int = 0) -> Request:
-        """The question about ``subject``; its samples are numbered from 0."""
-        user = self._user({name: subject.texts[name] for name in self.inputs})
+    def request(self, subject: Subject) -> Request:
+        """The question about ``subject``."""
+        user = self._user(self._texts(subject))
         return Request(
             model=self.endpoint.model,
             messages=[{"role": "system", "content": self._system}, {"role": "user", "content": user}],
             sampling=self._sampling,
             response_format=self._response_format,
-            sample_index=sample,
+            sample_index=subject.sample,
             prompt_version=self.prompt_version,
         )
+
+    def _texts(self, subject: Subject) -> dict[str, str]:
+        """The texts of the question about ``subject``, by name."""
+        return {name: subject.texts[name] for name in self.inputs}
 
     @property
     def _sampling(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from personahub_spark.errors import SettingsError
 from personahub_spark.tasks.checks import CHECKS
+from personahub_spark.tasks.draws import DRAWS
 
 NAME = r"^[a-z][a-z0-9_]*$"
 FORM = "form"
@@ -87,6 +88,13 @@ class Sampling(_Part):
     max_tokens: int = Field(default=600, ge=16)
 
 
+class Draw(_Part):
+    """A draw of ``draws.DRAWS`` with its parameters; only made with these values of options."""
+
+    only_with: dict[str, str] = Field(default_factory=dict)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
 class Check(_Part):
     """A check of ``checks.CHECKS`` with its parameters."""
 
@@ -112,6 +120,7 @@ class Declaration(_Part):
     output: dict[str, dict[str, Any]] = Field(min_length=1)
     text: str = Field(description="the field that dedup, agreement and export look at")
     plain: Plain = Plain()
+    draw: dict[str, Draw] = Field(default_factory=dict, description="what code adds to a subject, by name of the draw")
     checks: tuple[Check, ...] = ()
     sampling: Sampling = Sampling()
 
@@ -135,6 +144,17 @@ class Declaration(_Part):
         if twice:
             raise ValueError(f"{twice[0]} stands there twice")
         return checks
+
+    @field_validator("draw")
+    @classmethod
+    def _can_be_drawn(cls, draws: dict[str, Draw]) -> dict[str, Draw]:
+        for name, draw in draws.items():
+            if name not in DRAWS:
+                near = difflib.get_close_matches(name, DRAWS, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"draws are: {', '.join(DRAWS)}"
+                raise ValueError(f"there is no draw {name!r}; {hint}")
+            DRAWS[name].refuse_wrong(draw.parameters)
+        return draws
 
     @field_validator("output")
     @classmethod
@@ -170,6 +190,17 @@ class Declaration(_Part):
     def is_one_text(self) -> bool:
         """Whether an answer is one text and nothing else."""
         return len(self.output) == 1 and self.output[self.text]["type"] == "string"
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Types of the fields of a row's output, by name: those that the model writes, then those of draws."""
+        written = {name: str(schema["type"]) for name, schema in self.output.items()}
+        return written | {field: kind for name in self.draw for field, kind in DRAWS[name].fields.items()}
+
+    @property
+    def drawn_texts(self) -> list[str]:
+        """Names of the placeholders that draws fill."""
+        return [text for name in self.draw for text in DRAWS[name].texts]
 
     @cached_property
     def placeholders(self) -> dict[str, set[str]]:
@@ -261,7 +292,9 @@ def _declared(place: str, text: str) -> Declaration:
 
 
 def _keys(where: Sequence[int | str]) -> list[str]:
-    parts: dict[str, type[BaseModel]] = {"options": Option, "words": Word, "plain": Plain, "sampling": Sampling}
+    parts: dict[str, type[BaseModel]] = {
+        "options": Option, "words": Word, "plain": Plain, "draw": Draw, "sampling": Sampling
+    }  # fmt: skip
     part = parts.get(str(where[0]), Declaration) if len(where) > 1 else Declaration
     return list(part.model_fields)
 
@@ -274,7 +307,8 @@ def _with_parameters(one: object) -> object:
 
 
 def _check_columns(task: Declaration) -> None:
-    names = [*task.output, *task.options, *(check.name for check in task.checks)]
+    drawn = [field for name in task.draw for field in DRAWS[name].fields]
+    names = [*task.output, *drawn, *task.options, *(check.name for check in task.checks)]
     for name in names:
         if name in COLUMNS or names.count(name) > 1:
             raise ValueError(f"{name} is the name of two columns of the task's view; rename the field or option")
@@ -287,6 +321,10 @@ def _check_options(task: Declaration) -> None:
                 raise ValueError(f"options.{name}.needed_with names {other} {value}, which no option can be")
         if option.language_of is not None and name != "language":
             raise ValueError(f"options.{name} is a language, so it is called language")
+    for name, draw in task.draw.items():
+        for other, value in draw.only_with.items():
+            if other not in task.options or value not in (task.options[other].values or ()):
+                raise ValueError(f"draw.{name}.only_with names {other} {value}, which no option can be")
     for name, word in task.words.items():
         if word.by == FORM:
             wanted = set(FORMS)
@@ -312,13 +350,23 @@ def _check_wording(task: Declaration) -> None:
     made = {name for name, there in (("examples", task.examples), ("language", "language" in task.options)) if there}
     known = {*task.words, *texts, *made}
     for key, found in task.placeholders.items():
-        allowed = known | set(task.inputs) if key == "user" else known if key == "system" else known - {*task.words}
+        if key == "user":
+            allowed = known | set(task.inputs) | set(task.drawn_texts)
+        else:
+            allowed = known if key == "system" else known - {*task.words}
         if key.startswith("output."):
             allowed = set(task.words)
         unknown = sorted(found - allowed)
         if unknown:
-            place = " (texts of the subject belong into user)" if unknown[0] in task.inputs else ""
+            of_subject = unknown[0] in (*task.inputs, *task.drawn_texts)
+            place = " (texts of the subject belong into user)" if of_subject else ""
             raise ValueError(f"{key} has the placeholder ${unknown[0]}, which nothing fills{place}")
+    twice = [name for name in task.drawn_texts if name in known or name in task.inputs]
+    if twice:
+        raise ValueError(f"${twice[0]} is filled by a draw; rename the input, option or word of that name")
+    unused = [name for name in task.drawn_texts if name not in task.placeholders["user"]]
+    if unused:
+        raise ValueError(f"user lacks the placeholder ${unused[0]} of its draw")
     missing = [name for name in task.inputs if name not in task.placeholders["user"]]
     if missing:
         raise ValueError(f"user lacks the placeholder ${missing[0]} of its input")

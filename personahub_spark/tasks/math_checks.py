@@ -62,6 +62,12 @@ def asks_nothing(problem: str) -> bool:
     return not any(map(_asks, _SENTENCE.split(_LABEL.sub("\n", problem))))
 
 
+def asks_once_at_end(problem: str) -> bool:
+    """True when one sentence asks or orders something, and it is the last one."""
+    sentences = [sentence for sentence in _SENTENCE.split(problem.strip()) if sentence.strip()]
+    return [_asks(sentence) for sentence in sentences] == [False] * (len(sentences) - 1) + [True]
+
+
 def _asks(sentence: str) -> bool:
     return _QUESTION.search(sentence) is not None or _IMPERATIVE.match(sentence) is not None
 

@@ -13,8 +13,9 @@ from typing import Any
 from personahub_spark.llm.finish import may_be_cut
 from personahub_spark.settings.models import Endpoint, SamplingSettings
 from personahub_spark.tasks.checks import CHECKS, Told
-from personahub_spark.tasks.contract import Reading, Subject, Task, failed
+from personahub_spark.tasks.contract import Drawn, Reading, Subject, Task, failed
 from personahub_spark.tasks.declared import FORM, Declaration
+from personahub_spark.tasks.draws import DRAWS, draw
 from personahub_spark.tasks.fields import Fields
 from personahub_spark.tasks.reading import content, opening, visible
 from personahub_spark.tasks.wording import as_data, in_language, json_format, json_object
@@ -74,6 +75,7 @@ class PromptedTask(Task):
         return self._judged({self.declaration.text: main}, main, written, subject, is_cut=is_cut)
 
     def _judged(self, output: Mapping[str, Any], text: str, written: str, subject: Subject, *, is_cut: bool) -> Reading:
+        drawn = self._draws(subject)
         told = Told(
             output,
             text,
@@ -83,11 +85,13 @@ class PromptedTask(Task):
             in_other_language=self.options.get("language", "same") not in (None, "same"),
             prefix=self._prefix,
             examples=self._example_texts,
+            drawn={name: one.data for name, one in drawn.items()},
         )
         failing = tuple(
             check.name for check in self.declaration.checks if CHECKS[check.name].fails(told, **check.parameters)
         )
-        return Reading(text, None, failing, output)
+        kept = {name: value for one in drawn.values() for name, value in one.fields.items()}
+        return Reading(text, None, failing, {**output, **kept})
 
     def _written(self, text: str) -> str | None:
         """The text that ``text`` is, or holds where it is meant as JSON; None where that is broken or holds none."""
@@ -180,7 +184,30 @@ class PromptedTask(Task):
 
     def _user(self, texts: Mapping[str, str]) -> str:
         data = {name: as_data(text, name) for name, text in {**self.given, **texts}.items()}
-        return Template(self.declaration.user).substitute({**self._words, **data}).strip()
+        undrawn = dict.fromkeys(self.declaration.drawn_texts, "")
+        return Template(self.declaration.user).substitute({**self._words, **undrawn, **data}).strip()
+
+    def _texts(self, subject: Subject) -> dict[str, str]:
+        drawn = {name: text for one in self._draws(subject).values() for name, text in one.texts.items()}
+        return super()._texts(subject) | drawn
+
+    def _draws(self, subject: Subject) -> dict[str, Drawn]:
+        """What is drawn for ``subject``, by name of the draw."""
+        return {name: draw(name, self.declaration.draw[name].parameters, subject) for name in self._drawing}
+
+    @cached_property
+    def _drawing(self) -> tuple[str, ...]:
+        """Names of the draws that are made with the task's options."""
+        return tuple(
+            name
+            for name, one in self.declaration.draw.items()
+            if all(self.options.get(option) == value for option, value in one.only_with.items())
+        )
+
+    @property
+    def _cuts(self) -> dict[str, Any]:
+        draws = {name: [self.declaration.draw[name].parameters, DRAWS[name].version] for name in self._drawing}
+        return {"draws": draws} if draws else {}
 
     @cached_property
     def _response_format(self) -> dict[str, Any] | None:

@@ -13,8 +13,8 @@ def view_query(task: Declaration) -> str:
 
     A check's column is true where the row fails it. Rows that were withdrawn are left out.
     """
-    fields = ", ".join(f"`{name}` {_TYPES[schema['type']]}" for name, schema in task.output.items())
-    columns = [f"s.fields.`{name}`" for name in task.output]
+    fields = ", ".join(f"`{name}` {_TYPES[kind]}" for name, kind in task.fields.items())
+    columns = [f"s.fields.`{name}`" for name in task.fields]
     columns += [f"s.options['{name}'] AS `{name}`" for name in task.options]
     columns += ["s.pattern", "s.sample", "s.subject_id", "s.persona_id", "p.text AS persona", "p.lang", "p.hop"]
     columns += [f"array_contains(s.checks, '{check.name}') AS `{check.name}`" for check in task.checks]

@@ -1,0 +1,176 @@
+"""The numbers of a text: digits of any script, English number words, fractions, percent, cents, thousands."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import chain
+
+_ONES = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19,
+}  # fmt: skip
+_TENS = {
+    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
+_PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4,
+          "fifth": 5, "fifths": 5, "tenth": 10, "tenths": 10}  # fmt: skip
+# Alone they name a place or a piece, no amount.
+_PLACES = {"one", *_PARTS} - {"half"}
+_TIMES = {"twice": 2, "double": 2, "doubles": 2, "doubled": 2, "triple": 3, "triples": 3, "tripled": 3}
+
+_UNIT = r"(?P<percent>\s*(?:%|per\s?cent\b|percent\b|percentage\s+points?\b))|(?P<cents>\s*(?:¢|cents?\b))"
+# A digit right behind a letter is part of a name (A4, CO2); ordinals (3rd) give a place, no amount.
+_DIGITS = re.compile(
+    rf"""(?<![^\W\d_])(?<!\d)
+    (?P<whole>\d{{1,3}}(?:[\u00a0\u202f\u2009'’]\d{{3}})+(?!\d)|\d+)
+    (?P<rest>(?:[.,]\d+)*)
+    (?:(?P<blank>[ ])?(?P<over>\d+)?[/⁄](?P<under>\d+))?(?!(?:st|nd|rd|th)\b|\d)
+    (?:{_UNIT})?""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_NAMES = "|".join(sorted([*_ONES, *_TENS, *_SCALES, "dozen", "dozens", *_PARTS, *_TIMES], key=len, reverse=True))
+_WORDS = re.compile(
+    rf"(?<![\w])(?P<run>(?:{_NAMES}|an?(?=[\s-]+(?:hundred|thousand|million|dozen|half|third|quarter|fourth|fifth|tenth)\b))"
+    rf"(?:(?:[\s-]+(?:and[\s-]+)?(?:an?[\s-]+)?)(?:{_NAMES})\b)*)(?![\w])(?:{_UNIT})?",
+    re.IGNORECASE,
+)
+_AND_CENTS = re.compile(
+    r"(?:[$€£]\s*(\d+)|(\d+)\s*(?:dollars?|euros?|pounds?|€|£))\s*(?:and\s+)?(\d{1,2})\s*(?:cents?|pence|¢)",
+    re.IGNORECASE,
+)
+
+
+def amounts(text: str) -> list[frozenset[Fraction]]:
+    """The amounts that ``text`` states, in order; each as the set of values that it may mean.
+
+    Percent and cents are hundredths: "20 %" is 1/5. "1.250" may be 1250 or 1.25. The word "one", ordinals and the
+    digits of names (A4) are no amounts. Number words are read in English, digits in any script.
+    """
+    plain = _AND_CENTS.sub(_with_cents, _plain(text))
+    found = [(match.start(), _of_digits(match)) for match in _DIGITS.finditer(plain)]
+    for match in _WORDS.finditer(plain):
+        found += [(match.start(), frozenset({value})) for value in _of_words(match)]
+    return [values for _, values in sorted(found, key=lambda one: one[0])]
+
+
+def joined(text: str) -> str:
+    """``text`` with blanks inside numbers taken for thousands: "2 500" as "2500"."""
+    return re.sub(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]*\d)", lambda match: match[0].replace(" ", ""), text)
+
+
+def states_only(text: str, wanted: Iterable[Fraction]) -> bool:
+    """Whether ``text`` states each amount of ``wanted``, any number of times, and no other."""
+    values = frozenset(wanted)
+    readings = (amounts(text), amounts(joined(text)))
+    return any(all(one & values for one in found) and values <= set(chain(*found)) for found in readings)
+
+
+def states_any(text: str, unwanted: Iterable[Fraction]) -> bool:
+    """Whether ``text`` states one of the ``unwanted`` amounts."""
+    values = frozenset(unwanted)
+    return any(one & values for one in chain(amounts(text), amounts(joined(text))))
+
+
+def _plain(text: str) -> str:
+    """``text`` with ASCII digits and with fractions of one character written out; small raised digits are left out."""
+    parts = []
+    for character in text:
+        category = unicodedata.category(character)
+        kind = unicodedata.decomposition(character).partition(" ")[0]
+        if category == "Nd":
+            parts.append(str(unicodedata.decimal(character)))
+        elif kind == "<fraction>":
+            parts.append(f" {unicodedata.normalize('NFKC', character)}")
+        elif category != "No" or kind not in ("<super>", "<sub>"):
+            parts.append(
+                {"\uff05": "%", "\u066a": "%", "\uff0c": ",", "\u066b": ".", "\u066c": ","}.get(character, character)
+            )
+    return "".join(parts)
+
+
+def _with_cents(match: re.Match[str]) -> str:
+    return f"{match[1] or match[2]}.{match[3]:0>2} "
+
+
+def _of_digits(match: re.Match[str]) -> frozenset[Fraction]:
+    whole = re.sub(r"\D", "", match["whole"])
+    values = _decimals(whole, match["rest"])
+    if match["under"] is not None and int(match["under"]):
+        if match["over"] is not None:  # "2 1/2"; without a blank the digits before the stroke are one number
+            values = {value + Fraction(int(match["over"]), int(match["under"])) for value in values}
+        else:
+            values = {value / int(match["under"]) for value in values}
+    return _scaled(values, match)
+
+
+def _decimals(whole: str, rest: str) -> set[Fraction]:
+    """What the digits may mean: points and commas are thousands or, once, the decimal mark."""
+    if not rest:
+        return {Fraction(int(whole))}
+    marks, groups = re.findall(r"[.,]", rest), re.findall(r"\d+", rest)
+    values = set()
+    if all(len(group) == 3 for group in groups) and len(set(marks)) == 1 and len(whole) <= 3:
+        values.add(Fraction(int(whole + "".join(groups))))
+    if marks.count(marks[-1]) == 1 and all(len(group) == 3 for group in groups[:-1]):
+        values.add(Fraction(f"{whole}{''.join(groups[:-1])}.{groups[-1]}"))
+    return values or {Fraction(int(whole)), *(Fraction(int(group)) for group in groups)}
+
+
+def _scaled(values: Iterable[Fraction], match: re.Match[str]) -> frozenset[Fraction]:
+    divisor = 100 if match["percent"] or match["cents"] else 1
+    return frozenset(value / divisor for value in values)
+
+
+def _of_words(match: re.Match[str]) -> list[Fraction]:
+    """The values of a run of number words: "two hundred and fifty" is one, "two, three" are two runs."""
+    words = [word for word in re.split(r"[\s-]+", match["run"].lower()) if word not in ("a", "an")]
+    if len(words) == 1 and words[0] in _PLACES and not match["run"].lower().startswith("a"):
+        return []
+    total, current, is_open = Fraction(0), Fraction(0), False
+    values: list[Fraction] = []
+    last = 0
+
+    def close() -> None:
+        nonlocal total, current, is_open, last
+        if is_open:
+            values.append(total + current)
+        total, current, is_open, last = Fraction(0), Fraction(0), False, 0
+
+    for place, word in enumerate(words):
+        if word == "and":
+            continue
+        following = words[place + 1] if place + 1 < len(words) else ""
+        if word in _PARTS:
+            part = Fraction(1, _PARTS[word])
+            if word == "half" and following.startswith("dozen"):
+                close()
+                current, is_open = part, True
+            elif is_open and words[place - 1] == "and":  # "two and a half"
+                current += part
+            elif is_open:  # "two thirds"
+                current *= part
+            else:
+                current, is_open = part, True
+        elif word.startswith("dozen"):
+            current, is_open = (current if is_open else Fraction(1)) * 12, True
+        elif word in _TIMES:
+            close()
+            values.append(Fraction(_TIMES[word]))
+        elif word in _SCALES:
+            scale = _SCALES[word]
+            current = (current if is_open else Fraction(1)) * scale
+            is_open, last = True, scale
+            if scale > 100:
+                total, current = total + current, Fraction(0)
+        else:
+            number = _ONES.get(word, _TENS.get(word, 0))
+            if is_open and not (last >= 100 or (last in _TENS.values() and 0 < number < 10)):
+                close()
+            current, is_open, last = current + number, True, number if number >= 20 else 1
+    close()
+    return [value / (100 if match["percent"] or match["cents"] else 1) for value in values]

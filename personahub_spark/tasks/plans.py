@@ -1,0 +1,158 @@
+"""Plans of math problems: code draws the quantities and knows the answer, a model only tells the scene.
+
+What a plan may be stands in ``plans.yaml``. Numbers are exact fractions; expressions are parsed, never run.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from importlib import resources
+from random import Random
+from string import Template
+from typing import Any
+
+import yaml
+
+from personahub_spark.tasks.amounts import states_any, states_only
+from personahub_spark.tasks.contract import Drawn
+
+_TEXT = (resources.files("personahub_spark.tasks") / "plans.yaml").read_text(encoding="utf-8")
+STRUCTURES: dict[str, Mapping[str, Any]] = {one["name"]: one for one in yaml.safe_load(_TEXT)}
+VERSION = hashlib.sha256(_TEXT.encode()).hexdigest()[:12]
+_MOST_TRIES = 10_000
+_STEP_DECIMALS = 2
+
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The amounts of a plan, as the checks compare them: percent are hundredths."""
+
+    given: tuple[Fraction, ...]
+    results: tuple[Fraction, ...]
+    """The answer and all that is calculated on the way to it."""
+
+
+def draw(random: Random, *, structures: Sequence[str] | None = None) -> Drawn:
+    """A plan: its structure is one of ``structures`` (default: all of the package).
+
+    The three given numbers and all results differ from one another, and each result is positive.
+    """
+    unknown = [name for name in structures or () if name not in STRUCTURES]
+    if unknown or structures == []:
+        named = f"structure {unknown[0]!r} is not one of" if unknown else "structures must name some of"
+        raise ValueError(f"math_plan: {named} {', '.join(STRUCTURES)}")
+    structure = STRUCTURES[random.choice(list(structures or STRUCTURES))]
+    words = {name: random.choice(texts) for name, texts in structure.get("choose", {}).items()}
+    for _ in range(_MOST_TRIES):
+        given = {name: _number(random, one) for name, one in structure["quantities"].items()}
+        results = calculate(structure["steps"], given)
+        if _is_plausible(structure, given, results):
+            return _plan(structure, words, given, results)
+    raise ValueError(f"math_plan: structure {structure['name']} has no plausible numbers; widen its ranges")
+
+
+def calculate(steps: Mapping[str, str], given: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    """The result of each of ``steps``, which may use the ``given`` numbers and the steps before it.
+
+    ValueError for anything but names, whole numbers and the four operations.
+    """
+    known = dict(given)
+    for name, expression in steps.items():
+        known[name] = _value(_parsed(expression), known)
+    return {name: known[name] for name in steps}
+
+
+def other_numbers(text: str, plan: Plan) -> bool:
+    """True when a number of the plan is missing in ``text``, or another number stands there."""
+    return not states_only(text, plan.given)
+
+
+def result_told(text: str, plan: Plan) -> bool:
+    """True when the answer or a result on the way to it stands in ``text``."""
+    return states_any(text, plan.results)
+
+
+def exact(number: Fraction) -> str:
+    """``number`` as a decimal where it has few digits, else as a fraction."""
+    for decimals in range(5):
+        if (number * 10**decimals).denominator == 1:
+            return f"{Decimal(number.numerator) / number.denominator:.{decimals}f}"
+    return str(number)
+
+
+@functools.cache
+def _parsed(expression: str) -> ast.expr:
+    return ast.parse(expression, mode="eval").body
+
+
+def _value(node: ast.expr, known: Mapping[str, Fraction]) -> Fraction:
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_value(node.left, known), _value(node.right, known))
+    if isinstance(node, ast.Name) and node.id in known:
+        return known[node.id]
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return Fraction(node.value)
+    raise ValueError(f"{ast.unparse(node)} is no number, known name or one of + - * /")
+
+
+def _number(random: Random, quantity: Mapping[str, Any]) -> Fraction:
+    first, last, step = (Fraction(str(quantity.get(key, 1))) for key in ("from", "to", "step"))
+    return first + step * random.randrange(int((last - first) / step) + 1)
+
+
+def _amount(number: Fraction, unit: str) -> Fraction:
+    return number / 100 if unit == "percent" else number
+
+
+def _is_plausible(structure: Mapping[str, Any], given: Mapping[str, Fraction], results: Mapping[str, Fraction]) -> bool:
+    *before, answer = results.values()
+    units = [one["unit"] for one in structure["quantities"].values()]
+    amounts = [_amount(number, unit) for number, unit in zip(given.values(), units, strict=True)]
+    # A number that stands twice, or is a result, could not be told from the other one in a text.
+    numbers = [*given.values(), *results.values()]
+    return (
+        len(set(numbers)) == len(numbers)
+        and not set(amounts) & set(results.values())
+        and min(results.values()) > 0
+        and answer <= structure.get("most", answer)
+        and (answer * 10 ** structure["decimals"]).denominator == 1
+        and all((number * 10**_STEP_DECIMALS).denominator == 1 for number in before)
+    )
+
+
+def _plan(
+    structure: Mapping[str, Any],
+    words: Mapping[str, str],
+    given: Mapping[str, Fraction],
+    results: Mapping[str, Fraction],
+) -> Drawn:
+    def filled(part: Mapping[str, Any]) -> dict[str, str]:
+        return {key: Template(part[key]).substitute(words) for key in ("what", "unit")}
+
+    quantities = [{"number": exact(number), **filled(structure["quantities"][name])} for name, number in given.items()]
+    asked, answer = filled(structure["asked"]), list(results.values())[-1]
+    lines = [f"- {one['number']} {one['unit']}: {one['what']}" for one in quantities]
+    plan = {
+        "structure": structure["name"],
+        "quantities": quantities,
+        "asked": asked,
+        "steps": [f"{name} = {text} = {exact(results[name])}" for name, text in structure["steps"].items()],
+    }
+    amounts = tuple(_amount(number, structure["quantities"][name]["unit"]) for name, number in given.items())
+    told = {*results.values(), _amount(answer, asked["unit"])}
+    return Drawn(
+        texts={"plan_words": "\n".join(["Given:", *lines, f"Asked: {asked['what']} (in {asked['unit']})"])},
+        data=Plan(amounts, tuple(sorted(told - {*amounts}))),
+        fields={"plan": plan, "plan_answer": exact(answer)},
+    )
