@@ -29,6 +29,8 @@ from personahub_spark.store.store import catalog_lasts
 log = logging.getLogger(__name__)
 JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 JVM_ENDS_S = 20.0
+TO_STDERR = "-XX:+DisplayVMOutputToStderr"
+"""For what the JVM itself says, as when it crashes."""
 
 CATALOG = "spark.sql.catalog.spark_catalog"
 ALWAYS = {
@@ -77,7 +79,7 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
         options["spark.master"] = spark_settings.master
         options["spark.app.name"] = spark_settings.app_name
         options["spark.ui.showConsoleProgress"] = "false"  # steps show their own progress
-        options[JAVA_OPTIONS] = f'"-Djava.io.tmpdir={endings.run_folder()}" {NO_TRACE}'
+        options[JAVA_OPTIONS] = f'"-Djava.io.tmpdir={endings.run_folder()}" {NO_TRACE} {TO_STDERR}'
         os.environ.setdefault("SPARK_LAUNCHER_OPTS", NO_TRACE)
         if spark_settings.master.startswith("local"):
             options |= LAPTOP
@@ -111,7 +113,7 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
     if not submitted:
         _end_java_at_exit()
     try:
-        with _on_class_path(class_path):
+        with _on_class_path(class_path), _without_stdout():
             spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
         raise PersonaHubError(f"Spark did not start: {cause(error)}") from error
@@ -139,6 +141,19 @@ def _on_class_path(jars: Sequence[Path]) -> Iterator[None]:
             os.environ["SPARK_DIST_CLASSPATH"] = outside
         elif jars:
             os.environ.pop("SPARK_DIST_CLASSPATH")
+
+
+@contextlib.contextmanager
+def _without_stdout() -> Iterator[None]:
+    """Let a JVM that is started inside have no standard output: that is the program's, and Spark NLP prints there."""
+    ours, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)
+        os.close(nowhere)
 
 
 def _refuse_speculation(conf: SparkConf) -> None:

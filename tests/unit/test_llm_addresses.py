@@ -17,6 +17,7 @@ import pytest
 from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.gate import Gate, GatePlace
+from personahub_spark.llm.limits import Admission
 from personahub_spark.llm.wire import Outcome, Request
 from personahub_spark.settings.models import Address, Endpoint
 from tests.asking import PRICE, TRANSPORTS, answers, ask, asks, endpoint, only
@@ -66,9 +67,15 @@ def test_addresses_share_the_calls_by_weight(fake: FakeEndpoint, second: FakeEnd
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("trouble", [{"status": 503}, {"fault": "reset"}, {"status": 401}, {"status": 404}])
 def test_another_address_stands_in_for_one_that_does_not_work(
-    fake: FakeEndpoint, second: FakeEndpoint, transport: str, trouble: dict[str, Any]
+    fake: FakeEndpoint,
+    second: FakeEndpoint,
+    transport: str,
+    trouble: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake.set_script([trouble])
+    # A slow machine would probe it more often.
+    monkeypatch.setattr(Admission, "PROBE_S", PATIENCE_S)
     told = answers(asks(100), both(fake, second, transport=transport, in_flight=4))
     assert statuses(told) == {"answered"}
     assert second.counts()["billed"] == 100

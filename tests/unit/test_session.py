@@ -223,6 +223,15 @@ def test_speculation_is_refused_before_spark_starts(fake_java: Callable[..., Pat
     assert (folder / "calls").read_text().count("call") == 1  # the jars; no java after them
 
 
+def test_what_is_started_with_the_jvm_prints_nothing_to_the_programs_output(capfd: pytest.CaptureFixture[str]) -> None:
+    say = ["sh", "-c", "echo Using CPUs; echo a crash >&2"]
+    with session._without_stdout():
+        subprocess.run(say, check=True)
+    assert capfd.readouterr() == ("", "a crash\n")
+    subprocess.run(say, check=True)
+    assert capfd.readouterr() == ("Using CPUs\n", "a crash\n")
+
+
 @pytest.mark.parametrize(
     ("master", "conf", "daemon"),
     [

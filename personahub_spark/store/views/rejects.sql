@@ -1,6 +1,8 @@
 -- What was not used, at which stage, and why?
 -- what names the document, file or persona as a reader knows it; item has the ids to join by. A failed call is named by
--- its step and model: the ledger knows the question's key alone.
+-- its step and model: the ledger has the hash of each question, and no question. What a failed call was about is among
+-- those of which there is no answer: SELECT title, file, line FROM documents_in_use WHERE doc_id NOT IN (SELECT source_key
+-- FROM persona_origins) AND doc_id NOT IN (SELECT left(line, 64) FROM quarantine).
 WITH places AS (  -- what a persona may have been found in, by name
   SELECT doc_id AS source_key, coalesce(title, url, concat(element_at(split(file, '/'), -1), ':', line)) AS name
   FROM {document_places}
