@@ -18,11 +18,11 @@ TOKENIZER_VERSION = 1
 """Goes up when ``normalise`` or ``tokens`` change what they return."""
 
 
-def _character_class(wanted: Callable[[str], bool]) -> str:
-    """The inside of a regular expression's ``[...]`` for the wanted characters below U+20000."""
+def _character_class(is_member: Callable[[str], bool]) -> str:
+    """The inside of a regular expression's ``[...]``: the characters below U+20000 for which ``is_member`` is true."""
     ranges: list[list[int]] = []
     for code in range(0x20000):
-        if wanted(chr(code)):
+        if is_member(chr(code)):
             if ranges and ranges[-1][1] == code - 1:
                 ranges[-1][1] = code
             else:
@@ -103,15 +103,16 @@ def one_line(text: str, longest: int | None = None) -> str:
 def normalise(text: str) -> str:
     """The form under which two texts are the same text; ``normalise(normalise(t)) == normalise(t)``.
 
-    Compatibility characters composed (NFKC), lower case, blanks folded to one and stripped, and all that no reader
-    sees taken out: control, zero-width and bidi characters, variation selectors. Joiners inside emoji stay.
+    Compatibility characters are composed (NFKC), letters are lower case, runs of blanks become one blank, and blanks
+    at both ends are stripped. Characters that no reader sees are removed: control, zero-width and bidi characters,
+    variation selectors. Joiners inside emoji stay.
     """
-    seen = _UNSEEN.sub("", text)
-    if not seen.isascii():
+    visible = _UNSEEN.sub("", text)
+    if not visible.isascii():
         # Lower-casing may leave letters and marks that compose only now.
-        seen = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).lower())
-        seen = _UNSEEN.sub("", seen)
-    return " ".join(seen.lower().split())
+        visible = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).lower())
+        visible = _UNSEEN.sub("", visible)
+    return " ".join(visible.lower().split())
 
 
 def content_id(text: str) -> str:
@@ -169,8 +170,8 @@ def _cost(text: str) -> int:
 def cut_at_sentence(text: str, max_tokens: int) -> str:
     """``text`` when it fits ``max_tokens`` (as estimated), else a prefix that fits and ends at a sentence's end.
 
-    Where no sentence ends in the later half of what fits, the prefix ends between words, or, where no words are
-    told apart, between characters. Time is linear in the budget, not in the text.
+    If no sentence ends in the second half of what fits, the prefix ends between words; if the text has no blanks
+    between words, it ends between characters. Time is linear in the budget, not in the text.
     """
     budget = 9 * max(max_tokens, 0)
     window = text[: budget // 2 + 1]
@@ -189,19 +190,19 @@ def cut_at_sentence(text: str, max_tokens: int) -> str:
 
 
 def parts(text: str, max_tokens: int) -> list[str]:
-    """``text`` in parts that each fit ``max_tokens`` (as estimated), cut as ``cut_at_sentence`` does; never none.
+    """``text`` in parts that each fit ``max_tokens`` (as estimated), cut as ``cut_at_sentence`` does; at least one.
 
-    The first part is what ``cut_at_sentence`` gives. Blanks between parts are lost, nothing else is. Time is linear.
+    The first part is what ``cut_at_sentence`` returns. Only blanks between parts are lost. Time is linear.
     """
-    longest = 9 * max(max_tokens, 1) // 2 + 2  # no more characters than these are looked at
-    found, position = [], 0
+    longest = 9 * max(max_tokens, 1) // 2 + 2  # a part never has more characters
+    cut, position = [], 0
     while position < len(text):
         part = cut_at_sentence(text[position : position + longest], max(max_tokens, 1)) or text[position]
-        found.append(part)
+        cut.append(part)
         position += len(part)
         while position < len(text) and text[position].isspace():
             position += 1
-    return found or [text]
+    return cut or [text]
 
 
 def only_markup(text: str) -> bool:

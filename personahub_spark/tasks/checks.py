@@ -17,17 +17,17 @@ from personahub_spark.text import normalise, token_set, tokens
 
 
 @dataclass(frozen=True)
-class Told:
+class CheckedAnswer:
     """An answer that was read, as checks see it."""
 
     output: Mapping[str, Any]
-    """By field; what the answer leaves out is None, or an empty text or list."""
+    """Values by field name; a field that the answer leaves out is None, an empty text or an empty list."""
     text: str
     """The field that is the output's text."""
     written: str
     """The text as the model wrote it, with its prefix."""
     texts: Mapping[str, str]
-    """Of the subject, by name."""
+    """The subject's texts, by name."""
     is_cut: bool = False
     """Whether the answer may have been cut off."""
     in_other_language: bool = False
@@ -40,10 +40,10 @@ class Told:
 
     def parts(self) -> list[str]:
         """All texts of the output: fields, and entries of lists."""
-        found: list[str] = []
+        texts: list[str] = []
         for value in self.output.values():
-            found += [str(part) for part in (value if isinstance(value, list) else [value]) if part is not None]
-        return found
+            texts += [str(part) for part in (value if isinstance(value, list) else [value]) if part is not None]
+        return texts
 
     def entries(self) -> list[str]:
         """All entries of its lists."""
@@ -52,21 +52,21 @@ class Told:
 
 @dataclass(frozen=True)
 class CheckKind:
-    """A check that tasks may name: ``fails`` is true of an answer that fails it."""
+    """A check that tasks may name: ``fails`` is true for an answer that fails it."""
 
     fails: Callable[..., bool]
     says: str
     """What is wrong with such an answer, in a sentence."""
 
     def refuse_wrong(self, parameters: Mapping[str, Any]) -> None:
-        """ValueError for parameters that it does not have, and where it lacks one."""
-        wanted = dict(list(inspect.signature(self.fails).parameters.items())[1:])
+        """Raise ValueError for an unknown parameter and for a missing one."""
+        declared = dict(list(inspect.signature(self.fails).parameters.items())[1:])
         for name in parameters:
-            if name not in wanted:
+            if name not in declared:
                 raise ValueError(
-                    f"check {self.fails.__name__} has no parameter {name} (parameters: {', '.join(wanted) or 'none'})"
+                    f"check {self.fails.__name__} has no parameter {name} (parameters: {', '.join(declared) or 'none'})"
                 )
-        missing = [name for name, one in wanted.items() if one.default is one.empty and name not in parameters]
+        missing = [name for name, one in declared.items() if one.default is one.empty and name not in parameters]
         if missing:
             raise ValueError(f"check {self.fails.__name__} needs the parameter {missing[0]}")
 
@@ -84,55 +84,55 @@ def _check(says: str) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
 
 
 @_check("The text does not begin with the prefix of its plain form.")
-def missing_prefix(told: Told) -> bool:
-    return told.prefix is not None and told.prefix.match(told.written) is None
+def missing_prefix(answer: CheckedAnswer) -> bool:
+    return answer.prefix is not None and answer.prefix.match(answer.written) is None
 
 
 @_check("A solution, or an answer that is not left blank, stands in the text.")
-def contains_solution(told: Told) -> bool:
-    return math_checks.contains_solution(told.text)
+def contains_solution(answer: CheckedAnswer) -> bool:
+    return math_checks.contains_solution(answer.text)
 
 
 @_check("More things are asked for than ``most``.")
-def too_many_subproblems(told: Told, *, most: int) -> bool:
-    return math_checks.asks(told.text) > most
+def too_many_subproblems(answer: CheckedAnswer, *, most: int) -> bool:
+    return math_checks.asks(answer.text) > most
 
 
 @_check("No sentence asks or orders anything.")
-def no_question(told: Told) -> bool:
-    return math_checks.asks_nothing(told.text)
+def no_question(answer: CheckedAnswer) -> bool:
+    return math_checks.asks_nothing(answer.text)
 
 
 @_check("The output could be about anybody: it shares too few telling words with the persona.")
-def persona_unused(told: Told, *, of: str = "persona") -> bool:
-    return not told.in_other_language and math_checks.persona_unused("\n".join(told.parts()), told.texts[of])
+def persona_unused(answer: CheckedAnswer, *, of: str = "persona") -> bool:
+    return not answer.in_other_language and math_checks.persona_unused("\n".join(answer.parts()), answer.texts[of])
 
 
 @_check("Its LaTeX is damaged.")
-def garbled_latex(told: Told) -> bool:
-    return any(map(garbled, told.parts()))
+def garbled_latex(answer: CheckedAnswer) -> bool:
+    return any(map(garbled, answer.parts()))
 
 
 @_check("The answer may have been cut off.")
-def cut_off(told: Told) -> bool:
-    return told.is_cut
+def cut_off(answer: CheckedAnswer) -> bool:
+    return answer.is_cut
 
 
 @_check("A field is missing or empty.")
-def missing_field(told: Told) -> bool:
-    return any(value in (None, "", []) for value in told.output.values())
+def missing_field(answer: CheckedAnswer) -> bool:
+    return any(value in (None, "", []) for value in answer.output.values())
 
 
 @_check("A text has fewer ``words`` than its field needs, or a list fewer ``entries``.")
-def too_short(told: Told, *, words: Mapping[str, int] | None = None, entries: int = 0) -> bool:
-    texts = any(0 < len(tokens(str(told.output.get(name) or ""))) < least for name, least in (words or {}).items())
-    return texts or any(0 < len(value) < entries for value in told.output.values() if isinstance(value, list))
+def too_short(answer: CheckedAnswer, *, words: Mapping[str, int] | None = None, entries: int = 0) -> bool:
+    texts = any(0 < len(tokens(str(answer.output.get(name) or ""))) < least for name, least in (words or {}).items())
+    return texts or any(0 < len(value) < entries for value in answer.output.values() if isinstance(value, list))
 
 
 @_check("Ages of a history go back, or beyond the one that an English persona begins with.")
-def impossible_ages(told: Told, *, field: str, of: str = "persona") -> bool:
-    ages = [int(age[0]) for age in (re.match(r"\d{1,3}(?=:)", event) for event in told.output[field]) if age]
-    stated = _AGE.match(told.texts[of])
+def impossible_ages(answer: CheckedAnswer, *, field: str, of: str = "persona") -> bool:
+    ages = [int(age[0]) for age in (re.match(r"\d{1,3}(?=:)", event) for event in answer.output[field]) if age]
+    stated = _AGE.match(answer.texts[of])
     if stated is not None:
         age = stated[1].lower()
         ages.append(_NUMBERS.index(age) if age in _NUMBERS else int(age))
@@ -140,47 +140,47 @@ def impossible_ages(told: Told, *, field: str, of: str = "persona") -> bool:
 
 
 @_check("Half or more of the distinct words of a field are the persona's.")
-def copies_persona(told: Told, *, field: str, of: str = "persona") -> bool:
-    words = token_set(told.output[field] or "")
-    return bool(words) and 2 * len(set(words) & set(tokens(told.texts[of]))) >= len(words)
+def copies_persona(answer: CheckedAnswer, *, field: str, of: str = "persona") -> bool:
+    words = token_set(answer.output[field] or "")
+    return bool(words) and 2 * len(set(words) & set(tokens(answer.texts[of]))) >= len(words)
 
 
 @_check("So many words in a row (``run``) are those of the prompt's examples.")
-def copies_example(told: Told, *, run: int) -> bool:
-    return reading.copies_example(told.parts(), told.examples, run=run)
+def copies_example(answer: CheckedAnswer, *, run: int) -> bool:
+    return reading.copies_example(answer.parts(), answer.examples, run=run)
 
 
 @_check("An entry stands there twice, or more than a tenth of all runs of four words were said before.")
-def repeats_itself(told: Told) -> bool:
-    entries = told.entries()
+def repeats_itself(answer: CheckedAnswer) -> bool:
+    entries = answer.entries()
     distinct = {normalise(entry).strip(" .。") for entry in entries}
-    runs = reading.word_runs(told.parts(), _REPEATED_RUN)
+    runs = reading.word_runs(answer.parts(), _REPEATED_RUN)
     return len(distinct) < len(entries) or runs.total() - len(runs) > _REPEATED_SHARE * runs.total()
 
 
 @_check("A number of the plan is missing, or one that is not the plan's stands there; false without a plan.")
-def other_numbers(told: Told) -> bool:
-    return "math_plan" in told.drawn and plans.other_numbers(told.text, told.drawn["math_plan"])
+def other_numbers(answer: CheckedAnswer) -> bool:
+    return "math_plan" in answer.drawn and plans.other_numbers(answer.text, answer.drawn["math_plan"])
 
 
 @_check("The answer of the plan, or a result on the way to it, stands in the text; false without a plan.")
-def result_told(told: Told) -> bool:
-    return "math_plan" in told.drawn and plans.result_told(told.text, told.drawn["math_plan"])
+def result_told(answer: CheckedAnswer) -> bool:
+    return "math_plan" in answer.drawn and plans.result_told(answer.text, answer.drawn["math_plan"])
 
 
 @_check("Not just the last sentence asks; false without a plan.")
-def question_not_last(told: Told) -> bool:
-    return "math_plan" in told.drawn and not math_checks.asks_once_at_end(told.text)
+def question_not_last(answer: CheckedAnswer) -> bool:
+    return "math_plan" in answer.drawn and not math_checks.asks_once_at_end(answer.text)
 
 
 _REPEATED_RUN = 4
 _REPEATED_SHARE = 0.1
 
-# "A seven-year-old girl", "A retired 71-year-old nurse", no mother of one, no ten-year-old firm's founder.
+# Matches "A seven-year-old girl", "A retired 71-year-old nurse"; no mother of one, no founder of a ten-year-old firm.
 _NUMBERS = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 ]  # fmt: skip
-# What follows is owned by what is so old; "who's" owns nothing.
+# A possessive after the age: the age is the owner's. "who's" is no possessive.
 _OWNED = r"(?!\s+(?:[\w-]+\s+)?(?!(?:who|that|he|she|it|what|here|there)['’])\w+(?:['’]s|s['’])\s)"
 _AGE = re.compile(rf"\A\W*an?\s+(?:\w+\s+)?(\d{{1,3}}|{'|'.join(_NUMBERS)})[- ]years?[- ]old\b{_OWNED}", re.IGNORECASE)

@@ -29,8 +29,8 @@ class Subject:
 class Reading:
     """What an answer says: its ``output``, or the name of the ``failure``.
 
-    ``text`` is that part of the output which dedup and readers look at; None where there is a failure. ``checks`` names
-    the checks that the output fails: it is there all the same, for a filter to judge.
+    ``text`` is the part of the output that dedup and readers use; None for a failure. ``checks`` names the checks that
+    the output fails; such an output is kept, and a filter decides about it.
     """
 
     text: str | None
@@ -94,9 +94,9 @@ class Task(ABC):
 
     @cached_property
     def recipe(self) -> str:
-        """Sixteen hex digits for all that decides an answer but the subject: wording, schema, model and sampling.
+        """Sixteen hex digits of everything but the subject that decides an answer: wording, schema, model, sampling.
 
-        Checks are not in it: rows keep the checks of the run that wrote them.
+        Checks are not part of it: rows keep the checks of the run that wrote them.
         """
         declared = [self.endpoint.model, self.prompt_version, self._sampling, self._cuts]
         return hashlib.sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:16]
@@ -124,5 +124,5 @@ class Task(ABC):
 
     @property
     def _cuts(self) -> dict[str, Any]:
-        """What else decides which part of a subject's texts is asked about."""
+        """Settings that decide which part of a subject's texts goes into the question."""
         return {}

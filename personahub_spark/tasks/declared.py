@@ -1,6 +1,6 @@
-"""Tasks as YAML files: what a file may say, and what is wrong with one that says something else.
+"""Tasks as YAML files: the keys that a file may have, and the messages for a file that breaks the rules.
 
-The files of the package lie in ``library/``; a user's own are the same in a folder of theirs.
+The package's own files are in ``library/``; users put files of the same form in a folder of their own.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from personahub_spark.tasks.draws import DRAWS
 
 NAME = r"^[a-z][a-z0-9_]*$"
 FORM = "form"
-"""What words may be chosen by beside options: ``json`` where the endpoint holds answers to schemas, else ``text``."""
+"""``by: form`` chooses words by the form of the answer: ``json`` if the endpoint enforces schemas, else ``text``."""
 FORMS = ("json", "text")
 COLUMNS = {
     "synthesis_id", "pattern", "sample", "subject_id", "persona_id", "persona", "lang", "hop", "passed", "recipe",
     "prompt_version", "model", "model_returned", "model_terms", "cost_microusd", "call_key", "run_id",
 }  # fmt: skip
-"""What the view of every task has (see ``views``): no field, option or check has such a name."""
+"""Columns that every task's view has (see ``views``): a field, option or check may not have such a name."""
 KINDS = ("string", "integer", "number", "boolean", "array", "object")
 
 
@@ -57,14 +57,14 @@ class Option(_Part):
 
 
 class Word(_Part):
-    """What a placeholder stands for, by an option's value or by the answer's form."""
+    """The text for a placeholder, chosen by an option's value or by the form of the answer."""
 
     by: str
     values: dict[str, str] = Field(alias="is")
 
 
 class Plain(_Part):
-    """The form of an answer where the endpoint holds none to a schema."""
+    """The form of an answer from an endpoint that enforces no schema."""
 
     prefix: str | None = Field(default=None, description="of the one text field: what the answer begins with")
     headings: dict[str, tuple[str, ...]] = Field(
@@ -81,7 +81,7 @@ class Example(BaseModel):
 
 
 class Sampling(_Part):
-    """Defaults of how an answer is drawn; settings go over them."""
+    """Default sampling of an answer; settings override it."""
 
     temperature: float = Field(default=0.7, ge=0, le=2)
     top_p: float = Field(default=0.95, gt=0, le=1)
@@ -126,14 +126,14 @@ class Declaration(_Part):
 
     @field_validator("checks", mode="before")
     @classmethod
-    def _named(cls, given: object) -> object:
-        if not isinstance(given, list):
-            return given
-        return [{"name": one} if isinstance(one, str) else _with_parameters(one) for one in given]
+    def _named(cls, checks: object) -> object:
+        if not isinstance(checks, list):
+            return checks
+        return [{"name": one} if isinstance(one, str) else _with_parameters(one) for one in checks]
 
     @field_validator("checks")
     @classmethod
-    def _known(cls, checks: tuple[Check, ...]) -> tuple[Check, ...]:
+    def _exist(cls, checks: tuple[Check, ...]) -> tuple[Check, ...]:
         for check in checks:
             if check.name not in CHECKS:
                 near = difflib.get_close_matches(check.name, CHECKS, n=1)
@@ -212,15 +212,15 @@ class Declaration(_Part):
         return {key: set(Template(text).get_identifiers()) for key, text in wordings.items()}
 
     def chosen(self, options: Mapping[str, str | None]) -> dict[str, str | None]:
-        """``options`` with defaults for those that are missing; SettingsError names one that the task has not."""
+        """``options`` with defaults filled in; SettingsError names an option that the task does not have."""
         where = f"task {self.name}"
         for name in options:
             if name not in self.options:
-                known = ", ".join(self.options) or "none"
-                raise SettingsError(f"{where} has no option {name} (options: {known})")
-        found = {name: options.get(name, option.default) for name, option in self.options.items()}
+                names = ", ".join(self.options) or "none"
+                raise SettingsError(f"{where} has no option {name} (options: {names})")
+        chosen = {name: options.get(name, option.default) for name, option in self.options.items()}
         for name, option in self.options.items():
-            value = found[name]
+            value = chosen[name]
             if option.values is not None and value not in option.values:
                 raise SettingsError(f"{where}: option {name} is {value!r}; it may be {', '.join(option.values)}")
             if option.language_of is not None and not (value is None or re.fullmatch("same|[a-z]{2,3}", value)):
@@ -228,19 +228,19 @@ class Declaration(_Part):
                     f"{where}: option {name} is {value!r}; it may be same, null, or a language code such as en"
                 )
             if option.needed_with is not None:
-                met = all(found.get(other) == wanted for other, wanted in option.needed_with.items())
-                said = " and ".join(f"{other} {wanted}" for other, wanted in option.needed_with.items())
+                met = all(chosen.get(other) == required for other, required in option.needed_with.items())
+                conditions = " and ".join(f"{other} {required}" for other, required in option.needed_with.items())
                 if met != bool(value):
-                    raise SettingsError(f"{where}: option {name} must be given with {said}, and only there")
-        return found
+                    raise SettingsError(f"{where}: option {name} must be given with {conditions}, and only there")
+        return chosen
 
 
 def library(paths: Iterable[str | Path] = ()) -> dict[str, Declaration]:
     """The package's tasks and those of ``paths`` (files, or folders of .yaml files), by name.
 
-    SettingsError names the file, the key and the fault of the first file that is wrong, and two of one name.
+    SettingsError names the file, the key and the fault of the first wrong file, or two tasks with one name.
     """
-    found: dict[str, Declaration] = {}
+    declarations: dict[str, Declaration] = {}
     places: dict[str, str] = {}
     for place, text in _files(paths):
         declaration = _declared(place, text)
@@ -249,18 +249,18 @@ def library(paths: Iterable[str | Path] = ()) -> dict[str, Declaration]:
             if key in places:
                 raise SettingsError(f"task file {place}: {what} {name} is declared by {places[key]} too; rename one")
             places[key] = place
-        found[declaration.name] = declaration
-    return found
+        declarations[declaration.name] = declaration
+    return declarations
 
 
 def _files(paths: Iterable[str | Path]) -> Iterable[tuple[str, str]]:
     for entry in sorted(resources.files("personahub_spark.tasks.library").iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".yaml"):
             yield entry.name, entry.read_text(encoding="utf-8")
-    for given in map(Path, paths):
-        files = sorted(given.glob("*.yaml")) if given.is_dir() else [given]
+    for path in map(Path, paths):
+        files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
         if not files:
-            raise SettingsError(f"tasks: folder {given} holds no .yaml file")
+            raise SettingsError(f"tasks: folder {path} holds no .yaml file")
         for file in files:
             try:
                 yield str(file), file.read_text(encoding="utf-8")
@@ -327,13 +327,13 @@ def _check_options(task: Declaration) -> None:
                 raise ValueError(f"draw.{name}.only_with names {other} {value}, which no option can be")
     for name, word in task.words.items():
         if word.by == FORM:
-            wanted = set(FORMS)
+            choices = set(FORMS)
         elif word.by in task.options and task.options[word.by].values is not None:
-            wanted = set(task.options[word.by].values or ())
+            choices = set(task.options[word.by].values or ())
         else:
             raise ValueError(f"words.{name}.by is {word.by}, which is neither {FORM} nor an option with values")
-        if set(word.values) != wanted:
-            raise ValueError(f"words.{name}.is needs a text for each of {', '.join(sorted(wanted))}, and for no other")
+        if set(word.values) != choices:
+            raise ValueError(f"words.{name}.is needs a text for each of {', '.join(sorted(choices))}, and for no other")
 
 
 def _patterns(schema: object) -> Iterator[str]:
@@ -347,21 +347,23 @@ def _check_wording(task: Declaration) -> None:
         if not Template(text).is_valid():
             raise ValueError(f"{key} has a dollar sign that begins no placeholder; write $$ for the sign")
     texts = {name for name, option in task.options.items() if option.values is None and option.language_of is None}
-    made = {name for name, there in (("examples", task.examples), ("language", "language" in task.options)) if there}
-    known = {*task.words, *texts, *made}
-    for key, found in task.placeholders.items():
+    generated = {
+        name for name, there in (("examples", task.examples), ("language", "language" in task.options)) if there
+    }
+    shared = {*task.words, *texts, *generated}
+    for key, placeholders in task.placeholders.items():
         if key == "user":
-            allowed = known | set(task.inputs) | set(task.drawn_texts)
+            allowed = shared | set(task.inputs) | set(task.drawn_texts)
         else:
-            allowed = known if key == "system" else known - {*task.words}
+            allowed = shared if key == "system" else shared - {*task.words}
         if key.startswith("output."):
             allowed = set(task.words)
-        unknown = sorted(found - allowed)
+        unknown = sorted(placeholders - allowed)
         if unknown:
             of_subject = unknown[0] in (*task.inputs, *task.drawn_texts)
             place = " (texts of the subject belong into user)" if of_subject else ""
             raise ValueError(f"{key} has the placeholder ${unknown[0]}, which nothing fills{place}")
-    twice = [name for name in task.drawn_texts if name in known or name in task.inputs]
+    twice = [name for name in task.drawn_texts if name in shared or name in task.inputs]
     if twice:
         raise ValueError(f"${twice[0]} is filled by a draw; rename the input, option or word of that name")
     unused = [name for name in task.drawn_texts if name not in task.placeholders["user"]]

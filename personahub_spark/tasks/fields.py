@@ -1,7 +1,7 @@
 """The fields of an answer, from JSON in any wrapping or from plain text with a heading for each field.
 
-What a model writes for a list (lines, parts between semicolons, objects, a dictionary) becomes a list of texts of one
-line each; an object in it is told in one line, its age or year first.
+Whatever a model writes for a list (lines, parts between semicolons, objects, a dictionary) becomes a list of one-line
+texts; an object in it becomes one line that begins with its age or year.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _YES, _NO = ("true", "yes"), ("false", "no")
 
 @dataclass(frozen=True)
 class Fields:
-    """What an answer's fields are: their JSON schemas, and other words for their keys and headings."""
+    """The fields of an answer: their JSON schemas, and other words for their keys and headings."""
 
     schemas: Mapping[str, Mapping[str, Any]]
     headings: Mapping[str, Sequence[str]]
 
     def read(self, text: str, *, is_whole: bool) -> tuple[dict[str, Any], str | None]:
-        """Every field of ``text``, None or empty where it says nothing of it; or the name of the failure.
+        """Every field of ``text`` (None or empty if the text does not have it), or the name of the failure.
 
-        cut_off (not ``is_whole``, and no whole JSON), not_json (meant as JSON, broken), wrong_type (JSON without any of
-        the fields), no_heading (text without a heading), no_text (nothing but blanks and signs in all fields).
+        cut_off (not ``is_whole``, and no whole JSON), not_json (meant as JSON, but broken), wrong_type (JSON with none
+        of the fields), no_heading (text without a heading), no_text (only blanks and signs in all fields).
         """
         parts, failure = self._parts(text, is_whole=is_whole)
         if failure is not None:
             return {}, failure
         values = {name: _typed(parts.get(name), str(schema["type"])) for name, schema in self.schemas.items()}
-        told = [part for value in values.values() for part in (value if isinstance(value, list) else [value])]
-        if not any(not isinstance(part, str) or _says_something(part) for part in told if part is not None):
+        parts_read = [part for value in values.values() for part in (value if isinstance(value, list) else [value])]
+        if not any(not isinstance(part, str) or _says_something(part) for part in parts_read if part is not None):
             return {}, "no_text"
         return values, None
 
@@ -70,22 +70,22 @@ class Fields:
         return re.search(rf'\A\s*[\[{{]|"(?:{keys})"\s*:', text, re.IGNORECASE) is not None
 
     def _of_json(self, value: object, *, depth: int) -> dict[str, object]:
-        """The fields in a JSON ``value``, or in the first thing inside it that has some."""
+        """The fields of a JSON ``value``, or of the first value inside it that has any."""
         if depth == 0:
             return {}
         if isinstance(value, dict):
-            found: dict[str, object] = {}
+            fields: dict[str, object] = {}
             for key, part in value.items():
                 name = self._named(key)
                 if name is not None:
-                    found.setdefault(name, part)
-            if found:
-                return found
+                    fields.setdefault(name, part)
+            if fields:
+                return fields
         inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         return next(filter(None, (self._of_json(part, depth=depth - 1) for part in inside)), {})
 
     def _of_headings(self, text: str) -> dict[str, object]:
-        """The fields of a plain ``text``: rows below a heading, or behind it; each heading counts once."""
+        """The fields of a plain ``text``: rows below a heading, or the rest of its row; each heading counts once."""
         sections: dict[str, list[str]] = {}
         rows: list[str] = []
         for row in text.split("\n"):
@@ -97,7 +97,7 @@ class Fields:
         return {name: _section(rows, is_list=self.schemas[name]["type"] == "array") for name, rows in sections.items()}
 
     def _heading(self, row: str) -> tuple[str | None, str]:
-        """The field that ``row`` is the heading of, and what stands behind it in the row."""
+        """The field whose heading ``row`` is, and the rest of the row."""
         heading = _HEADING.match(row[:_MAX_HEADING_CHARS])
         if heading is None:
             return None, ""
@@ -109,7 +109,7 @@ class Fields:
         return name, rest.strip(" *_")
 
     def _named(self, key: str) -> str | None:
-        """The field that a key or heading names: by the whole of it, or by its last word."""
+        """The field that a key or heading names, by all its words or by the last one."""
         words = re.findall(r"[a-z0-9]+", key.lower())
         whole = "_".join(words)
         if whole in self.schemas:
@@ -119,40 +119,40 @@ class Fields:
 
 
 def _typed(value: object, kind: str) -> Any:
-    """``value`` as a field of ``kind``; None, or empty, where it is none."""
+    """``value`` as a field of ``kind``; None or empty if it cannot be one."""
     if kind == "string":
         return " ".join(_prose(value))
     if kind == "array":
         return list(_entries(value))
     if kind == "object":
         return value if isinstance(value, dict) else None
-    said = visible(value).lower() if isinstance(value, str) else value
+    plain = visible(value).lower() if isinstance(value, str) else value
     if kind == "boolean":
-        if isinstance(said, str):
-            return True if said in _YES else False if said in _NO else None
-        return said if isinstance(said, bool) else None
-    if isinstance(said, str):
-        number = re.fullmatch(r"[+-]?\d+(?:\.\d+)?", said)
-        said = float(said) if number is not None and "." in said else int(said) if number is not None else None
-    if isinstance(said, bool) or not isinstance(said, int | float) or not math.isfinite(said):
+        if isinstance(plain, str):
+            return True if plain in _YES else False if plain in _NO else None
+        return plain if isinstance(plain, bool) else None
+    if isinstance(plain, str):
+        number = re.fullmatch(r"[+-]?\d+(?:\.\d+)?", plain)
+        plain = float(plain) if number is not None and "." in plain else int(plain) if number is not None else None
+    if isinstance(plain, bool) or not isinstance(plain, int | float) or not math.isfinite(plain):
         return None
     if kind == "integer":
-        return int(said) if said == int(said) and abs(said) < 2**63 else None
-    return float(said)
+        return int(plain) if plain == int(plain) and abs(plain) < 2**63 else None
+    return float(plain)
 
 
 def _section(rows: list[str], *, is_list: bool) -> object:
     rows = [row.strip() for row in rows if row.strip()]
     if not is_list:
         return " ".join(rows)
-    marked = [row for row in rows if _MARK.match(row)]  # beside a list with marks the rest is idle talk
+    marked = [row for row in rows if _MARK.match(row)]  # beside a list with marks, other rows are small talk
     if marked:
         return marked
     return rows[0] if len(rows) == 1 else rows
 
 
 def _prose(value: object, *, depth: int = _MAX_DEPTH) -> Iterator[str]:
-    """What ``value`` says, in pieces on one line each; of an event first when it was."""
+    """The texts in ``value``, one line each; of an event, its age or year first."""
     if isinstance(value, str):
         yield " ".join(visible(value).split())
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -166,14 +166,14 @@ def _prose(value: object, *, depth: int = _MAX_DEPTH) -> Iterator[str]:
 
 
 def _entries(value: object) -> tuple[str, ...]:
-    """The entries of the list that ``value`` is, or tells in one text; what says nothing is left out."""
-    told = [_EMPHASIS.sub(r"\2", entry).strip() for entry in _listed(value)]
+    """The entries of ``value``, a list or a list written as one text; entries without letters are left out."""
+    entries = [_EMPHASIS.sub(r"\2", entry).strip() for entry in _listed(value)]
     # "16. left school" is an age, "1. …", "2. …" and so on are numbers.
-    numbers = [re.match(rf"\(?{n}[.)、:]\s+", entry) for n, entry in enumerate(told, 1)]
+    numbers = [re.match(rf"\(?{n}[.)、:]\s+", entry) for n, entry in enumerate(entries, 1)]
     if all(numbers):
-        told = [entry[number.end() :] for number, entry in zip(numbers, told, strict=True) if number is not None]
-    told = [re.sub(r"\A[-*•·–+]\s+", "", entry) for entry in told]
-    return tuple(entry for entry in told if _says_something(entry))
+        entries = [entry[number.end() :] for number, entry in zip(numbers, entries, strict=True) if number is not None]
+    entries = [re.sub(r"\A[-*•·–+]\s+", "", entry) for entry in entries]
+    return tuple(entry for entry in entries if _says_something(entry))
 
 
 def _listed(value: object) -> Iterator[str]:
@@ -183,12 +183,12 @@ def _listed(value: object) -> Iterator[str]:
         yield from (": ".join(_prose(part)) for part in value)
     elif isinstance(value, dict):  # {"likes": ["rye bread"]}
         for key, part in value.items():
-            told = _listed(part) if isinstance(part, list) else _prose(part)
-            yield from (f"{visible(key)}: {entry}" for entry in told if entry)
+            entries = _listed(part) if isinstance(part, list) else _prose(part)
+            yield from (f"{visible(key)}: {entry}" for entry in entries if entry)
 
 
 def _split(text: str) -> list[str]:
-    """The entries that a model wrote as one text: lines, or parts between semicolons, or short ones between commas."""
+    """The entries of a list written as one text: lines, parts between semicolons, or short parts between commas."""
     for separator in ("\n", ";"):
         if separator in text:
             return text.split(separator)

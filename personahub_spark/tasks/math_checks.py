@@ -1,4 +1,4 @@
-"""What a math problem must be (paper section 4.1), as predicates that are true when it is not.
+"""Faults of a math problem (paper section 4.1), as predicates that are true for a bad problem.
 
 They judge text of any script by its surface: each is a cheap filter, none is a proof.
 """
@@ -11,7 +11,7 @@ from importlib import resources
 
 from personahub_spark.text import tokens
 
-# A label counts where a line, a sentence or a bracket begins: "a 5 % salt solution: 200 ml" is none.
+# A label counts only where a line, a sentence or a bracket begins: "a 5 % salt solution: 200 ml" has none.
 _BOUNDARY = r"(?:^|(?<=[.!?。\uff01\uff1f…]))[^\S\n]*[(\[{\uff08【#>*_\-]*[^\S\n]*"
 _BLANK = r"[*_\s]*(?![*_\s.…()\[\])]|\Z)"
 _SOLUTION = re.compile(
@@ -32,7 +32,7 @@ _SOLUTION = re.compile(
 
 
 def contains_solution(problem: str) -> bool:
-    """True when a solution, or an answer that is not left blank, follows the question or stands inside it."""
+    """True when the text holds a solution, or an answer that is not left blank."""
     return _SOLUTION.search(problem) is not None
 
 
@@ -53,8 +53,8 @@ _IMPERATIVE = re.compile(
 
 def asks(problem: str) -> int:
     """How many things are asked; a list of data or of choices asks nothing by itself."""
-    asked = sum(map(_asks, _SENTENCE.split(_LABEL.sub("\n", problem))))
-    return max(asked, _listed_asks(problem))
+    questions = sum(map(_asks, _SENTENCE.split(_LABEL.sub("\n", problem))))
+    return max(questions, _listed_asks(problem))
 
 
 def asks_nothing(problem: str) -> bool:
@@ -91,7 +91,7 @@ def _listed_asks(problem: str) -> int:
     return longest
 
 
-# Words that say nothing about who a persona is, or that any word problem holds.
+# Words that say nothing about a persona, or that occur in any word problem.
 _COMMON = frozenset(
     (resources.files("personahub_spark.tasks") / "common_words.txt").read_text(encoding="utf-8").split()
 )
@@ -107,14 +107,14 @@ _FEW_WORDS = 6
 def persona_unused(problem: str, persona: str) -> bool:
     """True when the problem could be anybody's: it shares too few of the persona's telling words, in any inflection.
 
-    One shared word is enough for a persona of up to six telling words, two for a longer one. Where the two are in
-    different scripts nothing can be said, and the answer is False.
+    One shared word is enough for a persona of up to six telling words, two for a longer one. False if the two texts
+    are in different scripts, which cannot be compared.
     """
-    wanted, found = _telling(persona), _telling(problem)
-    if not wanted or not set(map(_script, wanted)) & set(map(_script, found)):
+    of_persona, of_problem = _telling(persona), _telling(problem)
+    if not of_persona or not set(map(_script, of_persona)) & set(map(_script, of_problem)):
         return False
-    shared = sum(any(_same_word(word, other) for other in found) for word in wanted)
-    return shared < (1 if len(wanted) <= _FEW_WORDS else 2)
+    shared = sum(any(_same_word(word, other) for other in of_problem) for word in of_persona)
+    return shared < (1 if len(of_persona) <= _FEW_WORDS else 2)
 
 
 def _telling(text: str) -> set[str]:

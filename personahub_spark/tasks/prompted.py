@@ -12,7 +12,7 @@ from typing import Any
 
 from personahub_spark.llm.finish import may_be_cut
 from personahub_spark.settings.models import Endpoint, SamplingSettings
-from personahub_spark.tasks.checks import CHECKS, Told
+from personahub_spark.tasks.checks import CHECKS, CheckedAnswer
 from personahub_spark.tasks.contract import Drawn, Reading, Subject, Task, failed
 from personahub_spark.tasks.declared import FORM, Declaration
 from personahub_spark.tasks.draws import DRAWS, draw
@@ -32,8 +32,8 @@ class PromptedTask(Task):
     options: Mapping[str, str | None]
     endpoint: Endpoint
     settings: SamplingSettings
-    given: Mapping[str, str] = field(default_factory=dict)
-    """Those of the declared inputs that are the same for all subjects."""
+    shared_texts: Mapping[str, str] = field(default_factory=dict)
+    """Declared inputs that are the same for all subjects."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -41,7 +41,7 @@ class PromptedTask(Task):
 
     @property
     def inputs(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(name for name in self.declaration.inputs if name not in self.given)
+        return tuple(name for name in self.declaration.inputs if name not in self.shared_texts)
 
     @property
     def checks(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -50,8 +50,8 @@ class PromptedTask(Task):
     def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
         """The output in an answer, and the names of the checks that it fails.
 
-        An answer is JSON, or plain text: with the task's prefix, or with a heading for each field. Failures: those of
-        ``reading.opening``, of ``Fields.read``; of one text not_json, cut_off and no_text.
+        An answer is JSON, or plain text with the task's prefix or with a heading for each field. Failures: those of
+        ``reading.opening`` and ``Fields.read``; for a task with one text field not_json, cut_off and no_text.
         """
         text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
         if isinstance(text, Reading):
@@ -76,11 +76,11 @@ class PromptedTask(Task):
 
     def _judged(self, output: Mapping[str, Any], text: str, written: str, subject: Subject, *, is_cut: bool) -> Reading:
         drawn = self._draws(subject)
-        told = Told(
+        answer = CheckedAnswer(
             output,
             text,
             written,
-            {**self.given, **subject.texts},
+            {**self.shared_texts, **subject.texts},
             is_cut=is_cut,
             in_other_language=self.options.get("language", "same") not in (None, "same"),
             prefix=self._prefix,
@@ -88,13 +88,14 @@ class PromptedTask(Task):
             drawn={name: one.data for name, one in drawn.items()},
         )
         failing = tuple(
-            check.name for check in self.declaration.checks if CHECKS[check.name].fails(told, **check.parameters)
+            check.name for check in self.declaration.checks if CHECKS[check.name].fails(answer, **check.parameters)
         )
         kept = {name: value for one in drawn.values() for name, value in one.fields.items()}
         return Reading(text, None, failing, {**output, **kept})
 
     def _written(self, text: str) -> str | None:
-        """The text that ``text`` is, or holds where it is meant as JSON; None where that is broken or holds none."""
+        """The plain text of an answer, or the task's text field if the answer is JSON; None for broken JSON or JSON
+        without that field."""
         value = content(text, lambda value: self._value(value) is not None)
         if not isinstance(value, str):
             inner = self._value(value)
@@ -106,12 +107,12 @@ class PromptedTask(Task):
         prefixed = self._prefix is not None and self._prefix.match(value) is not None
         if _BROKEN_JSON.match(self._prefix.sub("", value) if self._prefix is not None else value):
             return None
-        # Behind its prefix a text may speak of JSON.
+        # After its prefix a text may be about JSON.
         key = re.compile(rf'"{re.escape(self.declaration.text)}"\s*:', re.IGNORECASE)
         return None if not prefixed and key.search(value) else value
 
     def _value(self, value: object) -> object:
-        """What a JSON ``value`` has for the text; None where it has none."""
+        """The value of the text field in a JSON ``value``; None without one."""
         if not isinstance(value, dict):
             return None
         return next((value[key] for key in value if key.strip().lower() == self.declaration.text), None)
@@ -122,7 +123,7 @@ class PromptedTask(Task):
 
     @cached_property
     def _prefix(self) -> re.Pattern[str] | None:
-        """What an answer begins with; bold, or in any case, is good enough."""
+        """Matches the prefix of an answer, in any letter case, bold or not."""
         prefix = self.declaration.plain.prefix
         if prefix is None:
             return None
@@ -131,14 +132,14 @@ class PromptedTask(Task):
 
     @cached_property
     def _example_texts(self) -> tuple[str, ...]:
-        found: list[str] = []
+        texts: list[str] = []
         for example in self.declaration.examples:
             for value in example.output.values():
                 for part in value if isinstance(value, list) else [value]:
-                    # Of an object the number alone is nobody's phrase.
-                    found += [str(each) for each in (part.values() if isinstance(part, dict) else [part])
+                    # Numbers in an object are left out: they are no wording of the example.
+                    texts += [str(each) for each in (part.values() if isinstance(part, dict) else [part])
                               if isinstance(each, str)]  # fmt: skip
-        return tuple(found)
+        return tuple(texts)
 
     @property
     def _form(self) -> str:
@@ -146,7 +147,7 @@ class PromptedTask(Task):
 
     @cached_property
     def _words(self) -> dict[str, str]:
-        """What stands for each placeholder but those of the subject's texts."""
+        """The text for each placeholder, except those of the subject's texts."""
         declared = self.declaration
         plain = {name: value or "" for name, value in self.options.items()}
         chosen = {**self.options, FORM: self._form}
@@ -171,9 +172,9 @@ class PromptedTask(Task):
         """An output as an answer should look."""
         if self._form == "json":
             return json.dumps(output, ensure_ascii=False)
-        told = Fields(self.declaration.output, {}).read(json.dumps(output), is_whole=True)[0]
+        fields = Fields(self.declaration.output, {}).read(json.dumps(output), is_whole=True)[0]
         lines = []
-        for name, value in told.items():
+        for name, value in fields.items():
             heading = f"{name.replace('_', ' ').capitalize()}:"
             lines.append("\n- ".join((heading, *value)) if isinstance(value, list) else f"{heading} {value}")
         return "\n".join(lines)
@@ -183,7 +184,7 @@ class PromptedTask(Task):
         return Template(self.declaration.system).substitute(self._words).strip()
 
     def _user(self, texts: Mapping[str, str]) -> str:
-        data = {name: as_data(text, name) for name, text in {**self.given, **texts}.items()}
+        data = {name: as_data(text, name) for name, text in {**self.shared_texts, **texts}.items()}
         undrawn = dict.fromkeys(self.declaration.drawn_texts, "")
         return Template(self.declaration.user).substitute({**self._words, **undrawn, **data}).strip()
 

@@ -17,7 +17,7 @@ _UNSEEN = re.compile(
     r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 )
 _CONTROLS = re.compile("[\x00-\x07\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
-# What models write around what they think before they answer, by the chat templates that are about.
+# Tags that models write around their thoughts before an answer, from published chat templates.
 _THINKING = (
     r"(?:\w{1,20}:)?(?:\w{0,40}(?:think|thought|reason|reflect)\w{0,60}|analysis|scratch[ _-]?pad|cot|chain[ _-]of"
     r"|inner|internal|monologue|ant[ _-]?thinking|deliberation|planning|plan)(?:[ _-]\w{1,20}){0,2}"
@@ -33,8 +33,8 @@ _CLOSES = (
     r"|<\|(?:end_of_thought|end_thinking|/think(?:ing)?|think(?:ing)?_end|inner_suffix|cot_end)\|>|<channel\|>"
 )
 _OPENED, _CLOSED = re.compile(_OPENS, re.IGNORECASE), re.compile(_CLOSES, re.IGNORECASE)
-# Where a text is about the tags: `</think>` in backquotes, or <think>…</think> with at most 8 characters in a line.
-_SPOKEN_OF = re.compile(
+# A text that is about the tags: `</think>` in backquotes, or <think>…</think> with at most 8 characters in a line.
+_MENTION = re.compile(
     rf"`(?:{_OPENS}|{_CLOSES})[^`\n]{{0,40}}`|(?<=[^\W\d_] )[(`\"']?(?:{_OPENS})[^\n<\[◁]{{0,8}}(?:{_CLOSES})",
     re.IGNORECASE,
 )
@@ -50,7 +50,7 @@ _LABEL_OF_ANSWER = re.compile(
 )
 _DONE_THINKING = re.compile(r"\AThinking(?:\.{3}|…)")
 _DONE = re.compile(r"(?:\.{3}|…)done thinking\.")
-_TOLD_THOUGHTS = ((_THOUGHT_PROCESS, _RESPONSE), (_LABEL_OF_THOUGHTS, _LABEL_OF_ANSWER), (_DONE_THINKING, _DONE))
+_LABELLED_THOUGHTS = ((_THOUGHT_PROCESS, _RESPONSE), (_LABEL_OF_THOUGHTS, _LABEL_OF_ANSWER), (_DONE_THINKING, _DONE))
 # Channels of gpt-oss, also where a server leaves the special tokens out.
 _CHANNEL = re.compile(r"<\|channel\|>\s*[a-z]+(?P<to>[^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _FINAL = re.compile(
@@ -135,10 +135,10 @@ _CLOSING = re.compile(
 
 
 def visible(text: str) -> str:
-    """``text`` without what a reader does not see: controls, bidirectional overrides, zero-width characters.
+    """``text`` without characters that no reader sees: controls, bidirectional overrides, zero-width characters.
 
-    Thoughts at its beginning and special tokens at its end are none of it, also in a string of JSON. TeX is
-    ``tex.mended``: no source of JSON is given. Newlines and tabs stay; other controls are ``tex.UNREADABLE``.
+    Thoughts at its beginning and special tokens at its end are removed, also from a JSON string. ``text`` must not be
+    JSON source, because TeX is ``tex.mended``. Newlines and tabs stay; other controls become ``tex.UNREADABLE``.
     """
     return _without_marks(_readable(text))
 
@@ -157,7 +157,7 @@ def _without_marks(text: str) -> str:
 
 
 def _source(text: str) -> str:
-    """``text`` without what a reader does not see, but with controls of which JSON may make something."""
+    """``text`` without characters that no reader sees, but with the controls that mean something in JSON source."""
     return _UNSEEN.sub("", _CONTROLS.sub("", text)).replace("\r\n", "\n").strip()
 
 
@@ -175,10 +175,10 @@ def copies_example(texts: Iterable[str], examples: Iterable[str], *, run: int) -
 def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> str | Reading:
     """The visible answer, or a failed Reading that names why there is none to read.
 
-    What a model thought before it answered is no answer, nor is what it said after its turn; in JSON both are text like
-    any other. ``longest`` bounds the work in characters: what is longer is ``too_long`` unread, thoughts of up to three
-    times as many not counted. Failures: filtered, refusal, tool_call, cut_off (nothing came before the token limit),
-    empty, no_text, too_long, unclear_thoughts (a closing tag that may end thoughts or be what the answer is about).
+    A model's thoughts before its answer and text after its turn are removed, except inside JSON. ``longest`` is in
+    characters: a longer answer is ``too_long`` and not read; thoughts of up to three times as many do not count.
+    Failures: filtered, refusal, tool_call, cut_off (nothing before the token limit), empty, no_text, too_long,
+    unclear_thoughts (a closing tag that may end thoughts, or that the answer may be about).
     """
     ended = ending(finish_reason)
     if ended in ("filtered", "refusal"):
@@ -186,15 +186,15 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
     text = (answer or "").strip(" \n")
     if len(text) > 4 * longest:
         return failed("too_long")
-    # TeX in JSON is seen to when its strings are read: there, two backslashes are one.
+    # In JSON, where two backslashes stand for one, TeX is mended later, when the strings are read.
     holds_json = text[:1] == '"' or _OBJECT_OR_LIST.search(text) is not None
-    said = _said(_source(text) if holds_json else _readable(text))
-    if said is None:
+    spoken = _without_thoughts_and_turn(_source(text) if holds_json else _readable(text))
+    if spoken is None:
         return failed("unclear_thoughts")
-    text = said
+    text = spoken
     if len(text) > longest:
         return failed("too_long")
-    # Beside a call an answer may say what it is for.
+    # An answer that ended in a tool call may still hold the JSON that was asked for.
     if _TOOL_CALL.match(text) or (ended == "tool_call" and (not text or _OBJECT_OR_LIST.search(text) is None)):
         return failed("tool_call")
     if not text:
@@ -206,10 +206,10 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
     return text
 
 
-def _said(text: str) -> str | None:
-    """What an answer says after its thoughts and inside its turn: "" where it has only thoughts.
+def _without_thoughts_and_turn(text: str) -> str | None:
+    """The answer without its thoughts and without text outside its turn: "" if it has only thoughts.
 
-    None where a closing tag may end thoughts or be what the answer is about.
+    None if a closing tag may end thoughts, but the answer may also be about such tags.
     """
     role = _ROLE.match(text)
     text = text[role.end() :] if role else text
@@ -234,7 +234,7 @@ def _without_thoughts(text: str) -> str | None:
     bare = _BARE_CHANNEL.match(text)
     if bare is not None and (bare["is_sure"] or _BARE_FINAL in text):
         return text.rpartition(_BARE_FINAL)[2].strip() if _BARE_FINAL in text else ""
-    for begins, ends in _TOLD_THOUGHTS:
+    for begins, ends in _LABELLED_THOUGHTS:
         if begins.match(text):
             end = _last(ends, text)
             if end is not None:
@@ -244,7 +244,7 @@ def _without_thoughts(text: str) -> str | None:
         return None
     text = text[closed.end() :].strip() if closed else text
     opened = _outside(text, _OPENED)
-    # What stands before thoughts that go on to the end was said, unless they are only spoken of: "reads <think> tags".
+    # Thoughts that never close are cut off at their start, unless the text only mentions the tag: "reads <think> tags".
     if opened is None or (text[: opened.start()][-1:] == " " and text[opened.end() :][:1] == " "):
         return text
     return text[: opened.start()].strip()
@@ -266,11 +266,11 @@ def _last(mark: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def _outside(text: str, mark: re.Pattern[str], *, last: bool = False) -> re.Match[str] | None:
-    """The first ``mark`` in ``text``, or the last, that stands inside no JSON and is not only spoken of."""
-    found = list(mark.finditer(text))
-    if not found:
+    """The first (or last) ``mark`` in ``text`` that is outside JSON and not only mentioned."""
+    matches = list(mark.finditer(text))
+    if not matches:
         return None
-    inside = [(said.start(), said.end()) for said in _SPOKEN_OF.finditer(text)]
+    inside = [(mention.start(), mention.end()) for mention in _MENTION.finditer(text)]
     position, tries = 0, 0
     while (start := _OBJECT.search(text, position)) and tries < _FALSE_STARTS:
         try:
@@ -278,26 +278,31 @@ def _outside(text: str, mark: re.Pattern[str], *, last: bool = False) -> re.Matc
             inside.append((start.start(), position))
         except (ValueError, RecursionError):
             position, tries = start.start() + 1, tries + 1
-    for match in reversed(found) if last else found:
+    for match in reversed(matches) if last else matches:
         if not any(begin <= match.start() < end for begin, end in inside):
             return match
     return None
 
 
 def is_refusal(text: str) -> bool:
-    """Whether ``text`` opens as a model does that will not answer."""
+    """Whether ``text`` begins like a model's refusal."""
     return _REFUSAL.match(text) is not None
 
 
 def content(
-    text: str, wanted: Callable[[object], bool], *, lists: bool = False, is_answer: bool = True, nested: int = _DEEPEST
+    text: str,
+    is_wanted: Callable[[object], bool],
+    *,
+    lists: bool = False,
+    is_answer: bool = True,
+    nested: int = _DEEPEST,
 ) -> object:
-    """What ``text`` says: the JSON that it is or holds, or the plain text (a ``str``) without what is around it.
+    """The content of ``text``: its JSON, or its plain text (a ``str``) without wrapping.
 
-    The whole is tried as JSON first, then what stands in a fence, a tag or quotes around the whole. An answer (not:
-    a string inside JSON) may also have other text around its fence or its JSON: where that only announces and closes
-    it ("Sure! Here it is:"), or where a JSON that is ``wanted`` is most of the answer. All else is text as it stands.
-    With ``lists`` lists count as objects. JSON that is a text is read again, ``nested`` times at most.
+    Tries the whole text as JSON, then the inside of a fence, a tag or quotes around all of it. An answer (but not a
+    string inside JSON) may have other text around its fence or JSON, if that only announces and closes it ("Sure! Here
+    it is:") or if JSON for which ``is_wanted`` is true makes up most of the answer. Anything else is plain text.
+    With ``lists``, lists count as objects. A JSON string is read again, at most ``nested`` times.
     """
     try:
         value = _DECODER.decode(text)
@@ -306,22 +311,22 @@ def content(
     else:
         if not isinstance(value, str):
             return value
-        return content(value.strip(), wanted, lists=lists, is_answer=False, nested=nested - 1) if nested else None
-    inner = _unwrapped(text, lambda inside: _is_one(inside, wanted), is_answer=is_answer)
+        return content(value.strip(), is_wanted, lists=lists, is_answer=False, nested=nested - 1) if nested else None
+    inner = _unwrapped(text, lambda inside: _is_one(inside, is_wanted), is_answer=is_answer)
     if inner != text and nested:
-        return content(inner, wanted, lists=lists, is_answer=is_answer, nested=nested - 1)
-    value = _held(text, wanted, lists=lists) if is_answer else text
+        return content(inner, is_wanted, lists=lists, is_answer=is_answer, nested=nested - 1)
+    value = _held(text, is_wanted, lists=lists) if is_answer else text
     return visible(value) if isinstance(value, str) else value
 
 
 def _is_meant(before: str, after: str) -> bool:
-    """Whether what stands between ``before`` and ``after`` is the answer, and these only announce and close it."""
+    """Whether ``before`` and ``after`` only announce and close the answer between them."""
     before, after = before.strip(), after.strip()
     is_announced = not before or (len(before) <= 400 and _LEAD_INS.fullmatch(before) is not None)
     return is_announced and (not after or _CLOSING.match(after) is not None)
 
 
-def _held(text: str, wanted: Callable[[object], bool], *, lists: bool) -> object:
+def _held(text: str, is_wanted: Callable[[object], bool], *, lists: bool) -> object:
     """The JSON inside ``text`` that is the answer, or ``text``."""
     other: object = text
     position = 0
@@ -333,12 +338,12 @@ def _held(text: str, wanted: Callable[[object], bool], *, lists: bool) -> object
             value, end = _DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
             if lists or start.start() == 0:
-                break  # it is broken, and what is whole inside it is not the answer
+                break  # broken JSON; a whole object inside it is not the answer
             position = start.start() + 1
             continue
         is_most = 2 * (end - start.start()) >= len(text)
         after = text[end:].strip()
-        if wanted(value) and (is_most or _is_meant(text[: start.start()], "" if after[:1] in ("{", "`") else after)):
+        if is_wanted(value) and (is_most or _is_meant(text[: start.start()], "" if after[:1] in ("{", "`") else after)):
             return value
         other = value if is_most else other
         position = end
@@ -362,9 +367,9 @@ def json_objects(text: str, *, most: int) -> Iterator[dict[str, object]]:
         yield value
 
 
-def _is_one(text: str, wanted: Callable[[object], bool]) -> bool:
+def _is_one(text: str, is_wanted: Callable[[object], bool]) -> bool:
     try:
-        return wanted(_DECODER.decode(text.strip()))
+        return is_wanted(_DECODER.decode(text.strip()))
     except (ValueError, RecursionError):
         return False
 
@@ -380,10 +385,10 @@ def _is_json(text: str) -> bool:
 
 
 def _unwrapped(text: str, is_wanted: Callable[[str], bool], *, is_answer: bool) -> str:
-    """``text`` without one fence, tag or pair of quotes around the whole, and without what an answer says around it."""
-    for found in (_fenced(text, is_wanted, is_answer=is_answer), _tagged(text, is_answer=is_answer)):
-        if found is not None:
-            return found.strip()
+    """``text`` without one fence, tag or pair of quotes, and without an answer's words around that."""
+    for unwrapped in (_fenced(text, is_wanted, is_answer=is_answer), _tagged(text, is_answer=is_answer)):
+        if unwrapped is not None:
+            return unwrapped.strip()
     boxed = _BOXED.fullmatch(text)
     if boxed is not None:
         return (boxed["text"] or boxed["inside"]).strip()
@@ -394,7 +399,7 @@ def _unwrapped(text: str, is_wanted: Callable[[str], bool], *, is_answer: bool) 
 
 
 def _fenced(text: str, is_wanted: Callable[[str], bool], *, is_answer: bool) -> str | None:
-    """What stands in the fence around ``text``; other text may be around that where ``is_wanted`` or announced."""
+    """The inside of the fence around ``text``; other text around it is allowed if it is announced or ``is_wanted``."""
     if "\n" not in text:
         return _fenced_in_line(text, is_answer=is_answer)
     opens = _FENCE.search(text)

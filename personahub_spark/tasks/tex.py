@@ -1,4 +1,4 @@
-r"""TeX in answers: ``\frac`` in a JSON string is a form feed and "rac" to a decoder, and what was meant to a reader."""
+r"""Repair TeX in answers: a JSON decoder reads ``\frac`` in a string as a form feed and "rac"."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from json import scanner
 from json.decoder import JSONDecodeError, JSONDecoder
 from typing import Any, Literal
 
-# Commands that begin with a letter that is a JSON escape after a backslash, without that letter. A backspace is never
-# meant: what follows one needs no list.
+# Commands whose first letter is a JSON escape after a backslash, without that letter. There is no list for backspace:
+# no model means one, so it always begins a command.
 _AFTER_TAB = """
     ag an anh au binom ext extasciitilde extbackslash extbf extcircled extcolor extdegree extdollar exteuro extgreater
     extit extless extmd extnormal extpercent extquoteleft extquoteright extrm extsc extsf extsl extstyle extsubscript
@@ -40,7 +40,7 @@ _CUT = {
     "\r": ("r", frozenset(_AFTER_RETURN.split())),
     "\f": ("f", frozenset(_AFTER_FORM_FEED.split())),
 }
-# Of these, what a line or a column may begin with in some language; they are commands where a formula goes on.
+# Of these, words that may begin a line or a column in some language; they are commands only inside a formula.
 _WORDS_TOO = """
     ag an anh au box cong e earrow eg eq exists ext gtr i ill lat less mid o op orm parallel prec rown sim subset succ
     supset t u
@@ -48,9 +48,9 @@ _WORDS_TOO = """
 _WORDS = frozenset(_WORDS_TOO.split())
 _ALWAYS_COMMAND = re.compile(r"([\x08\f]|\r(?!\n))(?=[A-Za-z{])")
 _LETTERS = {"\b": "b", "\f": "f", "\r": "r", "\t": "t", "\n": "n"}
-_LEFT_OVER = re.compile(r"[\x08\f]|\r(?!\n)")
+_LONE_CONTROL = re.compile(r"[\x08\f]|\r(?!\n)")
 UNREADABLE = "\ufffd"
-"""In place of a control character that says nothing: what stood there is not known."""
+"""Stands in for a control character whose original is not known."""
 
 _CONTROL = re.compile(r"([\t\n])([A-Za-z]+)")
 _DELIMITER = re.compile(r"\\(?:begin\{|end\{|.)|\$\$?", re.DOTALL)
@@ -93,39 +93,39 @@ _SPLIT = re.compile(rf"(?<=[^\s.:;!?,。}}\[\\])[ ]*[\t\n](?:{'|'.join(sorted(_W
 
 
 def mended(text: str) -> str:
-    r"""``text``, which is no source of JSON, with TeX put right that was escaped once too often or too seldom.
+    r"""``text`` (no JSON source) with TeX repaired that was escaped once too often or once too seldom.
 
-    A form feed, backspace or lone carriage return before letters is a command that lost its backslash. A tab is that
-    before the rest of a command that is no word ("heta"), or in a formula; a newline before such a rest ("abla"). Where
-    every command has two backslashes, each has one in its place.
+    A form feed, backspace or lone carriage return before letters is a command that lost its backslash. So is a tab
+    before the rest of a command that is no word ("heta"), or in a formula, and a newline before such a rest ("abla").
+    If every command has two backslashes, each gets one.
     """
     text = _with_commands(text, "plain")
     if _ALL_DOUBLED.search(text) and not _ONE_BACKSLASH.search(text):
-        text = _BACKSLASHES.sub(lambda found: found[0][: len(found[0]) // 2], text)
+        text = _BACKSLASHES.sub(lambda match: match[0][: len(match[0]) // 2], text)
     return text
 
 
 def _with_commands(text: str, source: _Source) -> str:
     """``text`` with its commands that were read as control characters."""
-    text = _ALWAYS_COMMAND.sub(lambda found: f"\\{_LETTERS[found[1]]}", text)
+    text = _ALWAYS_COMMAND.sub(lambda match: f"\\{_LETTERS[match[1]]}", text)
     if not _CONTROL.search(text):
         return text
     formulas = _formulas(text)
     starts = [start for start, _, _ in formulas]
 
-    def command(found: re.Match[str]) -> str:
-        number = bisect(starts, found.start()) - 1
-        kind = formulas[number][2] if number >= 0 and found.start() < formulas[number][1] else ""
-        if _is_lost(found, kind, source):
-            return f"\\{_LETTERS[found[1]]}{found[2]}"
-        return found[0]
+    def command(match: re.Match[str]) -> str:
+        number = bisect(starts, match.start()) - 1
+        kind = formulas[number][2] if number >= 0 and match.start() < formulas[number][1] else ""
+        if _is_lost(match, kind, source):
+            return f"\\{_LETTERS[match[1]]}{match[2]}"
+        return match[0]
 
     return _CONTROL.sub(command, text)
 
 
-def _is_lost(found: re.Match[str], formula: str, source: _Source) -> bool:
+def _is_lost(match: re.Match[str], formula: str, source: _Source) -> bool:
     """Whether a tab or newline before letters, in a ``formula`` of this kind or in none (""), is a command."""
-    text, start, end, control, rest = found.string, found.start(), found.end(), found[1], found[2]
+    text, start, end, control, rest = match.string, match.start(), match.end(), match[1], match[2]
     is_tab = control == "\t"
     is_known = rest in _CUT[control][1]
     before = text[max(0, start - 2) : start]
@@ -157,7 +157,7 @@ def _is_lost(found: re.Match[str], formula: str, source: _Source) -> bool:
     if is_tab and rest in _GREEK and is_after_blank and source != "plain":
         return not is_prose
     if not is_tab:
-        # A line hardly ends in a blank, and where other commands of the line are whole this may be one, too.
+        # A line rarely ends in a blank; and beside whole commands in the same line this is probably one too.
         line = text[text.rfind("\n", max(0, start - 200), start) + 1 : start] + text[end : end + 200].partition("\n")[0]
         if source == "json_of_two" or not (is_after_blank or rest == "eq" or _COMMAND.search(line)):
             return False
@@ -165,11 +165,11 @@ def _is_lost(found: re.Match[str], formula: str, source: _Source) -> bool:
 
 
 def _formulas(text: str) -> list[tuple[int, int, str]]:
-    r"""Where formulas begin and end, and their kind: inline, or display, which has lines of its own.
+    r"""Begin, end and kind of each formula: inline, or display (on lines of its own).
 
-    Of two dollars the second ends a formula where no blank is before it and no digit behind: "$5 or $6" has none.
+    A second dollar sign ends a formula only without a blank before it and a digit after it: "$5 or $6" has no formula.
     """
-    found: list[tuple[int, int, str]] = []
+    formulas: list[tuple[int, int, str]] = []
     opened: tuple[str, int, str] | None = None
     depth, dollar = 0, -1
     for mark in _DELIMITER.finditer(text):
@@ -177,14 +177,14 @@ def _formulas(text: str) -> list[tuple[int, int, str]]:
         if opened is not None and opened[0] == "\\end{":
             depth += (sign == "\\begin{") - (sign == "\\end{")
             if depth == 0:
-                found.append((opened[1], at, "display"))
+                formulas.append((opened[1], at, "display"))
                 opened = None
         elif sign == "\\begin{":
             opened, depth = ("\\end{", at, "display"), 1
         elif sign in ("\\(", "\\["):
             opened = ("\\)" if sign == "\\(" else "\\]", at, "inline" if sign == "\\(" else "display")
         elif opened is not None and sign == opened[0] and sign != "$":
-            found.append((opened[1], mark.start(), opened[2]))
+            formulas.append((opened[1], mark.start(), opened[2]))
             opened = None
         elif sign == "$$" and (opened is None or opened[0] == "$"):
             opened = ("$$", at, "display")
@@ -195,23 +195,23 @@ def _formulas(text: str) -> list[tuple[int, int, str]]:
             is_set_in = inside[:1] == " " and inside[-1:] == " " and _FORMULA_SIGN.search(inside) is not None
             ends = inside[-1:] not in ("", " ", "\n") and not text[at : at + 1].isdigit()
             if (ends or is_set_in) and "\n\n" not in inside and (inside[:1] != " " or is_set_in):
-                found.append((dollar, mark.start(), "inline"))
+                formulas.append((dollar, mark.start(), "inline"))
                 opened = None
             else:
                 opened, dollar = ("$", at, "inline"), at
-    return found
+    return formulas
 
 
 def without_controls(text: str) -> str:
     """``text`` with UNREADABLE in place of each backspace, form feed and lone carriage return."""
-    return _LEFT_OVER.sub(UNREADABLE, text)
+    return _LONE_CONTROL.sub(UNREADABLE, text)
 
 
 def garbled(text: str) -> bool:
     """Whether TeX in ``text`` may have lost something.
 
-    That is a command without its beginning, a brace or environment left open, UNREADABLE, a tab before letters in a
-    line with TeX, a newline before what may be the rest of a command and no line of its own.
+    Signs are: a command without its beginning, an open brace or environment, UNREADABLE, a tab before letters in a
+    line with TeX, and a newline before something that looks like the rest of a command.
     """
     if UNREADABLE in text or _LOST.search(text) or _NO_LINE.search(text):
         return True
@@ -234,10 +234,10 @@ _PLAIN = JSONDecoder(strict=False)
 class Decoder(JSONDecoder):
     r"""Reads JSON whose strings hold TeX as a model writes it: ``\sqrt`` and ``\(`` beside ``\\frac`` and ``\frac``.
 
-    What JSON knows is read as ever; a backslash before anything else stays. Escapes before letters that are the rest of
-    a command are that command, most readily in formulas and where others have one backslash. Where a string
-    writes its commands with one backslash, two alone are a line break of TeX and stay two. Line breaks
-    inside strings are taken. As with JSONDecoder, ValueError and RecursionError say that there is no JSON.
+    JSON's own escapes are read as usual; a backslash before anything else stays. An escape before the rest of a command
+    is that command, most readily in formulas and in strings whose other commands have one backslash. In a string that
+    writes its commands with one backslash, two alone are a line break of TeX and stay two. Line breaks inside strings
+    are allowed. Like JSONDecoder, raises ValueError or RecursionError if there is no JSON.
     """
 
     def __init__(self) -> None:
@@ -260,22 +260,22 @@ def _string(text: str, begin: int, _strict: bool) -> tuple[str, int]:
         return raw, rest.end()
     is_doubled, is_single = bool(_DOUBLED.search(raw)), any(map(_is_command, _SINGLE.finditer(raw)))
 
-    def unescaped(found: re.Match[str]) -> str:
-        if found[1]:
-            return str(json.loads(f'"{found[1]}"'))
-        if found[2]:
-            return "\\\\" if is_single and not is_doubled and found[2] == "\\\\" else "\\" * (len(found[2]) // 2)
-        return _ESCAPED.get(found[3], f"\\{found[3]}")
+    def unescaped(match: re.Match[str]) -> str:
+        if match[1]:
+            return str(json.loads(f'"{match[1]}"'))
+        if match[2]:
+            return "\\\\" if is_single and not is_doubled and match[2] == "\\\\" else "\\" * (len(match[2]) // 2)
+        return _ESCAPED.get(match[3], f"\\{match[3]}")
 
-    # A line break that stands there as it is was never a command.
+    # A real line break in the source was never a command.
     text = _ESCAPE.sub(unescaped, raw.replace("\n", "\v"))
     text = _with_commands(text, "json_of_one" if is_single else "json_of_two" if is_doubled else "json")
     return text.replace("\v", "\n"), rest.end()
 
 
-def _is_command(found: re.Match[str]) -> bool:
-    """Whether a single backslash of JSON source is TeX: always, but before letters that are escapes of JSON."""
-    rest, escape = found[1], found[0][-1 - len(found[1] or "")]
+def _is_command(match: re.Match[str]) -> bool:
+    """Whether a single backslash of JSON source is TeX: always, except before letters that are JSON escapes."""
+    rest, escape = match[1], match[0][-1 - len(match[1] or "")]
     if rest is None or escape == "b":
         return True
-    return any(letter == escape and rest in known and rest not in _WORDS for letter, known in _CUT.values())
+    return any(letter == escape and rest in rests and rest not in _WORDS for letter, rests in _CUT.values())

@@ -11,7 +11,7 @@ _TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean"
 def view_query(task: Declaration) -> str:
     """The SELECT of the task's view, its tables as ``{name}``; its first line is a comment: the question it answers.
 
-    A check's column is true where the row fails it. Rows that were withdrawn are left out.
+    A check's column is true if the row fails the check. Withdrawn rows are left out.
     """
     fields = ", ".join(f"`{name}` {_TYPES[kind]}" for name, kind in task.fields.items())
     columns = [f"s.fields.`{name}`" for name in task.fields]

@@ -1,4 +1,4 @@
-"""Prompt templates: files of the package, filled in without ever reading what they are filled with."""
+"""Prompt templates: files of the package. Texts are filled in as they are, never interpreted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _CONTROL_TOKEN = re.compile(r"<(?=\|)")
 
 @functools.cache
 def template(name: str) -> Template:
-    """The template ``prompts/<name>.txt``; ``$word`` stands for what is filled in."""
+    """The template ``prompts/<name>.txt``; ``$word`` is a placeholder."""
     file = resources.files("personahub_spark.tasks") / "prompts" / f"{name}.txt"
     return Template(file.read_text(encoding="utf-8").strip())
 
@@ -58,22 +58,22 @@ def version(task: str, *wording: str, schema: Mapping[str, Any] | None = None) -
 
 
 def as_data(text: str, tag: str) -> str:
-    """``text`` made storable, and unable to close the ``<tag>`` around it or to speak a chat template's tokens."""
+    """``text`` cleaned, and unable to close the ``<tag>`` around it or to hold a chat template's tokens."""
     marked = re.compile(rf"<(?=\s*/?\s*{tag}\b)", re.IGNORECASE)
     return marked.sub("< ", _CONTROL_TOKEN.sub("< ", clean(text))).strip()
 
 
-def in_language(language: str | None, given: str) -> str:
-    """The sentence that asks for an answer in ``language``: a code, or "same" for that of the ``given`` thing."""
+def in_language(language: str | None, subject: str) -> str:
+    """The sentence that asks for an answer in ``language``: a code, or "same" for the language of ``subject``."""
     if language is None:
         return ""
     if language == "same":
-        return f"Write in the language of the {given}."
+        return f"Write in the language of the {subject}."
     return f"Write in {_LANGUAGES.get(language, f'the language with the ISO code {language}')}."
 
 
 def json_object(fields: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of an object with just these ``fields``, all of them."""
+    """The JSON schema of an object with exactly these ``fields``, all required."""
     return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
 
 

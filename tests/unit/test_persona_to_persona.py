@@ -97,7 +97,7 @@ def test_the_example_in_the_prompt_is_read_as_it_is_meant_and_refused_as_an_answ
     system = str(request(task, "A baker.").messages[0]["content"])
     example = system.partition("\nGiven: ")[2].partition("\n")[2].partition("\n\n")[0]
     assert [reading.failure for reading in readings_of(task, example, "stop", PARENT)] == ["example"] * 4
-    readings = read_several(example, "stop", most=4, given=PARENT)
+    readings = read_several(example, "stop", most=4, parent=PARENT)
     assert [reading.failure for reading in readings] == [None] * 4
     assert [reading.output.get("relation") for reading in readings] == ["child", "supplier", "rival", "neighbour"]
     assert readings[0].output.get("relation_words") == "the daughter who waits up for her"

@@ -84,7 +84,7 @@ def test_a_task_of_ones_own_asks_with_two_texts_and_reads_three_typed_fields(rec
     festive = prompted("recipe", JSON, paths=(recipe,), kind="festive")
     assert festive.recipe != task.recipe and festive.prompt_version != task.prompt_version
     assert task.request(Subject("s", COOK, 1)).key != request.key
-    given = dataclasses.replace(task, given={"guest": COOK["guest"]})
+    given = dataclasses.replace(task, shared_texts={"guest": COOK["guest"]})
     assert given.inputs == ("persona",) and given.recipe != task.recipe
     assert given.request(Subject("s", {"persona": COOK["persona"]})).messages == request.messages
     assert pickle.loads(pickle.dumps(task)).request(Subject("s", COOK)).key == request.key

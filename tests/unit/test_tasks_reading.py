@@ -632,7 +632,7 @@ def test_any_part_of_an_answer_is_read_in_linear_time(begins: str, unit: str, en
     with linear():
         for answer in (text, text[:19_000] + ends, json.dumps({"relation": text, "persona": PERSONA})):
             one(answer)
-            read_several(answer, "stop", most=3, given=GIVEN)
+            read_several(answer, "stop", most=3, parent=GIVEN)
             problem(answer)
             profile(answer)
         one(text * 4)

@@ -29,13 +29,15 @@ MAX_PERSONA_CHARS = 2_000
 
 _MAX_ANSWER_CHARS = 50_000
 _MAX_ITEMS = 50
-"""So many personas of an answer are looked at."""
+"""Personas that are read from one answer, at most."""
 _MAX_RELATION_CHARS = 200
-_MAX_TOLD_CHARS = 2 * _MAX_RELATION_CHARS  # with what is around the words for a relation
-_COPIED_RUN = 8  # words in a row: other amateur violin makers may be found, and shorter examples told of a real text
+_MAX_PHRASE_CHARS = 2 * _MAX_RELATION_CHARS  # the words for a relation, and markup around them
+_COPIED_RUN = (
+    8  # words in a row: a real text may be about an amateur violin maker too, and share fewer words with the example
+)
 
-# What people write for a relation, by the label that it counts as. The label itself need not be repeated.
-_SAID: dict[Relation, str] = {
+# Words that count as each label, beside the label itself.
+_SYNONYMS: dict[Relation, str] = {
     "patient": "",
     "carer": "caregiver caretaker nurse doctor physician therapist midwife babysitter nanny guardian",
     "colleague": "coworker teammate collaborator peer associate crewmate",
@@ -54,7 +56,7 @@ _SAID: dict[Relation, str] = {
     "neighbour": "neighbor flatmate roommate",
     "rival": "competitor opponent adversary critic enemy",
 }
-_LABELS: dict[str, Relation] = {word: label for label, words in _SAID.items() for word in (label, *words.split())}
+_LABELS: dict[str, Relation] = {word: label for label, words in _SYNONYMS.items() for word in (label, *words.split())}
 
 _BROKEN_JSON = re.compile(r"""\A[\[{]|["'“]persona["'”]\s*:""", re.IGNORECASE)
 _ITEM = re.compile(r"^[^\S\n]*(?:[-*•·–]|\d{1,2}[.)、])[^\S\n]+\S", re.MULTILINE)
@@ -63,7 +65,7 @@ _ORNAMENT = re.compile(
     r"|[*`]*(?:the\s+)?(?:(?:final\s+)?(?:answer|response|output)|persona|人物(?:画像|设定)?|角色|ペルソナ)\s*\d*\s*[*`]*\s*[:\uff1a][*`]*\s*)",
     re.IGNORECASE,
 )
-# A grammar ends a sentence at its last word that is allowed; no English sentence ends in one of these.
+# A grammar may end a sentence after the last allowed word; no English sentence ends in one of these words.
 _BROKEN_OFF = re.compile(r"\s(?:the|and|whose|which|their|than|because|including|such as|as well as)\W*\Z")
 _HEADING_MARK = re.compile(r"\A(?:#{1,6}\s+|>\s*)+")
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
@@ -95,7 +97,7 @@ _WORDS_KEYS = ("words", "relation_words", "relation_in_own_words", "own_words", 
 
 @dataclass(frozen=True)
 class _Item:
-    """What an answer says of one person, not yet looked at."""
+    """What an answer says about one person, not checked yet."""
 
     persona: object
     relation: object = None
@@ -123,18 +125,18 @@ def read_several(
     finish_reason: str | None,
     *,
     most: int,
-    given: str | None = None,
+    parent: str | None = None,
     examples: Collection[str] = (),
 ) -> tuple[Reading, ...]:
-    """The personas in an answer, at most ``most``, then what of it was none; never nothing.
+    """The personas in an answer, at most ``most``, then the failures; at least one reading.
 
-    ``given``: the persona that was asked about. Then each reading has a ``relation`` to it, one of RELATIONS (other
-    where none is told), and ``relation_words``, the model's own where it has some.
+    ``parent``: the persona that was asked about. With it each reading has a ``relation`` to it, one of RELATIONS (other
+    if the answer names none), and ``relation_words``, the model's own words if it has any.
 
-    JSON, also broken or cut off (whole objects are read), numbered lists, bullets, lines, "relation: persona", fields
-    below one another, and one paragraph with a sentence each are read. Failures of a whole answer are those of
-    ``read_one`` but several; of one persona in it also given (the one asked about), repeated (said before in the same
-    answer), surplus (there are more than ``most``; one reading for all of these).
+    Reads JSON, also broken or cut off (its whole objects), numbered lists, bullets, lines, "relation: persona", fields
+    below one another, and one paragraph with a sentence for each persona. Failures of a whole answer are those of
+    ``read_one`` except several. A single persona may also fail as given (the one asked about), repeated (already in
+    the same answer) or surplus (more than ``most``; one reading for all of these).
     """
     text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
     if isinstance(text, Reading):
@@ -142,61 +144,61 @@ def read_several(
     items, fault = _items(text)
     if may_be_cut(finish_reason):  # the last line is half a persona; of broken JSON only whole objects were read
         items, fault = (items if fault else items[:-1]), "cut_off"
-    found: list[Reading] = []
+    personas: list[Reading] = []
     failures: list[Reading] = []
-    seen: set[str] = set()
+    keys: set[str] = set()
     for item in items[:_MAX_ITEMS]:
         persona, relation, words = item.persona, None, None
-        if given is not None:
+        if parent is not None:
             persona, relation, words = _related(item)
         reading = _judged(visible(persona), examples, nested=2) if isinstance(persona, str) else failed("wrong_type")
         if reading.text is None:
             failures.append(reading)
             continue
         key = content_id(reading.text)
-        if given is not None and key == content_id(given):
+        if parent is not None and key == content_id(parent):
             failures.append(failed("given"))
-        elif key in seen:
+        elif key in keys:
             failures.append(failed("repeated"))
-        elif len(found) == most:
+        elif len(personas) == most:
             failures.append(failed("surplus"))
             break
         else:
-            seen.add(key)
+            keys.add(key)
             output: dict[str, str | None] = {"persona": reading.text}
             if relation is not None:
                 output |= {"relation": relation, "relation_words": words}
-            found.append(Reading(reading.text, output=output))
+            personas.append(Reading(reading.text, output=output))
     if fault is not None:
         failures.append(failed(fault))
-    return (*found, *failures) or (failed("empty"),)
+    return (*personas, *failures) or (failed("empty"),)
 
 
 def relation_of(words: str) -> Relation | None:
     """The label that ``words``, which name a relation, count as; None where they name none of RELATIONS."""
-    said = visible(words).lower().replace("co-worker", "coworker").strip(" \t\"'*_`.:")
-    if said == "other":
+    plain = visible(words).lower().replace("co-worker", "coworker").strip(" \t\"'*_`.:")
+    if plain == "other":
         return "other"
     # A child's teacher is a teacher, and so is the teacher of a child.
-    for part in (_HEAD.split(said, maxsplit=1)[0], said):
+    for part in (_HEAD.split(plain, maxsplit=1)[0], plain):
         named = [_LABELS.get(word) or _LABELS.get(word.removesuffix("s")) for word in _WORD.findall(part)]
-        known = [label for label in named if label is not None]
-        if known:
-            return known[-1]
+        labels = [label for label in named if label is not None]
+        if labels:
+            return labels[-1]
     return None
 
 
 def _items(text: str) -> tuple[list[_Item], str | None]:
-    """The persons of which ``text`` speaks, and the name of what is wrong with the answer as a whole."""
+    """The persons in ``text``, and the name of what is wrong with the answer as a whole."""
     value = content(text, lambda value: bool(_of_json(value)), lists=True)
     if not isinstance(value, str):
         items = _of_json(value)
         return (items, None) if items is not None else ([], "wrong_type")
-    whole = [item for found in json_objects(value, most=_MAX_ITEMS) for item in _of_json(found) or ()]
+    whole = [item for fields in json_objects(value, most=_MAX_ITEMS) for item in _of_json(fields) or ()]
     if whole or _BROKEN_JSON.search(value):
         return whole, "not_json"
-    # What someone types in a fence is part of the line that speaks of it.
-    return _of_lines(_FENCE_IN_TEXT.sub(lambda found: " " + " ".join(found[0].split()), value)), None
+    # A fenced block after a colon belongs to the line above it.
+    return _of_lines(_FENCE_IN_TEXT.sub(lambda match: " " + " ".join(match[0].split()), value)), None
 
 
 def _of_json(value: object) -> list[_Item] | None:
@@ -204,7 +206,7 @@ def _of_json(value: object) -> list[_Item] | None:
         return [_of_element(element) for element in value]
     if not isinstance(value, dict):
         return None
-    # Beside the persons a model may list its notes, or name the one whom it was asked about.
+    # Beside the persons, a model may list notes or repeat the persona that it was asked about.
     lists = [inside for inside in value.values() if isinstance(inside, list)]
     persons = next((inside for inside in lists if any(map(_speaks_of_a_person, inside))), None)
     if persons is None and _speaks_of_a_person(value) and not isinstance(_value(value, _PERSONA_KEYS), list):
@@ -234,8 +236,8 @@ def _of_element(element: object) -> _Item:
 
 
 def _value(fields: dict[str, Any], names: Iterable[str]) -> object:
-    known = {key.strip().lower().replace(" ", "_"): value for key, value in fields.items()}
-    return next((known[name] for name in names if name in known), None)
+    by_name = {key.strip().lower().replace(" ", "_"): value for key, value in fields.items()}
+    return next((by_name[name] for name in names if name in by_name), None)
 
 
 def _of_lines(text: str) -> list[_Item]:
@@ -252,7 +254,7 @@ def _of_lines(text: str) -> list[_Item]:
 
 
 def _of_marked(rows: list[str], mark: re.Pattern[str]) -> Iterator[_Item]:
-    """Items that each begin with a number or bullet. A line after a blank one that is not set in is idle talk."""
+    """Items that each begin with a number or bullet. After a blank line, a line that is not indented is small talk."""
     lines: list[str] = []
     after_blank = False
     for row in rows:
@@ -268,7 +270,7 @@ def _of_marked(rows: list[str], mark: re.Pattern[str]) -> Iterator[_Item]:
 
 
 def _of_plain(rows: list[str]) -> Iterator[_Item]:
-    """A line is an item, but for an introduction and for a heading, which is the relation of the line below it."""
+    """Each line is an item, except an introduction, and a heading: it is the relation of the line below it."""
     heading = None
     for number, row in enumerate(rows):
         bare = _bare(row)
@@ -281,7 +283,7 @@ def _of_plain(rows: list[str]) -> Iterator[_Item]:
 
 
 def _of_fields(rows: list[str]) -> Iterator[_Item]:
-    """ "Relation: …" and "Persona: …" below one another; a name that comes again begins the next item."""
+    """ "Relation: …" and "Persona: …" below one another; a repeated name begins the next item."""
     fields: dict[str, str] = {}
     last = None
     for row in rows:
@@ -325,14 +327,14 @@ def _parts_of_paragraph(row: str) -> Iterator[str]:
 
 
 def _related(item: _Item) -> tuple[object, Relation, str | None]:
-    """The persona, the relation it is in, and the model's own words for that."""
+    """The persona, its relation, and the model's own words for the relation."""
     persona, relation, words = item.persona, item.relation, item.words
     if isinstance(persona, str) and not isinstance(relation, str) and not isinstance(words, str):
         persona, words = _labelled(visible(persona))
-    told = [text[:_MAX_TOLD_CHARS] for text in (relation, words) if isinstance(text, str)]
-    said = [_undressed(visible(text)).strip(" *_`.:") for text in told]
-    label: Relation = next((found for found in map(relation_of, said) if found is not None), "other")
-    own = next((text for text in reversed(said) if text and text.lower() not in RELATIONS), None)
+    texts = [text[:_MAX_PHRASE_CHARS] for text in (relation, words) if isinstance(text, str)]
+    phrases = [_undressed(visible(text)).strip(" *_`.:") for text in texts]
+    label: Relation = next((label for label in map(relation_of, phrases) if label is not None), "other")
+    own = next((text for text in reversed(phrases) if text and text.lower() not in RELATIONS), None)
     bracketed = None if own is None else _IN_BRACKETS.search(own)
     if bracketed is not None and own is not None and own[: bracketed.start()].strip().lower() in RELATIONS:
         own = bracketed["inside"]
@@ -340,7 +342,7 @@ def _related(item: _Item) -> tuple[object, Relation, str | None]:
 
 
 def _labelled(text: str) -> tuple[str, str | None]:
-    """``text`` without the relation that stands before or, in brackets, behind it; and that relation."""
+    """``text`` without the relation before it, or in brackets after it; and that relation."""
     if len(_ITEM.findall(text)) == 1:
         text = _bare(text)
     if text.count("|") in (1, 2):
@@ -353,8 +355,8 @@ def _labelled(text: str) -> tuple[str, str | None]:
         words = before_it["words"].replace("**", "").strip(" \t*_`\"'#")
         is_short = len(words.split()) <= 12
         if is_short and (relation_of(words) is not None or not _ARTICLE.match(words)) and len(text) > before_it.end():
-            known = relation_of(words) is not None or text[before_it.end() :][:1].isupper()
-            if known:
+            is_relation = relation_of(words) is not None or text[before_it.end() :][:1].isupper()
+            if is_relation:
                 return text[before_it.end() :], words
     behind = _IN_BRACKETS.search(text.rstrip(" ."))
     if behind is not None and relation_of(behind["inside"]) is not None and behind.start():
@@ -363,7 +365,7 @@ def _labelled(text: str) -> tuple[str, str | None]:
 
 
 def _judged(text: str, examples: Collection[str], *, nested: int, is_answer: bool = False) -> Reading:
-    """The persona that ``text`` is or holds, or why it is none."""
+    """The persona in ``text``, or the failure that says why there is none."""
     persona = _persona(text, nested=nested, is_answer=is_answer)
     if isinstance(persona, Reading):
         return persona
@@ -380,12 +382,12 @@ def _judged(text: str, examples: Collection[str], *, nested: int, is_answer: boo
 
 def _persona(text: str, *, nested: int, is_answer: bool) -> str | Reading:
     """The persona in ``text``; ``nested`` bounds how often a text may hold JSON that holds a text."""
-    value = content(text, lambda value: _told(value) is not None, is_answer=is_answer)
+    value = content(text, lambda value: _persona_of(value) is not None, is_answer=is_answer)
     if not isinstance(value, str):
-        told = _told(value)
-        if not isinstance(told, str):
+        inner = _persona_of(value)
+        if not isinstance(inner, str):
             return failed("wrong_type")
-        return _persona(visible(told), nested=nested - 1, is_answer=False) if nested else failed("not_json")
+        return _persona(visible(inner), nested=nested - 1, is_answer=False) if nested else failed("not_json")
     if _BROKEN_JSON.search(value) if is_answer else value.startswith(("{", "[")):
         return failed("not_json")
     if len(value) > MAX_PERSONA_CHARS:
@@ -400,15 +402,15 @@ def _persona(text: str, *, nested: int, is_answer: bool) -> str | Reading:
     return _undressed(value)
 
 
-def _told(value: object) -> object:
-    """What a JSON ``value`` says of a persona; None where it says nothing."""
+def _persona_of(value: object) -> object:
+    """The value of the key ``persona`` in a JSON ``value``; None without one."""
     if not isinstance(value, dict):
         return None
     return next((value[key] for key in value if key.strip().lower() == "persona"), None)
 
 
 def _bare(row: str) -> str:
-    """A line without what stands before its first word and without emphasis."""
+    """A line without bullet, number, heading mark and emphasis."""
     bare = _BULLET.sub("", row, count=1) if _BULLET.match(row) else row
     bare = _NUMBERED.sub("", bare, count=1) if _NUMBERED.match(bare) else bare
     return _EMPHASIS.sub(r"\2", _HEADING_MARK.sub("", bare.strip())).strip()

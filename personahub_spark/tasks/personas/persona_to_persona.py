@@ -14,8 +14,8 @@ from personahub_spark.tasks.contract import Reading, Subject, Task
 from personahub_spark.tasks.personas.answers import RELATIONS, read_several
 from personahub_spark.tasks.wording import as_data, fill, in_language, json_format, json_object
 
-# In alphabetic order, for a schema travels with its fields sorted, and a model held to it writes them in that order:
-# who somebody is comes to it more easily once it has said what they are to the given person.
+# In alphabetic order: a schema is sent with sorted fields, and a model that is held to it writes them in that order.
+# A model describes somebody better after it has named their relation to the given person.
 _RELATIVE = ("relation", "relation_in_own_words", "who")
 _EXAMPLE_GIVEN = "A climbing bridge inspector who taps rivets by ear and is often away from home for weeks."
 _RELATIVES = (
@@ -51,11 +51,11 @@ class PersonaToPersona(Task):
     name = "persona_to_persona"
 
     def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
-        """The personas in an answer with their relations to the subject, and what of it was none; see
-        ``persona_answers.read_several``."""
+        """The personas in an answer with their relations to the subject, then the failures; see
+        ``answers.read_several``."""
         persona = subject.texts["persona"]
         shown = [_EXAMPLE_GIVEN, *(who for *_, who in _RELATIVES)]
-        return read_several(answer, finish_reason, most=self.settings.relations, given=persona, examples=shown)
+        return read_several(answer, finish_reason, most=self.settings.relations, parent=persona, examples=shown)
 
     @cached_property
     def _system(self) -> str:

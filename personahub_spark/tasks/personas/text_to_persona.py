@@ -35,13 +35,13 @@ _DETAIL: dict[Granularity, str] = {
 _WORDS: dict[Granularity, tuple[int, int]] = {"coarse": (3, 12), "fine": (12, 40)}
 """Fewest and most words of a persona, where the endpoint holds an answer to a schema."""
 
-# What a model may write before the full stop that ends its one sentence. Some servers hold the JSON text to a pattern
-# and not what it stands for, so that a quote, a backslash or a line break let in here would break the JSON.
+# What a model may write before the full stop that ends its one sentence. Some servers match the pattern against the
+# JSON source and not against the decoded text, so a quote, backslash or line break allowed here would break the JSON.
 _BREAKS = r'\t\n\r"\\'
 _ENDS = ".!?\u3002\uff01\uff1f\u0964\u06d4"
 _WORD = f"[^ {_BREAKS}]*[^ {_BREAKS}{_ENDS}]"
-# A word of a language that writes blanks. A small model that has no word left but more to say would run on in one: with
-# commas, underscores or other blanks than the usual one, in another script, or without end.
+# A word of a language that writes blanks. A small model that has used up its words but has more to say would run on
+# inside one word: with commas, underscores, unusual blanks, another script, or without end.
 _JOINS = (
     ",;_\u00a0\u1680\u2000-\u200b\u2028-\u202f\u205f\ufeff"
     "\u3000\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
@@ -116,15 +116,15 @@ class TextToPersona(Task):
         """The parts of ``document`` to ask about, by their number from 0: each fits the token budget and ends with a
         sentence where it can.
 
-        Where not all are wanted they are spread over the document, the first one included, and whoever wants more
-        later gets the same ones and further ones: so a limit that is raised is never exceeded by what was asked before.
+        If the settings want fewer than all, the parts are spread over the document, the first one included. A higher
+        limit gives the same parts and further ones, so parts asked about before always count towards it.
         """
         cut = parts(document, self.settings.max_document_tokens)
-        wanted = self.settings.parts(self.verb)
-        return {number: cut[number] for number in sorted(_spread(len(cut))[:wanted])}
+        most = self.settings.parts(self.verb)
+        return {number: cut[number] for number in sorted(_spread(len(cut))[:most])}
 
     def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
-        """The personas in an answer, then what of it was none; see ``persona_answers``."""
+        """The personas in an answer, then the failures; see ``answers``."""
         if self.settings.personas_per_question == 1:
             return (read_one(answer, finish_reason, examples=_EXAMPLES[self.settings.granularity, self.verb]),)
         return read_several(answer, finish_reason, most=self.settings.personas_per_question)
@@ -176,27 +176,27 @@ class TextToPersona(Task):
 
     @property
     def _sentence(self) -> dict[str, str]:
-        """The schema of one persona: a sentence of so many words, in the language that is asked for.
+        """The schema of one persona: a sentence with a minimum and maximum of words, by language.
 
-        Words are told by blanks, or by letters for languages that write none. English needs more words than most
-        languages: others may use half as many. Where the language is left open, nothing is too short.
+        Words are counted by blanks, or by letters for languages without blanks. English needs more words than most
+        languages: others may use half as many. Without a set language there is no minimum.
         """
         least, most = _WORDS[self.settings.granularity]
         language = self.settings.language
         stop = _STOP
         if language in _UNSPACED:
             letters = _UNSPACED[language]
-            said, stop = f"{_ANY}{{{letters * least - 1},{letters * most - 1}}}{_LAST}", f"{_STOP}?"
+            words, stop = f"{_ANY}{{{letters * least - 1},{letters * most - 1}}}{_LAST}", f"{_STOP}?"
         elif language in (None, "same"):
-            said, stop = f"{_WORD}( {_WORD}){{0,{most - 1}}}", f"{_STOP}?"
+            words, stop = f"{_WORD}( {_WORD}){{0,{most - 1}}}", f"{_STOP}?"
         else:
             least = least if language == "en" else max(2, least // 2)
-            said = f"({_BETWEEN} ){{{least - 1},{most - 1}}}{_AT_END}"
-        return {"type": "string", "pattern": f"^{said}{stop}$"}
+            words = f"({_BETWEEN} ){{{least - 1},{most - 1}}}{_AT_END}"
+        return {"type": "string", "pattern": f"^{words}{stop}$"}
 
 
 def _spread(count: int) -> list[int]:
-    """The numbers below ``count``, so ordered that the first ones of them, however many, lie evenly.
+    """The numbers below ``count`` in an order in which any first few are spread evenly.
 
     By steps of the golden section, in integers: gaps have three lengths at most, none much longer than another.
     """
