@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import IntegerType, StringType, StructField, StructType
 
 from personahub_spark.asking import Readings, ask_new, mapped
-from personahub_spark.hub.found import keep_personas, with_flags_told
+from personahub_spark.hub.new_personas import keep_personas, with_flags_noted
 from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.settings.personas import Verb
 from personahub_spark.store.hub_tables import DOCUMENT_SOURCES, DOCUMENTS, PERSONA_ORIGINS
@@ -31,7 +31,7 @@ def run(context: Context) -> StepResult:
     result = StepResult(0, {})
     for verb in context.settings.personas.verbs:
         result += _extract(context, verb)
-    return with_flags_told(context, result)
+    return with_flags_noted(context, result)
 
 
 def _extract(context: Context, verb: Verb) -> StepResult:

@@ -21,24 +21,24 @@ THRESHOLDS = tuple(map(Decimal, ("0.5", "0.7", "0.8", "0.9", "0.95")))
 
 
 class Outcome(NamedTuple):
-    """What is left by one tier at one threshold."""
+    """The personas that one tier keeps at one threshold."""
 
     tier: str
     threshold: Decimal | None
-    """None where the tier has none."""
+    """None for a tier without a threshold."""
     retained: int
     share: float
     """Of the compared personas."""
     mean_distance: float | None
-    """1 - cosine from each retained persona to the nearest other one, all pairs looked at; None with fewer than two."""
+    """1 - cosine from each retained persona to the nearest other one, over all pairs; None with fewer than two."""
 
 
 def ablate(context: Context, *, thresholds: Sequence[Decimal], tiers: Sequence[str], rows: int) -> list[Outcome]:
-    """What each of ``tiers`` leaves at each of ``thresholds``, of the ``rows`` personas with the smallest ids: ids are
-    hashes, so that is a fair sample. Their vectors come to the driver.
+    """What each of ``tiers`` keeps at each of ``thresholds``, of the ``rows`` personas with the smallest ids: ids are
+    hashes, so that is a fair sample. Their vectors are collected on the driver.
 
-    Only personas take part that break no quality rule, have words, have a vector and were not withdrawn. Raises
-    PersonaHubError when there are none, or where a threshold is none of both tiers.
+    A persona takes part if it breaks no quality rule, has words and a vector, and was not withdrawn. Raises
+    PersonaHubError if there is none, and for a threshold that the tiers do not allow.
     """
     fine = all(Decimal("0.5") <= threshold == round(threshold, 6) <= 1 for threshold in thresholds)
     if not fine or rows < 1:
@@ -52,16 +52,16 @@ def ablate(context: Context, *, thresholds: Sequence[Decimal], tiers: Sequence[s
     outcomes = []
     for tier in tiers:
         for threshold in thresholds if tier in ("surface", "semantic", "both") else [None]:
-            left = _left(context, personas, tier, threshold).select("persona_id", "vector").collect()
-            cosines = semantic.nearest_cosines(semantic.read_vectors(bytes(vector) for _, vector in sorted(left)))
-            mean = round(1 - float(cosines.mean(dtype="float64")), 6) if len(left) > 1 else None
-            outcomes.append(Outcome(tier, threshold, len(left), len(left) / count, mean))
-            context.progress.say(f"{tier} {threshold or ''}: {len(left):,} of {count:,} stay")
+            kept = _kept_by(context, personas, tier, threshold).select("persona_id", "vector").collect()
+            cosines = semantic.nearest_cosines(semantic.read_vectors(bytes(vector) for _, vector in sorted(kept)))
+            mean = round(1 - float(cosines.mean(dtype="float64")), 6) if len(kept) > 1 else None
+            outcomes.append(Outcome(tier, threshold, len(kept), len(kept) / count, mean))
+            context.progress.say(f"{tier} {threshold or ''}: {len(kept):,} of {count:,} stay")
     return outcomes
 
 
 def _compared(context: Context, rows: int) -> DataFrame:
-    """``persona_id``, ``text``, ``priority`` (as the jobs of both tiers rank new personas), ``vector``."""
+    """``persona_id``, ``text``, ``priority`` (the order in which both tiers take new personas), ``vector``."""
     store, settings = context.store, context.settings
     embedded, _ = stored(store.read(PERSONA_EMBEDDINGS), model_of(settings), settings.embedding.dimensions)
     withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "persona").select(F.col("item").alias("persona_id"))
@@ -72,12 +72,12 @@ def _compared(context: Context, rows: int) -> DataFrame:
         .select("persona_id", "text", F.struct("created_at", "hop").alias("priority"))
         .join(embedded.where(F.col("vector").isNotNull()).select("persona_id", "vector"), on="persona_id", how="inner")
     )
-    exact = settings.dedup.surface.model_copy(update={"engine": "exact"})  # which needs no more than tokens
+    exact = settings.dedup.surface.model_copy(update={"engine": "exact"})  # needs tokens only
     worded = surface.token_sets(personas, exact).where(F.size("tokens") > 0).select("persona_id")
     return personas.join(worded, on="persona_id", how="left_semi").orderBy("persona_id").limit(rows).localCheckpoint()
 
 
-def _left(context: Context, personas: DataFrame, tier: str, threshold: Decimal | None) -> DataFrame:
+def _kept_by(context: Context, personas: DataFrame, tier: str, threshold: Decimal | None) -> DataFrame:
     """Those of ``personas`` that ``tier`` keeps."""
     settings = context.settings.dedup
     anchored = F.lit(False)

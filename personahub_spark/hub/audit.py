@@ -1,4 +1,4 @@
-"""Say why a persona is not in the hub, and show removals to be judged by eye."""
+"""Explain why a persona is not in the hub, and show a sample of removals for people to judge."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from personahub_spark.text import one_line, token_set
 
 
 def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
-    """Lines about the persona whose id starts so; PersonaHubError when none does, or several do."""
+    """Lines about the persona whose id starts with ``persona_id``; PersonaHubError if there is none, or several."""
     personas = store.read(PERSONAS).where(F.col("persona_id").startswith(persona_id)).limit(2).collect()
     if len(personas) != 1:
-        found = "several ids start" if personas else "no persona has an id that starts"
-        raise PersonaHubError(f"{found} with {persona_id!r}; jobs/query_tables.py finds ids by text")
+        problem = "several ids start" if personas else "no persona has an id that starts"
+        raise PersonaHubError(f"{problem} with {persona_id!r}; jobs/query_tables.py finds ids by text")
     persona = personas[0]
     removals = store.view("removals").where(F.col("persona_id") == persona["persona_id"]).orderBy("tier")
-    lines = [line for removal in removals.collect() for line in _told(removal, settings)]
+    lines = [line for removal in removals.collect() for line in _removal_lines(removal, settings)]
     if persona["quality_flags"]:
         lines.append(f"flagged     {', '.join(persona['quality_flags'])}: {one_line(persona['text'])}")
     aside = (F.col("source") == "dedup_surface") & (F.col("line") == persona["persona_id"])
@@ -41,8 +41,8 @@ def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
 
 
 def _withdrawn(store: Store, persona: Row) -> tuple[list[str], list[str]]:
-    """Lines that say that ``persona`` was withdrawn, and by what; and lines about removals of it that fell since, with
-    the persona that had stood for it."""
+    """Lines about the withdrawal of ``persona`` and its rules; and lines about removals of it that became void, with
+    the persona that it had been removed for."""
     items = store.read(WITHDRAWN)
     own = (F.col("kind") == "persona") & (F.col("item") == persona["persona_id"])
     fell = (F.col("kind") == "removal") & F.col("item").startswith(f"{persona['persona_id']} ")
@@ -55,15 +55,17 @@ def _withdrawn(store: Store, persona: Row) -> tuple[list[str], list[str]]:
             _, tier, kept = row["item"].split()
             fallen.append(f"fallen      {tier} {row['similarity']:.6f}: {kept} stood for it, and was withdrawn at {at}")
     if withdrawn:
-        said = lineage.trace(store, [persona["persona_id"]]).select("source", "licence", "doc_id").distinct()
+        origins = lineage.trace(store, [persona["persona_id"]]).select("source", "licence", "doc_id").distinct()
         rules = F.broadcast(store.read(WITHDRAWALS).select("kind", "value", "by_whom", "why"))
-        found = rules.join(said, on=reach.matches("doc_id"), how="left_semi").orderBy("kind", "value").collect()
-        withdrawn += [f"because     {row['kind']} {row['value']}, said {row['by_whom']}: {row['why']}" for row in found]
+        matching = rules.join(origins, on=reach.matches("doc_id"), how="left_semi").orderBy("kind", "value").collect()
+        withdrawn += [
+            f"because     {row['kind']} {row['value']}, said {row['by_whom']}: {row['why']}" for row in matching
+        ]
     return withdrawn, fallen
 
 
 def audit(store: Store, count: int) -> list[str]:
-    """Lines about ``count`` removals of each tier, those of the smallest ids: ids are hashes, so that is a fair sample.
+    """Lines about ``count`` removals of each tier, with the smallest ids: ids are hashes, so that is a fair sample.
 
     Each shows the similarity, the two texts, and the words that only one of them has.
     """
@@ -82,13 +84,15 @@ def audit(store: Store, count: int) -> list[str]:
 
 
 def write_audit(store: Store, count: int, file: Path) -> int:
-    """Write the sample of ``audit`` as CSV, with an empty ``verdict``, and say how many rows; PersonaHubError when the
-    file cannot be written."""
+    """Write the sample of ``audit`` as CSV, with an empty column ``verdict``; returns the number of rows.
+    PersonaHubError if the file cannot be written."""
     names = ("verdict", "tier", "similarity", "removed_text", "kept_text", "only_removed", "only_kept", "persona_id",
              "kept_id")  # fmt: skip
     sample = _sample(store, count)
     try:
-        with file.open("w", encoding="utf-8-sig", newline="") as opened:  # with a mark, or spreadsheets misread it
+        with file.open(
+            "w", encoding="utf-8-sig", newline=""
+        ) as opened:  # with a byte order mark, or spreadsheets misread it
             writer = csv.DictWriter(opened, names, extrasaction="ignore")
             writer.writeheader()
             for row in sample:
@@ -112,11 +116,11 @@ def _sample(store: Store, count: int) -> list[Row]:
 
 
 def _harmless(text: str) -> str:
-    """``text``, which a model wrote, so that no spreadsheet takes it for a formula."""
+    """``text``, which a model wrote, changed so that no spreadsheet reads it as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def _told(removal: Row, settings: Settings) -> list[str]:
+def _removal_lines(removal: Row, settings: Settings) -> list[str]:
     common, removed, kept = _differences(removal)
     by_words = removal["tier"] in (EXACT_TOKENS, SURFACE)
     of_all = f", {len(common)} of {len(common) + len(removed) + len(kept)} tokens" if by_words else ""
@@ -135,6 +139,6 @@ def _told(removal: Row, settings: Settings) -> list[str]:
 
 
 def _differences(removal: Row) -> tuple[list[str], list[str], list[str]]:
-    """Tokens of both texts, of the removed one only, of the kept one only."""
+    """Tokens of both texts, only of the removed one, only of the kept one."""
     removed, kept = set(token_set(removal["removed_text"])), set(token_set(removal["kept_text"]))
     return sorted(removed & kept), sorted(removed - kept), sorted(kept - removed)

@@ -1,4 +1,4 @@
-"""Show pairs of personas around a cosine, to choose the threshold of semantic dedup by."""
+"""Show pairs of personas around a cosine, for choosing the threshold of semantic dedup."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from personahub_spark.text import one_line
 SAMPLE_ROWS = 20_000
 """Personas that are compared, each with each."""
 STEPS = 10
-"""Ranges of the cosine that are shown, half of them on either side."""
+"""Ranges of the cosine that are shown, half of them on each side."""
 
 
 def calibrate(context: Context, *, around: Decimal, width: Decimal, pairs: int) -> list[str]:
-    """Lines: for each range of the cosine how many pairs a sample of all personas has there, and some of them.
+    """Lines: for each range of the cosine the number of pairs in a sample of all personas, and some of the pairs.
 
-    Removed and flagged personas are in the sample too, for what a threshold would do shows best in them. The same
+    Removed and flagged personas are in the sample too, because they show best what a threshold would do. The same
     tables give the same lines.
     """
     store, settings = context.store, context.settings
@@ -45,17 +45,17 @@ def calibrate(context: Context, *, around: Decimal, width: Decimal, pairs: int) 
     count = rows.count()
     if count < 2:
         raise PersonaHubError(f"{count} personas have a vector of {model}; run jobs/embed_personas.py first")
-    wanted = settings.dedup.semantic.model_copy(update={"threshold": around - width})
+    lowered = settings.dedup.semantic.model_copy(update={"threshold": around - width})
     step = 2 * width / STEPS
     ranges = F.floor((F.col("similarity") - float(around - width)) / float(step) + 1e-6).cast("int")
-    found = (
-        semantic.similar_pairs(rows, settings=wanted)
+    similar = (
+        semantic.similar_pairs(rows, settings=lowered)
         .where(F.col("similarity") < float(around + width) + 1e-9)
         .withColumn("range", F.least(ranges, F.lit(STEPS - 1)))
     )
     of_range = Window.partitionBy("range")
     shown = (
-        found.withColumn("in_range", F.count(F.lit(1)).over(of_range))
+        similar.withColumn("in_range", F.count(F.lit(1)).over(of_range))
         .withColumn("nth", F.row_number().over(of_range.orderBy(F.xxhash64("id_a", "id_b"), "id_a", "id_b")))
         .where(F.col("nth") <= pairs)
         .join(texts.select(F.col("persona_id").alias("id_a"), F.col("text").alias("text_a")), on="id_a", how="inner")

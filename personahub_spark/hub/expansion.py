@@ -1,6 +1,6 @@
 """Persona-to-Persona: ask, hop by hop, who is close to each persona of the hub, and keep the personas found.
 
-After each hop surface dedup compares what was found with all there is, so that nobody is asked about twice.
+After each hop, surface dedup compares the new personas with all others, so that nobody is asked about twice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from personahub_spark import asking
 from personahub_spark.hub import removals
-from personahub_spark.hub.found import keep_personas, ways, with_flags_told
+from personahub_spark.hub.new_personas import keep_personas, ways, with_flags_noted
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.personas import ExpansionSettings
 from personahub_spark.store.hub_tables import (
@@ -40,7 +40,7 @@ def expand(context: Context) -> StepResult:
         if stop is not None:
             context.progress.say(f"{STEP}: stopped after hop {hop}: {stop}")
             break
-    return with_flags_told(context, result)
+    return with_flags_noted(context, result)
 
 
 def _deduplicate(context: Context) -> StepResult:
@@ -54,11 +54,11 @@ def _reason_to_stop(context: Context, hop: int, expanded: StepResult) -> str | N
         return None if context.store.dry_run else f"{deferred:,} calls were put off"
     if hop == settings.hops:
         return None
-    found = context.store.view("expansion_hops").where(F.col("hop") == hop).select("raw", "new", "novelty").collect()
-    if not found or found[0]["novelty"] is None or found[0]["novelty"] >= settings.min_novelty:
+    hops = context.store.view("expansion_hops").where(F.col("hop") == hop).select("raw", "new", "novelty").collect()
+    if not hops or hops[0]["novelty"] is None or hops[0]["novelty"] >= settings.min_novelty:
         return None
     return (
-        f"{found[0]['new']:,} of the {found[0]['raw']:,} personas that it found are new, less than the share "
+        f"{hops[0]['new']:,} of the {hops[0]['raw']:,} personas that it found are new, less than the share "
         f"{settings.min_novelty:g} of expansion.min_novelty"
     )
 
@@ -75,11 +75,11 @@ def _expand_hop(context: Context, hop: int) -> StepResult:
     rows_in, pending = sum(outcomes.values()), outcomes.pop("pending", 0)
     outcomes = {"done_before": 0} | outcomes
     if settings.count is not None:
-        # Whoever was asked about and has left the hub since counts too, or each run would ask about more.
+        # Personas that were asked about and left the hub later count too, or each run would ask about more.
         everybody = store.read(PERSONAS).where(F.col("hop") == hop - 1).select(F.col("persona_id").alias("id"))
         asked_before = everybody.join(_done(store, recipe, source), on="id", how="left_semi").count()
-        left = max(settings.count - asked_before, 0)
-        beyond = max(pending - left, 0)
+        allowed = max(settings.count - asked_before, 0)
+        beyond = max(pending - allowed, 0)
         outcomes["not_chosen"] = outcomes.get("not_chosen", 0) + beyond
         pending -= beyond
     else:
@@ -108,7 +108,7 @@ def _expand_hop(context: Context, hop: int) -> StepResult:
 
 def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, source: str) -> DataFrame:
     """The published personas of hop ``hop`` - 1: id, persona, out (done_before, not_chosen, branch_ended or
-    pending), and siblings_new, the part that is new of what was found together with it (null: not known)."""
+    pending), and siblings_new: the share of new ones among the personas of the same answer (null: not known)."""
     hub = store.view("hub").where(F.col("hop") == hop - 1).withColumnRenamed("persona_id", "id")
     edges = store.read(PERSONA_ORIGINS).where(F.col("source_kind") == "persona")
     done = _done(store, recipe, source).withColumn("done", F.lit(True))
@@ -117,9 +117,9 @@ def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, so
     if hop > 1 and settings.prefer == "novelty" and settings.count is not None:
         now = store.read(PERSONA_REROUTES).select(F.col("persona_id").alias("id"), "origin")
         hub = hub.join(now, on="id", how="left").withColumn("first_origin", F.coalesce("origin", "first_origin"))
-        gone = store.read(WITHDRAWN).where("kind = 'persona'").select(F.col("item").alias("persona_id"))
-        found = edges.where(F.col("hop") == hop - 1).join(gone, on="persona_id", how="left_anti")
-        raw = found.groupBy("source_key").agg(F.count(F.lit(1)).alias("raw"))
+        withdrawn = store.read(WITHDRAWN).where("kind = 'persona'").select(F.col("item").alias("persona_id"))
+        open_edges = edges.where(F.col("hop") == hop - 1).join(withdrawn, on="persona_id", how="left_anti")
+        raw = open_edges.groupBy("source_key").agg(F.count(F.lit(1)).alias("raw"))
         new = hub.groupBy(F.col("first_origin").alias("source_key")).agg(F.count(F.lit(1)).alias("new"))
         siblings = new.join(raw, on="source_key", how="inner").select(
             F.col("source_key").alias("first_origin"), (F.col("new") / F.col("raw")).alias("siblings_new")
@@ -144,22 +144,22 @@ def parents(store: Store, settings: ExpansionSettings, hop: int, recipe: str, so
 def first_of(rows: DataFrame, count: int) -> Column:
     """Which of ``rows`` (id, siblings_new) are the first ``count``, by siblings_new downwards (null last), then by id.
 
-    ``rows`` has as many, and is looked at three times: they are counted by siblings_new, then by the first digits of
-    their ids, and only the few that the count ends among are sorted.
+    ``rows`` has at least ``count`` rows and is scanned three times: they are counted by siblings_new, then by the first
+    digits of their ids, and only the last small group is sorted.
     """
     values = rows.groupBy("siblings_new").count().orderBy(F.desc("siblings_new")).collect()
-    value, left = _end(values, count)
+    value, place = _end(values, count)
     equal = F.col("siblings_new").eqNullSafe(F.lit(value).cast("double"))
     digits = F.substring("id", 1, 4).alias("digits")
-    end, left = _end(rows.where(equal).groupBy(digits).count().orderBy("digits").collect(), left)
-    last = rows.where(equal & (digits == end)).select("id").orderBy("id").limit(left).collect()[-1]["id"]
+    end, place = _end(rows.where(equal).groupBy(digits).count().orderBy("digits").collect(), place)
+    last = rows.where(equal & (digits == end)).select("id").orderBy("id").limit(place).collect()[-1]["id"]
     better = F.col("siblings_new").isNotNull() if value is None else F.col("siblings_new") > value
     chosen: Column = F.coalesce(better, F.lit(False)) | (equal & (F.col("id") <= last))
     return chosen
 
 
 def _end(groups: Sequence[Row], count: int) -> tuple[Any, int]:
-    """The key of the group of ``groups`` (key, rows) that ``count`` ends in, and how many of its rows that takes."""
+    """The key of the group of ``groups`` (key, rows) that holds row number ``count``, and its place in that group."""
     for key, rows in groups:
         if count <= rows:
             return key, count
@@ -169,6 +169,6 @@ def _end(groups: Sequence[Row], count: int) -> tuple[Any, int]:
 
 def _done(store: Store, recipe: str, source: str) -> DataFrame:
     """``id`` of the personas that were asked about."""
-    asked = store.read(PERSONA_ORIGINS).where((F.col("source_kind") == "persona") & (F.col("recipe") == recipe))
+    asked_edges = store.read(PERSONA_ORIGINS).where((F.col("source_kind") == "persona") & (F.col("recipe") == recipe))
     failed = store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
-    return asked.select(F.col("source_key").alias("id")).union(failed).distinct()
+    return asked_edges.select(F.col("source_key").alias("id")).union(failed).distinct()

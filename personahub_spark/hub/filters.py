@@ -1,7 +1,7 @@
 """Quality rules for personas: functions ``Column -> Column``, true when the row is bad; rows are never dropped.
 
-Everything runs inside the JVM. The rules would rather miss a fault than flag a good row: what they cannot judge
-(an unknown language, a script without words) passes.
+Everything runs inside the JVM. The rules miss a fault rather than flag a good row: what they cannot judge (an unknown
+language, a script without words) passes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LIMITS = {
     "too_short": "min_words", "too_long": "max_words", "copies_source": "copied_share",
     "repeated_words": "repeated_share",
 }  # fmt: skip
-"""The setting of ``filters`` that a rule goes by."""
+"""The setting of ``filters`` that holds a rule's limit."""
 
 _CJK = r"\p{IsHan}\p{IsHiragana}\p{IsKatakana}\u30fc\u3005"
 _THAI_LIKE = r"\p{IsThai}\p{IsLao}\p{IsKhmer}\p{IsMyanmar}"
@@ -51,7 +51,7 @@ _GOES_ON = (
     "|fighting|trying|trained|in need|working|living|visiting|travell?ing"
     "|(?:developing|planning) (?:an?|the|new|its|their)"
 )
-# "The historian" is somebody; "the customer", "the barber" and "the doctor" may be any.
+# "The historian" is a certain person; "the customer", "the barber" and "the doctor" may be anybody.
 _ROLE = (
     r"(?!heist|hoist|amphibian"
     r"|check|play|wait|short|wish|black|guest|twist|wrist|median|meridian|dentist|receptionist|therapist|pharmacist"
@@ -277,7 +277,7 @@ def too_short(text: Column, *, min_words: int) -> Column:
 
 def too_long(text: Column, *, max_words: int) -> Column:
     """More than ``max_words`` words, counted as in ``too_short``; null is not too long."""
-    return _known(_word_count(text) > max_words)
+    return _false_if_null(_word_count(text) > max_words)
 
 
 def not_a_person(text: Column) -> Column:
@@ -286,26 +286,26 @@ def not_a_person(text: Column) -> Column:
 
 
 def names_a_person(text: Column) -> Column:
-    """Gives the name of whom it describes, or of a relative, friend or colleague of theirs; null does not.
+    """Names the person whom it describes, or a relative, friend or colleague of theirs; null does not.
 
-    Names of others, whose fan or follower somebody is, do not count.
+    The name of somebody whose fan or follower the person is does not count.
     """
     return _matches(text, _NAMES_A_PERSON)
 
 
 def undecided(text: Column) -> Column:
-    """Leaves open who it is: "a midwife or surgeon who ..."; null does not."""
+    """Leaves open who the person is: "a midwife or surgeon who ..."; null does not."""
     return _matches(text, _UNDECIDED)
 
 
 def points_elsewhere(text: Column) -> Column:
-    """Does not stand alone: speaks of the text or the persona it comes from, or of "the engineer" as if known; null
-    does not."""
+    """Cannot stand alone: mentions the text or persona that it comes from, or "the engineer" without an introduction;
+    null does not."""
     return _matches(text, _POINTS_ELSEWHERE)
 
 
 def first_person(text: Column) -> Column:
-    """Someone speaks of themselves ("I am a nurse"), not in quotes; null does not."""
+    """Written in the first person ("I am a nurse"), not in quotes; null is not."""
     return _matches(text, _FIRST_PERSON)
 
 
@@ -315,19 +315,19 @@ def addresses_reader(text: Column) -> Column:
 
 
 def copies_source(text: Column, *, source_text: Column, copied_share: float) -> Column:
-    """At least ``copied_share`` of the text's 5-grams of words stand in ``source_text``; null on either side: no.
+    """At least ``copied_share`` of the text's 5-grams of words occur in ``source_text``; null on either side: no.
 
     Letter case and punctuation do not count; a Han or kana character counts as a word. Judged on the first 200 words,
     and on the first 200,000 characters of the source. Texts of fewer than five words are not judged.
     """
     words = F.slice(F.split(_spaced_out(text), " "), 1, _JUDGED_WORDS)
     source = F.concat(F.lit(" "), _spaced_out(F.substring(source_text, 1, _JUDGED_SOURCE_CHARACTERS)), F.lit(" "))
-    # Spark evaluates what a lambda captures for each element; as the fields of one element, both are made once.
+    # Spark evaluates what a lambda captures again for each element; as fields of one element both are made once.
     share = F.transform(
         F.array(F.struct(words.alias("words"), source.alias("source"))),
         lambda row: _copied_share(row["words"], row["source"]),
     )
-    return _known(share[0] >= copied_share)
+    return _false_if_null(share[0] >= copied_share)
 
 
 def _copied_share(words: Column, source: Column) -> Column:
@@ -348,7 +348,7 @@ def contact_data(text: Column) -> Column:
 
 
 def placeholder(text: Column) -> Column:
-    """Has a gap left to fill ([name], {{x}}, <role>, ___), filler text, or says nothing (N/A, TBD); null has not."""
+    """Has a gap to fill ([name], {{x}}, <role>, ___), filler text, or no content (N/A, TBD); null does not."""
     return _matches(text, _PLACEHOLDER)
 
 
@@ -356,15 +356,15 @@ def repeated_words(text: Column, *, repeated_share: float) -> Column:
     """More than ``repeated_share`` of its words repeat earlier ones, or a phrase runs three times; null does not."""
     words = F.split(F.trim(F.regexp_replace(F.lower(text), r"[^\p{L}\p{M}\p{N}]+", " ")), " ")
     repeats = F.array_size(words) - F.array_size(F.array_distinct(words))
-    return _known((repeats > repeated_share * F.array_size(words)) | text.rlike(_LOOP))
+    return _false_if_null((repeats > repeated_share * F.array_size(words)) | text.rlike(_LOOP))
 
 
 def wrong_language(text: Column, *, expected_lang: Column) -> Column:
     """Not written in ``expected_lang`` (a code such as ``en`` or ``pt_BR``); null or an unknown code: no.
 
-    By script: for languages in Latin letters less than half of the letters are, for others less than three tenths are
-    in their script, for Latin names are common guests there. Between languages in Latin letters: at least two function
-    words of others, and more than twice as many as its own.
+    By script: fewer than half of the letters are Latin, for languages in Latin letters; fewer than three tenths are in
+    the language's own script, for others, which often hold Latin names. Between languages in Latin letters: at least
+    two function words of another language, and more than twice as many as of the expected one.
     """
     code = F.lower(F.regexp_extract(expected_lang, "^[A-Za-z]+", 0))
     letters = F.regexp_count(text, F.lit(r"\p{L}"))
@@ -384,7 +384,7 @@ def wrong_language(text: Column, *, expected_lang: Column) -> Column:
     kana = F.regexp_count(text, F.lit(r"[\p{IsHiragana}\p{IsKatakana}]"))
     is_japanese = (code == "zh") & (kana > 0.1 * letters)
     is_chinese = (code == "ja") & (kana == 0) & (letters >= 12)
-    return _known(verdict | is_japanese | is_chinese)
+    return _false_if_null(verdict | is_japanese | is_chinese)
 
 
 def refusal(text: Column) -> Column:
@@ -393,9 +393,9 @@ def refusal(text: Column) -> Column:
 
 
 def quality_flags(text: Column, *, source_text: Column, expected_lang: Column, settings: FilterSettings) -> Column:
-    """``array<string>``: names of the rules that ``text`` breaks, in the order of ``RULES``; empty when it is fine.
+    """``array<string>``: names of the rules that ``text`` breaks, in the order of ``RULES``; empty for a good text.
 
-    A null text is ``too_short`` and nothing else.
+    A null text is only ``too_short``.
     """
     faults = {
         "too_short": too_short(text, min_words=settings.min_words),
@@ -419,7 +419,7 @@ def quality_flags(text: Column, *, source_text: Column, expected_lang: Column, s
 
 @dataclass(frozen=True)
 class Flagged:
-    """Of how many personas how many are flagged, and how many by each rule; one may break several."""
+    """The number of personas, of flagged ones, and of those that break each rule; one may break several."""
 
     personas: int = 0
     flagged: int = 0
@@ -428,8 +428,8 @@ class Flagged:
     def __add__(self, other: Flagged) -> Flagged:
         return Flagged(self.personas + other.personas, self.flagged + other.flagged, self.by_rule + other.by_rule)
 
-    def told(self) -> str:
-        """In one line, with the setting of each rule that goes by one."""
+    def sentence(self) -> str:
+        """One line, with the setting that holds the limit of each rule that has one."""
         rules = [
             f"{rule} {count:,}" + (f" ({_LIMITS[rule]})" if rule in _LIMITS else "")
             for rule, count in sorted(self.by_rule.items(), key=lambda item: (-item[1], RULES.index(item[0])))
@@ -469,8 +469,8 @@ def _any_word(words: set[str]) -> str:
 
 def _matches(text: Column, pattern: str) -> Column:
     # (?U): letters, blanks and word boundaries of every script, whatever the Java version.
-    return _known(text.rlike(f"(?U){pattern}"))
+    return _false_if_null(text.rlike(f"(?U){pattern}"))
 
 
-def _known(fault: Column) -> Column:
+def _false_if_null(fault: Column) -> Column:
     return F.coalesce(fault, F.lit(False))

@@ -1,7 +1,7 @@
-"""Import personas that exist already, from the files of the settings' list imports, with their source and licence.
+"""Import existing personas from the files listed in the setting ``imports``, with their source and licence.
 
-A file that was imported to its end is not read again, unless it was changed. Texts that come with a persona and a task
-go to syntheses; what cannot be read goes to quarantine, with file, line and reason.
+A file that was imported completely is not read again, unless it changed. Texts that come with a persona and a task go
+to syntheses; unreadable rows go to quarantine, with file, line and reason.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pyspark.sql.types import StructType
 
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.hub.filters import flagged, quality_flags
-from personahub_spark.hub.found import with_flags_told
+from personahub_spark.hub.new_personas import with_flags_noted
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.sources import ImportSettings
 from personahub_spark.sources import imports, inputs
@@ -25,7 +25,7 @@ from personahub_spark.store.text_tables import SYNTHESES
 
 STEP = "import_personas"
 BATCH_BYTES = 256 * 1024**2
-"""Small files are imported together up to this size, as it is on disk; a larger one alone."""
+"""Small files are imported together up to this total size on disk; a larger file alone."""
 
 
 def import_all(context: Context) -> StepResult:
@@ -35,15 +35,15 @@ def import_all(context: Context) -> StepResult:
     for settings in context.settings.imports:
         listing = imports.list_files(settings)
         files = listing.files
-        known = sum(done.get(imports.import_id(file, settings), 0) for file in files)
-        result += StepResult(known, {"done_before": known}, files_skipped=listing.skipped)
+        rows_done = sum(done.get(imports.import_id(file, settings), 0) for file in files)
+        result += StepResult(rows_done, {"done_before": rows_done}, files_skipped=listing.skipped)
         for batch in _batches([file for file in files if imports.import_id(file, settings) not in done]):
             result += _import(context, batch, settings)
             done |= {imports.import_id(file, settings): 0 for file in batch}  # two imports may name one file
             context.store.drop_staged()
     if context.settings.imports and result.rows_in == 0:
         raise SettingsError("imports: no file in their paths holds a row; name files with personas")
-    return with_flags_told(context, result)
+    return with_flags_noted(context, result)
 
 
 def _batches(files: Sequence[File]) -> Iterator[list[File]]:
@@ -59,17 +59,17 @@ def _batches(files: Sequence[File]) -> Iterator[list[File]]:
 
 def _import(context: Context, files: Sequence[File], settings: ImportSettings) -> StepResult:
     store = context.store
-    found = imports.read(context.spark, files, settings, stage=store.stage)
-    rows = store.stage(placed(context, found.rows))
+    listed = imports.read(context.spark, files, settings, stage=store.stage)
+    rows = store.stage(placed(context, listed.rows))
     counts = {row["file"]: row for row in _counted(rows).collect()}
     total = {
         name: sum(row[name] for row in counts.values())
         for name in ("new", "known", "repeated", "unreadable", "withdrawn", "personas", "origins", "texts", "rejects")
     }
     outcomes = {name: total[name] for name in ("new", "known", "repeated", "unreadable", "withdrawn")}
-    if sum(outcomes.values()) != found.count:  # once they are written down as done, files are not looked at again
+    if sum(outcomes.values()) != listed.count:  # a file that is recorded as done is never read again
         raise PersonaHubError(
-            f"{STEP}: {len(files)} files had {found.count:,} rows when they were counted and "
+            f"{STEP}: {len(files)} files had {listed.count:,} rows when they were counted and "
             f"{sum(outcomes.values()):,} when they were read; were they changed meanwhile? run again"
         )
     allowed = rows.where("persona_id is not null and not withdrawn")
@@ -87,11 +87,11 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         F.col("source_key").alias("first_origin"),
         flags.alias("quality_flags"),
     )
-    if store.dry_run and total["personas"]:  # flags of stored rows never change, so a dry run tells of them too
+    if store.dry_run and total["personas"]:  # flags of stored rows never change, so a dry run reports them too
         new = allowed.where("nth_persona = 1 and known_persona is null")
         judged = flagged(new.select(flags.alias("quality_flags")))
         if judged.flagged:
-            context.progress.say(f"{STEP}: {settings.source}: {judged.told()}")
+            context.progress.say(f"{STEP}: {settings.source}: {judged.sentence()}")
     first = allowed.where("nth_key = 1")
     version = F.lit(imports.VERSION)
     edges = first.select(
@@ -121,8 +121,8 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         F.lit(None).cast("string").alias("call_key"),
         "source_key",
     )
-    # Each table's rows follow from the file, so a run that dies in between does the same again; that a file is done is
-    # written last.
+    # Each table's rows follow from the file, so the run after a crash writes the same rows. IMPORTS, which marks the
+    # files as done, is written last.
     added = {
         PERSONA_IMPORTS.name: context.add_new(
             PERSONA_IMPORTS, first.select(*[column.name for column in PERSONA_IMPORTS.columns]), expected=total["new"]
@@ -133,7 +133,7 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         QUARANTINE.name: context.add_new(QUARANTINE, inputs.rejected(rows), expected=total["rejects"]),
         IMPORTS.name: context.add_new(IMPORTS, _as_done(context, files, settings, counts), expected=len(files)),
     }
-    return StepResult(found.count, outcomes, added)
+    return StepResult(listed.count, outcomes, added)
 
 
 def _withdrawn(context: Context) -> dict[str, list[str]]:
@@ -144,13 +144,13 @@ def _withdrawn(context: Context) -> dict[str, list[str]]:
 
 
 def placed(context: Context, rows: DataFrame) -> DataFrame:
-    """``rows`` as ``imports.numbered`` has them, and what of each is in the tables already: known_key, known_persona,
-    known_origin, known_synthesis; of rows that could not be read known_reject alone. Null: it is not."""
+    """``rows`` as ``imports.numbered`` returns them, with columns that say what is in the tables already: known_key,
+    known_persona, known_origin, known_synthesis; for unreadable rows only known_reject. Null: it is not there."""
     store = context.store
     origins = store.read(PERSONA_ORIGINS).where(F.col("recipe") == imports.VERSION)
     texts = store.read(SYNTHESES).where(F.col("recipe") == imports.VERSION)
-    # Nulls that rows are joined or counted by all meet in one task: rows that could not be read, which have no keys,
-    # go apart, and one without a text brings a key that no text has.
+    # All null join keys end up in one task. So unreadable rows, which have no keys, are joined apart, and a row
+    # without a text gets a key that no text has.
     read = imports.numbered(rows.where(F.col("reason").isNull()), _withdrawn(context))
     read = read.withColumn("text_key", F.coalesce("synthesis_id", "source_key"))
     for name, key, there in (
@@ -173,7 +173,7 @@ def placed(context: Context, rows: DataFrame) -> DataFrame:
 
 
 def _counted(rows: DataFrame) -> DataFrame:
-    """Of each file: what became of its rows, and how many rows each table must get."""
+    """For each file: the outcomes of its rows, and how many rows each table must get."""
     read = F.col("reason").isNull() & ~F.col("withdrawn")
     first = F.col("nth_key") == 1
     counted = {
@@ -193,10 +193,10 @@ def _counted(rows: DataFrame) -> DataFrame:
 def _as_done(context: Context, files: Sequence[File], settings: ImportSettings, counts: dict[str, Row]) -> DataFrame:
     done = []
     for file in files:
-        found = counts.get(file.path)
+        counted = counts.get(file.path)
         ends = ("new", "known", "repeated", "unreadable", "withdrawn")
-        ended = [found[name] if found is not None else 0 for name in ends]
-        texts = found["texts"] if found is not None else 0
+        ended = [counted[name] if counted is not None else 0 for name in ends]
+        texts = counted["texts"] if counted is not None else 0
         done.append(
             (
                 imports.import_id(file, settings), file.path, file.size_bytes, file.modified_at, settings.source,

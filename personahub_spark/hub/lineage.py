@@ -1,11 +1,11 @@
-"""The way from each persona back to the persona that it descends from.
+"""The way from each persona back to its root: the persona, found in a text or imported, that it descends from.
 
-A persona may be found many times, by several parents and in circles. It is a row once, though, with the parent that
-found it first, and that one was there before it. So the way by first parents has no circle, never changes, and has as
-many steps as the persona has hops. It is written down when the persona is, from its parent's way alone.
+A persona may be found many times, by several parents and in circles. But it is stored once, with the first parent that
+found it, and that parent was stored earlier. So the way along first parents has no circle, never changes, and has as
+many steps as the persona has hops. It is written together with the persona, from its parent's way.
 
-Where a withdrawal takes a part of that way, and the persona stays because it was found elsewhere too, another way
-stands for the first one (``persona_reroutes``); that one may be of any length.
+If a withdrawal breaks this way, and the persona stays because it was also found elsewhere, another way of any length
+replaces it (``persona_reroutes``).
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from personahub_spark.store.table import Table
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row
 
-# What the view persona_lineage does not use of what it joins.
+# Columns that the view persona_lineage does not use.
 _UNREAD = {LLM_CALLS.name: ("text", "vector", "error_message"), DOCUMENTS.name: ("text",)}
 
 MAX_ROUNDS = 100
-"""As many steps as a way may have that goes round what was withdrawn."""
+"""The longest way, in steps, that may replace a withdrawn one."""
 
 
 def paths(personas: DataFrame, ways: DataFrame) -> DataFrame:
     """Rows of ``persona_ancestors`` for ``personas`` (persona_id, hop, first_origin) of one hop, from 1.
 
-    ``ways`` has those of the hops before (see ``current``). A persona whose parent's way is not there is left out.
+    ``ways`` has the ways of the hops before (see ``current``). A persona is left out if its parent's way is missing.
     """
     parents = ways.select(
         F.col("persona_id").alias("first_origin"), F.col("root_id").alias("_root"), F.col("path").alias("_path")
@@ -61,30 +61,30 @@ def paths(personas: DataFrame, ways: DataFrame) -> DataFrame:
 
 
 def current(ancestors: DataFrame, reroutes: DataFrame) -> DataFrame:
-    """``persona_id``, ``root_id``, ``path``: the way that leads to each persona now, in rows of these tables."""
+    """``persona_id``, ``root_id``, ``path``: the current way to each persona, from rows of these tables."""
     columns = ("persona_id", "root_id", "path")
     first = ancestors.join(reroutes, on="persona_id", how="left_anti")
     return first.select(*columns).unionByName(reroutes.select(*columns))
 
 
 def trace(store: Store, persona_ids: Collection[str]) -> DataFrame:
-    """The rows that the view ``persona_lineage`` has of these personas.
+    """The rows of the view ``persona_lineage`` for these personas.
 
-    The view joins whole tables, which suits reports; here the rows of each table are looked up by their keys, step by
-    step, and no table is shuffled. Whole files are passed over where they are in the order of the keys (OPTIMIZE ...
-    ZORDER BY). For up to some hundred personas: what is found on the way is held by the driver. Runs Spark jobs.
-    Raises PersonaHubError for an id that no persona has.
+    The view joins whole tables, which suits reports. This function looks up the rows of each table by key, step by
+    step, and shuffles no table. Spark skips whole files if they are in the order of the keys (OPTIMIZE ... ZORDER BY).
+    For up to some hundred personas: the driver holds the rows on the way. Runs Spark jobs. Raises PersonaHubError for
+    an unknown id.
     """
-    given: dict[str, DataFrame] = {}
+    frames: dict[str, DataFrame] = {}
 
     def look_up(table: Table, column: str, keys: Collection[str]) -> list[Row]:
-        found = store.read(table)
-        # Long, and of no use here: not read at all.
-        unread = [name for name in _UNREAD.get(table.name, ()) if name in found.columns]
-        found = found.withColumns({name: F.lit(None).cast(found.schema[name].dataType) for name in unread})
-        rows = found.where(F.col(column).isin(sorted(keys))).collect() if keys else []
+        stored = store.read(table)
+        # Long columns that are not used here: not read at all.
+        unread = [name for name in _UNREAD.get(table.name, ()) if name in stored.columns]
+        stored = stored.withColumns({name: F.lit(None).cast(stored.schema[name].dataType) for name in unread})
+        rows = stored.where(F.col(column).isin(sorted(keys))).collect() if keys else []
         # Spark does not know how few they are, and would shuffle them for each join.
-        given[table.name] = F.broadcast(found.sparkSession.createDataFrame(rows, found.schema).coalesce(1))
+        frames[table.name] = F.broadcast(stored.sparkSession.createDataFrame(rows, stored.schema).coalesce(1))
         return rows
 
     origins = look_up(PERSONA_ORIGINS, "persona_id", persona_ids)
@@ -105,25 +105,25 @@ def trace(store: Store, persona_ids: Collection[str]) -> DataFrame:
     look_up(PERSONA_IMPORTS, "source_key", sources)
     look_up(WITHDRAWN, "item", roots.union(persona_ids))
     look_up(LLM_CALLS, "request_key", {row["call_key"] for row in origins if row["call_key"]})
-    return store.view("persona_lineage", given=given)
+    return store.view("persona_lineage", given=frames)
 
 
 def reroutes(
     edges: DataFrame, *, personas: DataFrame, ancestors: DataFrame, stage: Callable[[DataFrame], DataFrame]
 ) -> DataFrame:
-    """Rows of ``persona_reroutes`` for those personas of ``edges`` whose first way is not open any more.
+    """Rows of ``persona_reroutes`` for the personas of ``edges`` whose first way is not open any more.
 
-    ``edges`` (persona_id, source_key, source_kind): all origins in use of personas that a withdrawal reached and that
-    stay; to all other personas the first way is open. Each keeps its first origin where that is in use, and the others
-    take a text or an import before a parent, of parents one with a short way, of equals the one with the smallest key.
-    Where first origins lead round in a circle, whoever of those that wait has another way open takes it.
+    ``edges`` (persona_id, source_key, source_kind): all origins in use of the personas that a withdrawal reached and
+    that stay; the first way to all other personas is open. A persona keeps its first origin if that is in use.
+    Otherwise it takes a text or an import before a parent, then the parent with the shortest way, then the smallest
+    key. If first origins form a circle, any waiting persona with another open way takes that one.
 
-    Runs Spark jobs, a few for each step of the longest way. ``stage`` evaluates a frame once and keeps it in files.
-    Raises PersonaHubError when some persona cannot be reached.
+    Runs a few Spark jobs for each step of the longest way. ``stage`` evaluates a frame once and keeps it in files.
+    Raises PersonaHubError if a persona cannot be reached.
     """
     first_ways = ancestors.select("persona_id", F.col("path").alias("first_path"))
     first = personas.select("persona_id", "first_origin").join(edges, on="persona_id", how="left_semi")
-    known = (
+    parent_paths = (
         first_ways.withColumnRenamed("persona_id", "source_key")
         .join(first.select(F.col("persona_id").alias("source_key"), F.lit(True).alias("waits")), "source_key", "full")
         .withColumnRenamed("first_path", "parent_path")
@@ -132,7 +132,7 @@ def reroutes(
     waiting = (
         edges.distinct()
         .join(first, on="persona_id", how="inner")
-        .join(known, on="source_key", how="left")
+        .join(parent_paths, on="source_key", how="left")
         .select(
             "persona_id",
             "source_key",
@@ -140,26 +140,26 @@ def reroutes(
             (F.col("source_key") == F.col("first_origin")).alias("is_first"),
             F.when(~by_parent, _no_path())
             .when(F.col("waits").isNull(), F.concat(F.coalesce("parent_path", _no_path()), F.array("source_key")))
-            .alias("path"),  # with the parent itself; null: the parent waits for a way too
+            .alias("path"),  # ends with the parent; null: the parent waits for a way too
         )
     )
     keeps_first = F.max("is_first").over(Window.partitionBy("persona_id"))
     waiting = stage(waiting.withColumn("in_turn", F.col("is_first") | ~keeps_first))
-    found = _best(waiting).limit(0)
+    best_ways = _best(waiting).limit(0)
     for _ in range(MAX_ROUNDS):
         edges_left, open_edges, in_turn = waiting.agg(
             F.count("persona_id"), F.count("path"), F.count(F.when(F.col("in_turn"), F.col("path")))
         ).collect()[0]
         if not edges_left:
-            new = found.join(first, on="persona_id", how="inner").join(first_ways, on="persona_id", how="left")
+            new = best_ways.join(first, on="persona_id", how="inner").join(first_ways, on="persona_id", how="left")
             same = (F.col("origin") == F.col("first_origin")) & (F.col("path") == F.coalesce("first_path", _no_path()))
             root = F.coalesce(F.get("path", F.lit(0)), F.col("persona_id"))
             return new.where(~same).select("persona_id", "origin", root.alias("root_id"), "path")
         if not open_edges:
             break
-        # Where first origins lead round in circles, some persona must begin with another one.
+        # If first origins form circles, some persona must begin with another origin.
         fresh = _best(waiting.where(F.col("path").isNotNull() & (F.col("in_turn") if in_turn else F.lit(True))))
-        found = found.unionByName(fresh)
+        best_ways = best_ways.unionByName(fresh)
         parents = fresh.select(F.col("persona_id").alias("source_key"), F.col("path").alias("parent_path"))
         through = F.when(F.col("by_parent"), F.concat("parent_path", F.array("source_key")))
         waiting = stage(

@@ -1,4 +1,4 @@
-"""Keep the personas that answers hold: each once, with its flags and with an edge for every place it was found in."""
+"""Add the personas that answers hold: each once, with its quality flags and an edge for every place it was found in."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def keep_personas(
     kind: str,
     labels: Mapping[str, str],
 ) -> dict[str, int]:
-    """Add the personas of ``readings`` and their edges; rows added, by table.
+    """Add the personas of ``readings`` and their edges; returns the rows added, by table.
 
-    ``questions``: id, lang and source_text (what the model saw) of what was asked about. An id is that of a document or
-    persona (the edges' ``kind``), with ``:n`` for the n-th part of a document. ``labels``: columns of the edges.
+    ``questions``: id, lang and source_text (the text that the model saw) of each subject. An id is that of a document
+    or persona (the edges' ``kind``), with ``:n`` for part n of a document. ``labels``: columns of the edges.
     """
     store = context.store
-    found = readings.outputs.withColumnRenamed("text_id", "persona_id")
-    new = found.select("persona_id").distinct().join(
+    occurrences = readings.outputs.withColumnRenamed("text_id", "persona_id")
+    new = occurrences.select("persona_id").distinct().join(
         store.read(PERSONAS).select("persona_id"), on="persona_id", how="left_anti"
     )  # fmt: skip
     nth = F.row_number().over(Window.partitionBy("persona_id").orderBy("id", "nth"))
-    first = found.withColumn("_nth", nth).where(F.col("_nth") == 1).drop("_nth")
+    first = occurrences.withColumn("_nth", nth).where(F.col("_nth") == 1).drop("_nth")
     expected_lang = F.col("lang") if language == "same" else F.lit(language).cast("string")
     flags = quality_flags(
         F.col("text"),
@@ -55,7 +55,7 @@ def keep_personas(
         _source_key().alias("first_origin"),
         flags.alias("quality_flags"),
     )
-    edges = found.select(
+    edges = occurrences.select(
         "persona_id",
         _source_key().alias("source_key"),
         F.lit(task.recipe).alias("recipe"),
@@ -70,13 +70,13 @@ def keep_personas(
     added = {PERSONAS.name: context.add_new(PERSONAS, personas, expected=new.count())}
     if hop:
         added[PERSONA_ANCESTORS.name] = _add_ways(context, hop)
-    # An edge marks its question as done, so edges come last.
+    # An edge marks its question as done, so edges are written last.
     added[PERSONA_ORIGINS.name] = context.add_new(PERSONA_ORIGINS, edges, expected=edges.count())
     return added
 
 
 def ways(store: Store) -> DataFrame:
-    """The way that leads to each persona of hop 1 and more now; see ``lineage.current``."""
+    """The current way to each persona of hop 1 and more; see ``lineage.current``."""
     return lineage.current(store.read(PERSONA_ANCESTORS), store.read(PERSONA_REROUTES))
 
 
@@ -91,10 +91,10 @@ def _source_key() -> Column:
     return F.split("id", ":")[0]
 
 
-def with_flags_told(context: Context, result: StepResult) -> StepResult:
-    """``result`` of a step with a note of how many of the personas that it added are flagged, and by which rules."""
+def with_flags_noted(context: Context, result: StepResult) -> StepResult:
+    """``result`` with a note: how many of the step's new personas are flagged, and by which rules."""
     if not result.rows_added.get(PERSONAS.name) or context.store.dry_run:
         return result
     added = context.store.read(PERSONAS).where(F.col("run_id") == context.run_id)
-    found = flagged(added.where(F.col("created_at") == F.lit(context.started_at)))
-    return dataclasses.replace(result, notes=(*result.notes, found.told())) if found.flagged else result
+    tally = flagged(added.where(F.col("created_at") == F.lit(context.started_at)))
+    return dataclasses.replace(result, notes=(*result.notes, tally.sentence())) if tally.flagged else result

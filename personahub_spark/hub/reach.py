@@ -1,8 +1,8 @@
-"""What leaves the hub when a source, a licence or a document is withdrawn: all that comes from it alone.
+"""What leaves the hub when a source, a licence or a document is withdrawn: everything that comes only from it.
 
-A text stays when it was also found under a source and a licence that were not withdrawn. A persona stays when some
-other origin, through any number of relations, leads to a text or an imported row that was not withdrawn. Personas that
-are only each other's relatives do not hold one another.
+A text stays if it was also found under a source and a licence that were not withdrawn. A persona stays if another
+origin leads, through any number of relations, to a text or an imported row that was not withdrawn. Personas that are
+only each other's relatives do not keep one another in the hub.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SOURCE, LICENCE, DOCUMENT = KINDS = ("source", "licence", "document")
 
 MAX_ROUNDS = 100
-"""Six relations are the longest way down; ways round may be longer."""
+"""An expansion has at most six hops; other ways between personas may be longer."""
 
 
 class Reach(NamedTuple):
@@ -31,9 +31,9 @@ class Reach(NamedTuple):
     imports: DataFrame
     """``source_key``: withdrawn rows of ``persona_imports``."""
     personas: DataFrame
-    """``persona_id``, ``stays``: all that some of these led to, and whether anything else leads there too."""
+    """``persona_id``, ``stays``: every persona that these led to, and whether another origin leads to it too."""
     edges: DataFrame
-    """``persona_id``, ``source_key``, ``source_kind``: of those that stay, the origins that are in use."""
+    """``persona_id``, ``source_key``, ``source_kind``: the origins still in use of the personas that stay."""
 
 
 def reach(
@@ -45,11 +45,11 @@ def reach(
     origins: DataFrame,
     stage: Callable[[DataFrame], DataFrame],
 ) -> Reach:
-    """What ``rules`` (``kind``, ``value``) reach, in frames with the columns of the tables of these names.
+    """What ``rules`` (``kind``, ``value``) reach; the other frames have the columns of the tables of the same names.
 
-    Runs Spark jobs, a few for each relation on the way; their work is that of the personas reached, and one look at the
-    edges a round. ``stage`` evaluates a frame once and keeps it in files (``Store.stage``): Spark 3.5 may fail to
-    put frames together that it checkpointed. Raises PersonaHubError when ``MAX_ROUNDS`` do not reach the end.
+    Runs a few Spark jobs for each relation on the way. Their cost grows with the personas reached, plus one scan of the
+    edges a round. ``stage`` evaluates a frame once and keeps it in files (``Store.stage``), because Spark 3.5 may fail
+    to union checkpointed frames. Raises PersonaHubError after ``MAX_ROUNDS``.
     """
     rules = F.broadcast(rules.select("kind", "value"))
     names = rules.where(F.col("kind") != DOCUMENT)
@@ -61,31 +61,34 @@ def reach(
     held = others.join(names, on=matches("source_key"), how="left_anti").join(by_id, on="source_key", how="left_anti")
     texts = _matched(places, rules).join(held, on="source_key", how="left_anti")
     rows = _matched(imports.select("source_key", "source", "licence"), names)
-    gone = texts.withColumn("source_kind", F.lit("document")).unionByName(
+    withdrawn = texts.withColumn("source_kind", F.lit("document")).unionByName(
         rows.withColumn("source_kind", F.lit("import"))
     )
-    gone = gone.withColumn("gone", F.lit(True))
+    withdrawn = withdrawn.withColumn("reached", F.lit(True))
     edges = origins.select("persona_id", "source_key", "source_kind")
     children = edges.where(F.col("source_kind") == "persona").select("persona_id", "source_key")
 
-    roots = edges.join(gone, on=["source_key", "source_kind"], how="left_semi").select("persona_id").distinct()
+    roots = edges.join(withdrawn, on=["source_key", "source_kind"], how="left_semi").select("persona_id").distinct()
     touched = _spread(roots, children, "reached by a withdrawal", stage)
-    # Edges of the touched ones: those from elsewhere hold their persona, those from a touched parent if that is held.
+    # Edges of the touched personas. One from elsewhere holds its persona; one from a touched parent does so only if
+    # the parent is held.
     parents = touched.select(F.col("persona_id").alias("source_key"), F.lit("persona").alias("source_kind"))
     inner = stage(
         edges.join(touched, on="persona_id", how="left_semi").join(
-            gone.unionByName(parents.withColumn("gone", F.lit(True))), on=["source_key", "source_kind"], how="left"
+            withdrawn.unionByName(parents.withColumn("reached", F.lit(True))),
+            on=["source_key", "source_kind"],
+            how="left",
         )
     )
-    held = inner.where(F.col("gone").isNull()).select("persona_id").distinct()
-    between = inner.where((F.col("source_kind") == "persona") & F.col("gone")).select("persona_id", "source_key")
+    held = inner.where(F.col("reached").isNull()).select("persona_id").distinct()
+    between = inner.where((F.col("source_kind") == "persona") & F.col("reached")).select("persona_id", "source_key")
     stays = _spread(held, between, "held by another origin", stage).withColumn("stays", F.lit(True))
     personas = touched.join(stays, on="persona_id", how="left").withColumn("stays", F.coalesce("stays", F.lit(False)))
-    kept = stays.select(F.col("persona_id").alias("source_key"), F.lit(True).alias("kept"))
+    held_parents = stays.select(F.col("persona_id").alias("source_key"), F.lit(True).alias("parent_held"))
     in_use = (
         inner.join(stays, on="persona_id", how="left_semi")
-        .join(kept, on="source_key", how="left")
-        .where(F.col("gone").isNull() | ((F.col("source_kind") == "persona") & F.col("kept")))
+        .join(held_parents, on="source_key", how="left")
+        .where(F.col("reached").isNull() | ((F.col("source_kind") == "persona") & F.col("parent_held")))
         .select(*edges.columns)
     )
     return Reach(texts, rows, personas, in_use)
@@ -104,17 +107,17 @@ def matches(document: str) -> Column:
     )
 
 
-def _spread(personas: DataFrame, edges: DataFrame, said: str, stage: Callable[[DataFrame], DataFrame]) -> DataFrame:
-    """``personas``, and all that ``edges`` (persona_id, source_key: the parent) lead to from them."""
-    found = fresh = stage(personas)
+def _spread(personas: DataFrame, edges: DataFrame, which: str, stage: Callable[[DataFrame], DataFrame]) -> DataFrame:
+    """``personas``, and every persona that ``edges`` (persona_id, source_key: the parent) lead to from them."""
+    reached = fresh = stage(personas)
     for _ in range(MAX_ROUNDS):
         if fresh.isEmpty():
-            return found
+            return reached
         parents = fresh.select(F.col("persona_id").alias("source_key"))
         children = edges.join(parents, on="source_key", how="left_semi").select("persona_id").distinct()
-        fresh = stage(children.join(found, on="persona_id", how="left_anti"))
-        found = found.unionByName(fresh)
+        fresh = stage(children.join(reached, on="persona_id", how="left_anti"))
+        reached = reached.unionByName(fresh)
     raise PersonaHubError(
-        f"after {MAX_ROUNDS} relations there are still personas {said}; persona_origins must be damaged, for its hops "
+        f"after {MAX_ROUNDS} relations there are still personas {which}; persona_origins must be damaged, for its hops "
         "end at 6"
     )

@@ -1,4 +1,4 @@
-"""Releases of the hub: what is in one, how it is read again by its tag, and how two differ."""
+"""Releases of the hub: their manifests, reading one again by its tag, and the difference of two."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Row
 
 PUBLISHED = ("persona_id", "text", "lang", "hop", "first_origin")
-"""Columns of the hub that its hash is of: what a persona is, and not which run wrote it."""
+"""Columns of the hub that its hash covers: the persona itself, not which run wrote it."""
 
 RELEASED = tuple(table for table in TABLES if table is not RELEASES)
 
@@ -52,7 +52,7 @@ class Difference(NamedTuple):
 def release(context: Context, tag: str, note: str | None = None) -> StepResult:
     """Release the hub under ``tag``: write its manifest, with ``note`` in it.
 
-    PersonaHubError for a tag that is taken, or is none.
+    PersonaHubError if the tag is taken or not a valid tag.
     """
     store = context.store
     if not _TAG.fullmatch(tag):
@@ -67,11 +67,11 @@ def release(context: Context, tag: str, note: str | None = None) -> StepResult:
     versions = {table.name: store.version(table) for table in RELEASED}
     scratch = Store(context.spark, context.settings.store)  # the tables of a version write nothing
     try:
-        found = manifest(store.at(versions), stage=scratch.stage)
+        contents = manifest(store.at(versions), stage=scratch.stage)
     finally:
         scratch.drop_staged()
     settings = context.settings
-    told = {
+    manifest_of_release = {
         "tag": tag,
         "note": note,
         "created_at": f"{context.started_at:%Y-%m-%dT%H:%M:%SZ}",
@@ -80,19 +80,19 @@ def release(context: Context, tag: str, note: str | None = None) -> StepResult:
         "dedup": settings.dedup.model_dump(mode="json"),
         "filters": settings.filters.model_dump(mode="json"),
         "versions": versions,
-        **found,
+        **contents,
     }
-    hub = found["hub"]
-    row = (tag, versions, hub["personas"], hub["sha256"], json.dumps(told, ensure_ascii=False, indent=1))
+    hub = contents["hub"]
+    row = (tag, versions, hub["personas"], hub["sha256"], json.dumps(manifest_of_release, ensure_ascii=False, indent=1))
     rows = context.spark.createDataFrame([row], StructType(list(RELEASES.columns)))
     added = {RELEASES.name: context.add_new(RELEASES, rows, expected=1)}
     return StepResult(hub["personas"], {"released": hub["personas"]}, added)
 
 
 def content_hash(hub: DataFrame) -> tuple[int, str]:
-    """How many rows ``hub`` has, and a sha256 that changes with any of ``PUBLISHED``, not with order or partitions.
+    """The number of rows of ``hub``, and a sha256 that changes with any of ``PUBLISHED``, not with order or partitions.
 
-    The sum of the rows' own hashes, in four parts of 64 bits, hashed again.
+    It is the hash of the sum of the rows' hashes, in four parts of 64 bits.
     """
     row = F.sha2(F.to_json(F.struct(*PUBLISHED)), 256)
     hashed = hub.select(row.alias("hash"))
@@ -105,11 +105,11 @@ def content_hash(hub: DataFrame) -> tuple[int, str]:
 
 
 def manifest(store: Store, *, stage: Callable[[DataFrame], DataFrame]) -> dict[str, Any]:
-    """What is in the tables of ``store``: rows, the hub by hop and language, parameters of dedup, sources, models.
+    """The contents of the tables of ``store``: rows, the hub by hop and language, dedup parameters, sources, models.
 
-    ``sources``: for each source and licence how many published personas lead to it, through however many relations; one
-    that leads to two counts for both. ``models``: every model that answered, with its terms. ``stage`` keeps a frame in
-    files (``Store.stage``).
+    ``sources``: for each source and licence the number of published personas that lead to it, through any number of
+    relations; a persona that leads to two counts for both. ``models``: every model that answered, with its terms.
+    ``stage`` keeps a frame in files (``Store.stage``).
     """
     hub = store.view("hub")
     count, digest = content_hash(hub)
@@ -132,7 +132,7 @@ def manifest(store: Store, *, stage: Callable[[DataFrame], DataFrame]) -> dict[s
 
 
 def sources(store: Store, *, stage: Callable[[DataFrame], DataFrame]) -> DataFrame:
-    """``source``, ``licence``, ``personas``: how many published personas lead there; withdrawn sources left out."""
+    """``source``, ``licence``, ``personas``: the number of published personas that lead there; no withdrawn sources."""
     rules = F.broadcast(store.read(WITHDRAWALS).select("kind", "value"))
     withdrawn = ((F.col("kind") == "source") & (F.col("value") == F.col("source"))) | (
         (F.col("kind") == "licence") & (F.col("value") == F.col("licence"))
@@ -156,14 +156,14 @@ def sources(store: Store, *, stage: Callable[[DataFrame], DataFrame]) -> DataFra
         F.col("persona_id").alias("child"), F.col("source_key").alias("persona_id")
     )
     rooted = origins.join(roots, on=["source_key", "source_kind"], how="inner")
-    found = fresh = stage(rooted.select("persona_id", "source", "licence").distinct())
+    ancestry = fresh = stage(rooted.select("persona_id", "source", "licence").distinct())
     while not fresh.isEmpty():
         children = edges.join(fresh, on="persona_id", how="inner")
-        fresh = stage(children.select(F.col("child").alias("persona_id"), "source", "licence").subtract(found))
-        found = found.union(fresh)
+        fresh = stage(children.select(F.col("child").alias("persona_id"), "source", "licence").subtract(ancestry))
+        ancestry = ancestry.union(fresh)
     published = store.view("hub").select("persona_id")
     return (
-        found.join(published, on="persona_id", how="left_semi")
+        ancestry.join(published, on="persona_id", how="left_semi")
         .groupBy("source", "licence")
         .agg(F.count(F.lit(1)).alias("personas"))
     )
@@ -171,11 +171,11 @@ def sources(store: Store, *, stage: Callable[[DataFrame], DataFrame]) -> DataFra
 
 def find(store: Store, tag: str) -> Row:
     """The release ``tag``; PersonaHubError when there is none."""
-    found = store.read(RELEASES).where(F.col("tag") == tag).collect()
-    if not found:
-        known = [row["tag"] for row in store.read(RELEASES).select("tag").orderBy("created_at").collect()]
-        raise PersonaHubError(f"there is no release {tag!r} (releases here: {', '.join(known) or 'none'})")
-    return found[0]
+    rows = store.read(RELEASES).where(F.col("tag") == tag).collect()
+    if not rows:
+        tags = [row["tag"] for row in store.read(RELEASES).select("tag").orderBy("created_at").collect()]
+        raise PersonaHubError(f"there is no release {tag!r} (releases here: {', '.join(tags) or 'none'})")
+    return rows[0]
 
 
 def at(store: Store, tag: str) -> Store:
@@ -184,7 +184,7 @@ def at(store: Store, tag: str) -> Store:
 
 
 def check(store: Store, tag: str) -> int:
-    """How many rows the release has that ``tag`` names; PersonaHubError when they are not those that were released."""
+    """The number of rows of the release ``tag``; PersonaHubError if they are not the rows that were released."""
     released = find(store, tag)
     count, digest = content_hash(at(store, tag).view("hub"))
     if (count, digest) != (released["personas"], released["hub_hash"]):
@@ -198,7 +198,7 @@ def check(store: Store, tag: str) -> int:
 
 
 def difference(store: Store, old: str, new: str) -> Difference:
-    """What the release ``new`` has that ``old`` has not, and the other way round."""
+    """The personas that the release ``new`` has and ``old`` does not, and the other way round."""
     earlier, later = (at(store, tag).view("hub").select(*PUBLISHED) for tag in (old, new))
     return Difference(
         later.join(earlier, on="persona_id", how="left_anti"),

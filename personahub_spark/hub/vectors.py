@@ -1,4 +1,4 @@
-"""Give each persona of the hub its vector, by the embedder of the settings: what semantic dedup compares."""
+"""Make a vector for each persona of the hub, with the embedder of the settings, for semantic dedup."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ STEP = "embed_personas"
 def embed(context: Context) -> StepResult:
     settings, store = context.settings.embedding, context.store
     model = model_of(context.settings)
-    known, dim = stored(store.read(PERSONA_EMBEDDINGS), model, settings.dimensions)
+    stored_rows, dim = stored(store.read(PERSONA_EMBEDDINGS), model, settings.dimensions)
     hub = store.view("hub").select(F.col("persona_id").alias("id"), "text")
-    done = known.select(F.col("persona_id").alias("id"), F.col("vector").isNotNull().alias("embedded"))
+    done = stored_rows.select(F.col("persona_id").alias("id"), F.col("vector").isNotNull().alias("embedded"))
     judged = hub.join(done, on="id", how="left")
     before = {row["embedded"]: row["count"] for row in judged.groupBy("embedded").count().collect()}
     outcomes = {"embedded_before": before.get(True, 0), "declined_before": before.get(False, 0)}
@@ -29,15 +29,15 @@ def embed(context: Context) -> StepResult:
         return StepResult(rows_in, outcomes)
 
     pending = judged.where(F.col("embedded").isNull()).select("id", "text")
-    asked = _asked(context, pending, missing)
-    if store.dry_run:  # the vectors of Spark NLP cost time, which a dry run should not take
+    sent = _send(context, pending, missing)
+    if store.dry_run:  # Spark NLP takes too long for a dry run
         return StepResult(rows_in, {**outcomes, "to_embed": missing})
-    found = store.stage(_answers(asked, store.read(LLM_CALLS)) if asked else SparkNlpEmbedder(settings).embed(pending))
+    answers = store.stage(_answers(sent, store.read(LLM_CALLS)) if sent else SparkNlpEmbedder(settings).embed(pending))
     lengths = F.length("vector") / F.lit(2)
-    tally = found.agg(
+    tally = answers.agg(
         F.count("vector").alias("embedded"),
         F.count_if(F.col("vector").isNull() & F.col("unread_share").isNotNull()).alias("declined"),
-        F.count_if(F.col("failed")).alias("failed") if asked else F.lit(0).alias("failed"),
+        F.count_if(F.col("failed")).alias("failed") if sent else F.lit(0).alias("failed"),
         F.min(lengths).cast("int").alias("shortest"),
         F.max(lengths).cast("int").alias("longest"),
     ).collect()[0]
@@ -46,7 +46,7 @@ def embed(context: Context) -> StepResult:
             f"{STEP}: {model} gave vectors of {tally['shortest']} to {tally['longest']} numbers where "
             f"{dim or 'one length'} was expected; name a length that it has in embedding.dimensions, or another model"
         )
-    rows = found.where(F.col("vector").isNotNull() | F.col("unread_share").isNotNull()).select(
+    rows = answers.where(F.col("vector").isNotNull() | F.col("unread_share").isNotNull()).select(
         F.col("id").alias("persona_id"),
         F.lit(model).alias("model"),
         F.lit(dim or tally["longest"] or 0).alias("dim"),
@@ -58,11 +58,11 @@ def embed(context: Context) -> StepResult:
         PERSONA_EMBEDDINGS.name: context.add_new(PERSONA_EMBEDDINGS, rows, expected=new["embedded"] + new["declined"])
     }
     outcomes |= {**new, "deferred": missing - sum(new.values())}
-    return StepResult(rows_in, outcomes, added, asked.spend if asked else StepResult(0, {}).spend)
+    return StepResult(rows_in, outcomes, added, sent.spend if sent else StepResult(0, {}).spend)
 
 
-def _asked(context: Context, pending: DataFrame, missing: int) -> Asked | None:
-    """What was asked of an endpoint; None where the vectors come from Spark NLP."""
+def _send(context: Context, pending: DataFrame, missing: int) -> Asked | None:
+    """The requests to an endpoint; None if the vectors come from Spark NLP."""
     settings = context.settings.embedding
     if settings.by != "endpoint":
         return None
@@ -70,13 +70,13 @@ def _asked(context: Context, pending: DataFrame, missing: int) -> Asked | None:
     return embed_all(context, pending, endpoint, step=STEP, rows=missing, dimensions=settings.dimensions)
 
 
-def _answers(asked: Asked, calls: DataFrame) -> DataFrame:
-    """``id``, ``vector``, ``unread_share`` (null), ``failed``: of requests that have an outcome."""
-    failed = asked.requests.join(
+def _answers(sent: Asked, calls: DataFrame) -> DataFrame:
+    """``id``, ``vector``, ``unread_share`` (null), ``failed`` of the requests that have an outcome."""
+    failed = sent.requests.join(
         calls.where(F.col("vector").isNull()).select("request_key"), on="request_key", how="left_semi"
     )
     return (
-        halved(vectors(asked.requests, calls))
+        halved(vectors(sent.requests, calls))
         .withColumn("failed", F.lit(False))
         .unionByName(failed.select("id", F.lit(None).cast("binary").alias("vector"), F.lit(True).alias("failed")))
         .select("id", "vector", F.lit(None).cast("double").alias("unread_share"), "failed")

@@ -1,4 +1,4 @@
-"""Withdraw a source, a licence or a document from the tables, with a record of who said so."""
+"""Withdraw a source, a licence or a document from the tables, with a record of who decided it and why."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Rule(NamedTuple):
 
 
 def withdraw_and_settle(context: Context, rule: Rule | None = None) -> None:
-    """``withdraw``, then the tiers of dedup that were used here, though nothing changed: an earlier run may have died
+    """``withdraw``, then the dedup tiers that this store uses, even if nothing changed: an earlier run may have died
     between the two."""
     run_step(context, Step(STEP, functools.partial(withdraw, rule=rule)))
     if context.store.dry_run:
@@ -63,7 +63,7 @@ def withdraw(context: Context, rule: Rule | None = None) -> StepResult:
     if not ruled:
         return StepResult(0, {})
     rules = context.spark.createDataFrame(sorted(ruled), "kind string, value string")
-    scratch = Store(context.spark, context.settings.store)  # a dry run works this out in files too, and drops them
+    scratch = Store(context.spark, context.settings.store)  # a dry run stages files too, and drops them
     try:
         return _withdraw(context, rules, rule, scratch.stage)
     finally:
@@ -86,29 +86,29 @@ def _withdraw(
     personas = stage(
         reached.personas.join(before.withColumn("before", F.lit(True)), on="persona_id", how="full")
         .withColumn("before", F.coalesce("before", F.lit(False)))
-        .withColumn("stays", F.coalesce("stays", F.lit(True)))  # nothing that is withdrawn leads there any more
+        .withColumn("stays", F.coalesce("stays", F.lit(True)))  # no withdrawn origin leads there any more
     )
     named = {(True, True): "restored", (True, False): "stays", (False, True): "withdrawn_before"}
     outcomes = dict.fromkeys(("withdrawn", "withdrawn_before", "stays", "restored"), 0)
     for row in personas.groupBy("stays", "before").count().collect():
         outcomes[named.get((row["stays"], row["before"]), "withdrawn")] = row["count"]
 
-    gone = personas.where("not stays").select("persona_id")
+    withdrawn = personas.where("not stays").select("persona_id")
     texts = store.read(SYNTHESES).select("synthesis_id", "persona_id", "source_key")
-    gone_texts = stage(
-        texts.join(gone, on="persona_id", how="left_semi")
+    withdrawn_texts = stage(
+        texts.join(withdrawn, on="persona_id", how="left_semi")
         .unionByName(texts.join(reached.imports, on="source_key", how="left_semi").select(*texts.columns))
         .select("synthesis_id")
         .distinct()
     )
     fallen = stage(
         store.read(PERSONA_REMOVALS).join(
-            gone.withColumnRenamed("persona_id", "kept_id"), on="kept_id", how="left_semi"
+            withdrawn.withColumnRenamed("persona_id", "kept_id"), on="kept_id", how="left_semi"
         )
     )
     items = (
-        _items("persona", gone, F.col("persona_id"))
-        .unionByName(_items("synthesis", gone_texts, F.col("synthesis_id")))
+        _items("persona", withdrawn, F.col("persona_id"))
+        .unionByName(_items("synthesis", withdrawn_texts, F.col("synthesis_id")))
         .unionByName(
             fallen.select(
                 F.lit("removal").alias("kind"),
@@ -125,18 +125,18 @@ def _withdraw(
             "personas_that_stay": outcomes["stays"],
             "documents": reached.documents.count(),
             "imported_rows": reached.imports.count(),
-            "texts": gone_texts.count(),
+            "texts": withdrawn_texts.count(),
             "removals_that_fell": fallen.count(),
         }
         context.progress.say(f"withdrawn in all: {', '.join(f'{n:,} {name}' for name, n in counts.items())}")
         record = context.spark.createDataFrame([(*rule, counts)], StructType(list(WITHDRAWALS.columns)))
-        # First, so that nothing of it comes in from now on; whatever else is missing, the next run does.
+        # Written first, so that nothing of it comes in from now on; the next run does whatever else is missing.
         added[WITHDRAWALS.name] = context.add_new(WITHDRAWALS, record)
-    restored = _no_longer(store.read(WITHDRAWN), personas, gone_texts)
+    restored = _no_longer(store.read(WITHDRAWN), personas, withdrawn_texts)
     added[WITHDRAWN.name] = context.add_new(WITHDRAWN, items) + store.remove(WITHDRAWN, stage(restored))
     added[PERSONA_REROUTES.name] = _reroute(context, reached.edges, stage)
-    # What a withdrawn persona decided is void: whoever went for it is new to dedup, and so is a persona that returns.
-    # Removals last: they tell whose bands and buckets must go.
+    # Removals in favour of a withdrawn persona are void: those removed personas are new to dedup, and so is a persona
+    # that returns. Removals are deleted last: they tell whose bands and buckets must be deleted.
     out_of_dedup = personas.where("not stays or before").select("persona_id").union(fallen.select("persona_id"))
     for table in (PERSONA_BANDS, PERSONA_BUCKETS):
         added[table.name] = store.remove(table, out_of_dedup.distinct())
@@ -145,20 +145,20 @@ def _withdraw(
 
 
 def _reroute(context: Context, edges: DataFrame, stage: Callable[[DataFrame], DataFrame]) -> int:
-    """Make ``persona_reroutes`` what ``edges``, the origins in use, say; how many rows that changed."""
+    """Bring ``persona_reroutes`` in line with ``edges``, the origins in use; returns the number of changed rows."""
     store = context.store
-    wanted = stage(
+    reroutes = stage(
         lineage.reroutes(edges, personas=store.read(PERSONAS), ancestors=store.read(PERSONA_ANCESTORS), stage=stage)
     )
-    known = store.read(PERSONA_REROUTES).select(*wanted.columns)
-    outdated = stage(known.join(wanted, on=wanted.columns, how="left_anti").select("persona_id"))
+    stored = store.read(PERSONA_REROUTES).select(*reroutes.columns)
+    outdated = stage(stored.join(reroutes, on=reroutes.columns, how="left_anti").select("persona_id"))
     changed = 0 if outdated.isEmpty() else store.remove(PERSONA_REROUTES, outdated)
-    new = wanted.join(known, on=wanted.columns, how="left_anti").count()
-    return changed + context.add_new(PERSONA_REROUTES, wanted, expected=new)
+    new = reroutes.join(stored, on=reroutes.columns, how="left_anti").count()
+    return changed + context.add_new(PERSONA_REROUTES, reroutes, expected=new)
 
 
 def _origins(store: Store) -> DataFrame:
-    """The edges; and of a persona that a run left without any, because it died before it wrote them, its first one."""
+    """All edges; a persona without any, because a run died before writing them, gets the edge of its first origin."""
     edges = store.read(PERSONA_ORIGINS).select("persona_id", "source_key", "source_kind")
     imported = store.read(PERSONA_IMPORTS).select(
         F.col("source_key").alias("first_origin"), F.lit("import").alias("kind")
@@ -181,24 +181,24 @@ def _items(kind: str, rows: DataFrame, item: Column) -> DataFrame:
     )
 
 
-def _no_longer(known: DataFrame, personas: DataFrame, gone_texts: DataFrame) -> DataFrame:
-    """``kind`` and ``item`` of the ``known`` rows whose persona, or persona and source, lead elsewhere now."""
+def _no_longer(withdrawn: DataFrame, personas: DataFrame, withdrawn_texts: DataFrame) -> DataFrame:
+    """``kind`` and ``item`` of the ``withdrawn`` rows whose persona, or persona and source, lead elsewhere now."""
     back = personas.where("stays and before").select(F.lit("persona").alias("kind"), F.col("persona_id").alias("item"))
-    texts = known.where(F.col("kind") == "synthesis").select("kind", "item")
-    still = gone_texts.select(F.col("synthesis_id").alias("item"))
+    texts = withdrawn.where(F.col("kind") == "synthesis").select("kind", "item")
+    still = withdrawn_texts.select(F.col("synthesis_id").alias("item"))
     return back.unionByName(texts.join(still, on="item", how="left_anti").select("kind", "item"))
 
 
 def _refuse_unknown(context: Context, rule: Rule) -> None:
-    """PersonaHubError when nothing has such a source, licence or id: the name may be misspelt."""
+    """PersonaHubError if nothing has this source, licence or id: the name may be misspelt."""
     column = "doc_id" if rule.kind == DOCUMENT else rule.kind
     tables = [DOCUMENTS] if rule.kind == DOCUMENT else [DOCUMENTS, DOCUMENT_SOURCES, PERSONA_IMPORTS]
-    found = [context.store.read(table).select(column) for table in tables]
-    if any(not rows.where(F.col(column) == rule.value).isEmpty() for rows in found):
+    values = [context.store.read(table).select(column) for table in tables]
+    if any(not rows.where(F.col(column) == rule.value).isEmpty() for rows in values):
         return
     near: list[str] = []
     if rule.kind != DOCUMENT:
-        names = [row[0] for rows in found for row in rows.distinct().limit(1000).collect() if row[0] is not None]
+        names = [row[0] for rows in values for row in rows.distinct().limit(1000).collect() if row[0] is not None]
         near = difflib.get_close_matches(rule.value, names, n=1, cutoff=0.4) or sorted(names)[:5]
     hint = f"did you mean {', or '.join(near)}?" if near else "view documents_in_use lists what there is"
     raise PersonaHubError(f"{STEP}: no text or imported row has the {rule.kind} {rule.value!r}; {hint}")
