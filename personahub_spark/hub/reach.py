@@ -64,7 +64,7 @@ def reach(
     withdrawn = texts.withColumn("source_kind", F.lit("document")).unionByName(
         rows.withColumn("source_kind", F.lit("import"))
     )
-    withdrawn = withdrawn.withColumn("reached", F.lit(True))
+    withdrawn = withdrawn.withColumn("gone", F.lit(True))
     edges = origins.select("persona_id", "source_key", "source_kind")
     children = edges.where(F.col("source_kind") == "persona").select("persona_id", "source_key")
 
@@ -75,20 +75,20 @@ def reach(
     parents = touched.select(F.col("persona_id").alias("source_key"), F.lit("persona").alias("source_kind"))
     inner = stage(
         edges.join(touched, on="persona_id", how="left_semi").join(
-            withdrawn.unionByName(parents.withColumn("reached", F.lit(True))),
+            withdrawn.unionByName(parents.withColumn("gone", F.lit(True))),
             on=["source_key", "source_kind"],
             how="left",
         )
     )
-    held = inner.where(F.col("reached").isNull()).select("persona_id").distinct()
-    between = inner.where((F.col("source_kind") == "persona") & F.col("reached")).select("persona_id", "source_key")
+    held = inner.where(F.col("gone").isNull()).select("persona_id").distinct()
+    between = inner.where((F.col("source_kind") == "persona") & F.col("gone")).select("persona_id", "source_key")
     stays = _spread(held, between, "held by another origin", stage).withColumn("stays", F.lit(True))
     personas = touched.join(stays, on="persona_id", how="left").withColumn("stays", F.coalesce("stays", F.lit(False)))
-    held_parents = stays.select(F.col("persona_id").alias("source_key"), F.lit(True).alias("parent_held"))
+    held_parents = stays.select(F.col("persona_id").alias("source_key"), F.lit(True).alias("kept"))
     in_use = (
         inner.join(stays, on="persona_id", how="left_semi")
         .join(held_parents, on="source_key", how="left")
-        .where(F.col("reached").isNull() | ((F.col("source_kind") == "persona") & F.col("parent_held")))
+        .where(F.col("gone").isNull() | ((F.col("source_kind") == "persona") & F.col("kept")))
         .select(*edges.columns)
     )
     return Reach(texts, rows, personas, in_use)
