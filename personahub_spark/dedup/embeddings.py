@@ -1,9 +1,9 @@
-"""Vectors of texts: one contract for whoever makes them.
+"""Vectors of texts, from Spark NLP or from an endpoint, in one stored form.
 
 Vectors are stored in half precision, little-endian, of length one: the dot product of two is their cosine.
-:class:`SparkNlpEmbedder` makes them in the JVM, from a model's files; an endpoint's come through the ledger, which pays
-for each once, and :func:`halved`. A text that the model cannot read has no vector: it would say nothing, and all such
-texts much the same.
+:class:`SparkNlpEmbedder` makes them in the JVM, from a model's files; vectors of an endpoint come through the ledger,
+which pays for each once, and :func:`halved`. A text that the model cannot read has no vector: all such vectors would
+be alike and mean nothing.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Reader:
     def words(text: str) -> list[str]:
         """Lower case, without accents; punctuation marks, ASCII symbols and Chinese characters are words by themselves.
 
-        This is BERT's own first step. Its result, joined by blanks, has only one way to be read, so a tokeniser that
-        treats typographic quotes or accents in a way of its own is given no occasion to.
+        This is BERT's own first step. Joined by blanks, its result is tokenised in one way only, even by a tokeniser
+        that treats typographic quotes or accents differently.
         """
         if text.isascii():
             return _ASCII_WORD.findall(_ASCII_CONTROL.sub("", text).lower())
@@ -71,25 +71,25 @@ class Reader:
         return "".join(f" {c} " if _stands_alone(c) else c for c in bare.lower()).split()
 
     def pieces(self, word: str) -> list[str] | None:
-        """The longest pieces of the vocabulary, from the left, that make up ``word``; None where there are none."""
+        """The longest pieces of the vocabulary, from the left, that make up ``word``; None if it cannot be split."""
         if len(word) > _LONGEST_WORD:
             return None
-        found, start = [], 0
+        pieces, start = [], 0
         while start < len(word):
             prefix = "##" if start else ""
             ends = (end for end in range(len(word), start, -1) if prefix + word[start:end] in self._pieces)
             end = next(ends, None)
             if end is None:
                 return None
-            found.append(word[start:end])
+            pieces.append(word[start:end])
             start = end
-        return found
+        return pieces
 
     def unread_share(self, words: list[str]) -> float:
         """Share of the characters of ``words`` that a model sees as unknown, or only letter by letter: 0 to 1.
 
-        A vocabulary has the letters of many scripts whose words it does not have, so unknown words alone would not
-        tell: of Russian it knows every letter, of Japanese and Korean nearly all. 1 where there are no words.
+        Counting unknown words is not enough: the vocabulary has the letters of many scripts whose words it lacks (all
+        letters of Russian, nearly all of Japanese and Korean). 1 without words.
         """
         total = unread = 0
         for word in words:
@@ -132,9 +132,9 @@ class SparkNlpEmbedder:
     def embed(self, texts: DataFrame) -> DataFrame:
         """``id``, ``vector``, ``unread_share`` of ``texts`` (``id``, ``text``), one row each.
 
-        ``vector`` is null where ``unread_share``, the share of the text that the model cannot read, is above
-        ``settings.max_unread_share``; that is null where the model's vocabulary is not at hand. The same text gives
-        the same vector in whatever company. Raises PersonaHubError where the model cannot be loaded.
+        ``vector`` is null if ``unread_share``, the share of the text that the model cannot read, is above
+        ``settings.max_unread_share``; the share is null if the model's vocabulary is not available. A text's vector
+        does not depend on the other texts. Raises PersonaHubError if the model cannot be loaded.
         """
         spark = texts.sparkSession
         cores = spark.sparkContext.defaultParallelism
@@ -146,7 +146,7 @@ class SparkNlpEmbedder:
         return embedded.select("id", floats.alias("floats"), "unread_share").mapInArrow(_stored, _VECTORS)
 
     def _prepared(self, texts: DataFrame) -> DataFrame:
-        """``id``, ``words``: what the model is to read, nothing where it cannot; ``unread_share``."""
+        """``id``, ``words`` (the text for the model; empty if it cannot read it), ``unread_share``."""
         arrow = pa.schema([("id", pa.string()), ("words", pa.string()), ("unread_share", pa.float64())])
         limit = self._settings.max_unread_share
         reader = None
@@ -173,9 +173,9 @@ class SparkNlpEmbedder:
         kind = importlib.import_module("sparknlp.annotator").E5Embeddings
         try:
             if self._folder is not None:
-                found = kind.loadSavedModel(str(self._folder), spark)
+                annotator = kind.loadSavedModel(str(self._folder), spark)
             else:
-                found = kind.pretrained(self._settings.pretrained)
+                annotator = kind.pretrained(self._settings.pretrained)
         except Exception as error:  # Spark NLP raises whatever its JVM side or its downloader meets
             raise PersonaHubError(
                 f"Spark NLP could not load the embedder {self._folder or self._settings.pretrained} "
@@ -184,7 +184,7 @@ class SparkNlpEmbedder:
             ) from None
         # One text at a time: the padding of a larger batch leaks into the vectors.
         return (
-            found.setInputCols(["document"])
+            annotator.setInputCols(["document"])
             .setOutputCol("sentence")
             .setBatchSize(1)
             .setCaseSensitive(False)
@@ -199,10 +199,10 @@ def model_of(settings: Settings) -> str:
 
 
 def stored(embeddings: DataFrame, model: str, dimensions: int | None) -> tuple[DataFrame, int | None]:
-    """Rows of ``persona_embeddings`` that ``model`` made, of ``dimensions`` where given; and the length of the vectors,
-    None where there are none.
+    """Rows of ``persona_embeddings`` by ``model``, of length ``dimensions`` if given; and the length of the vectors,
+    None without vectors.
 
-    Raises PersonaHubError where there are vectors of several lengths.
+    Raises PersonaHubError for vectors of several lengths.
     """
     rows = embeddings.where(F.col("model") == model)
     if dimensions is not None:
@@ -247,7 +247,7 @@ def _bytes(vector: npt.NDArray[np.float32]) -> bytes:
 
 _ASCII_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _ASCII_WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
-# The blocks that BERT takes for Chinese; kana and Hangul are letters to it.
+# The blocks that BERT treats as Chinese; it treats kana and Hangul as letters.
 _CHINESE = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
@@ -268,7 +268,7 @@ def _stands_alone(character: str) -> bool:
 
 
 def check_jars(settings: Settings) -> None:
-    """SettingsError where Spark would start without what the embedder is made of."""
+    """SettingsError if Spark would start without the jars that the embedder needs."""
     spark = settings.spark
     others = spark.jars == "provided" or any(name.startswith("spark.jars") for name in spark.conf)
     if settings.embedding.by == "spark_nlp" and not spark.spark_nlp and not others:

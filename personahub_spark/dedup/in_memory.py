@@ -1,7 +1,7 @@
-"""Surface dedup of so few rows that one task holds them: what ``surface`` does by joins, in NumPy, without Spark.
+"""Surface dedup of rows that fit in one task: the same as the joins of ``surface``, in NumPy, without Spark.
 
-Rows are numbers in order of priority: row 0 is the best. They are gone through in that order, some at a time, and only
-pairs with a row that is still kept are held, so memory grows with the rows and not with the pairs.
+Rows are numbers in order of priority: row 0 is the best. They are processed in that order, some at a time. Only pairs
+with a row that is still kept are held, so memory grows with the rows and not with the pairs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pandas as pd
 
 from personahub_spark.dedup.lists import Integers, Lists, Mask, hashes_of_sets, ranges
 
-# So many proposed pairs, or tokens of such, are looked at at once: some ten megabytes an array.
+# Proposed pairs, or tokens of such pairs, that are processed at once: some ten megabytes an array.
 _AT_ONCE = 1 << 19
-# So often sets are told apart by other hashes; once is enough in 10^7 runs with a million rows each.
+# Attempts to hash sets without a collision; one is enough in 10^7 runs with a million rows each.
 _SALTS = 4
 
 
@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
         return Pairs(self.row[mask], self.better[mask], self.similarity[mask])
 
     def in_order(self) -> Pairs:
-        """By row; of a row's pairs the most similar ones first, of equals the one with the best other row."""
+        """Sorted by row, then by similarity downwards, then by the better row."""
         order = np.lexsort((self.better, -self.similarity, self.row))
         return Pairs(self.row[order], self.better[order], self.similarity[order])
 
@@ -44,40 +44,40 @@ class Pairs(NamedTuple):
 
 
 def removals(tokens: Lists, keys: Lists | None, *, published: int, threshold: Fraction) -> Pairs:
-    """Who goes because a better row has the same tokens, or nearly (Jaccard similarity >= ``threshold``): each with the
-    most similar of the better rows that stay, the best of equally similar ones.
+    """The rows to remove: a better row has the same tokens, or nearly (Jaccard similarity >= ``threshold``). Each comes
+    with the most similar better row that stays; among equally similar ones, the best.
 
-    ``tokens``: each row's distinct tokens, sorted, at least one. ``keys``: similar rows are looked for among those that
-    have a key in common; None: among all, so that no pair is missed. The first ``published`` rows stay, and are not
-    compared with one another.
+    ``tokens``: each row's distinct tokens, sorted, at least one. ``keys``: only rows with a common key are compared;
+    None: all rows, so that no pair is missed. The first ``published`` rows stay, and are not compared with one another.
     """
     best = _best_of_equals(tokens, published)
     sets = np.flatnonzero(best == np.arange(len(best)))
     twins = np.flatnonzero(best != np.arange(len(best)))
     has_twins = np.zeros(len(best), bool)
     has_twins[best[twins]] = True
-    # A row whose tokens a better one has goes in any case: for that one, or for one of those that it went for.
-    gone = np.zeros(len(best), bool)
-    found: list[tuple[int, int, float]] = []
+    # A row with the same tokens as a better one is always removed: for that row, or for a row that one was removed for.
+    is_removed = np.zeros(len(best), bool)
+    chosen: list[tuple[int, int, float]] = []
     near_twins: list[Pairs] = []
     for portion in similar(
         tokens.take(sets),
         None if keys is None else keys.take(sets),
         published=int(np.count_nonzero(sets < published)),
         threshold=threshold,
-        wanted=lambda better: ~gone[sets[better]] | has_twins[sets[better]],
+        is_useful=lambda better: ~is_removed[sets[better]] | has_twins[sets[better]],
     ):
         pairs = Pairs(sets[portion.row], sets[portion.better], portion.similarity)
         for row, better, similarity in zip(*(column.tolist() for column in pairs), strict=True):
-            if not gone[row] and not gone[better]:
-                gone[row] = True
-                found.append((row, better, similarity))
+            if not is_removed[row] and not is_removed[better]:
+                is_removed[row] = True
+                chosen.append((row, better, similarity))
         turned = Pairs(pairs.better, pairs.row, pairs.similarity)
         near_twins += [
-            both.where(gone[both.row] & has_twins[both.row] & ~gone[both.better]) for both in (pairs, turned)
+            both.where(is_removed[both.row] & has_twins[both.row] & ~is_removed[both.better])
+            for both in (pairs, turned)
         ]
-    found += _of_twins(twins.tolist(), best, gone, Pairs.of(near_twins).in_order())
-    row, kept, alike = zip(*sorted(found), strict=True) if found else ((), (), ())
+    chosen += _of_twins(twins.tolist(), best, is_removed, Pairs.of(near_twins).in_order())
+    row, kept, alike = zip(*sorted(chosen), strict=True) if chosen else ((), (), ())
     return Pairs(np.array(row, np.int64), np.array(kept, np.int64), np.array(alike, np.float64))
 
 
@@ -87,26 +87,26 @@ def similar(
     *,
     published: int,
     threshold: Fraction,
-    wanted: Callable[[Integers], Mask] = lambda better: np.ones(len(better), bool),
+    is_useful: Callable[[Integers], Mask] = lambda better: np.ones(len(better), bool),
 ) -> Iterator[Pairs]:
     """The pairs of rows as similar as ``threshold``, in portions, in order; no two rows may have the same tokens.
 
-    Rows that have a key in common are proposed. Without ``keys`` these are the rarest tokens, so many that similar rows
-    share one (prefix filtering; see ``surface``). The first ``published`` rows are not compared with one another.
-    ``wanted`` says of better rows, before each portion, whose pairs are of use.
+    Rows with a common key are proposed. Without ``keys``, the keys are each row's rarest tokens, enough of them that
+    similar rows share one (prefix filtering; see ``surface``). The first ``published`` rows are not compared with one
+    another. ``is_useful`` says before each portion which better rows' pairs are still of use.
     """
     least, whole = threshold.as_integer_ratio()
     tokens = _by_rarity(tokens)
     count = len(tokens.lengths)
-    keys, left = _prefixes(tokens, threshold) if keys is None else (keys, None)
+    keys, remaining = _prefixes(tokens, threshold) if keys is None else (keys, None)
     shared = _repeated(keys.values)
-    left = None if left is None else left[shared]
+    remaining = None if remaining is None else remaining[shared]
     keys = Lists.of(pd.factorize(keys.values[shared])[0], np.bincount(keys.rows[shared], minlength=count))
     rows = keys.rows
     sizes = tokens.lengths[rows]
     by_key = np.argsort(keys.values, kind="stable")
     begin = np.concatenate(([0], np.cumsum(np.bincount(keys.values))))[keys.values]
-    # Those with the same key that come before a row are its proposals.
+    # A row's proposals are the rows before it with the same key.
     proposals = np.empty_like(rows)
     proposals[by_key] = np.arange(len(rows))
     proposals = np.where(rows < published, 0, proposals - begin)
@@ -116,17 +116,17 @@ def similar(
         met = by_key[ranges(begin[probing], proposals[probing])]
         small, large = np.minimum(sizes[probe], sizes[met]), np.maximum(sizes[probe], sizes[met])
         fits = small * whole >= large * least
-        if left is not None:
-            # Tokens are in one order in all rows, so at the first common one no more are left than from it on.
-            fits &= np.minimum(left[probe], left[met]) * (least + whole) >= (small + large) * least
+        if remaining is not None:
+            # Tokens have the same order in all rows, so common tokens can only follow the first common one.
+            fits &= np.minimum(remaining[probe], remaining[met]) * (least + whole) >= (small + large) * least
         row, better = rows[probe[fits]], rows[met[fits]]
-        of_use = wanted(better) & (row != better)
+        of_use = is_useful(better) & (row != better)
         pair = np.unique(row[of_use] * count + better[of_use])
         yield Pairs.of(list(_verified(tokens, pair // count, pair % count, threshold))).in_order()
 
 
 def _best_of_equals(tokens: Lists, published: int) -> Integers:
-    """For each row the first one with the same tokens; of published rows themselves."""
+    """For each row the first one with the same tokens; published rows are their own."""
     rows = np.arange(len(tokens.lengths))
     for salt in range(_SALTS):
         group, distinct = pd.factorize(hashes_of_sets(tokens, salt))
@@ -137,21 +137,22 @@ def _best_of_equals(tokens: Lists, published: int) -> Integers:
         one, other = tokens.take(twins), tokens.take(best[twins])
         if np.array_equal(one.starts, other.starts) and np.array_equal(one.values, other.values):
             break
-        # Two sets have the same hash, which they need not have with another salt.
+        # Two different sets have the same hash; another salt will probably tell them apart.
     else:
         raise ValueError("a row's tokens are not sorted: its set has the hash of another row's, but is not equal")
     best[:published] = rows[:published]
     return best
 
 
-def _of_twins(twins: list[int], best: Integers, gone: Mask, near: Pairs) -> Iterator[tuple[int, int, float]]:
-    """Why rows go whose tokens a better one has; ``near``: for whom those may go whose best is gone, in order."""
+def _of_twins(twins: list[int], best: Integers, is_removed: Mask, near: Pairs) -> Iterator[tuple[int, int, float]]:
+    """The removals of rows with the same tokens as a better one. ``near``: rows that may stand for a best row that was
+    removed itself, in order."""
     starts = np.searchsorted(near.row, np.arange(len(best) + 1))
     others, alike = near.better.tolist(), near.similarity.tolist()
     for row in twins:
         mine = int(best[row])
-        if gone[mine]:
-            # One that stays may come later than this row, if it is near enough to the best one.
+        if is_removed[mine]:
+            # A row that is near the best one and stays may still come after this row.
             place = next(n for n in range(starts[mine], starts[mine + 1]) if others[n] < row)
             yield row, others[place], alike[place]
         else:
@@ -159,8 +160,8 @@ def _of_twins(twins: list[int], best: Integers, gone: Mask, near: Pairs) -> Iter
 
 
 def _repeated(values: Integers) -> Mask:
-    """Which values are there more than once."""
-    # Most keys are their row's alone: sorted out here they cost less than in a table of all, as pandas would make it.
+    """Which values occur more than once."""
+    # Most keys belong to one row only: dropping them here is cheaper than pandas' hash table of all keys.
     order = np.argsort(values)
     in_turn = values[order]
     equal = in_turn[1:] == in_turn[:-1]
@@ -170,7 +171,7 @@ def _repeated(values: Integers) -> Mask:
 
 
 def _by_rarity(tokens: Lists) -> Lists:
-    """The same with small numbers for tokens, rare ones first and sorted in each row."""
+    """The same lists with small numbers for tokens, by rarity and sorted in each row."""
     number = pd.factorize(tokens.values)[0]
     counts = np.bincount(number)
     rank = np.empty_like(counts)
@@ -180,15 +181,15 @@ def _by_rarity(tokens: Lists) -> Lists:
 
 
 def _prefixes(tokens: Lists, threshold: Fraction) -> tuple[Lists, Integers]:
-    """The rarest tokens of each row; and for each of these how many tokens of its row there are from it on."""
+    """The rarest tokens of each row; and for each of them the number of tokens from it to the end of its row."""
     least, whole = threshold.as_integer_ratio()
     sizes, rows = tokens.lengths, tokens.rows
-    left = tokens.starts[rows + 1] - np.arange(len(tokens.values))
+    remaining = tokens.starts[rows + 1] - np.arange(len(tokens.values))
     lengths = sizes - (sizes * least + whole - 1) // whole + 1
-    # One token is too much of a small set for another to be as similar: nobody need find it.
+    # One differing token makes a small set too dissimilar: it has no similar row, and needs no keys.
     lengths[sizes * (whole - least) < least] = 0
-    chosen = sizes[rows] - left < lengths[rows]
-    return Lists.of(tokens.values[chosen], lengths), left[chosen]
+    chosen = sizes[rows] - remaining < lengths[rows]
+    return Lists.of(tokens.values[chosen], lengths), remaining[chosen]
 
 
 def _verified(tokens: Lists, row: Integers, better: Integers, threshold: Fraction) -> Iterator[Pairs]:
@@ -206,13 +207,13 @@ def _verified(tokens: Lists, row: Integers, better: Integers, threshold: Fractio
         is_there = there[np.minimum(np.searchsorted(there, sought), len(there) - 1)] == sought
         common = np.diff(np.concatenate(([0], np.cumsum(is_there)))[looked_at[begin : end + 1] - looked_at[begin]])
         union = lengths[one] + lengths[other] - common
-        # In integers, for 9 common tokens of 10 are at 0.9 and floating point may say otherwise.
+        # In integers: 9 common tokens of 10 are exactly 0.9, which floating point may miss.
         yield Pairs(other, one, common / union).where(common * whole >= union * least)
 
 
 def _portions(upto: Integers) -> Iterator[tuple[int, int]]:
-    """All places in turn, from one to before another; ``upto`` sums up what is before each. One portion holds
-    ``_AT_ONCE``, unless a single place holds more."""
+    """Ranges (begin, end) that cover all places in order; ``upto`` has the running total before each place. A range
+    holds up to ``_AT_ONCE``, or a single place that holds more."""
     begin, count = 0, len(upto) - 1
     while begin < count:
         end = int(np.searchsorted(upto, upto[begin] + _AT_ONCE, side="right")) - 1

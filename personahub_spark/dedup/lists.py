@@ -1,6 +1,6 @@
-"""Lists of integers, one for each row, as Arrow has them, in NumPy; and hashes of numbers and of sets of them.
+"""Lists of integers, one for each row, in Arrow's layout with NumPy arrays; and hashes of numbers and of sets of them.
 
-The hashes are stored (``persona_bands``): a change of them is a new version in ``surface``.
+The hashes are stored (``persona_bands``): a change of them needs a new version in ``surface``.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def ranges(begin: Integers, lengths: Integers) -> Integers:
 
 
 def hashes_of_sets(lists: Lists, salt: int = 0) -> Integers:
-    """A hash of each row's values, in whatever order; each row must have one at least."""
+    """A hash of each row's values that does not depend on their order; each row must have at least one."""
     numbers = mixed(lists.values.view(np.uint64) + mixed(np.array([salt + 1], np.uint64)))
     return mixed(np.add.reduceat(numbers, lists.starts[:-1])).view(np.int64)
 
 
 def mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Each number in a random-looking other one's place (the last steps of SplitMix64; Steele, Lea and Flood 2014)."""
+    """Each number mapped to a random-looking one (the last steps of SplitMix64; Steele, Lea and Flood 2014)."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))

@@ -1,8 +1,8 @@
 """MinHash signatures with the hash functions of Spark MLlib, in NumPy, and the keys of their bands.
 
-``MinHashLSHModel.transform`` makes an object of every hash of every row. Here the fitted model is asked for its hash
-functions, by what it makes of two sets of one element each, and the same values are worked out a batch at a time,
-those of a token that comes again once. A set's signature is the least value of each function (Broder 1997).
+``MinHashLSHModel.transform`` makes an object for every hash of every row. Here the hash functions are derived from the
+fitted model's values for two sets of one element each, and the same values are computed a batch at a time, once for
+each distinct token. A set's signature is the least value of each function (Broder 1997).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from personahub_spark.dedup.lists import Integers, Lists, mixed
 
 Signatures = npt.NDArray[np.uint32]
 
-# What MLlib's hash functions are taken modulo.
+# The modulus of MLlib's hash functions.
 _PRIME = 2_038_074_743
-# Elements of sets are below this, as the hash functions need. Two tokens become one with a chance of 10^-9.
+# The hash functions need elements below this. Two tokens become the same element with a chance of 10^-9.
 _ELEMENTS = 1 << 30
-# Values that are worked out at once (some 30 MB), and looked up at once (in the CPU's cache).
+# Values that are computed at once (some 30 MB), and looked up at once (in the CPU's cache).
 _HASHED_AT_ONCE, _LOOKED_UP_AT_ONCE = 1 << 21, 1 << 19
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -39,8 +39,8 @@ class HashFunctions(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def hash_functions(num_hashes: int, seed: int) -> HashFunctions:
-    """Those that MLlib's MinHashLSH draws with ``seed``. Runs small jobs in the active Spark session."""
-    # It draws them by seed and number alone, whatever it is fitted to.
+    """The functions that MLlib's MinHashLSH draws with ``seed``. Runs small jobs in the active Spark session."""
+    # They depend on seed and number only, not on the data that the model is fitted to.
     sets = SparkSession.active().createDataFrame(
         [(element, Vectors.sparse(2, [element], [1.0])) for element in (0, 1)], ["element", "features"]
     )
@@ -58,9 +58,9 @@ def elements(tokens: Integers) -> Integers:
 
 
 def signatures(tokens: Lists, functions: HashFunctions) -> Signatures:
-    """(rows, hashes): what MLlib's model makes of each row's ``elements``, of which there must be one at least."""
+    """(rows, hashes): the signature that MLlib's model gives each row's ``elements``; each row needs at least one."""
     num_hashes, rows = len(functions.factor), tokens.rows
-    found = np.full((len(tokens.lengths), num_hashes), np.iinfo(np.uint32).max, np.uint32)
+    minima = np.full((len(tokens.lengths), num_hashes), np.iinfo(np.uint32).max, np.uint32)
     hashed, looked_up = (max(1, values // num_hashes) for values in (_HASHED_AT_ONCE, _LOOKED_UP_AT_ONCE))
     for begin in range(0, len(rows), hashed):
         part = slice(begin, begin + hashed)
@@ -73,14 +73,14 @@ def signatures(tokens: Lists, functions: HashFunctions) -> Signatures:
             of_row = rows[part][some]
             first = np.flatnonzero(np.diff(of_row, prepend=-1))
             least = np.minimum.reduceat(values[place[some]], first, axis=0)
-            found[of_row[first]] = np.minimum(found[of_row[first]], least)
-    return found
+            minima[of_row[first]] = np.minimum(minima[of_row[first]], least)
+    return minima
 
 
 def band_keys(signed: Signatures, bands: tuple[int, int]) -> Integers:
     """(rows, bands): a hash of each of the (number, length) ``bands`` of the signatures; the rest of these is unused.
 
-    Of two rows whose bands differ it is the same with a chance of about 2^-64.
+    Two rows whose bands differ have the same hash with a chance of about 2^-64.
     """
     count, length = bands
     values = signed[:, : count * length].reshape(-1, count, length).astype(np.uint64)

@@ -1,17 +1,18 @@
 """Personas that mean the same (paper section 2.3: cosine of their embeddings >= 0.9), by a bucketed join.
 
-Rows meet in buckets around centroids. A row is at home in the bucket of its nearest centroid and visits every other
-one whose border with its home is within a margin of it; a bucket compares who is at home in it with all who are there.
+Rows are compared in buckets around centroids. The home of a row is the bucket of its nearest centroid; the row also
+visits every other bucket whose border with its home is within a margin. A bucket compares the rows at home in it with
+all rows in it.
 
-Two unit vectors of cosine t are sqrt(2 - 2t) apart, so, where their homes differ, one of them is within half of that
+Two unit vectors of cosine t are sqrt(2 - 2t) apart. If their homes differ, one of them is within half of that distance
 from the border between the two: with the margin sqrt((1 - t) / 2) and one level of centroids no pair is missed. Far
-smaller margins miss very few, because in hundreds of dimensions two neighbours hardly ever differ straight across a
+smaller margins miss very few pairs, because in hundreds of dimensions two neighbours rarely differ straight across a
 border. (A margin of cosines, below that of the best centroid, does about as well for the same number of comparisons,
-but promises nothing.) Comparing guests with guests too would find hardly more and cost several times as much.
+but guarantees nothing.) Comparing visitors with visitors would find few more pairs and cost several times as much.
 
 Assignments are exact: vectors lie on a grid of integers whose dot products single precision holds without rounding,
-in whatever order they are added, so buckets are the same on any number of partitions, threads and machines. Pairs are
-decided in double precision from the stored vectors, one by one.
+in any order of addition, so buckets are the same on any number of partitions, threads and machines. Each pair is
+decided by itself, in double precision, from the stored vectors.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Flags = npt.NDArray[np.bool_]
 
 SEMANTIC = "semantic"
 STORED = np.dtype("<f2")
-"""How a stored vector's bytes are read: half precision, little-endian; its length is about one."""
+"""Type of a stored vector's numbers: half precision, little-endian; the vector's length is about one."""
 
 _GRID = 4000
 """Length of a vector on the grid: dot products, and all sums on the way, stay below 2^24 and are exact in float32."""
@@ -50,9 +51,9 @@ _CELLS = 1 << 23
 _ROUNDS = 8
 _SAMPLES_PER_CENTROID = 16
 _FLAT = 64
-"""Up to so many centroids are on one level."""
+"""The most centroids that form one level instead of two."""
 _REACH = 0.3
-"""With less, a row's home may be in a group that its neighbour does not look at: 0.2 loses a pair in 400."""
+"""With less, a row's home may be in a group that its neighbour does not search: 0.2 loses a pair in 400."""
 _ALGORITHM = 1
 _PAIRS = StructType(
     [StructField(name, StringType(), False) for name in ("id_a", "id_b")]
@@ -62,12 +63,12 @@ _PAIRS = StructType(
 
 @dataclass(frozen=True)
 class Centroids:
-    """The middles of the buckets, on the grid, those of one parent side by side."""
+    """The centres of the buckets, on the grid; those of one group are adjacent."""
 
     points: Floats
     """(buckets, dim), whole numbers."""
     parents: Integers
-    """(buckets,), ascending from 0 without a gap: which group each belongs to."""
+    """(buckets,), ascending from 0 without a gap: the group of each."""
 
     @classmethod
     def single(cls, dim: int) -> Centroids:
@@ -76,11 +77,11 @@ class Centroids:
 
     @classmethod
     def trained(cls, sample: Floats, count: int, *, seed: int) -> Centroids:
-        """About ``count`` centroids of ``sample`` (rows, dim), which is best a random one; the same for the same rows
-        in the same order.
+        """About ``count`` centroids of ``sample`` (rows, dim), which should be random; the same rows in the same order
+        give the same centroids.
 
-        Two levels of spherical k-means: about sqrt(count) groups, and within each its share. A centroid with several
-        times its share of the sample is divided again.
+        Two levels of spherical k-means: about sqrt(count) groups, and within each its share of centroids. A centroid
+        with several times its share of the sample is divided again.
         """
         rng = np.random.default_rng(seed)
         points = on_grid(sample)
@@ -89,20 +90,20 @@ class Centroids:
         share = max(len(points) / count, 1.0)
         groups = _means(points, round(count**0.5), rng) if count > _FLAT else points[:1]
         of_group = _nearest(points, groups)
-        found: list[Floats] = []
+        groups_of_centres: list[Floats] = []
         parents: list[Integers] = []
         for members in (points[of_group == group] for group in range(len(groups))):
             if not len(members):
                 continue
             centres = _means(members, max(1, round(len(members) / share)), rng)
             centres = _divided(members, centres, share, rng)
-            parents.append(np.full(len(centres), len(found), dtype=np.int64))
-            found.append(centres)
-        return cls(np.concatenate(found), np.concatenate(parents))
+            parents.append(np.full(len(centres), len(groups_of_centres), dtype=np.int64))
+            groups_of_centres.append(centres)
+        return cls(np.concatenate(groups_of_centres), np.concatenate(parents))
 
     @property
     def index_id(self) -> str:
-        """Sixteen hex digits: two sets of buckets with the same one are the same."""
+        """Sixteen hex digits that identify this set of buckets."""
         return hashlib.sha256(self.points.astype("<f4").tobytes() + self.parents.astype("<i8").tobytes()).hexdigest()[
             :16
         ]
@@ -120,10 +121,10 @@ class Centroids:
             return cls(file["points"], file["parents"])
 
     def places(self, points: Floats, margin: float) -> tuple[Integers, Integers, Integers]:
-        """Where ``points`` (rows, dim; on the grid) belong: each one's home, and (row, bucket) of its visits elsewhere.
+        """The home of each of ``points`` (rows, dim; on the grid), and (row, bucket) of each visit.
 
-        A visited bucket is one whose border with the home is at most ``margin`` away (of a unit vector). With two
-        levels, only groups whose border is within three times the margin, and at least ``_REACH``, are looked at.
+        A row visits a bucket whose border with its home is at most ``margin`` away (of a unit vector). With two levels,
+        only groups whose border is within three times the margin, and at least ``_REACH``, are searched.
         """
         homes, rows, visited = [], [], []
         step = max(1, _CELLS // len(self.points))
@@ -143,7 +144,7 @@ class Centroids:
         return np.concatenate(homes), np.concatenate(rows), np.concatenate(visited)
 
     def _cosines(self, block: Floats, reach: float) -> Floats:
-        """(rows, buckets), times the square of the grid's length; below all others where a group is out of reach."""
+        """(rows, buckets), times the square of the grid's length; lower than any other for a group out of reach."""
         groups = int(self.parents[-1]) + 1
         if groups == 1:
             return block @ self.points.T
@@ -160,7 +161,7 @@ class Centroids:
 
 
 def bucket_count(rows: int, settings: SemanticSettings) -> int:
-    """How many buckets ``rows`` rows need; no more than the sample can tell apart."""
+    """The number of buckets for ``rows`` rows, limited by the size of the sample."""
     return max(1, min(rows // settings.rows_per_bucket, settings.sample_rows // _SAMPLES_PER_CENTROID))
 
 
@@ -172,7 +173,7 @@ def read_vectors(stored: Iterable[bytes]) -> Floats:
 
 
 def on_grid(vectors: Floats | npt.NDArray[np.float64]) -> Floats:
-    """Each row brought to the grid's length and to whole numbers; a row of zeros stays one."""
+    """Each row scaled to the grid's length and rounded to whole numbers; a row of zeros stays zero."""
     lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
     return np.asarray(np.rint(vectors * (_GRID / np.maximum(lengths, 1e-30))), dtype=np.float32)
 
@@ -180,19 +181,19 @@ def on_grid(vectors: Floats | npt.NDArray[np.float64]) -> Floats:
 def close_pairs(
     left: Floats, right: Floats | None, threshold: float, *, left_classes: Integers, right_classes: Integers | None
 ) -> tuple[Integers, Integers, npt.NDArray[np.float64]]:
-    """Pairs of ``left`` with ``right`` (rows, dim), or of ``left`` with itself where that is None, whose cosine is at
+    """Pairs of ``left`` with ``right`` (rows, dim), or of ``left`` with itself if ``right`` is None, whose cosine is at
     least ``threshold``: rows of each side, and the cosine, rounded to nine digits.
 
-    Classes are 2 * (at home here) + (fresh): a pair needs one that is at home and one that is fresh. Blocks of a
-    product in single precision propose; each pair is decided by itself in double precision, which gives the same in
-    whatever company it comes. Raises nothing; takes 32 MiB beside copies of the rows.
+    Classes are 2 * (at home here) + (fresh): a pair needs a row at home and a fresh row. Blocks of a product in single
+    precision propose pairs; each is decided in double precision, so the result does not depend on the other rows.
+    Takes 32 MiB beside copies of the rows.
     """
     own = right is None
     theirs, their_classes = (left, left_classes) if right is None or right_classes is None else (right, right_classes)
     of_left = [np.flatnonzero(left_classes == each) for each in range(4)]
     of_right = of_left if own else [np.flatnonzero(their_classes == each) for each in range(4)]
     units = [_unit(left), _unit(theirs)]
-    found: list[tuple[Integers, Integers]] = []
+    proposed: list[tuple[Integers, Integers]] = []
     for a, b in product(range(4), range(4)):
         if (a | b) == 3 and not (own and a > b):
             for rows, columns in _blocks(of_left[a], of_right[b], same=own and a == b):
@@ -200,18 +201,18 @@ def close_pairs(
                 if own and a == b:
                     close &= rows[:, None] < columns[None, :]
                 row, column = np.nonzero(close)
-                found.append((rows[row], columns[column]))
-    rows = np.concatenate([row for row, _ in found] or [np.zeros(0, dtype=np.int64)])
-    columns = np.concatenate([column for _, column in found] or [np.zeros(0, dtype=np.int64)])
+                proposed.append((rows[row], columns[column]))
+    rows = np.concatenate([row for row, _ in proposed] or [np.zeros(0, dtype=np.int64)])
+    columns = np.concatenate([column for _, column in proposed] or [np.zeros(0, dtype=np.int64)])
     cosines = _exact_cosines(left, theirs, rows, columns)
     good = cosines >= threshold
     return rows[good], columns[good], cosines[good]
 
 
 def nearest_cosines(vectors: Floats) -> npt.NDArray[np.float32]:
-    """Cosine of each of ``vectors`` (rows, dim) to the nearest other one: (rows,); -2 where there is no other one.
+    """Cosine of each of ``vectors`` (rows, dim) to the nearest other one: (rows,); -2 for a single vector.
 
-    Compares all with all, in blocks that take 32 MiB.
+    Compares all with all, in blocks of 32 MiB.
     """
     units = _unit(vectors)
     nearest = np.full(len(units), -2.0, dtype=np.float32)
@@ -224,20 +225,20 @@ def nearest_cosines(vectors: Floats) -> npt.NDArray[np.float32]:
 
 
 class SemanticDedup(NamedTuple):
-    """What semantic dedup found; a row that is in neither frame is kept."""
+    """The result of semantic dedup; a row that is in neither frame is kept."""
 
     removals: DataFrame
     """``persona_id``, ``kept_id``, ``similarity`` (double), ``tier`` (``semantic``)."""
     spared: DataFrame
-    """``persona_id``: anchored rows that would have gone for a kept one."""
+    """``persona_id``: anchored rows that would have been removed for a kept one."""
 
 
 def deduplicate(rows: DataFrame, *, settings: SemanticSettings) -> SemanticDedup:
-    """Who goes because a better persona means the same.
+    """The personas to remove because a better one means the same.
 
-    ``rows`` as for ``similar_pairs``, with ``priority`` as for ``survivors``, where rows that are not fresh must come
-    before those that are; and ``anchored``: others were removed for this row by another tier, so it stays, whomever it
-    resembles. Runs Spark jobs, and keeps what they find on the executors until the result is let go.
+    ``rows`` as for ``similar_pairs``, with ``priority`` as for ``survivors`` (rows that are not fresh must come before
+    fresh ones) and ``anchored``: another tier removed rows for this one, so it stays, whatever it is similar to. Runs
+    Spark jobs; executors keep their results until the returned frames are garbage-collected.
     """
     ranked = F.struct("priority", "persona_id", "anchored")
     of_a = rows.select(F.col("persona_id").alias("id_a"), ranked.alias("a"))
@@ -259,13 +260,13 @@ def deduplicate(rows: DataFrame, *, settings: SemanticSettings) -> SemanticDedup
         .localCheckpoint()
     )
     removals = survivors(pairs.where("not stays").drop("stays"))
-    gone = removals.select(F.col("persona_id").alias("id_a"))
-    spared = pairs.where("stays").join(gone, on="id_a", how="left_anti")
+    removed = removals.select(F.col("persona_id").alias("id_a"))
+    spared = pairs.where("stays").join(removed, on="id_a", how="left_anti")
     return SemanticDedup(removals, spared.select(F.col("id_b").alias("persona_id")).distinct())
 
 
 def parameters_version(settings: SemanticSettings, model: str, dim: int) -> str:
-    """Sixteen hex digits that change with whatever may change who is removed."""
+    """Sixteen hex digits that change with everything that can change the removals."""
     decisive = {
         **settings.model_dump(mode="json", exclude={"threshold", "bucket_cap"}),
         "threshold": settings.threshold.as_integer_ratio(),
@@ -277,9 +278,9 @@ def parameters_version(settings: SemanticSettings, model: str, dim: int) -> str:
 
 
 def train(vectors: DataFrame, *, rows: int, settings: SemanticSettings) -> Centroids:
-    """Centroids for the ``rows`` rows of ``vectors`` (``persona_id``, ``vector``), of a sample that ids choose.
+    """Centroids for the ``rows`` rows of ``vectors`` (``persona_id``, ``vector``), from a sample chosen by id.
 
-    Brings about ``settings.sample_rows`` vectors to the driver; the same rows give the same centroids.
+    Collects about ``settings.sample_rows`` vectors on the driver; the same rows give the same centroids.
     """
     share = min(1.0, settings.sample_rows / max(rows, 1))
     lot = F.pmod(F.xxhash64(F.lit(settings.seed), "persona_id"), F.lit(1_000_000))
@@ -318,9 +319,9 @@ def similar_pairs(rows: DataFrame, *, settings: SemanticSettings) -> DataFrame:
     """``id_a`` < ``id_b``, ``similarity``: pairs whose cosine is at least ``settings.threshold`` and that share a
     bucket, distinct.
 
-    ``rows``: ``persona_id``, unique; ``vector``; ``buckets``, the home first; ``fresh``: a pair of two rows that are
-    not fresh was looked at before, and is left out. Reads ``rows`` twice, first to count the buckets. A task holds
-    at most about two times ``settings.bucket_cap`` rows of a bucket at once, for larger ones are compared part by part.
+    ``rows``: ``persona_id``, unique; ``vector``; ``buckets``, the home first; ``fresh``: two rows that are not fresh
+    were compared before, and are not compared again. Reads ``rows`` twice, first to count the buckets. A task holds
+    at most about two times ``settings.bucket_cap`` rows of a bucket; larger buckets are compared part by part.
     """
     # Parts are by id, so that the same rows are always compared in the same parts.
     sizes = rows.select(F.explode("buckets").alias("bucket")).groupBy("bucket").count()
@@ -400,14 +401,14 @@ def _means(points: Floats, count: int, rng: np.random.Generator) -> Floats:
 
 
 def _divided(points: Floats, centres: Floats, share: float, rng: np.random.Generator) -> Floats:
-    """``centres``, those with several times their share of the points replaced by more of them."""
+    """``centres``, where each with several times its share of the points is replaced by several."""
     nearest = _nearest(points, centres)
-    kept = []
+    parts = []
     for number, centre in enumerate(centres):
         members = points[nearest == number]
         several = len(members) > 3 * share
-        kept.append(_means(members, round(len(members) / share), rng) if several else centre[None, :])
-    return np.asarray(np.unique(np.concatenate(kept), axis=0))
+        parts.append(_means(members, round(len(members) / share), rng) if several else centre[None, :])
+    return np.asarray(np.unique(np.concatenate(parts), axis=0))
 
 
 def _nearest(points: Floats, centres: Floats) -> Integers:
@@ -417,7 +418,7 @@ def _nearest(points: Floats, centres: Floats) -> Integers:
 
 
 def _sums(points: Floats, labels: Integers, count: int) -> tuple[npt.NDArray[np.float64], Integers]:
-    """Sum of the points of each label, exact, and how many they are."""
+    """The exact sum of the points of each label, and their number."""
     sizes = np.bincount(labels, minlength=count)
     sums = np.zeros((count, points.shape[1]), dtype=np.float64)
     some = np.flatnonzero(sizes)
@@ -440,11 +441,11 @@ def _blocks(rows: Integers, columns: Integers, *, same: bool) -> Iterator[tuple[
 
 
 def _exact_cosines(left: Floats, right: Floats, rows: Integers, columns: Integers) -> npt.NDArray[np.float64]:
-    found = np.empty(len(rows), dtype=np.float64)
+    cosines = np.empty(len(rows), dtype=np.float64)
     step = max(1, _CELLS // max(left.shape[1], 1) // 4)
     for start in range(0, len(rows), step):
         here = slice(start, start + step)
         a, b = left[rows[here]].astype(np.float64), right[columns[here]].astype(np.float64)
         lengths = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-        found[here] = (a * b).sum(axis=1) / np.maximum(lengths, 1e-30)
-    return np.asarray(np.minimum(np.round(found, 9), 1.0))
+        cosines[here] = (a * b).sum(axis=1) / np.maximum(lengths, 1e-30)
+    return np.asarray(np.minimum(np.round(cosines, 9), 1.0))

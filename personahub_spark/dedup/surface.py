@@ -1,11 +1,11 @@
 """Personas that say the same in nearly the same words (paper section 2.3: MinHash on 1-grams, signature 128, 0.9).
 
-An engine only proposes pairs; the exact Jaccard similarity of the token sets decides, in integers. ``minhash`` proposes
-rows whose signatures by MLlib's hash functions agree in a band, and misses a pair now and then. ``exact``
+An engine only proposes pairs; the exact Jaccard similarity of the token sets, in integers, decides. ``minhash``
+proposes rows whose signatures by MLlib's hash functions agree in a band, and misses a pair now and then. ``exact``
 proposes rows that share one of their rarest tokens, and misses none: sets of that similarity cannot differ in all of
 them (prefix filtering, Chaudhuri, Ganti and Kaushik 2006; with lengths and positions, Xiao, Wang, Lin and Yu 2008).
-Tokenisation, in Python, turns tokens into 63-bit integers. Rows that fit one task are compared there (``in_memory``),
-more of them by joins.
+Tokenisation, in Python, turns tokens into 63-bit integers. Rows that fit in one task are compared there
+(``in_memory``), larger numbers by joins.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ EXACT_TOKENS = "exact_tokens"
 SURFACE = "surface"
 NO_TOKENS = "no_tokens"
 
-# Bytes that comparing in one task takes of a row with its id, each token and each MinHash band; of short texts.
+# Memory of a comparison in one task, in bytes: for a row with its id, each token, each MinHash band (short texts).
 _ROW_BYTES, _TOKEN_BYTES, _BAND_BYTES = 400, 48, 52
-# They go up when `keys_of_tokens`, or what `_band_keys` makes of those keys, changes.
+# Go up when the results of `keys_of_tokens`, or of `_band_keys`, change.
 _KEYS_VERSION, _BANDS_VERSION = 1, 2
-# Tokens are counted in so many buckets, by their low bits; a rare token in a frequent one's bucket only costs time.
+# Tokens are counted in buckets by their low bits; a rare token in the bucket of a frequent one only costs time.
 _FREQUENCY_BITS = 16
-# Up to so many keys of new rows are sent to all executors to look for them among those of published rows.
+# The most keys of new rows that are broadcast for the join with published rows.
 _BROADCAST_KEYS = 1 << 20
 _ADDED = [StructField(name, ArrayType(LongType(), False), nullable=name == "keys") for name in ("tokens", "keys")]
 _ARROW_LIST = pa.list_(pa.field("element", pa.int64(), nullable=False))
 _ARROW_ADDED = [pa.field(field.name, _ARROW_LIST, nullable=field.nullable) for field in _ADDED]
-# As many rows as Spark's LIMIT can count.
+# The largest number that Spark's LIMIT takes.
 _MOST_ROWS = (1 << 31) - 1
 
 
 class SurfaceDedup(NamedTuple):
-    """What surface dedup found; a row that is in neither of the first two frames is kept."""
+    """The result of surface dedup; a row that is in neither of the first two frames is kept."""
 
     removals: DataFrame
     """``persona_id``, ``kept_id``, ``similarity`` (double), ``tier`` (``exact_tokens`` or ``surface``)."""
     undecidable: DataFrame
-    """``persona_id``, ``reason``: rows that are compared with no other (``no_tokens``)."""
+    """``persona_id``, ``reason``: rows that cannot be compared (``no_tokens``)."""
     kept: DataFrame
-    """``persona_id``, ``priority``, ``tokens``, ``bands`` of the rows that are kept: what a later batch has to meet."""
+    """``persona_id``, ``priority``, ``tokens``, ``bands`` of the kept rows, for comparing later batches with them."""
 
 
 def deduplicate(
@@ -68,21 +68,22 @@ def deduplicate(
     settings: SurfaceSettings,
     published: DataFrame | None = None,
 ) -> SurfaceDedup:
-    """Who goes because a better persona has the same words, or nearly (Jaccard similarity >= ``settings.threshold``).
+    """The personas to remove: a better one has the same words, or nearly (Jaccard similarity >=
+    ``settings.threshold``).
 
     ``personas``: ``persona_id``, unique; ``text``; ``priority`` of any orderable type, never null: the smallest is
-    best, equals go by id. ``published``: rows that earlier calls with the same ``parameters_version`` kept, as they
-    were given in ``kept`` and none of them in ``personas``; they are better than all of ``personas``, stay, and are not
-    compared with one another.
+    best, ties are broken by id. ``published``: rows that earlier calls with the same ``parameters_version`` returned as
+    ``kept``, none of them in ``personas``. They are better than all of ``personas``, stay, and are not compared with
+    one another.
 
     No two kept rows have equal token sets. With the engine ``exact`` no two are as similar as the threshold; with
-    ``minhash`` two that are at the threshold are missed with a chance of at most 1 - ``settings.recall``, less the more
-    similar they are. The same personas give the same removals in whatever order, partitions and batches they come.
+    ``minhash`` a pair at the threshold is missed with a chance of at most 1 - ``settings.recall``, and more similar
+    pairs less often. The same personas give the same removals in any order, partitions and batches.
 
-    All rows are compared in one task where that takes less memory than ``settings.one_task_mb``, else by joins. Runs
-    Spark jobs. Raises SettingsError when the recall is out of reach.
+    All rows are compared in one task if that takes less memory than ``settings.one_task_mb``, else by joins. Runs
+    Spark jobs. Raises SettingsError if the recall cannot be reached.
     """
-    rows = token_sets(personas, settings).localCheckpoint(eager=False)  # when they are weighed
+    rows = token_sets(personas, settings).localCheckpoint(eager=False)  # evaluated by _fit
     old = None if published is None else published.withColumn("priority", _priority(0))
     compare = _in_one_task if _fit(rows, old, settings) else _by_joins
     worded = rows.where(F.size("tokens") > 0)
@@ -102,7 +103,7 @@ def deduplicate(
 def keys_of_tokens(texts: Iterable[str | None]) -> Lists:
     """The distinct tokens of each text as integers of 63 bits, sorted; none for None.
 
-    That two different tokens of a pair of texts are taken for one has a chance of about 10^-16.
+    Two different tokens of a pair of texts get the same integer with a chance of about 10^-16.
     """
     words = [[] if text is None else tokens(text) for text in texts]
     rows = np.repeat(np.arange(len(words)), [len(of_text) for of_text in words])
@@ -118,7 +119,7 @@ def bands(threshold: float, num_hashes: int, recall: float) -> tuple[int, int]:
     """(number of bands, hashes in a band): the longest bands that reach ``recall`` for pairs at ``threshold``.
 
     Two sets of Jaccard similarity t agree in one of b bands of r hashes with the chance 1 - (1 - t^r)^b. Longer bands
-    propose fewer unlike pairs. Raises SettingsError when not even single hashes reach ``recall``.
+    propose fewer dissimilar pairs. Raises SettingsError if even bands of one hash do not reach ``recall``.
     """
     for band_rows in range(num_hashes, 0, -1):
         band_count = num_hashes // band_rows
@@ -131,7 +132,7 @@ def bands(threshold: float, num_hashes: int, recall: float) -> tuple[int, int]:
 
 
 def parameters_version(settings: SurfaceSettings) -> str:
-    """Sixteen hex digits that change with whatever may change who is removed."""
+    """Sixteen hex digits that change with everything that can change the removals."""
     decisive: dict[str, Any] = {
         "engine": settings.engine,
         "threshold": settings.threshold.as_integer_ratio(),
@@ -149,7 +150,7 @@ def parameters_version(settings: SurfaceSettings) -> str:
 
 
 def candidates(keyed: DataFrame, settings: SurfaceSettings) -> DataFrame:
-    """``id_a``, ``id_b``, distinct: rows that have a key in common and could be similar by their sizes; a is smaller.
+    """``id_a``, ``id_b``, distinct: rows with a common key and sizes that allow them to be similar; a is smaller.
 
     ``keyed``: ``row_id``, ``size``, ``keys``, ``is_new``. Two rows that are not new are not proposed.
     """
@@ -159,9 +160,9 @@ def candidates(keyed: DataFrame, settings: SurfaceSettings) -> DataFrame:
     fits = f"""(size_a < size_b or size_a = size_b and id_a < id_b) and size_a * {whole} >= size_b * {least}
                and (is_new_a or is_new_b)"""
     if settings.engine == "exact":
-        # The smaller one of a pair has the more in common for its size: fewer of its keys may be missing.
+        # The smaller set of a pair shares a larger part of its tokens, so fewer of its keys are enough.
         small = members.where(f"position <= size - (2 * {least} * size + {least + whole - 1}) div {least + whole}")
-        # Keys are in one order in all rows, so at the first common one no more are left than behind it.
+        # Keys have the same order in all rows, so common tokens can only follow the first common one.
         fits += f"""and least(size_a - position_a, size_b - position_b) * {least + whole}
                         >= (size_a + size_b) * {least}"""
     of_a, of_b = (
@@ -183,9 +184,9 @@ def _key_of_token(token: str) -> int:
 def token_sets(personas: DataFrame, settings: SurfaceSettings) -> DataFrame:
     """``persona_id``, ``priority``, ``tokens``, ``keys``; the priority becomes (0 published, 1 new; the given one).
 
-    ``keys``: of the bands of the row's MinHash signature; by the engine ``exact`` null.
+    ``keys``: hashes of the bands of the row's MinHash signature; null with the engine ``exact``.
     """
-    given = personas.select("persona_id", _priority(1), "text")
+    texts = personas.select("persona_id", _priority(1), "text")
     band_keys = _band_keys(settings) if settings.engine == "minhash" else None
 
     def tokenised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -196,13 +197,13 @@ def token_sets(personas: DataFrame, settings: SurfaceSettings) -> DataFrame:
             columns = [batch["persona_id"], batch["priority"], _arrow(sets), keys]
             yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*named, *_ARROW_ADDED]))
 
-    # Of a pandas UDF each row's list would become an object on its way.
-    return given.mapInArrow(tokenised, StructType([*given.drop("text").schema, *_ADDED]))
+    # A pandas UDF would turn each row's list into an object.
+    return texts.mapInArrow(tokenised, StructType([*texts.drop("text").schema, *_ADDED]))
 
 
 def with_best(rows: DataFrame) -> DataFrame:
     """``rows`` and ``best``: (priority, id) of the best row with the same token set."""
-    # By a hash first: arrays are compared only where sets are equal.
+    # Partition by a hash first: then mostly equal arrays are compared.
     equals = (
         Window.partitionBy("set_hash", "tokens")
         .orderBy("priority", "persona_id")
@@ -213,7 +214,7 @@ def with_best(rows: DataFrame) -> DataFrame:
 
 
 def _fit(rows: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> bool:
-    """Whether one task may hold all rows; of ``old`` no more are looked at than it may hold."""
+    """Whether all rows fit in one task; reads no more of ``old`` than a task can hold."""
     beside_tokens = _ROW_BYTES
     if settings.engine == "minhash":
         beside_tokens += _BAND_BYTES * bands(float(settings.threshold), settings.num_hashes, settings.recall)[0]
@@ -222,10 +223,10 @@ def _fit(rows: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> b
         needed = F.size("tokens").cast("long") * _TOKEN_BYTES + beside_tokens
         return int(of.agg(F.sum(needed).alias("bytes")).collect()[0]["bytes"] or 0)
 
-    left = settings.one_task_mb * 2**20 - memory(rows)
-    if old is not None and left > 0:
-        left -= memory(old.select("tokens").limit(min(left // beside_tokens + 1, _MOST_ROWS)))
-    return left > 0
+    free_bytes = settings.one_task_mb * 2**20 - memory(rows)
+    if old is not None and free_bytes > 0:
+        free_bytes -= memory(old.select("tokens").limit(min(free_bytes // beside_tokens + 1, _MOST_ROWS)))
+    return free_bytes > 0
 
 
 def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
@@ -246,19 +247,19 @@ def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSett
 def _removals_in_turn(
     batches: Iterable[pa.RecordBatch], threshold: Fraction, *, by_keys: bool
 ) -> Iterator[pa.RecordBatch]:
-    """The removals out of all rows, which come in the order of their priority."""
+    """The removals among all rows, which arrive in order of priority."""
     if not (held := [batch for batch in batches if batch.num_rows]):
         return
     rows = pa.Table.from_batches(held).combine_chunks()
     ids = rows["persona_id"]
-    found = in_memory.removals(
+    removals = in_memory.removals(
         _lists(rows["tokens"]),
         _lists(rows["keys"]) if by_keys else None,
         published=pc.sum(rows["is_published"]).as_py(),
         threshold=threshold,
     )
-    tiers = np.where(found.similarity == 1.0, EXACT_TOKENS, SURFACE)
-    columns = [ids.take(found.row), ids.take(found.better), pa.array(found.similarity), pa.array(tiers)]
+    tiers = np.where(removals.similarity == 1.0, EXACT_TOKENS, SURFACE)
+    columns = [ids.take(removals.row), ids.take(removals.better), pa.array(removals.similarity), pa.array(tiers)]
     yield from pa.table(columns, names=ARROW_REMOVALS.names).cast(ARROW_REMOVALS).to_batches()
 
 
@@ -272,7 +273,7 @@ def _lists(column: pa.ChunkedArray) -> Lists:
 
 
 def _by_joins(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
-    """The same as ``_in_one_task``, of any number of rows."""
+    """The same as ``_in_one_task``, for any number of rows."""
     rows = with_best(worded).localCheckpoint()
     keyed = with_keys(rows.where("persona_id = best.persona_id"), old, settings)
     near = verified(candidates(keyed, settings), keyed, settings).localCheckpoint()
@@ -284,10 +285,10 @@ def _priority(rank: int) -> Column:
 
 
 def with_keys(sets: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
-    """``sets`` and those of ``old`` that could be similar to one of them: such rows share one of their ``keys``.
+    """``sets``, and the rows of ``old`` that share one of their ``keys`` and so could be similar.
 
-    ``persona_id``, ``priority``, ``tokens``, ``row_id`` (a hash of ``persona_id``; that two rows share one costs no
-    more than a verification), ``size``, ``keys``, ``is_new``.
+    ``persona_id``, ``priority``, ``tokens``, ``row_id`` (a hash of ``persona_id``; two rows with the same hash cost
+    only an extra verification), ``size``, ``keys``, ``is_new``.
     """
     new = _sized(sets.select("persona_id", "priority", "tokens", "keys"))
     old = None if old is None else _sized(old)
@@ -301,10 +302,10 @@ def with_keys(sets: DataFrame, old: DataFrame | None, settings: SurfaceSettings)
     new = new.withColumn("is_new", F.lit(True)).localCheckpoint()
     if old is None or new.isEmpty():
         return new
-    wanted = new.select(F.explode("keys").alias("key")).distinct()
+    new_keys = new.select(F.explode("keys").alias("key")).distinct()
     if new.agg(F.sum(F.size("keys")).alias("count")).collect()[0]["count"] <= _BROADCAST_KEYS:
-        wanted = F.broadcast(wanted)
-    met = old.select("row_id", F.explode("keys").alias("key")).join(wanted, on="key", how="left_semi")
+        new_keys = F.broadcast(new_keys)
+    met = old.select("row_id", F.explode("keys").alias("key")).join(new_keys, on="key", how="left_semi")
     near = old.join(met.select("row_id").distinct(), on="row_id", how="left_semi")
     return new.unionByName(near.withColumn("is_new", F.lit(False)).select(*new.columns).localCheckpoint())
 
@@ -314,13 +315,14 @@ def _sized(rows: DataFrame) -> DataFrame:
 
 
 def _too_small(settings: SurfaceSettings) -> str:
-    """Says of a row that no other set but its equal is as similar as the threshold: one token is too much."""
+    """SQL: true for a row that only an equal set is similar enough to, because one differing token is too much."""
     least, whole = settings.threshold.as_integer_ratio()
     return f"size * {whole - least} < {least}"
 
 
 def _band_keys(settings: SurfaceSettings) -> Callable[[Lists], Lists]:
-    """Makes of tokens a hash of each band of the MinHash signature; of a set that is too small, one of the whole."""
+    """A function from tokens to a hash of each band of the MinHash signature; for a set that is too small, one hash of
+    the whole set."""
     count, length = bands(float(settings.threshold), settings.num_hashes, settings.recall)
     functions = minhash.hash_functions(settings.num_hashes, settings.seed)
     least, whole = settings.threshold.as_integer_ratio()
@@ -330,21 +332,21 @@ def _band_keys(settings: SurfaceSettings) -> Callable[[Lists], Lists]:
         large = sizes * (whole - least) >= least  # or else as _too_small
         small = ~large & (sizes > 0)
         numbers = np.select([large, small], [count, 1], 0)
-        found = np.empty(numbers.sum(), np.int64)
+        keys = np.empty(numbers.sum(), np.int64)
         of_large = np.repeat(large, numbers)
         signatures = minhash.signatures(tokens.take(np.flatnonzero(large)), functions)
-        found[of_large] = minhash.band_keys(signatures, (count, length)).ravel()
-        found[~of_large] = hashes_of_sets(tokens.take(np.flatnonzero(small)))
-        return Lists.of(found, numbers)
+        keys[of_large] = minhash.band_keys(signatures, (count, length)).ravel()
+        keys[~of_large] = hashes_of_sets(tokens.take(np.flatnonzero(small)))
+        return Lists.of(keys, numbers)
 
     return of
 
 
 def _prefix(worded: DataFrame, settings: SurfaceSettings) -> Column:
-    """The rarest of ``tokens``, so many that a similar set has one of them; one hash of a set that is too small.
+    """The rarest of ``tokens``, enough that any similar set has one of them; for a set that is too small, one hash.
 
-    How often tokens are in ``worded`` is counted by their low bits, so what is kept of it does not grow with the data;
-    the order is the same for all rows, and that is all that being exact needs.
+    The frequency of tokens in ``worded`` is counted by their low bits, so the counts do not grow with the data. The
+    order is the same for all rows, which is enough for exact results.
     """
     buckets = 1 << _FREQUENCY_BITS
     low = F.col("token").bitwiseAND(F.lit(buckets - 1)).cast("int").alias("bucket")
@@ -381,7 +383,7 @@ def verified(proposed: DataFrame, keyed: DataFrame, settings: SurfaceSettings) -
     named = ("id_a", "priority_a", "id_b", "priority_b")
     common = F.size(F.array_intersect("tokens_a", "tokens_b")).cast("long")
     union = F.size("tokens_a") + F.size("tokens_b") - F.col("common")
-    # In integers, for 9 common tokens of 10 are at 0.9 and floating point may say otherwise.
+    # In integers: 9 common tokens of 10 are exactly 0.9, which floating point may miss.
     least, whole = settings.threshold.as_integer_ratio()
     return (
         rows.join(of_a, on="row_a", how="inner")
@@ -394,10 +396,10 @@ def verified(proposed: DataFrame, keyed: DataFrame, settings: SurfaceSettings) -
 
 
 def _pairs_of_members(rows: DataFrame, near: DataFrame) -> DataFrame:
-    """``near`` and ``tier``, for all rows out of the pairs of those that are the best of their token set.
+    """Pairs of all rows, with ``tier``, from ``near``: the pairs of rows that are the best of their token set.
 
-    A row is paired with the best of its set and with those similar to that one, which are the best of theirs; so a row
-    whose best goes still finds the kept row that it went for.
+    A row is paired with the best row of its set and with the rows similar to that one. So if its best row is removed,
+    the row still finds the kept row that the best one was removed for.
     """
     members = rows.where("persona_id <> best.persona_id")
     equal = members.select(

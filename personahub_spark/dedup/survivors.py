@@ -1,4 +1,4 @@
-"""Out of pairs of similar rows, who is kept: greedy by priority, every removal with a kept witness."""
+"""Decide from pairs of similar rows which rows are kept: greedy by priority, every removal with a kept witness."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_ROUNDS = 100
 """Real data takes about three rounds; each decides at least the best undecided row of every connected group."""
 
 IN_ONE_TASK = 1 << 20
-"""So many pairs are decided in one task, and spared some twenty Spark stages; more of them in rounds of joins."""
+"""The most pairs that are decided in one task, which saves some twenty Spark stages; more are decided by joins."""
 
 _COLUMNS = ("persona_id", "kept_id", "similarity", "tier")
 REMOVALS = StructType(
@@ -28,16 +28,15 @@ def survivors(pairs: DataFrame, *, in_one_task: int = IN_ONE_TASK) -> DataFrame:
     """Rows to remove, so that no two kept rows are a pair and every removed row is paired with a better kept row.
 
     ``pairs``: ``id_a``, ``priority_a``, ``id_b``, ``priority_b``, ``similarity`` (double), ``tier``, each pair once, in
-    either order. A priority is of any orderable type, never null, the same wherever its row stands: the smallest is
-    best; equals go by id.
-    Returns ``persona_id``, ``kept_id``, ``similarity``, ``tier``: the most similar of the better kept rows it is paired
-    with, the best by priority among equally similar ones. Going through the rows from best to worst and keeping whoever
-    has no kept partner so far gives the same. Worse rows never touch what happens to better ones, so a later batch,
-    with a worse priority, changes no earlier decision.
+    either order. A priority is of any orderable type, never null, and the same in all pairs of a row: the smallest is
+    best; ties are broken by id.
+    Returns ``persona_id``, ``kept_id``, ``similarity``, ``tier``: the most similar better kept row that it is paired
+    with; among equally similar ones, the best by priority. The result equals going through the rows from best to worst
+    and keeping each row without a kept partner so far. Worse rows never affect better ones, so a later batch with a
+    worse priority changes no earlier decision.
 
-    Up to ``in_one_task`` pairs are gone through in one task, more of them in rounds of joins. Runs Spark jobs, and
-    keeps what they find on the executors until the result is let go. Raises PersonaHubError when ``MAX_ROUNDS`` do not
-    decide.
+    Up to ``in_one_task`` pairs are decided in one task, more in rounds of joins. Runs Spark jobs; executors keep their
+    results until the returned frame is garbage-collected. Raises PersonaHubError if ``MAX_ROUNDS`` do not decide.
     """
     edges = _oriented(pairs).localCheckpoint()
     if edges.count() > in_one_task:
@@ -50,14 +49,14 @@ def survivors(pairs: DataFrame, *, in_one_task: int = IN_ONE_TASK) -> DataFrame:
 
 
 def _in_turn(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The removals out of edges from the best worse row to the worst, each row's witnesses in the order of choice."""
-    gone: set[str] = set()
+    """The removals among edges, sorted by the worse row from best to worst, then by the witness to choose."""
+    removed: set[str] = set()
     for batch in batches:
         chosen = []
         for place, (worse, better) in enumerate(zip(*(batch.column(n).to_pylist() for n in (0, 1)), strict=True)):
-            # Better rows came before: whoever of them is not gone stays.
-            if worse not in gone and better not in gone:
-                gone.add(worse)
+            # All better rows came before: one that is not removed by now stays.
+            if worse not in removed and better not in removed:
+                removed.add(worse)
                 chosen.append(place)
         yield batch.take(pa.array(chosen, pa.int64())).cast(ARROW_REMOVALS)
 
@@ -80,20 +79,20 @@ def _in_rounds(edges: DataFrame) -> DataFrame:
                 "long chains of similar rows do that: raise the similarity threshold or split the batch"
             )
         rounds += 1
-        # Whoever has no undecided better neighbour stays for good, so those next to them go for good.
+        # A row without an undecided better neighbour stays, so its worse neighbours are removed.
         waiting = undecided.select(F.col("worse_id").alias("better_id")).distinct()
         staying = undecided.join(waiting, on="better_id", how="left_anti")
         leaving = staying.select("worse_id").distinct().localCheckpoint()
         removed = removed.unionByName(leaving.select(F.col("worse_id").alias("persona_id")))
-        # Edges of rows that left hold nobody back any more. Without this checkpoint plans would double each round.
+        # Edges of removed rows no longer matter. Without this checkpoint the plan would double each round.
         undecided = (
             undecided.join(leaving, on="worse_id", how="left_anti")
             .join(leaving.select(F.col("worse_id").alias("better_id")), on="better_id", how="left_anti")
             .select("better_id", "worse_id")
             .localCheckpoint()
         )
-    gone = removed.select(F.col("persona_id").alias("better_id"))
-    witnessed = edges.join(gone, on="better_id", how="left_anti")
+    removed_ids = removed.select(F.col("persona_id").alias("better_id"))
+    witnessed = edges.join(removed_ids, on="better_id", how="left_anti")
     witness = F.min(F.struct((-F.col("similarity")).alias("negated"), "better_priority", "better_id", "tier"))
     return (
         witnessed.groupBy(F.col("worse_id").alias("persona_id"))
