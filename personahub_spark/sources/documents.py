@@ -1,4 +1,4 @@
-"""Documents in: rows of files of several shapes as texts with provenance."""
+"""Read documents: rows of files of several shapes as texts with provenance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 from personahub_spark.settings.sources import DocumentSettings
 from personahub_spark.settings.whole import Settings
 from personahub_spark.sources import inputs
-from personahub_spark.sources.inputs import Found, Judged, Listing, Shape
+from personahub_spark.sources.inputs import FileRows, Judged, Listing, Shape
 from personahub_spark.text import clean, content_id, only_markup
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIELDS = ("text", "title", "url", "lang", "licence", "source")
 
-# Our field -> theirs; dots reach inside, the first of several separated by | that is there counts.
+# Our field -> theirs; dots reach inside, | separates alternatives, of which the first that exists counts.
 MAPPINGS: dict[str, dict[str, str]] = {
     "plain": {
         "text": "text", "title": "title", "url": "url", "lang": "lang|language", "licence": "licence|license",
@@ -38,7 +38,7 @@ MAPPINGS: dict[str, dict[str, str]] = {
 
 
 def mapping_of(settings: DocumentSettings) -> dict[str, str]:
-    """Our field -> their path, the settings' own columns put over the ready-made mapping."""
+    """Our field -> their path: the ready-made mapping, overridden by the settings' own columns."""
     return MAPPINGS[settings.mapping] | {str(name): path for name, path in settings.columns.items()}
 
 
@@ -51,13 +51,13 @@ def judge_line(raw: bytes, mapping: Mapping[str, str]) -> Judged:
     return inputs.judge_line(raw, mapping, judge_text)
 
 
-def judge_text(found: Mapping[str, Any]) -> Judged:
-    """Fields as found, as a document.
+def judge_text(values: Mapping[str, Any]) -> Judged:
+    """The values of a row as a document.
 
-    Reasons: missing_text, not_utf8, text_not_a_string, only_markup (tags and no words), empty_text (nothing that is a
-    letter). A byte order mark at its beginning is no part of a text.
+    Reasons: missing_text, not_utf8, text_not_a_string, only_markup (tags and no words), empty_text (no letter). A byte
+    order mark at the beginning of a text is removed.
     """
-    text = found.get("text")
+    text = values.get("text")
     if text is None:
         return Judged({}, "missing_text")
     if isinstance(text, bytes):
@@ -69,7 +69,7 @@ def judge_text(found: Mapping[str, Any]) -> Judged:
         return Judged({}, "only_markup")
     if not any(map(str.isalpha, text)):
         return Judged({}, "empty_text")
-    rest = {name: inputs.plain(found.get(name)) for name in FIELDS if name != "text"}
+    rest = {name: inputs.plain(values.get(name)) for name in FIELDS if name != "text"}
     return Judged({"text": text, **rest})
 
 
@@ -80,19 +80,19 @@ def list_files(settings: DocumentSettings, *, ahead: bool = False) -> Listing:
 
 
 def check_inputs(settings: Settings) -> None:
-    """SettingsError where there is no document to read, as far as this machine's files tell."""
+    """SettingsError if the paths on this machine hold no document to read."""
     listing = list_files(settings.documents, ahead=True)
     inputs.refuse_empty(settings.documents.paths, listing, setting="documents")
 
 
-def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[DataFrame], DataFrame]) -> Found:
+def read(spark: SparkSession, settings: DocumentSettings, *, stage: Callable[[DataFrame], DataFrame]) -> FileRows:
     """The rows of all files of ``settings.paths``: ``doc_id`` and ``FIELDS``, or a reason; see ``inputs.read``.
 
-    Raises SettingsError for a path that does not exist, a format that is not known, or a text column that is missing.
+    Raises SettingsError for a path that does not exist, an unknown format, or a missing text column.
     """
     listing = list_files(settings)
-    found = inputs.read(spark, listing.files, _shape(settings), stage=stage)
-    return dataclasses.replace(found, files_skipped=listing.skipped)
+    contents = inputs.read(spark, listing.files, _shape(settings), stage=stage)
+    return dataclasses.replace(contents, files_skipped=listing.skipped)
 
 
 def distinct(rows: DataFrame) -> DataFrame:
@@ -107,10 +107,10 @@ def distinct(rows: DataFrame) -> DataFrame:
 
 
 def places(rows: DataFrame, documents: DataFrame) -> DataFrame:
-    """``rows`` by text, source and licence: doc_id, source, licence; of the first such row title, url, file, line; and
-    how many there are, ``readable`` or ``rejected`` (those without doc_id).
+    """``rows`` grouped by text, source and licence: doc_id, source, licence; title, url, file, line of the first row;
+    and the number of rows, ``readable`` or ``rejected`` (without doc_id).
 
-    Beside the texts of ``documents``: ``known``, whether it is one; ``is_other``, whether another place came first.
+    ``known``: whether the text is one of ``documents``; ``is_other``: whether another place of the text came first.
     """
     first = F.min(F.struct("file", "line", "title", "url")).alias("first")
     there = documents.select(
@@ -141,7 +141,7 @@ def _shape(settings: DocumentSettings) -> Shape:
         StructType([StructField(name, StringType()) for name in ("doc_id", *FIELDS)]),
         columns=mapping,
         main="text",
-        judge=lambda found: _with_id(judge_text(found), defaults),
+        judge=lambda values: _with_id(judge_text(values), defaults),
     )
 
 

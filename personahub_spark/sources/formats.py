@@ -1,8 +1,8 @@
-"""What is in a file: lines of JSON, rows of Parquet, or one text, packed or not. No Spark, and no JVM, in here.
+"""Read a file: lines of JSON, rows of Parquet, or one text, compressed or not. Without Spark and the JVM.
 
-So a file's name, its packing and its columns mean the same on every machine: nothing rests on the locale, the codecs or
-the Parquet reader of a JVM. Parquet's rows are read as JSON lines are, each file by its own columns; a column that
-nobody asks for is not looked at.
+So a file's name, compression and columns mean the same on every machine: nothing depends on the locale, the codecs or
+the Parquet reader of a JVM. Rows of Parquet are read like JSON lines, each file by its own columns; only the columns
+that are asked for are read.
 """
 
 from __future__ import annotations
@@ -38,48 +38,48 @@ ENDINGS = {
 }
 PACKED = (".gz", ".zst", ".bz2")
 LONGEST = 64 * 1024**2
-"""Bytes of a line or a text; what is longer is no document, and would not fit a column of a batch."""
+"""The most bytes of a line or a text; a longer one is no document, and would not fit into a column of a batch."""
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _BLOCK = 1024**2
 _ROWS = 500
-"""Of a Parquet file, decoded at once."""
-_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # that of UTF-32-LE begins with the first
+"""Rows of a Parquet file that are decoded at once."""
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # the mark of UTF-32-LE begins with the first
 _FETCHED = 8 * _BLOCK
-"""Of a file that is not on this machine, at once: each read is a request."""
-# What a file system says of a file that is gone. A disk's fault and a right that is missing concern more than one file.
-_GONE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""Bytes of a remote file that are fetched at once: each read is a request."""
+# Errors that mean that a file does not exist. A faulty disk or a missing right concerns more than one file.
+_NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 
 
 class BrokenError(Exception):
-    """The content of a file breaks off, or it is gone: reading it again ends at the same place in the same way."""
+    """A file is damaged or was deleted: reading it again fails at the same place in the same way."""
 
     def __init__(self, why: str, count: int) -> None:
         super().__init__(why)
         self.why, self.count = why, count
-        """``count``: how many items were found before it."""
+        """``count``: the number of items read before the fault."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file to read; a file that was changed is another one."""
+    """A file to read; a changed file counts as another one."""
 
     path: str
-    """As it is shown and kept: ``file:/…``, or an address. What is not UTF-8 in a name is escaped in it."""
+    """As shown and stored: ``file:/…``, or an address. Bytes of a name that are not UTF-8 are escaped."""
     kind: str
-    """Of ``ENDINGS``; empty where it is none that is known."""
+    """One of ``ENDINGS``; empty for an unknown format."""
     size_bytes: int
     modified_at: datetime
     name: bytes = b""
-    """What the system opens a local file by, in any locale; it may be no UTF-8."""
+    """The name that opens a local file, in any locale; it may not be UTF-8."""
 
     def open(self) -> BinaryIO:
-        """Its bytes as they are, at any place."""
+        """A stream of its bytes that can seek and read lines."""
         stream = self.requests()
         return stream if self.name else io.BufferedReader(stream, _FETCHED)  # type: ignore[type-var]
 
     def requests(self) -> BinaryIO:
-        """As ``open``, but each read of a file that is not on this machine is a request, and there are no lines."""
+        """Like ``open``, but each read of a remote file is a request, and it reads no lines."""
         if self.name:
             return open(self.name, "rb")
         system, place = filesystem(self.path)
@@ -88,47 +88,47 @@ class File:
 
 
 class Item(NamedTuple):
-    """A line or row of a file: what was found in it by the names of ``columns``, or the reason why not."""
+    """A line or row of a file: its values by the names of ``columns``, or the reason why there are none."""
 
     line: int
-    """From 1; of a part of JSON lines that does not begin the file, from 1 too."""
-    found: Mapping[str, Any] | None = None
+    """From 1, also in a part of JSON lines that does not begin the file."""
+    values: Mapping[str, Any] | None = None
     reason: str | None = None
     raw: bytes = b""
-    """The line or text as it is, without its end; of a Parquet row nothing."""
+    """The line or text as it is, without its line end; empty for a Parquet row."""
 
     @property
     def is_blank(self) -> bool:
-        """Whether it is a line that counts, and no row."""
-        return self.found is None and self.reason is None
+        """Whether it is a blank line: it has a line number but is no row."""
+        return self.values is None and self.reason is None
 
 
 def listing(place: str, closed: list[str] | None = None) -> list[File]:
-    """``place`` itself where it is a file, else every file in it and in its folders, in order of their paths.
+    """``place`` itself if it is a file, else every file in it and in its folders, in order of their paths.
 
-    Files and folders with names that begin with a dot or with ``_`` and have no ``=`` are left out, as Spark does: they
-    hold what a writer notes down for itself. A link is what it points to. A folder in it that this process may not read
-    is left out and put into ``closed``, where that is given. Raises OSError where nothing is there or it cannot be
-    listed, PersonaHubError where Python knows no such file system.
+    Like Spark, leaves out files and folders whose names begin with a dot, or with ``_`` and have no ``=``: they hold
+    notes of writers. Links are followed. A folder inside that this process may not read is left out and added to
+    ``closed``, if given. Raises OSError if nothing is there or it cannot be listed, PersonaHubError for an unknown
+    file system.
     """
     path = absolute(place)
     local = local_path(path)
-    found = _local_files(local, closed) if local is not None else _remote_files(path)
-    return sorted(found, key=lambda file: file.path)
+    files = _local_files(local, closed) if local is not None else _remote_files(path)
+    return sorted(files, key=lambda file: file.path)
 
 
 def shown(path: str) -> str:
-    """A path on this machine as ``File.path`` has it."""
+    """A path on this machine in the form of ``File.path``."""
     return _shown(path.encode(errors="surrogateescape"))
 
 
 def packing(path: str) -> str | None:
-    """Which of ``PACKED`` a file is, by its name in any case; None: it is not packed."""
+    """Which of ``PACKED`` a file is, by its name in any letter case; None: not compressed."""
     return next((ending for ending in PACKED if path.lower().endswith(ending)), None)
 
 
 def kind_of(path: str) -> str:
-    """Which of ``ENDINGS`` a file is, by its name in any case, packed or not; empty: none of them."""
+    """Which of ``ENDINGS`` a file is, by its name in any letter case, compressed or not; empty: none of them."""
     name = path.lower()
     packed = packing(name)
     name = name.removesuffix(packed) if packed is not None else name
@@ -136,15 +136,14 @@ def kind_of(path: str) -> str:
 
 
 def items(file: File, columns: Mapping[str, str], *, start: int = 0, end: int | None = None) -> Iterator[Item]:
-    """What is in ``file``, or in the part of it that begins in its bytes from ``start`` to before ``end``.
+    """The items of ``file``, or of the part that begins in its bytes from ``start`` to before ``end``.
 
-    ``columns``: our name -> their path (see ``lookup``); of a text its one text is found, as ``text``. An empty file
-    has no lines. A row group of Parquet that cannot be decoded gives one item with reason ``unreadable_file`` and why
-    as ``raw``, at the first line that is not read; groups after it are read. So what is found does not depend on the
-    parts.
+    ``columns``: our name -> their path (see ``lookup``); a text file gives one value, ``text``. An empty file has no
+    lines. A row group of Parquet that cannot be decoded gives one item with reason ``unreadable_file`` and the cause as
+    ``raw``, at the first line that is not read; later groups are read. So the items do not depend on the parts.
 
-    Raises BrokenError where a file breaks off, is no such file, or is gone. Whatever else is raised is no fault of its
-    content: that it cannot be reached, or may not be read, or that reading it again went otherwise.
+    Raises BrokenError if a file is damaged, has another format, or was deleted. Any other error is no fault of the
+    content: the file cannot be reached, may not be read, or a second attempt ended differently.
     """
     if file.kind == "parquet":
         yield from _rows(file, columns, start, end)
@@ -155,7 +154,7 @@ def items(file: File, columns: Mapping[str, str], *, start: int = 0, end: int | 
 def _unpacked_items(file: File, columns: Mapping[str, str], start: int, end: int | None) -> Iterator[Item]:
     if start > 0:
         with file.requests() as stream:
-            if stream.read(len(_MARKS[0])) in _MARKS:  # no lines: the part that begins the file says so
+            if stream.read(len(_MARKS[0])) in _MARKS:  # not UTF-8: the first part of the file reports it
                 return
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(file.open())
@@ -166,8 +165,8 @@ def _unpacked_items(file: File, columns: Mapping[str, str], start: int, end: int
 
 
 def _twice(file: File, read: Callable[[], Iterator[Item]], start: int, end: int | None) -> Iterator[Item]:
-    """What ``read`` finds between ``start`` and ``end`` of ``file``. Where it fails it is called once more, to see
-    whether the content is to blame (BrokenError)."""
+    """The items that ``read`` gives between ``start`` and ``end`` of ``file``. If it fails it is called once more, to
+    see whether the content is the cause (BrokenError)."""
     count = again = 0
     try:
         for item in read():
@@ -176,9 +175,9 @@ def _twice(file: File, read: Callable[[], Iterator[Item]], start: int, end: int 
         return
     except MemoryError:
         raise
-    except Exception as error:  # whatever a file does to its decoder
+    except Exception as error:  # decoders raise many kinds of errors
         fault = error
-    if isinstance(fault, OSError) and fault.errno is not None and fault.errno not in _GONE:
+    if isinstance(fault, OSError) and fault.errno is not None and fault.errno not in _NO_FILE:
         raise fault
     try:
         for _ in read():
@@ -187,15 +186,15 @@ def _twice(file: File, read: Callable[[], Iterator[Item]], start: int, end: int 
         raise
     except Exception as error:
         if (type(error), again) == (type(fault), count) and _is_of_content(fault, file, start, end):
-            said = f"{type(fault).__name__}: {fault}".strip()
-            raise BrokenError(said.splitlines()[0], count) from error
+            message = f"{type(fault).__name__}: {fault}".strip()
+            raise BrokenError(message.splitlines()[0], count) from error
     raise fault
 
 
 def _is_of_content(fault: Exception, file: File, start: int, end: int | None) -> bool:
     if not isinstance(fault, OSError) or fault.errno is not None or file.name:
         return True
-    try:  # of what is not on this machine no number says whether bytes are missing or make no sense
+    try:  # a remote file: no error number tells a failed transfer from damaged content
         with file.open() as stream:
             stream.seek(start)
             while (end is None or stream.tell() < end) and stream.read(_BLOCK):
@@ -205,7 +204,7 @@ def _is_of_content(fault: Exception, file: File, start: int, end: int | None) ->
     return True
 
 
-def found_in(line: bytes, columns: Mapping[str, str]) -> tuple[dict[str, Any] | None, str | None]:
+def values_in(line: bytes, columns: Mapping[str, str]) -> tuple[dict[str, Any] | None, str | None]:
     """The values of ``columns`` in a line of JSON, or the reason: not_utf8, malformed_json, not_an_object."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
@@ -219,9 +218,9 @@ def found_in(line: bytes, columns: Mapping[str, str]) -> tuple[dict[str, Any] | 
 
 
 def lookup(record: Mapping[str, Any], paths: str) -> Any:
-    """What ``record`` has at ``paths``: the first of several separated by | that is there.
+    """The value of ``record`` at ``paths``: | separates alternatives, of which the first that exists counts.
 
-    A path is a key as it stands, dots and all, or keys with dots between them.
+    A path is one key, which may contain dots, or keys with dots between them.
     """
     for path in paths.split("|"):
         value: Any = record.get(path)
@@ -235,8 +234,8 @@ def lookup(record: Mapping[str, Any], paths: str) -> Any:
 
 
 def columns_without(file: File, paths: str) -> list[str] | None:
-    """Names of a Parquet file's columns where none of ``paths`` leads to plain values in it, else None; raises what
-    ``items`` does."""
+    """Names of a Parquet file's columns if none of ``paths`` leads to plain values in it, else None; raises the errors
+    of ``items``."""
     with file.requests() as stream:
         schema = pq.ParquetFile(stream).schema_arrow
     for path in paths.split("|"):
@@ -248,14 +247,14 @@ def columns_without(file: File, paths: str) -> list[str] | None:
 
 def _leads_to_values(fields: Iterable[pa.Field], parts: Sequence[str]) -> bool:
     kind = next((field.type for field in fields if field.name == parts[0]), None)
-    if kind is not None and len(parts) > 1:  # what keys a map has nobody knows
+    if kind is not None and len(parts) > 1:  # the keys of a map are not in the schema
         return pa.types.is_map(kind) or (pa.types.is_struct(kind) and _leads_to_values(kind, parts[1:]))
     return kind is not None and not pa.types.is_nested(kind)
 
 
 def as_json(value: Any) -> str:
-    """``value``, of JSON or of a Parquet file, as JSON that any reader takes: numbers that JSON has no words for are
-    strings, as Spark writes them, and so are bytes, in base64."""
+    """``value``, from JSON or a Parquet file, as JSON that any reader accepts: infinities and NaN become strings, as
+    Spark writes them, and bytes become strings in base64."""
     return json.dumps(_sayable(value), ensure_ascii=False, allow_nan=False)
 
 
@@ -273,19 +272,19 @@ def _sayable(value: Any) -> Any:
 
 def _local_files(path: str, closed: list[str] | None) -> Iterator[File]:
     top = _name(path)
-    known = os.stat(top)
-    if not stat.S_ISDIR(known.st_mode):
-        if not stat.S_ISREG(known.st_mode):
+    status = os.stat(top)
+    if not stat.S_ISDIR(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "neither a file nor a folder", path)
-        yield _local_file(top, known)
+        yield _local_file(top, status)
         return
-    seen: set[tuple[int, int]] = set()
-    folders = [(top, known)]
+    visited: set[tuple[int, int]] = set()
+    folders = [(top, status)]
     while folders:
-        folder, known = folders.pop()
-        if (known.st_dev, known.st_ino) in seen:  # a link to a folder above it
+        folder, status = folders.pop()
+        if (status.st_dev, status.st_ino) in visited:  # a link to a folder above it
             continue
-        seen.add((known.st_dev, known.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         try:
             names = os.listdir(folder)
         except PermissionError:  # as lost+found
@@ -299,7 +298,7 @@ def _local_files(path: str, closed: list[str] | None) -> Iterator[File]:
             inside = os.path.join(folder, name)
             try:
                 there = os.stat(inside)
-            except OSError:  # a link to nowhere, or it is gone by now: reading it will say so
+            except OSError:  # a dangling link, or deleted meanwhile: reading it will report that
                 yield _local_file(inside, None)
                 continue
             if stat.S_ISDIR(there.st_mode):
@@ -309,10 +308,10 @@ def _local_files(path: str, closed: list[str] | None) -> Iterator[File]:
 
 
 def _name(path: str) -> bytes:
-    """What the system knows ``path`` by: UTF-8, whatever the locale; as the locale has it where only that is there."""
+    """The name of ``path`` in bytes: UTF-8 in any locale, or in the locale's encoding if only that name exists."""
     try:
         name = path.encode(errors="surrogateescape")
-    except UnicodeEncodeError:  # a half of a character, as JSON can name it
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can contain
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
     with contextlib.suppress(UnicodeEncodeError):
         other = os.fsencode(path)
@@ -325,12 +324,12 @@ def _shown(name: bytes) -> str:
     return f"file:{name.decode(errors='backslashreplace')}"
 
 
-def _local_file(name: bytes, known: os.stat_result | None) -> File:
+def _local_file(name: bytes, status: os.stat_result | None) -> File:
     path = _shown(name)
-    if known is None:
+    if status is None:
         return File(path, kind_of(path), 0, _LONG_AGO, name)
-    changed = datetime.fromtimestamp(known.st_mtime_ns // 10**6 / 1000, UTC)
-    return File(path, kind_of(path), known.st_size, changed, name)
+    changed = datetime.fromtimestamp(status.st_mtime_ns // 10**6 / 1000, UTC)
+    return File(path, kind_of(path), status.st_size, changed, name)
 
 
 def _remote_files(place: str) -> Iterator[File]:
@@ -365,7 +364,7 @@ def _unpacked(stream: BinaryIO, packed: str) -> BinaryIO:
 
 
 class _Bzip2(io.RawIOBase):
-    """As bz2.BZ2File, which takes no notice of what follows the last stream and is none."""
+    """Like bz2.BZ2File, but bytes after the last stream are an error."""
 
     def __init__(self, packed: BinaryIO) -> None:
         self._packed, self._unpacker = packed, bz2.BZ2Decompressor()
@@ -385,18 +384,18 @@ class _Bzip2(io.RawIOBase):
                 packed = self._packed.read(_BLOCK)
                 if not packed:
                     raise EOFError("the file ends before its last stream does")
-            if found := self._unpacker.decompress(packed, len(buffer)):
-                buffer[: len(found)] = found
-                return len(found)
+            if unpacked := self._unpacker.decompress(packed, len(buffer)):
+                buffer[: len(unpacked)] = unpacked
+                return len(unpacked)
 
 
 class _Zstd(io.RawIOBase):
-    """Gives all that comes before a break: a read that fails loses what it had, so it is done again byte by byte."""
+    """Gives all bytes before a damaged place: a failed read loses its bytes, so it is repeated byte by byte."""
 
     def __init__(self, packed: BinaryIO) -> None:
         self._packed, self._position = packed, 0
         self._fault: tuple[Exception, int] | None = None
-        """Of the read that failed, and where it would have ended."""
+        """The error of the failed read, and the position where it would have ended."""
         self._opened = pa.CompressedInputStream(_Lent(packed), "zstd")
 
     def readable(self) -> bool:
@@ -405,30 +404,30 @@ class _Zstd(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._fault is None:
             try:
-                return self._taken(buffer, len(buffer))
+                return self._read_into(buffer, len(buffer))
             except (OSError, pa.ArrowException) as error:
                 if isinstance(error, OSError) and error.errno is not None:  # of the disk
                     raise
                 self._fault = error, self._position + len(buffer)
             self._packed.seek(0)
             self._opened = pa.CompressedInputStream(_Lent(self._packed), "zstd")
-            left = self._position
-            while left and (skipped := self._opened.read(min(left, 16 * 1024))):
-                left -= len(skipped)
+            to_skip = self._position
+            while to_skip and (skipped := self._opened.read(min(to_skip, 16 * 1024))):
+                to_skip -= len(skipped)
         fault, end = self._fault
-        if self._position >= end:  # it was none of the content
+        if self._position >= end:  # the content is not the cause
             raise fault
-        return self._taken(buffer, 1)
+        return self._read_into(buffer, 1)
 
-    def _taken(self, buffer: Any, most: int) -> int:
-        found = self._opened.read(most)
-        self._position += len(found)
-        buffer[: len(found)] = found
-        return len(found)
+    def _read_into(self, buffer: Any, most: int) -> int:
+        block = self._opened.read(most)
+        self._position += len(block)
+        buffer[: len(block)] = block
+        return len(block)
 
 
 class _Lent(io.RawIOBase):
-    """A stream that is not closed by who reads it."""
+    """A stream that its reader does not close."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream: Any = stream
@@ -442,7 +441,7 @@ class _Lent(io.RawIOBase):
 
 
 def _lines(stream: BinaryIO, columns: Mapping[str, str], start: int, end: int | None) -> Iterator[Item]:
-    """A part begins after the first newline from ``start`` - 1 on, and ends with the line in which ``end`` lies."""
+    """A part begins after the first newline at or after ``start`` - 1, and ends with the line that contains ``end``."""
     position, number = start, 0
     if start > 0:
         stream.seek(start - 1)
@@ -458,14 +457,14 @@ def _lines(stream: BinaryIO, columns: Mapping[str, str], start: int, end: int | 
             number += 1
             yield Item(number, reason="line_too_long", raw=read[:_BLOCK])
             continue
-        for line in lines:  # as ended by a carriage return too
+        for line in lines:  # a carriage return ends a line too
             number += 1
-            found, reason = found_in(line, columns) if line.strip() else (None, None)
-            yield Item(number, found, reason, line)
+            values, reason = values_in(line, columns) if line.strip() else (None, None)
+            yield Item(number, values, reason, line)
 
 
 def _skipped_line(stream: BinaryIO) -> int:
-    """How many bytes are left of a line."""
+    """Skip the rest of a line; returns its number of bytes."""
     size = 0
     while read := stream.readline(_BLOCK):
         size += len(read)
@@ -490,7 +489,7 @@ def _text(stream: BinaryIO) -> Iterator[Item]:
 
 
 def _rows(file: File, columns: Mapping[str, str], start: int, end: int | None) -> Iterator[Item]:
-    """A row group belongs to the part in which its first byte lies."""
+    """A row group belongs to the part that contains its first byte."""
     with contextlib.closing(_Table(file, columns)) as table:
         yield from _twice(file, table.look, max(0, file.size_bytes - _BLOCK), None)
         line = 0
@@ -505,7 +504,7 @@ def _rows(file: File, columns: Mapping[str, str], start: int, end: int | None) -
 
 
 class _Group(NamedTuple):
-    """Of a Parquet file: where its bytes begin and end (None: with the file), and how many rows it has."""
+    """A row group of a Parquet file: where its bytes begin and end (None: with the file), and its number of rows."""
 
     start: int
     end: int | None
@@ -513,7 +512,7 @@ class _Group(NamedTuple):
 
 
 class _Table:
-    """A Parquet file; it is opened anew after it broke."""
+    """A Parquet file; it is opened again after an error."""
 
     def __init__(self, file: File, columns: Mapping[str, str]) -> None:
         self._file, self._columns = file, columns
@@ -521,18 +520,18 @@ class _Table:
         self.groups: list[_Group] = []
 
     def look(self) -> Iterator[Item]:
-        """Find its groups; gives no items."""
+        """Find its row groups; yields no items."""
         with self._opened() as parquet:
-            known = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-            starts = [_start(group) for group in known]
-            self.groups = list(map(_Group, starts, [*starts[1:], None], [group.num_rows for group in known]))
+            groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+            starts = [_start(group) for group in groups]
+            self.groups = list(map(_Group, starts, [*starts[1:], None], [group.num_rows for group in groups]))
         yield from ()
 
     def rows(self, number: int, line: int) -> Iterator[Item]:
-        """Those of a group, of which the first one comes after ``line``."""
+        """The items of a row group; the first one has the number ``line`` + 1."""
         with self._opened() as parquet:
-            wanted = _read_columns(parquet.schema_arrow, self._columns)
-            for batch in parquet.iter_batches(_ROWS, row_groups=[number], columns=wanted, use_threads=False):
+            names = _read_columns(parquet.schema_arrow, self._columns)
+            for batch in parquet.iter_batches(_ROWS, row_groups=[number], columns=names, use_threads=False):
                 for record in _records(batch):
                     line += 1
                     yield Item(line, {name: lookup(record, path) for name, path in self._columns.items()})
@@ -543,7 +542,7 @@ class _Table:
             if self._open is None:
                 stream = self._file.requests()
                 self._open = stream, None
-                # Buffered: else a whole column of a row group is held.
+                # Buffered, or a whole column of a row group would be held in memory.
                 parquet = pq.ParquetFile(
                     stream, buffer_size=_FETCHED, pre_buffer=False, page_checksum_verification=True
                 )
@@ -568,25 +567,25 @@ def _start(group: Any) -> int:
 
 
 def _read_columns(schema: pa.Schema, columns: Mapping[str, str]) -> list[str]:
-    """What to read so that ``lookup`` finds the same as if all had been read."""
-    wanted = {path for paths in columns.values() for path in paths.split("|")}
-    heads = {path.split(".")[0] for path in wanted if "." in path}
-    # Keys of a map are no columns.
+    """The columns that ``lookup`` needs."""
+    needed = {path for paths in columns.values() for path in paths.split("|")}
+    heads = {path.split(".")[0] for path in needed if "." in path}
+    # Keys of a map are no columns: read the whole map.
     maps = {field.name for field in schema if field.name in heads and pa.types.is_map(field.type)}
-    return sorted(wanted | maps)
+    return sorted(needed | maps)
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    found: dict[str, list[Any]] = {}
+    by_name: dict[str, list[Any]] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        found.setdefault(name, _values(column))  # a name that comes twice is the first one's
+        by_name.setdefault(name, _values(column))  # of two columns with one name the first counts
     for nth in range(batch.num_rows):
-        yield {name: values[nth] for name, values in found.items()}
+        yield {name: values[nth] for name, values in by_name.items()}
 
 
 def _values(array: pa.Array) -> list[Any]:
-    """As JSON has them: None, bool, int, float, str, list, dict. Bytes that are no UTF-8 stay bytes; times and
-    decimals are strings; what has no such form is None."""
+    """The values with JSON's types: None, bool, int, float, str, list, dict. Bytes that are not UTF-8 stay bytes; times
+    and decimals become strings; a value that has no such form becomes None."""
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return _values(array.storage)
@@ -595,7 +594,7 @@ def _values(array: pa.Array) -> list[Any]:
     if pa.types.is_struct(kind):
         inner = {field.name: _values(array.field(nth)) for nth, field in enumerate(kind)}
         there = array.is_valid().to_pylist()
-        return [{name: told[n] for name, told in inner.items()} if there[n] else None for n in range(len(array))]
+        return [{name: values[n] for name, values in inner.items()} if there[n] else None for n in range(len(array))]
     if pa.types.is_map(kind):
         return [
             {e["key"] if isinstance(e["key"], str) else as_json(e["key"]): e["value"] for e in _entries(scalar)}
@@ -606,8 +605,8 @@ def _values(array: pa.Array) -> list[Any]:
     if pa.types.is_nested(kind):
         return [_values(scalar.values) if scalar.is_valid else None for scalar in array]
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
-        told: list[Any] = array.to_pylist()
-        return told
+        plain: list[Any] = array.to_pylist()
+        return plain
     try:
         if pa.types.is_floating(kind):
             return pc.cast(array, pa.float64()).to_pylist()  # type: ignore[no-any-return]

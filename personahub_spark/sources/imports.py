@@ -1,7 +1,7 @@
-"""Personas that exist already, in: rows of released files as personas, with their source, and texts written for them.
+"""Read existing personas: rows of released files as personas, with their source and the texts written for them.
 
-Reads the shapes that are released (paper section 1: ``persona``; ``input persona`` with ``synthesized text`` and
-``description``; elite personas with their domains; FinePersonas with labels), and any other row with a persona in it.
+Reads the released shapes (paper section 1: ``persona``; ``input persona`` with ``synthesized text`` and
+``description``; elite personas with their domains; FinePersonas with labels), and any other row with a persona.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from personahub_spark.settings.sources import ImportSettings
 from personahub_spark.settings.whole import Settings
 from personahub_spark.sources import formats, inputs
 from personahub_spark.sources.formats import File
-from personahub_spark.sources.inputs import Found, Judged, Listing, Shape
+from personahub_spark.sources.inputs import FileRows, Judged, Listing, Shape
 from personahub_spark.text import clean, content_id
 
 if TYPE_CHECKING:
@@ -34,20 +34,20 @@ COLUMNS = {
     "persona": "persona|input persona", "text": "synthesized text", "task": "description", "licence": "licence|license",
     "lang": "lang|language",
 }  # fmt: skip
-"""Our field -> theirs, as in ``documents.MAPPINGS``; a source is looked for only where the settings name its column."""
+"""Our field -> theirs, as in ``documents.MAPPINGS``; ``source`` is read only if the settings name its column."""
 
 NOT_CHECKED = "not_checked"
 """The check that an imported text fails when this project has none for its task."""
 
 TOOL_KEYS = ("name", "description", "function_name", "input_args", "return", "depend")
-# What a task is called, by a word of its description; the first that is in it counts.
+# Name of a task by a word of its description; the first word that occurs counts.
 _TASKS = {
     "tool": "tool", "math": "math", "npc": "npc", "game": "npc", "logic": "reasoning", "reasoning": "reasoning",
     "instruction": "instruction", "prompt": "instruction", "knowledge": "knowledge", "article": "knowledge",
 }  # fmt: skip
-_LABEL = "label: "  # before a label's name, which may be that of a field
+_LABEL = "label: "  # before a label's name, which may equal a field's
 _LONGEST = 20_000
-"""Characters; a persona has two sentences, and what is a hundred times as long is something else."""
+"""The most characters: a persona has two sentences, so a text a hundred times as long is no persona."""
 
 _strings = MapType(StringType(), StringType(), False)
 _ROW = StructType(
@@ -63,41 +63,42 @@ _ROW = StructType(
 
 
 def list_files(settings: ImportSettings, *, setting: str = "imports", ahead: bool = False) -> Listing:
-    """The files of ``settings.paths``, as ``inputs.list_files`` does; ``setting`` is what sentences call them."""
+    """The files of ``settings.paths``, as ``inputs.list_files`` does; ``setting`` is their name in messages."""
     shape, unknown = dataclasses.replace(_shape(settings), setting=setting), settings.unknown_files
     return inputs.list_files(settings.paths, settings.format, shape, unknown=unknown, ahead=ahead)
 
 
 def check_inputs(settings: Settings) -> None:
-    """SettingsError where there is nothing to import, as far as this machine's files tell."""
+    """SettingsError if the paths on this machine hold nothing to import."""
     for number, entry in enumerate(settings.imports):
         setting = f"imports.{number}"
         inputs.refuse_empty(entry.paths, list_files(entry, setting=setting, ahead=True), setting=setting)
 
 
 def import_id(file: File, settings: ImportSettings) -> str:
-    """What an import of ``file`` is known by: another one when the file or how it is read was changed."""
+    """The id of an import of ``file``: it changes with the file and with the settings that decide how it is read."""
     reading = settings.model_dump(mode="json", exclude={"paths", "format", "unknown_files", "filters"})
     return _hash(VERSION, file.path, file.kind, file.size_bytes, file.modified_at.isoformat(), reading)
 
 
 def read(
     spark: SparkSession, files: Sequence[File], settings: ImportSettings, *, stage: Callable[[DataFrame], DataFrame]
-) -> Found:
+) -> FileRows:
     """The rows of ``files``, as ``inputs.read`` gives them.
 
     ``source_key`` is the hash of source, licence and persona; ``persona_id``, ``persona``, ``source``, ``licence``,
-    ``lang``; ``labels``, what else the settings want kept, by its own names. Where a text comes with the persona:
-    ``synthesis_id``, ``task``, ``output`` (JSON: its parts), ``text`` and failed ``checks``.
+    ``lang``; ``labels``: other fields to keep, by their own names. If a text comes with the persona: ``synthesis_id``,
+    ``task``, ``output`` (JSON: its parts), ``text`` and failed ``checks``.
     """
     return inputs.read(spark, files, _shape(settings), stage=stage)
 
 
 def numbered(rows: DataFrame, withdrawn: Mapping[str, Sequence[str]]) -> DataFrame:
-    """Adds ``withdrawn``, and ``nth_persona``, ``nth_key`` and ``nth_synthesis``: the how-manieth of its kind a row is.
+    """Adds ``withdrawn``, and ``nth_persona``, ``nth_key`` and ``nth_synthesis``: the row's number among those with the
+    same persona, source_key or synthesis_id.
 
-    ``rows``: those that could be read. ``withdrawn``: sources and licences that are not to be imported, by these column
-    names. Rows are counted by file and line, withdrawn ones apart; null where a row has no such thing.
+    ``rows``: readable ones. ``withdrawn``: sources and licences that must not be imported, by column name. Rows are
+    numbered by file and line, withdrawn ones apart; null for a row without the id.
     """
     named = [F.col(name).isin(list(values)) for name, values in withdrawn.items() if values]
     rows = rows.withColumn(
@@ -114,23 +115,23 @@ def judge_line(raw: bytes, settings: ImportSettings) -> Judged:
 
     Reasons: not_utf8, malformed_json, not_an_object, and those of :func:`judge_record`.
     """
-    return inputs.judge_line(raw, _wanted(settings), lambda found: judge_record(found, settings))
+    return inputs.judge_line(raw, _columns(settings), lambda values: judge_record(values, settings))
 
 
-def judge_record(found: Mapping[str, Any], settings: ImportSettings) -> Judged:
-    """Fields and labels as found, as a persona; the string "None" is nothing.
+def judge_record(values: Mapping[str, Any], settings: ImportSettings) -> Judged:
+    """The values and labels of a row as a persona; the string "None" counts as null.
 
-    Reasons: missing_persona, not_utf8, persona_not_a_string, empty_persona (nothing that is a letter),
-    persona_too_long; malformed_json of what lies in itself too deep.
+    Reasons: missing_persona, not_utf8, persona_not_a_string, empty_persona (no letter), persona_too_long;
+    malformed_json for values that are nested too deeply.
     """
     try:
-        return _judge_record(found, settings)
+        return _judge_record(values, settings)
     except RecursionError:
         return Judged({}, "malformed_json")
 
 
-def _judge_record(found: Mapping[str, Any], settings: ImportSettings) -> Judged:
-    persona = found.get("persona")
+def _judge_record(values: Mapping[str, Any], settings: ImportSettings) -> Judged:
+    persona = values.get("persona")
     if persona is None or persona == "None":
         return Judged({}, "missing_persona")
     if isinstance(persona, bytes):
@@ -142,8 +143,8 @@ def _judge_record(found: Mapping[str, Any], settings: ImportSettings) -> Judged:
     persona = clean(persona.removeprefix("\ufeff")).strip()
     if not any(map(str.isalpha, persona)):
         return Judged({}, "empty_persona")
-    source = _told(found.get("source")) or settings.source
-    licence = _told(found.get("licence")) or settings.licence
+    source = _as_string(values.get("source")) or settings.source
+    licence = _as_string(values.get("licence")) or settings.licence
     persona_id = content_id(persona)
     fields: dict[str, Any] = {
         "source_key": _hash(source, licence, persona_id),
@@ -151,13 +152,15 @@ def _judge_record(found: Mapping[str, Any], settings: ImportSettings) -> Judged:
         "persona": persona,
         "source": source,
         "licence": licence,
-        "lang": _told(found.get("lang")) or settings.lang,
-        "labels": [(name, told) for name in settings.labels if (told := _told(found.get(_LABEL + name))) is not None],
+        "lang": _as_string(values.get("lang")) or settings.lang,
+        "labels": [
+            (name, label) for name in settings.labels if (label := _as_string(values.get(_LABEL + name))) is not None
+        ],
     }
-    text = found.get("text")
+    text = values.get("text")
     if isinstance(text, str) and text.strip() and text != "None":
         text = clean(text)
-        task = task_of(found.get("task"))
+        task = task_of(values.get("task"))
         parts, checks = read_text(task, text)
         fields |= {
             "synthesis_id": _hash(source, licence, persona_id, task, text),
@@ -170,16 +173,16 @@ def _judge_record(found: Mapping[str, Any], settings: ImportSettings) -> Judged:
 
 
 def task_of(description: Any) -> str:
-    """The task that a description means, or the description itself; ``unknown`` where there is none."""
-    said = (_told(description) or "unknown")[:100].lower()
-    return next((task for word, task in _TASKS.items() if word in said), said)
+    """The task that a description means, or the description itself; ``unknown`` without one."""
+    words = (_as_string(description) or "unknown")[:100].lower()
+    return next((task for word, task in _TASKS.items() if word in words), words)
 
 
 def read_text(task: str, text: str) -> tuple[dict[str, str], list[str]]:
     """Parts of an imported text, and the checks that it fails.
 
-    Of a tool its interface, JSON that may be encoded twice, each part as a string or as JSON; checks: not_json (not an
-    object of that kind), keys_missing (of the six that an interface has). Of other tasks nothing is checked.
+    A tool's text is its interface: JSON that may be encoded twice, each part a string or JSON; checks: not_json (not
+    such an object), keys_missing (of the six keys of an interface). Texts of other tasks are not checked.
     """
     if task == "math":
         return {"problem": text.strip().removeprefix("Math problem:").strip()}, [NOT_CHECKED]
@@ -191,7 +194,9 @@ def read_text(task: str, text: str) -> tuple[dict[str, str], list[str]]:
             value = json.loads(value, strict=False)
         if not isinstance(value, dict):
             return {}, ["not_json"]
-        parts = {clean(name): told for name, told in ((name, _told(part)) for name, part in value.items()) if told}
+        parts = {
+            clean(name): string for name, string in ((name, _as_string(part)) for name, part in value.items()) if string
+        }
     except (ValueError, RecursionError):
         return {}, ["not_json"]
     return parts, [] if all(name in value for name in TOOL_KEYS) else ["keys_missing"]
@@ -201,27 +206,27 @@ def _shape(settings: ImportSettings) -> Shape:
     return Shape(
         "imports",
         _ROW,
-        columns=_wanted(settings),
+        columns=_columns(settings),
         main="persona",
-        judge=lambda found: judge_record(found, settings),
+        judge=lambda values: judge_record(values, settings),
         kinds=("jsonl", "parquet"),
     )
 
 
-def _wanted(settings: ImportSettings) -> dict[str, str]:
-    """Our field or label -> where it is in theirs."""
+def _columns(settings: ImportSettings) -> dict[str, str]:
+    """Our field or label -> its path in their rows."""
     columns = COLUMNS | {str(name): path for name, path in settings.columns.items()}
     return columns | {_LABEL + name: name for name in settings.labels}
 
 
-def _told(value: Any) -> str | None:
-    """``value`` as a string, nested ones and bytes as JSON; None for nothing, blanks and the string "None"."""
+def _as_string(value: Any) -> str | None:
+    """``value`` as a string, nested values and bytes as JSON; None for an empty value, blanks and the string "None"."""
     if isinstance(value, dict | list | bytes):
         value = formats.as_json(value) if value else None
     elif isinstance(value, bool):
         value = str(value).lower()
-    told = inputs.plain(value)
-    return None if told == "None" else told
+    string = inputs.plain(value)
+    return None if string == "None" else string
 
 
 def _hash(*parts: Any) -> str:

@@ -1,7 +1,7 @@
-"""Files of JSON lines, Parquet or plain text become rows with their place, or rows that say why not.
+"""Read files of JSON lines, Parquet or plain text as rows with file and line, or with the reason for rejecting them.
 
-Spark spreads the files over its Python workers, which read them (``formats``); a :class:`Shape` says what a row of them
-is.
+Spark distributes the files over its Python workers, which read them (``formats``); a :class:`Shape` says how to turn a
+row into fields.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RAW_CHARACTERS = 1000
-"""How much of a row that could not be read is kept."""
+"""Characters of a rejected row that are kept."""
 TASK_BYTES = 128 * 1024**2
-"""Of files on disk that a task reads; of a larger file, where it can be divided, several tasks read a part each."""
+"""Bytes on disk that one task reads; a larger file is divided among several tasks if its format allows."""
 
-_OPENING = 4 * 1024**2  # what opening a file costs, in bytes read meanwhile
+_OPENING = 4 * 1024**2  # cost of opening a file, as bytes that could be read in that time
 _BATCH_ROWS, _BATCH_BYTES = 1000, 4 * 1024**2
-_LOOKED_AT = 8  # Parquet files in which a column is looked for before it is said to be missing
+_LOOKED_AT = 8  # Parquet files that are searched for a column before it counts as missing
 _PLACE = (StructField("file", StringType(), False), StructField("line", LongType(), False))
 _FAULT = tuple(StructField(name, StringType()) for name in ("reason", "raw", "row_hash"))
-# Of the part that begins at ``start`` how many lines were read, and why no more; of a task how many rows it saw.
+# For the part that begins at ``start``: lines read, and why it broke off (``why``); for a task: rows read (``seen``).
 _NOTES = (
     *[StructField(name, LongType()) for name in ("start", "lines", "seen")],
     StructField("why", StringType()),
@@ -65,49 +65,49 @@ class Judged:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a row of some files is. ``judge`` runs in Spark's Python workers."""
+    """How rows of some files become fields. ``judge`` runs in Spark's Python workers."""
 
     setting: str
-    """The settings group that names the files, for sentences about them."""
+    """The settings group that names the files, for messages."""
     fields: StructType
-    """Columns of a row that could be read: strings, arrays of strings, maps of strings (as pairs)."""
+    """Columns of a readable row: strings, arrays of strings, maps of strings (as pairs)."""
     columns: Mapping[str, str]
-    """What to look for in a row: our name -> their path (see ``formats.lookup``)."""
+    """Values to read from a row: our name -> their path (see ``formats.lookup``)."""
     main: str
-    """The one of ``columns`` without which there is no row."""
+    """The one of ``columns`` that every row must have."""
     judge: Callable[[Mapping[str, Any]], Judged]
-    """Of what was found, by the names of ``columns``; of a whole text it is ``text`` alone."""
+    """Takes the values of a row by the names of ``columns``; of a text file only ``text``."""
     kinds: tuple[str, ...] = ("jsonl", "parquet", "text")
 
     @property
     def rows(self) -> StructType:
-        """All columns of the rows that are read."""
+        """All columns of the rows that ``read`` returns."""
         return StructType([*_PLACE, *self.fields, *_FAULT])
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files to read, in order of their paths, and how many of unknown formats were left out."""
+    """The files to read, in order of their paths, and the number of skipped files of unknown formats."""
 
     files: list[File]
     skipped: int = 0
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is in the files."""
+class FileRows:
+    """The rows of some files."""
 
     rows: DataFrame
     """``file``, ``line`` (from 1), and the shape's fields, or ``reason``, ``raw`` and ``row_hash``."""
     count: int
-    """How many rows, and lines that are not blank, were seen in the files: counted where they were read."""
+    """The number of rows, and lines that are not blank, in the files: counted where they were read."""
     files_skipped: int = 0
     """Files of unknown formats."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one task reads of a file: from the line in which ``start`` lies to the one before that of ``end``."""
+    """The part of a file that one task reads: from the line that contains ``start`` to before the one with ``end``."""
 
     file: File
     start: int = 0
@@ -121,16 +121,16 @@ class _Part:
 def list_files(
     paths: Sequence[str], form: str, shape: Shape, *, unknown: Literal["skip", "refuse"] = "skip", ahead: bool = False
 ) -> Listing:
-    """Every file of ``paths`` and of the folders among them; a path is taken as it stands, it is no pattern.
+    """Every file of ``paths`` and of the folders among them; paths are names, not patterns.
 
-    ``form``: a kind, which every file is taken for, whatever its name; or ``auto``: by a file's ending, in any case.
-    ``ahead``: look only at what is on this machine, and do not warn. Raises SettingsError for a path that does not
-    exist, for a file that may not be read, for a file of an unknown format that ``paths`` names or, with ``unknown``
-    refuse, that a folder holds, and where nothing is left; PersonaHubError where Python knows no such file system.
+    ``form``: the kind of every file, whatever its name; or ``auto``: by the file's ending, in any letter case.
+    ``ahead``: list only paths on this machine, and do not warn. Raises SettingsError for a path that does not exist,
+    for a file that may not be read, for a file of an unknown format that ``paths`` names or (with ``unknown`` refuse)
+    that a folder holds, and if no file remains; PersonaHubError for an unknown file system.
     """
     if not paths:
         raise SettingsError(f"{shape.setting}.paths is empty; name the files or folders to read")
-    found: dict[str, File] = {}
+    readable: dict[str, File] = {}
     strange: dict[str, File] = {}
     closed: list[str] = []
     for path in paths:
@@ -155,7 +155,7 @@ def list_files(
                         f"{shape.setting}.paths: {local_path(file.path)} cannot be read (Permission denied); give the "
                         "right to read it, or name other files"
                     )
-                found[file.path] = dataclasses.replace(file, kind=kind)
+                readable[file.path] = dataclasses.replace(file, kind=kind)
             elif is_named or unknown == "refuse":
                 raise SettingsError(_unknown_format(file.path, shape))
             else:
@@ -163,17 +163,17 @@ def list_files(
     if not ahead:
         _warn(f"{shape.setting}.paths: %d files of unknown formats are skipped (%s)", strange)
         _warn(f"{shape.setting}.paths: %d folders that may not be read are skipped (%s)", closed)
-    if not found and not (ahead and any(local_path(absolute(path)) is None for path in paths)):
-        left_out = f" of a known format ({', '.join(_known_endings(shape))})" if strange else ""
+    if not readable and not (ahead and any(local_path(absolute(path)) is None for path in paths)):
+        of_known = f" of a known format ({', '.join(_known_endings(shape))})" if strange else ""
         raise SettingsError(
-            f"{shape.setting}.paths: there is no file{left_out} in {', '.join(paths)}; put some there, or name another "
+            f"{shape.setting}.paths: there is no file{of_known} in {', '.join(paths)}; put some there, or name another "
             "folder"
         )
-    return Listing([found[path] for path in sorted(found)], len(strange))
+    return Listing([readable[path] for path in sorted(readable)], len(strange))
 
 
 def refuse_empty(paths: Sequence[str], listing: Listing, *, setting: str) -> None:
-    """SettingsError where ``paths`` are on this machine and every file of their ``listing`` is empty."""
+    """SettingsError if ``paths`` are on this machine and every file of their ``listing`` is empty."""
     is_here = all(local_path(absolute(path)) is not None for path in paths)
     if is_here and not any(file.size_bytes for file in listing.files):
         which = "every file of a known format" if listing.skipped else "every file"
@@ -193,46 +193,48 @@ def _is_forbidden(file: File) -> bool:
         open(file.name, "rb").close()
     except PermissionError:
         return True
-    except OSError:  # a link to nowhere, as it may be: reading it will say so
+    except OSError:  # perhaps a dangling link: reading it will report that
         return False
     return False
 
 
-def read(spark: SparkSession, files: Sequence[File], shape: Shape, *, stage: Callable[[DataFrame], DataFrame]) -> Found:
-    """The rows of ``files``, at least one, and how many there must be.
+def read(
+    spark: SparkSession, files: Sequence[File], shape: Shape, *, stage: Callable[[DataFrame], DataFrame]
+) -> FileRows:
+    """The rows of ``files`` (at least one file), and their number.
 
-    Blank lines are no rows. A file that breaks off, is no such file, or is gone gives the rows before the break, and
-    one row with reason ``unreadable_file`` at the line after them; a row group of Parquet likewise. ``stage`` evaluates
-    a frame once and keeps it (``Store.stage``). Raises SettingsError where Parquet files have no column for
-    ``shape.main``, PersonaHubError where files cannot be reached.
+    Blank lines are no rows. A file that is damaged, has another format, or was deleted gives the rows before the fault,
+    and one row with reason ``unreadable_file`` at the next line; so does a row group of Parquet. ``stage`` evaluates a
+    frame once and keeps it (``Store.stage``). Raises SettingsError if Parquet files have no column for ``shape.main``,
+    PersonaHubError if files cannot be reached.
     """
     _refuse_without_main(files, shape)
     tasks = _tasks(files, spark.sparkContext.defaultParallelism)
     staged = StructType([*shape.rows, *_NOTES])
     numbers = spark.range(0, len(tasks), 1, len(tasks))
     try:
-        kept = stage(numbers.mapInArrow(_reader(tasks, shape, _arrow(staged)), _nullable(staged)))
-    except Exception as error:  # of a task, in any of several wrappings
+        staged_rows = stage(numbers.mapInArrow(_reader(tasks, shape, _arrow(staged)), _nullable(staged)))
+    except Exception as error:  # a task's error, wrapped in one of several ways
         ours = re.search(rf"PersonaHubError: ({_UNREACHABLE}[^\n]*)", str(error))
         if ours is None:
             raise
         raise PersonaHubError(ours[1]) from None
-    notes = kept.where(F.col("lines").isNotNull() | F.col("seen").isNotNull()).collect()
+    notes = staged_rows.where(F.col("lines").isNotNull() | F.col("seen").isNotNull()).collect()
     parts = [note for note in notes if note["lines"] is not None]
     counted_from_their_part = {file.path for file in files if file.kind == "jsonl"}
     rows = _numbered(
-        kept.where(F.col("lines").isNull() & F.col("seen").isNull()),
+        staged_rows.where(F.col("lines").isNull() & F.col("seen").isNull()),
         [part for part in parts if part["file"] in counted_from_their_part],
     ).select(*shape.rows.names)
     broken = _breaks(files, parts, shape)
     if broken:
         log.warning("%d of %d files cannot be read to their end", len(broken), len(files))
         rows = rows.unionByName(spark.createDataFrame(broken, _nullable(shape.rows)))
-    return Found(rows, sum(note["seen"] or 0 for note in notes) + len(broken))
+    return FileRows(rows, sum(note["seen"] or 0 for note in notes) + len(broken))
 
 
 def rejected(rows: DataFrame) -> DataFrame:
-    """The rows that could not be read, as rows of ``quarantine``."""
+    """The rejected rows, as rows of ``quarantine``."""
     return rows.where(F.col("reason").isNotNull()).select(
         F.col("file").alias("source"),
         F.col("line").cast("string").alias("line"),
@@ -244,15 +246,14 @@ def rejected(rows: DataFrame) -> DataFrame:
 
 
 def judge_line(line: bytes, columns: Mapping[str, str], judge: Callable[[Mapping[str, Any]], Judged]) -> Judged:
-    """A line of JSON, as ``judge`` judges what is found in it; reasons: not_utf8, malformed_json, not_an_object, and
-    those of ``judge``."""
-    found, reason = formats.found_in(line, columns)
-    return Judged({}, reason) if found is None else judge(found)
+    """A line of JSON, its values judged by ``judge``; reasons: not_utf8, malformed_json, not_an_object, and those of
+    ``judge``."""
+    values, reason = formats.values_in(line, columns)
+    return Judged({}, reason) if values is None else judge(values)
 
 
 def plain(value: Any) -> str | None:
-    """A string or number as a string without blanks around it; None for anything else, and for nothing but blanks or
-    what is not a number."""
+    """A string or number as a string without blanks around it; None for any other value, for blanks and for NaN."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         return None
     return clean(str(value)).strip() or None
@@ -265,11 +266,11 @@ def _reader(
     tasks: Sequence[Sequence[_Part]], shape: Shape, schema: pa.Schema
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     columns, judge = shape.columns, shape.judge
-    sealed = [pickle.dumps(parts) for parts in tasks]  # a task opens its own; there may be a million files
+    sealed = [pickle.dumps(parts) for parts in tasks]  # a task unpickles only its own; there may be a million files
 
     def rows_of(part: _Part) -> Iterator[tuple[dict[str, Any], int]]:
-        """Rows with their sizes, then a note where one is needed; a note of what was seen is the task's."""
-        line, seen, why = 0, 0, None
+        """Rows with their sizes, then notes: the number of rows, and for a part or a damaged file the lines read."""
+        line, row_count, why = 0, 0, None
         reading = formats.items(part.file, columns, start=part.start, end=part.end)
         while True:
             try:
@@ -279,17 +280,17 @@ def _reader(
                 break
             except MemoryError:
                 raise
-            except Exception as error:  # the next attempt of Spark may reach it
+            except Exception as error:  # Spark's next attempt may reach it
                 raise PersonaHubError(f"{_UNREACHABLE}{part.file.path} ({_first_line(error)})") from error
             if item is None:
                 break
             line = item.line
             if not item.is_blank:
-                seen += 1
-                judged = Judged({}, item.reason) if item.found is None else judge(item.found)
-                raw = item.raw or (formats.as_json(item.found).encode(errors="replace") if judged.reason else b"")
+                row_count += 1
+                judged = Judged({}, item.reason) if item.values is None else judge(item.values)
+                raw = item.raw or (formats.as_json(item.values).encode(errors="replace") if judged.reason else b"")
                 yield {**_row(judged, part.file.path, line, raw), "start": part.start}, _size(judged, raw)
-        yield {"file": part.file.path, "line": 0, "seen": seen}, 0
+        yield {"file": part.file.path, "line": 0, "seen": row_count}, 0
         if why is not None or not part.is_whole:
             yield {"file": part.file.path, "line": 0, "start": part.start, "lines": line, "why": why}, 0
 
@@ -297,24 +298,24 @@ def _reader(
         for batch in batches:
             for number in batch.column(0).to_pylist():
                 out: list[dict[str, Any]] = []
-                size = seen = 0
-                for row, bytes_ in (found for part in pickle.loads(sealed[number]) for found in rows_of(part)):
+                size = row_count = 0
+                for row, bytes_ in (sized_row for part in pickle.loads(sealed[number]) for sized_row in rows_of(part)):
                     if "seen" in row:
-                        seen += row["seen"]
+                        row_count += row["seen"]
                         continue
                     out.append(row)
                     size += bytes_
                     if len(out) >= _BATCH_ROWS or size >= _BATCH_BYTES:
                         yield pa.RecordBatch.from_pylist(out, schema=schema)
                         out, size = [], 0
-                out.append({"file": "", "line": 0, "seen": seen})
+                out.append({"file": "", "line": 0, "seen": row_count})
                 yield pa.RecordBatch.from_pylist(out, schema=schema)
 
     return read
 
 
 def _tasks(files: Sequence[File], workers: int) -> list[list[_Part]]:
-    """Files, and parts of large ones, as tasks of about the same size, one a worker at least."""
+    """Files, and parts of large ones, divided into tasks of about the same size, at least one for each worker."""
     whole = sum(file.size_bytes + _OPENING for file in files)
     most = min(TASK_BYTES, max(_OPENING, -(-whole // workers)))
     tasks: list[list[_Part]] = []
@@ -343,14 +344,14 @@ def _numbered(rows: DataFrame, parts: Sequence[Row]) -> DataFrame:
     offsets = _offsets(parts)
     if not offsets:
         return rows
-    known = rows.sparkSession.createDataFrame(offsets, "file string, start long, offset long")
-    return rows.join(F.broadcast(known), on=["file", "start"], how="left").withColumn(
+    offset_rows = rows.sparkSession.createDataFrame(offsets, "file string, start long, offset long")
+    return rows.join(F.broadcast(offset_rows), on=["file", "start"], how="left").withColumn(
         "line", F.col("line") + F.coalesce("offset", F.lit(0))
     )
 
 
 def _offsets(parts: Iterable[Any]) -> list[tuple[str, int, int]]:
-    """Of a file's parts, but of those with none: the file, where the part starts, and how many lines are before it."""
+    """For each part with lines before it in its file: the file, the start of the part, and that number of lines."""
     before: dict[str, int] = {}
     offsets = []
     for part in sorted(parts, key=lambda part: (part["file"], part["start"])):
@@ -373,8 +374,8 @@ def _breaks(files: Sequence[File], parts: Sequence[Any], shape: Shape) -> list[t
             continue
         line = 1 + (
             0 if file.kind == "parquet" else sum(lines[file.path])
-        )  # of Parquet nothing is read without its end
-        row_hash = hashlib.sha256(f"{file.size_bytes} bytes".encode()).hexdigest()  # it may be too large to be hashed
+        )  # a Parquet file without its footer gives no row
+        row_hash = hashlib.sha256(f"{file.size_bytes} bytes".encode()).hexdigest()  # the file may be too large to hash
         fault = {"reason": "unreadable_file", "raw": why[file.path], "row_hash": row_hash}
         row = {"file": file.path, "line": line, **fault}
         rows.append(tuple(row.get(name) for name in shape.rows.fieldNames()))
@@ -382,12 +383,13 @@ def _breaks(files: Sequence[File], parts: Sequence[Any], shape: Shape) -> list[t
 
 
 def _refuse_without_main(files: Sequence[File], shape: Shape) -> None:
-    """Rows of files that lack it are rejected one by one; where none has it, a setting is wrong."""
+    """SettingsError if no Parquet file has the main column: then a setting is wrong. If only some files lack it, their
+    rows are rejected one by one."""
     paths, lacking = shape.columns[shape.main], None
     for file in [file for file in files if file.kind == "parquet"][:_LOOKED_AT]:
         try:
             names = formats.columns_without(file, paths)
-        except Exception:  # reading it will say what is wrong with it
+        except Exception:  # reading it will report the fault
             continue
         if names is None:
             return
@@ -426,8 +428,8 @@ def _size(judged: Judged, raw: bytes) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    said = clean(f"{type(error).__name__}: {error}").strip()
-    return said.splitlines()[0][:RAW_CHARACTERS]
+    message = clean(f"{type(error).__name__}: {error}").strip()
+    return message.splitlines()[0][:RAW_CHARACTERS]
 
 
 def _arrow(rows: StructType) -> pa.Schema:

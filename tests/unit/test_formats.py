@@ -40,7 +40,7 @@ def file(path: Path) -> File:
 def found(path: Path, columns: dict[str, str] | None = None) -> list[Any]:
     """What each row of a file has, or its reason."""
     read = [item for item in items(file(path), columns or TEXT) if not item.is_blank]
-    return [item.reason if item.found is None else item.found for item in read]
+    return [item.reason if item.values is None else item.values for item in read]
 
 
 def before_the_break(path: Path) -> list[Item]:
@@ -174,7 +174,7 @@ def test_a_parquet_file_in_parts_has_each_row_group_once_and_its_row_numbers(tmp
         for start, end in zip(edges, [*edges[1:], None], strict=True)
         for item in items(whole, TEXT, start=start, end=end)
     ]
-    assert [(item.line, item.found) for item in read] == [(n, {"text": f"row {n}"}) for n in range(1, 101)]
+    assert [(item.line, item.values) for item in read] == [(n, {"text": f"row {n}"}) for n in range(1, 101)]
 
 
 @pytest.mark.parametrize("broken", ["empty", "junk", "footer", "cut", "page", "letter"])
@@ -209,8 +209,8 @@ def test_row_groups_after_a_broken_one_are_read(tmp_path: Path) -> None:
     read = list(items(file(path), TEXT))
     assert [item.line for item in read] == [*range(1, 52), *range(101, 401)]
     assert [item.line for item in read if item.reason == "unreadable_file"] == [51]
-    assert [item.found["text"] for item in read if item.found] == texts[:50] + texts[100:]
-    assert len([item for item in items(file(path), {"text": "x"}) if item.found]) == 400  # nobody asked for it
+    assert [item.values["text"] for item in read if item.values] == texts[:50] + texts[100:]
+    assert len([item for item in items(file(path), {"text": "x"}) if item.values]) == 400  # nobody asked for it
 
 
 # --- packed files
@@ -337,7 +337,7 @@ def test_a_line_or_text_that_is_no_document_is_not_held(tmp_path: Path, monkeypa
     monkeypatch.setattr(formats, "LONGEST", 100)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"a" * 995 + b'"}\n' + LINES)
     read = list(items(file(tmp_path / "a.jsonl"), TEXT))
-    assert [(item.line, item.reason, item.found) for item in read] == [
+    assert [(item.line, item.reason, item.values) for item in read] == [
         (1, "line_too_long", None), (2, None, {"text": "one"}), (3, None, {"text": "two"}),
     ]  # fmt: skip
     (tmp_path / "a.txt").write_bytes(b"a" * 101)
@@ -368,7 +368,7 @@ def test_a_folder_has_every_file_whatever_its_name_once(tmp_path: Path) -> None:
         "lang=en/_part=1/0.Parquet": "parquet", "a:b.MD": "text", "caf\\xe9.jsonl": "jsonl", "gone.jsonl": "jsonl",
     }  # fmt: skip
     for name in ("räume.jsonl", "部屋/a b%20.jsonl", "caf\\xe9.jsonl"):
-        assert [item.found for item in items(read[name], TEXT)] == [{"text": "one"}, {"text": "two"}]
+        assert [item.values for item in items(read[name], TEXT)] == [{"text": "one"}, {"text": "two"}]
     with pytest.raises(BrokenError, match="FileNotFoundError"):
         list(items(read["gone.jsonl"], TEXT))
     assert [each.path for each in listing(f"{root}/_SUCCESS")] == [f"file:{root}/_SUCCESS"]  # named, and not found
@@ -418,13 +418,13 @@ def as_remote(known: File) -> File:
 def test_a_file_elsewhere_is_read_as_one_on_this_machine(name: str, tmp_path: Path) -> None:
     here = write_one(name, tmp_path)
     read = list(items(here, TEXT))
-    assert len(read) == (1 if ".txt" in name else 4000) and all(item.found for item in read)
+    assert len(read) == (1 if ".txt" in name else 4000) and all(item.values for item in read)
     assert list(items(as_remote(here), TEXT)) == read
     if name in ("a.jsonl", "g.parquet"):
         middle = here.size_bytes // 2
         parts = [(0, middle), (middle, None)]
         divided = [list(items(as_remote(here), TEXT, start=start, end=end)) for start, end in parts]
-        assert all(divided) and [item.found for part in divided for item in part] == [item.found for item in read]
+        assert all(divided) and [item.values for part in divided for item in part] == [item.values for item in read]
     if name == "g.parquet":
         assert formats.columns_without(as_remote(here), "none|text") is None
 
