@@ -1,4 +1,4 @@
-"""Errors and signals as sentences and exit codes, and what lies behind errors that come through Spark."""
+"""Turn errors and signals into sentences and exit codes, and find the cause of errors that come through Spark."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ _DISK_FAULT = re.compile(
 
 
 def cause(error: BaseException) -> str:
-    """What lies at the bottom of an error that came through Spark, in one line."""
-    thrown = getattr(error, "java_exception", None)  # of Py4J's errors; PySpark's own say their cause themselves
+    """The root cause of an error that came through Spark, in one line."""
+    thrown = getattr(error, "java_exception", None)  # Py4J's errors have it; PySpark's own name their cause
     while thrown is not None and thrown.getCause() is not None:
         thrown = thrown.getCause()
-    said = str(error) if thrown is None else str(thrown.toString())
-    lines = [line.strip(" ;") for line in said.splitlines() if line.strip()]
+    message = str(error) if thrown is None else str(thrown.toString())
+    lines = [line.strip(" ;") for line in message.splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 
 
 def task_fault(error: Exception) -> str:
-    """The line of a failed Spark job that says why, without what rows hold."""
+    """The line of a failed Spark job that says why it failed, without the contents of rows."""
     lines = [line.strip() for line in str(error).splitlines() if not line.strip().startswith("at ")]
     causes = [line for line in lines if re.search(r"crashed|exited|[Ll]ost (task|executor)|Error\b|Exception\b", line)]
     return (causes or [type(error).__name__])[-1][:200]
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """What an error says of a disk that is full or cannot be written; None where that is not its cause."""
+    """The message of an error that was caused by a full or unwritable disk; None for any other error."""
     if isinstance(error, OSError):
         if error.errno not in _DISK_ERRORS:
             return None
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    found = _DISK_FAULT.search(str(error))
-    return found[0].strip() if found is not None else None
+    match = _DISK_FAULT.search(str(error))
+    return match[0].strip() if match is not None else None
 
 
 @contextmanager
 def exit_code(stopped: str = endings.SENTENCE) -> Iterator[None]:
-    """Turn what a user can mend into one sentence and exit code 2; see ``endings`` for signals.
+    """Turn errors that a user can fix into one sentence and exit code 2; see ``endings`` for signals.
 
-    ``stopped``: what a program says that a signal ends.
+    ``stopped``: the sentence to print when a signal ends the program.
     """
     try:
         with endings.by_signals(stopped):

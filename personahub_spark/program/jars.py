@@ -1,4 +1,4 @@
-"""Which jars belong to which Spark, and where they come from."""
+"""The jars that Spark needs, and where to fetch them from."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SPARK_NLP = (
     ("com.johnsnowlabs.nlp", f"spark-nlp_{SCALA}", "5.5.3"),
     ("org.tensorflow", "tensorflow-core-api", "0.4.2"),  # plain classes that Spark NLP links to even for ONNX
 )
-# What Spark brings itself, and natives of engines that this project does not use (hundreds of megabytes).
+# Modules that Spark has itself, and native libraries of engines that this project does not use (hundreds of megabytes).
 EXCLUDED = (
     "scala-library", "scala-reflect", f"tensorflow-cpu_{SCALA}", f"jsl-llamacpp-cpu_{SCALA}",
     f"jsl-openvino-cpu_{SCALA}", "rocksdbjni", "google-cloud-storage", "poi-ooxml", "poi-scratchpad", "angus-mail",
     "jakarta.mail-api", "jsoup", "greex", "liblevenshtein",
 )  # fmt: skip
 OLDEST_JAVA = 17
-NO_TRACE = "-XX:-UsePerfData"  # else Java leaves a folder hsperfdata_… where temporary files go
+NO_TRACE = "-XX:-UsePerfData"  # or Java leaves a folder hsperfdata_… among the temporary files
 
 
 @functools.cache
@@ -46,8 +46,8 @@ def java() -> str:
     )
     if program is None:
         raise PersonaHubError(f"Java was not found {f'in JAVA_HOME={home}' if home else 'on PATH'}; {advice}")
-    said = subprocess.run([program, NO_TRACE, "-version"], capture_output=True, text=True, check=False).stderr
-    version = re.search(r'version "(?:1\.)?(\d+)', said)
+    banner = subprocess.run([program, NO_TRACE, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(?:1\.)?(\d+)', banner)
     if version is None or int(version[1]) < OLDEST_JAVA:
         raise PersonaHubError(
             f"{program} is Java {version[1] if version else '?'}, at least {OLDEST_JAVA} is needed; {advice}"
@@ -56,10 +56,10 @@ def java() -> str:
 
 
 def jars(spark_settings: SparkSettings) -> list[Path]:
-    """Paths of the jars that belong to this Spark, resolved at the first call ever and cached.
+    """Paths of the jars for this Spark, fetched at the first call on this machine and cached.
 
-    Ivy runs apart from the user's Maven and Ivy caches, so that a half-filled one there breaks nothing; a second start
-    needs no network.
+    Ivy does not use the user's Maven and Ivy caches, so that a half-filled cache breaks nothing. A second start needs
+    no network.
     """
     module = _ivy_module(spark_settings)
     folder = files.cache_root() / "jars" / hashlib.sha256(module.encode()).hexdigest()[:16]
@@ -109,9 +109,9 @@ def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
             f"{root}/jars/[organisation]_[artifact]-[revision](-[classifier]).[ext]", "-types", "jar", "bundle",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wanted = [name for _, name, _ in (c for c in re.findall(r'org="(.*?)" name="(.*?)" rev="(.*?)"', module))]
+        artifacts = [name for _, name, _ in (c for c in re.findall(r'org="(.*?)" name="(.*?)" rev="(.*?)"', module))]
         fetched = [file.name for file in (root / "jars").glob("*.jar")]
-        missing = [name for name in wanted if not any(f"_{name}-" in file for file in fetched)]
+        missing = [name for name in artifacts if not any(f"_{name}-" in file for file in fetched)]
         if done.returncode != 0 or missing:
             problems = [
                 row.strip() for row in (done.stdout + done.stderr).splitlines() if "not found" in row or "ERROR" in row

@@ -1,4 +1,4 @@
-"""What can be found wrong before Spark starts, which takes long, and before anything is spent."""
+"""Checks before Spark starts, which takes long, and before any money is spent."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _WRITTEN = 64 * 1024
 
 
 def check(settings: Settings, steps: Collection[Step], *, dry_run: bool = False) -> Callable[[Endpoint], None]:
-    """Look at what ``steps`` need: models, their keys and servers, inputs, a store that can be written.
+    """Check what ``steps`` need: models, their keys and servers, inputs, a writable store.
 
-    PersonaHubError says what the first of them lacks. A model that cannot be asked at any of its addresses is only a
-    warning where answers are stored already, for there may be nothing left to ask: call what comes back with the
-    endpoint before its first question, and it looks again. It is a warning, too, where Spark runs on other machines:
-    what they have and reach is not known here.
+    PersonaHubError names the first thing that is missing. A model that cannot be asked at any of its addresses is only
+    a warning if answers are stored already, because there may be nothing left to ask: call the returned function with
+    the endpoint before its first question, and it checks again. It is also only a warning if Spark runs on other
+    machines: this machine does not know what they have and reach.
     """
-    asked = {name: settings.endpoint(name) for step in steps for name in step.asks(settings)}
+    endpoints = {name: settings.endpoint(name) for step in steps for name in step.asks(settings)}
     here = _is_here(settings)
     if here:
         for step in steps:
@@ -50,19 +50,19 @@ def check(settings: Settings, steps: Collection[Step], *, dry_run: bool = False)
                 _check_writable(place)
     if dry_run or settings.calls.replay is not None:
         return lambda _: None
-    keys = {name: _keys(name, endpoint, here=here) for name, endpoint in asked.items()}
+    keys = {name: _keys(name, endpoint, here=here) for name, endpoint in endpoints.items()}
     if not settings.calls.check_endpoints:
         return lambda _: None
-    reports = _look(asked, keys)
+    reports = _look(endpoints, keys)
     shut = {name for name, report in reports.items() if report.is_shut}
     if shut and here and not _may_have_answers(settings):
-        raise PersonaHubError(next(reports[name].faults[0] for name in asked if name in shut))
+        raise PersonaHubError(next(reports[name].faults[0] for name in endpoints if name in shut))
     for report in reports.values():
-        for said in report.faults:
-            log.warning(said)
+        for fault in report.faults:
+            log.warning(fault)
 
     def look_again(endpoint: Endpoint) -> None:
-        again = {name: each for name, each in asked.items() if name in shut and each == endpoint}
+        again = {name: each for name, each in endpoints.items() if name in shut and each == endpoint}
         for report in _look(again, keys).values():
             if report.is_shut:
                 raise PersonaHubError(report.faults[0])
@@ -71,13 +71,13 @@ def check(settings: Settings, steps: Collection[Step], *, dry_run: bool = False)
 
 
 def _is_here(settings: Settings) -> bool:
-    """Whether Spark's tasks and files are this machine's."""
+    """Whether Spark's tasks and files are on this machine."""
     elsewhere = "PYSPARK_GATEWAY_PORT" in os.environ or "HADOOP_CONF_DIR" in os.environ
     return not elsewhere and settings.spark.is_one_process and "spark.hadoop.fs.defaultFS" not in settings.spark.conf
 
 
 def _keys(name: str, endpoint: Endpoint, *, here: bool) -> list[str | None]:
-    """The key of each address, as far as it can be had without Spark."""
+    """The key of each address; None if it cannot be read without Spark."""
     keys: list[str | None] = []
     for address in endpoint.addresses:
         try:
@@ -90,34 +90,34 @@ def _keys(name: str, endpoint: Endpoint, *, here: bool) -> list[str | None]:
 
 
 class _Report(NamedTuple):
-    """What is wrong at the addresses of a model; ``is_shut``: none of them can be asked."""
+    """The faults at the addresses of a model; ``is_shut``: none of them can be asked."""
 
     faults: list[str]
     is_shut: bool
 
 
-def _look(asked: Mapping[str, Endpoint], keys: Mapping[str, Sequence[str | None]]) -> dict[str, _Report]:
-    """What the addresses of each model say, all looked at together."""
+def _look(endpoints: Mapping[str, Endpoint], keys: Mapping[str, Sequence[str | None]]) -> dict[str, _Report]:
+    """The reports on the addresses of each model, all checked at the same time."""
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="look") as threads:
         looks = {
             name: [
                 (address, threads.submit(probe.look, endpoint, address, key=key))
                 for address, key in zip(endpoint.addresses, keys[name], strict=True)
-                if key is not None or not _wants_key(address)  # else nobody here knows what the server would say
+                if key is not None or not _wants_key(address)  # without its key the answer would mean nothing
             ]
-            for name, endpoint in asked.items()
+            for name, endpoint in endpoints.items()
         }
-        found = {
+        faults_by_model = {
             name: [(address, fault) for address, look in each if (fault := look.result()) is not None]
             for name, each in looks.items()
         }
     reports = {}
-    for name, faults in found.items():
-        said = [
+    for name, faults in faults_by_model.items():
+        messages = [
             f"models.{name} at {address.base_url}: {fault.message}{_ADVICE[fault.kind]}" for address, fault in faults
         ]
         refusing = sum(fault.kind != "row" for _, fault in faults)
-        reports[name] = _Report(said, refusing == len(asked[name].addresses))
+        reports[name] = _Report(messages, refusing == len(endpoints[name].addresses))
     return reports
 
 
@@ -135,11 +135,11 @@ def _may_have_answers(settings: Settings) -> bool:
 
 
 def _check_writable(place: str) -> None:
-    """PersonaHubError where no file can be written in the folder ``place``; leaves nothing there."""
+    """PersonaHubError if no file can be written in the folder ``place``; leaves nothing there."""
     path = _local(place)
     if path is None:
         return
-    # No folder is made for this: two that start at once would take it from each other.
+    # No folder is made for this check: two programs that start at once could remove each other's.
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as file:
@@ -154,6 +154,6 @@ def _check_writable(place: str) -> None:
 
 
 def _local(place: str) -> Path | None:
-    """``place`` on this machine's file system; None where it is elsewhere."""
+    """``place`` as a path of this machine; None for another file system."""
     path = files.local_path(files.absolute(place))
     return None if path is None else Path(path)

@@ -15,16 +15,16 @@ from typing import TextIO
 log = logging.getLogger(__name__)
 
 
-# So long without one more, and so many times the mean between two, and nobody can tell how long it still takes.
+# After this long, and this many times the mean, without a finished unit the time left cannot be estimated.
 _QUIET_S, _QUIET_TIMES = 60.0, 3
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a piece of work has come: ``done`` of ``total`` units, and what it has cost so far.
+    """Progress of some work: ``done`` of ``total`` units, and the cost so far.
 
-    Beside them, ``failed`` units are over without being done; attempts that had no reply in time (``timeouts``) and
-    further attempts of the same unit (``retries``) are no units.
+    ``failed`` units are finished but not done. ``timeouts`` (attempts without a reply in time) and ``retries`` (further
+    attempts of the same unit) count attempts, not units.
     """
 
     done: int
@@ -37,14 +37,14 @@ class Status:
 
     @property
     def over(self) -> int:
-        """Units that nothing is left to do for."""
+        """Finished units, done or failed."""
         return self.done + self.failed
 
 
 def line(label: str, status: Status, elapsed_s: float, quiet_s: float = 0.0) -> str:
-    """``label`` and ``status`` as one line: share, what went wrong, rate, time left, cost.
+    """``label`` and ``status`` as one line: share, failures, rate, time left, cost.
 
-    ``quiet_s``: how long no unit was over. When that is long, it stands there instead of a guess at the time left.
+    ``quiet_s``: seconds since the last finished unit. If that is long, the line shows it instead of the time left.
     """
     parts = [f"{status.done:,}/{status.total:,} {status.unit}"]
     asides = (("failed", status.failed), ("timeouts", status.timeouts), ("retries", status.retries))
@@ -63,9 +63,9 @@ def line(label: str, status: Status, elapsed_s: float, quiet_s: float = 0.0) -> 
 
 
 class Progress:
-    """Shows what a step is doing; ``watch`` says what to look at.
+    """Shows the progress of a step; ``watch`` gives it a function to poll.
 
-    ``log_every_s``: seconds between log lines where ``stream`` is no terminal.
+    ``log_every_s``: seconds between log lines if ``stream`` is no terminal.
     """
 
     def __init__(self, stream: TextIO | None = None, *, log_every_s: float = 60.0) -> None:
@@ -95,7 +95,7 @@ class Progress:
                 self._stream.flush()
 
     def say(self, text: str, *, warns: bool = False) -> None:
-        """One lasting line; a WARNING where it ``warns``."""
+        """One lasting line; a WARNING if ``warns`` is true."""
         if self._live:
             self._stream.write(f"\r\x1b[K{'WARNING ' if warns else ''}{text}\n")
             self._stream.flush()

@@ -1,10 +1,10 @@
-"""What Spark forks its Python workers from, where all of it is one process: PySpark's own daemon, with tasks that start
-sooner.
+"""The daemon that Spark forks its Python workers from if driver and executors are one process: PySpark's own, but
+tasks start sooner.
 
 Before each task a worker calls ``importlib.invalidate_caches``, and Python 3.11 then reads the directory of
-``pyspark.zip`` again for every package in it (cpython issue 103200, SPARK-54744); here only when the file has changed.
-Spark writes a task's head in small pieces, and each waits for the one before to be acknowledged; here that is at once.
-What most tasks import is imported before the first fork.
+``pyspark.zip`` again for every package in it (cpython issue 103200, SPARK-54744); here only if the file has changed.
+Spark writes a task's head in small pieces, and each waits until the one before is acknowledged; here acknowledgements
+are sent at once. Modules that most tasks import are imported before the first fork.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _one_task = daemon.worker
 
 
 def serve() -> None:
-    """Forks workers until Spark says that there is no more to do."""
+    """Fork workers until Spark ends the daemon."""
     zipimport.zipimporter.invalidate_caches = read_again_when_changed  # type: ignore[method-assign, assignment]
     importlib.invalidate_caches()
     daemon.worker = _one_task_at_once
@@ -33,7 +33,7 @@ def serve() -> None:
 
 
 def read_again_when_changed(importer: zipimport.zipimporter) -> None:
-    """``importer.invalidate_caches()``, but a zip archive that is as it was is not read."""
+    """``importer.invalidate_caches()``, but an unchanged zip archive is not read again."""
     try:
         archive = os.stat(importer.archive)
         state = archive.st_ino, archive.st_size, archive.st_mtime_ns, archive.st_ctime_ns

@@ -1,4 +1,4 @@
-"""Build a SparkSession, here alone, and end it."""
+"""Build a SparkSession, the only place that does, and end it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KRYO = {
     "spark.kryoserializer.buffer.max": "512m",
     "spark.jsl.settings.onnx.intraOpNumThreads": "1",
 }
-# Delta and Spark are set for clusters; with their defaults a laptop spends its time on empty partitions.
+# The defaults of Delta and Spark are for clusters; with them a laptop spends its time on empty partitions.
 LAPTOP = {
     "spark.sql.shuffle.partitions": "4",
     "spark.databricks.delta.snapshotPartitions": "2",
@@ -56,12 +56,12 @@ LAPTOP = {
 
 
 def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> SparkSession:
-    """The session of these settings; the one that ``spark-submit`` prepared, where it did.
+    """The session for these settings; after ``spark-submit``, the session that it prepared.
 
-    ``keeps_tables``: its catalog is to keep tables of ours, for good. A submitted session keeps the master and jars it
-    was submitted with; ``spark.conf`` of the settings goes over its other options, but for Java's, which are added to
-    ours. Raises PersonaHubError when Java is missing or too old, jars cannot be had, or the session could not keep the
-    promise to pay once.
+    ``keeps_tables``: the session's catalog has to keep our tables permanently. A submitted session keeps the master and
+    jars it was submitted with; ``spark.conf`` of the settings overrides its other options, except Java's, which are
+    added to ours. Raises PersonaHubError if Java is missing or too old, if jars cannot be fetched, or if the session
+    could ask a model twice.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     options = dict(ALWAYS)
@@ -70,11 +70,11 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
         options |= KRYO
     if submitted:
         SparkContext._ensure_initialized()
-        if whole.is_one_process(SparkConf().get("spark.master") or ""):  # else workers' python3 is theirs
+        if whole.is_one_process(SparkConf().get("spark.master") or ""):  # on a cluster, workers use their own python3
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     else:
         if not _is_utf8(locale.nl_langinfo(locale.CODESET)):
-            os.environ["LC_ALL"] = "C.UTF-8"  # in which Java will name files, as Python does
+            os.environ["LC_ALL"] = "C.UTF-8"  # so that Java encodes file names as Python does
         java()
         options["spark.master"] = spark_settings.master
         options["spark.app.name"] = spark_settings.app_name
@@ -98,11 +98,11 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
     ours = options.get(JAVA_OPTIONS, "")
     options |= spark_settings.conf
     if not submitted and spark_settings.is_one_process:
-        # Executors elsewhere may have no package yet, and their folders are the cluster's.
+        # Executors on other machines may not have the package yet, and the cluster manages their folders.
         options.setdefault("spark.python.daemon.module", "personahub_spark.program.python_daemon")
         _own_local_folders(options)
         if not keeps_tables and options.get("spark.sql.catalogImplementation") != "hive":
-            # Spark makes this folder, for the databases of a catalog that it forgets.
+            # Spark makes this folder for the databases of its in-memory catalog.
             options.setdefault("spark.sql.warehouse.dir", str(endings.run_folder() / "warehouse"))
     if ours and JAVA_OPTIONS in spark_settings.conf:
         options[JAVA_OPTIONS] = f"{ours} {spark_settings.conf[JAVA_OPTIONS]}"
@@ -127,9 +127,9 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
 
 @contextlib.contextmanager
 def _on_class_path(jars: Sequence[Path]) -> Iterator[None]:
-    """Let a JVM that is started inside have ``jars`` behind Spark's own.
+    """Add ``jars`` to the class path, after Spark's own, of a JVM that is started inside the block.
 
-    In one process they need not be handed to executors, for which Spark would copy them at every start.
+    In one process this replaces ``spark.jars``, which Spark copies for executors at every start.
     """
     outside = os.environ.get("SPARK_DIST_CLASSPATH")
     if jars:
@@ -170,9 +170,9 @@ def refuse_a_catalog_that_forgets(spark: SparkSession) -> None:
 
 
 def refuse_names_that_java_has_not(settings: Settings, encoding: str) -> None:
-    """PersonaHubError where Java, which names files in ``encoding``, would write to other places than those named.
+    """PersonaHubError if Java, which encodes file names in ``encoding``, would write to other places than those named.
 
-    Documents and imports are no matter: Python reads them.
+    Documents and imports are not affected: Python reads them.
     """
     places = {
         "store.root": settings.store.root,
@@ -195,12 +195,12 @@ def _is_utf8(encoding: str) -> bool:
 
 @functools.cache
 def _end_java_at_exit() -> None:
-    """Once a process: what was registered first is done last, after every session has ended."""
+    """Register once a process, before any session: exit functions run in reverse order, so the JVM ends last."""
     atexit.register(_end_java)
 
 
 def _end_java() -> None:
-    """End the JVM that this process started, before the folder with its temporary files goes."""
+    """End the JVM that this process started, before the folder with its temporary files is deleted."""
     process = getattr(SparkContext._gateway, "proc", None)
     if process is None or process.poll() is not None:
         return
@@ -214,8 +214,8 @@ def _end_java() -> None:
 
 
 def _own_local_folders(options: dict[str, str]) -> None:
-    """Let Spark's local files lie in folders that go with this process, also where the user says on which disks."""
-    # Where nobody says, they are Java's temporary files.
+    """Put Spark's local files into folders that are deleted with this process, on the disks that the user names."""
+    # If the user names none, they are among Java's temporary files.
     if disks := os.environ.get("SPARK_LOCAL_DIRS"):
         os.environ["SPARK_LOCAL_DIRS"] = _run_folders(disks)
     if disks := options.get("spark.local.dir"):
@@ -223,21 +223,21 @@ def _own_local_folders(options: dict[str, str]) -> None:
 
 
 def _run_folders(disks: str) -> str:
-    """A run's folder on each of ``disks``, which are made where they are missing.
+    """A folder of this run on each of ``disks``; missing folders are made.
 
-    A disk that cannot be used is left out with a warning; PersonaHubError where that are all.
+    A disk that cannot be used is left out with a warning; PersonaHubError if none can be used.
     """
-    found, fault = [], None
+    folders, fault = [], None
     for disk in filter(None, map(str.strip, disks.split(","))):
         try:
             os.makedirs(disk, exist_ok=True)
-            found.append(str(endings.run_folder(disk)))
+            folders.append(str(endings.run_folder(disk)))
         except OSError as error:
             fault = f"{disk}: {error.strerror or error}"
             log.warning("Spark's local files are not kept on a disk that cannot be used (%s)", fault)
-    if not found:
+    if not folders:
         raise PersonaHubError(
             f"no disk for Spark's local files can be used ({fault or 'none is named'}); mend SPARK_LOCAL_DIRS or "
             "spark.local.dir"
         )
-    return ",".join(found)
+    return ",".join(folders)

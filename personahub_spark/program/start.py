@@ -1,4 +1,4 @@
-"""Start a program: look at what its steps need, build the session, open the store."""
+"""Start a program: check what its steps need, build the session, open the store."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def open_context(
 ) -> Context:
     """A context with a session and a store, to run ``steps`` in.
 
-    Raises PersonaHubError before Spark starts where the steps lack something (see ``preflight``), as ``build`` does,
-    and where managed tables are wanted of a catalog that does not last.
+    Raises PersonaHubError before Spark starts if the steps lack something (see ``preflight``), as ``build`` does, and
+    for managed tables in a catalog that forgets them.
     """
     prices = loading.load_prices(settings.prices)
     views = task_views(settings.tasks)
     before_asking = preflight.check(settings, steps, dry_run=dry_run)
     spark = build(settings.spark, keeps_tables=settings.store.root is None)
-    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session is not ours to end
-        atexit.register(_end, spark)  # or a cluster takes the program for one that died
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session belongs to the notebook
+        atexit.register(_end, spark)  # or a cluster manager reports that the program died
     if settings.store.root is None:
         refuse_a_catalog_that_forgets(spark)
     jvm: Any = spark.sparkContext._jvm
@@ -54,10 +54,10 @@ def open_context(
 
 
 def task_views(paths: Sequence[str] = ()) -> dict[str, str]:
-    """Queries of the views of the package's tasks and of those in ``paths``, by name."""
+    """Queries of the task views, by view name: of the package's tasks and of those in ``paths``."""
     return {task.view: view_query(task) for task in library(paths).values()}
 
 
 def _end(spark: SparkSession) -> None:
-    with endings.by_signals(), suppress(Exception):  # of a JVM that is gone
+    with endings.by_signals(), suppress(Exception):  # the JVM may have ended
         spark.stop()

@@ -19,10 +19,10 @@ _UNSAFE = re.compile(
 
 
 def width() -> int | None:
-    """Columns of the terminal that standard output goes to, or what the variable COLUMNS says; None: neither."""
-    said = os.environ.get("COLUMNS", "")
-    if said.isdecimal() and int(said) > 0:
-        return int(said)
+    """Columns of the terminal that standard output goes to, or the value of the variable COLUMNS; None: neither."""
+    setting = os.environ.get("COLUMNS", "")
+    if setting.isdecimal() and int(setting) > 0:
+        return int(setting)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or None
     except (OSError, ValueError):  # a file or a pipe; a stream without a file
@@ -31,12 +31,12 @@ def width() -> int | None:
 
 def safe(text: str) -> str:
     """``text`` in one line, with control characters, line breaks and bidi marks written as escapes."""
-    return _UNSAFE.sub(lambda found: _MARKS.get(found[0]) or _escape(ord(found[0])), text)
+    return _UNSAFE.sub(lambda match: _MARKS.get(match[0]) or _escape(ord(match[0])), text)
 
 
 def safe_json(text: str) -> str:
-    r"""JSON ``text`` with what :func:`safe` escapes as ``\uXXXX``: the same JSON."""
-    return _UNSAFE.sub(lambda found: "".join(f"\\u{unit:04x}" for unit in _utf16(found[0])), text)
+    r"""JSON ``text`` with the characters that :func:`safe` escapes written as ``\uXXXX``: the same JSON."""
+    return _UNSAFE.sub(lambda match: "".join(f"\\u{unit:04x}" for unit in _utf16(match[0])), text)
 
 
 def columns(text: str) -> int:
@@ -45,16 +45,16 @@ def columns(text: str) -> int:
 
 
 def cut(text: str, most: int) -> str:
-    """``text`` in at most ``most`` columns; where something is cut off, it ends with an ellipsis."""
+    """``text`` in at most ``most`` columns; a cut text ends with an ellipsis."""
     if columns(text) <= most:
         return text
-    kept, left = [], most - 1
+    shown, room = [], most - 1
     for character in text:
-        left -= _columns(character)
-        if left < 0:
+        room -= _columns(character)
+        if room < 0:
             break
-        kept.append(character)
-    return "".join(kept).rstrip() + "…" if most > 0 else ""
+        shown.append(character)
+    return "".join(shown).rstrip() + "…" if most > 0 else ""
 
 
 def table(
@@ -62,8 +62,8 @@ def table(
 ) -> list[str]:
     """Lines of a table with a heading, not wider than ``most`` columns (None: as wide as its cells).
 
-    ``right``: positions of the columns that are aligned at the right. The widest columns are cut first. Where too
-    little would be left of each, a row is a block of lines, one a column.
+    ``right``: positions of the columns that are aligned at the right. The widest columns are cut first. If the columns
+    would become too narrow, each row is a block of lines, one line for each column.
     """
     safe_names = [safe(name) for name in names]
     safe_rows = [[safe(cell) for cell in row] for row in rows]
@@ -97,11 +97,11 @@ def _shrunk(widths: Sequence[int], room: int) -> list[int]:
     most = max(widths)
     while sum(min(wide, most) for wide in widths) > room:
         most -= 1
-    left = room - sum(min(wide, most) for wide in widths)
+    spare = room - sum(min(wide, most) for wide in widths)
     shrunk = []
     for wide in widths:
-        more = wide > most and left > 0
-        left -= more
+        more = wide > most and spare > 0
+        spare -= more
         shrunk.append(min(wide, most) + more)
     return shrunk
 

@@ -1,4 +1,4 @@
-"""What a reader wants to know after a run: how many of what, adding up line by line, and what it reads like."""
+"""The report after a run: counts that add up line by line, and samples of personas, removals and texts."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
 INGEST, EXTRACT, DEDUP, SYNTHESIZE = "ingest_documents", "extract_personas", "dedup_surface", "synthesize"
 EXPAND = "expand_personas"
 EMBED = "embed_personas"
-WENT = "withdrawn"
+_WITHDRAWN = "withdrawn"
 _TIERS = (EXACT_TOKENS, SURFACE, SEMANTIC)
 
 
 def summary(
     store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str, *, width: int = 120, most: int = 60
 ) -> str:
-    """What run ``run_id`` did and what the tables hold now, in lines that add up; personas beside their sources, what
-    dedup removed beside what stays for it, and problems: ``most`` of each, a line each, cut to ``width`` columns.
+    """What run ``run_id`` did and what the tables hold now, in lines that add up; then personas with their sources,
+    removed duplicates with the personas kept for them, and texts: ``most`` of each, a line each, cut to ``width``
+    columns.
 
-    ``outcomes``: for each step of the run what became of its rows (``StepResult.outcomes``). What was done to rows is
-    told of this run, what there is of personas, problems and calls is told of the tables.
+    ``outcomes``: for each step of the run, its rows by outcome (``StepResult.outcomes``). Counts of rows are of this
+    run; counts of personas, texts and calls are of the tables.
     """
     parts = (
         _counts(store, outcomes, run_id),
@@ -48,9 +49,9 @@ def summary(
 
 
 def low_visibility(store: Store) -> dict[str, dict[int, int]]:
-    """Published personas of kinds that web text rarely yields, by kind and hop; under ``all`` everyone in the hub.
+    """Published personas of kinds that web text rarely yields, by kind and hop; ``all`` counts the whole hub.
 
-    One persona may be of several kinds; ``any`` counts those of at least one, once. Only English is judged.
+    A persona may be of several kinds; ``any`` counts personas of at least one kind. Only English is judged.
     """
     kinds = {"all": F.lit(True), "any": F.lit(False)}
     for kind, pattern in kinds_of_low_visibility().items():
@@ -68,7 +69,7 @@ def low_visibility(store: Store) -> dict[str, dict[int, int]]:
 
 @functools.cache
 def kinds_of_low_visibility() -> dict[str, str]:
-    """Kind -> regular expression (of Java and Python) that the lower-case head of such a persona ends with; from
+    """Kind -> regular expression (for Java and Python) that matches the end of such a persona's lower-case head; from
     ``low_visibility.txt``."""
     lines = (
         resources.files("personahub_spark.publication")
@@ -90,7 +91,7 @@ def kinds_of_low_visibility() -> dict[str, str]:
 
 
 def head_of_persona(text: Column) -> Column:
-    """The words of a persona that say what it is, in lower case: those before "who", "with", "of", …, or a comma."""
+    """The head noun phrase of a persona, in lower case: the words before "who", "with", "of", …, or a comma."""
     head = F.regexp_extract(F.lower(text), _HEAD, 1)
     return F.regexp_replace(head, r"[^\p{L}\p{N}]+$", "")
 
@@ -114,9 +115,11 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
     yield from _listed(f"{EXPAND}: unreadable ", quarantine[EXPAND])
 
     classes, flags = _persona_classes(store)
-    gone = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in _TIERS]]
-    gone += [(said, name) for said, name in (("without words", NO_TOKENS), (WENT, WENT)) if classes[name]]
-    parts = [f"{classes['hub']:,} in the hub", *[f"{classes[name]:,} {said}" for said, name in gone]]
+    outside = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in _TIERS]]
+    outside += [
+        (label, name) for label, name in (("without words", NO_TOKENS), (_WITHDRAWN, _WITHDRAWN)) if classes[name]
+    ]
+    parts = [f"{classes['hub']:,} in the hub", *[f"{classes[name]:,} {label}" for label, name in outside]]
     yield f"personas     {classes.total():,} distinct = {' + '.join(parts)}"
     yield from _listed("  flags      ", flags, note=" (one may have several)")
 
@@ -126,12 +129,12 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
         yield f"  asked      {_total('personas', outcomes[SYNTHESIZE])}"
     yield from _listed("  unreadable ", quarantine[SYNTHESIZE])
     yield from _texts(store)
-    yield from _calls(store, run_id, sum(found.get("deferred", 0) for found in outcomes.values()))
+    yield from _calls(store, run_id, sum(counts.get("deferred", 0) for counts in outcomes.values()))
 
 
 def _total(rows: str, outcomes: Mapping[str, int]) -> str:
-    said = {"deferred": "put off"}
-    parts = [f"{count:,} {said.get(name, name.replace('_', ' '))}" for name, count in outcomes.items()]
+    words = {"deferred": "put off"}
+    parts = [f"{count:,} {words.get(name, name.replace('_', ' '))}" for name, count in outcomes.items()]
     return f"{sum(outcomes.values()):,} {rows} = {' + '.join(parts) or 'none'}"
 
 
@@ -141,22 +144,22 @@ def _listed(label: str, counts: Mapping[str, int], *, note: str = "") -> Iterabl
 
 
 def _quarantine(store: Store) -> dict[str, Counter[str]]:
-    """Rows of quarantine by reason, for each step, and for ``files``."""
-    found = {step: Counter[str]() for step in ("files", EXTRACT, DEDUP, EXPAND, SYNTHESIZE)}
+    """The number of quarantined rows by reason, for each step and for ``files``."""
+    reasons = {step: Counter[str]() for step in ("files", EXTRACT, DEDUP, EXPAND, SYNTHESIZE)}
     rows = store.read(QUARANTINE).groupBy(F.split("source", ":")[0].alias("step"), "reason").count().collect()
     for row in rows:
-        found[row["step"] if row["step"] in found else "files"][row["reason"]] += row["count"]
-    return found
+        reasons[row["step"] if row["step"] in reasons else "files"][row["reason"]] += row["count"]
+    return reasons
 
 
 def _persona_classes(store: Store) -> tuple[Counter[str], Counter[str]]:
-    """Personas by where they are (``hub``, ``flagged``, a tier, without tokens, withdrawn), and by flag.
+    """The number of personas by class (``hub``, ``flagged``, a tier, without tokens, withdrawn), and by flag.
 
-    Who was withdrawn, and is flagged or removed too, counts as that.
+    A withdrawn persona that is also flagged or removed counts as flagged or removed.
     """
     rows = (
         store.read(PERSONAS)
-        .join(_gone(store), on="persona_id", how="left")
+        .join(_reasons_outside(store), on="persona_id", how="left")
         .groupBy("quality_flags", "why")
         .agg(F.count(F.lit(1)).alias("n"))
         .collect()
@@ -168,38 +171,40 @@ def _persona_classes(store: Store) -> tuple[Counter[str], Counter[str]]:
     return classes, flags
 
 
-def _gone(store: Store) -> DataFrame:
-    """Why a persona that is not flagged is not in the hub: persona_id, why (a tier, no_tokens or withdrawn)."""
+def _reasons_outside(store: Store) -> DataFrame:
+    """``persona_id``, ``why`` (a tier, no_tokens or withdrawn) of personas that are not in the hub; flags aside."""
     return (
         store.read(PERSONA_REMOVALS)
         .select("persona_id", F.col("tier").alias("why"))
         .union(store.read(QUARANTINE).where(F.col("source") == DEDUP).select("line", F.lit(NO_TOKENS)))
-        .union(_went(store, "persona").select("item", F.lit(WENT)))
+        .union(_withdrawn(store, "persona").select("item", F.lit(_WITHDRAWN)))
         .groupBy("persona_id")
-        .agg(F.min("why").alias("why"))  # in the order of their names withdrawn is last
+        .agg(F.min("why").alias("why"))  # in alphabetical order withdrawn is last
     )
 
 
-def _went(store: Store, kind: str) -> DataFrame:
+def _withdrawn(store: Store, kind: str) -> DataFrame:
     return store.read(WITHDRAWN).where(F.col("kind") == kind)
 
 
 def _texts(store: Store) -> Iterable[str]:
-    """Of each task the texts that pass the checks, those that fail one, how many fail which, and withdrawn ones."""
-    went = _went(store, "synthesis").select(F.col("item").alias("synthesis_id"), F.lit(True).alias("went"))
-    rows = store.read(SYNTHESES).join(went, on="synthesis_id", how="left")
+    """For each task: texts that pass the checks, that fail one, and withdrawn ones; and how many fail each check."""
+    withdrawn = _withdrawn(store, "synthesis").select(
+        F.col("item").alias("synthesis_id"), F.lit(True).alias("is_withdrawn")
+    )
+    rows = store.read(SYNTHESES).join(withdrawn, on="synthesis_id", how="left")
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     checks: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows.groupBy("task", "went", "checks").agg(F.count(F.lit(1)).alias("n")).collect():
-        what = WENT if row["went"] else "failing" if row["checks"] else "passed"
+    for row in rows.groupBy("task", "is_withdrawn", "checks").agg(F.count(F.lit(1)).alias("n")).collect():
+        what = _WITHDRAWN if row["is_withdrawn"] else "failing" if row["checks"] else "passed"
         counts[row["task"]][what] += row["n"]
-        if not row["went"]:
+        if not row["is_withdrawn"]:
             checks[row["task"]].update(dict.fromkeys(row["checks"], row["n"]))
     for task, count in sorted(counts.items()):
-        went_too = f" + {count[WENT]:,} {WENT}" if count[WENT] else ""
+        plus_withdrawn = f" + {count[_WITHDRAWN]:,} {_WITHDRAWN}" if count[_WITHDRAWN] else ""
         yield (
             f"{task:<12} {count.total():,} written = {count['passed']:,} pass the form checks + {count['failing']:,} "
-            f"fail one or more{went_too}"
+            f"fail one or more{plus_withdrawn}"
         )
         yield from _listed("  failed     ", checks[task], note=" (one may fail several)")
 
@@ -243,15 +248,17 @@ def _spent(label: str, rows: list[Row], *, note: str = "") -> Iterable[str]:
 
 
 def _personas(store: Store, width: int, most: int) -> Iterable[str]:
-    """All personas, those of the hub first, each with the name of what it was first found in, by its place there."""
+    """All personas, those of the hub first, each with the name of the text it was first found in, sorted by place."""
     lineage = store.view("persona_lineage")
     named = F.coalesce("title", "url", F.concat_ws(":", F.regexp_extract("file", "[^/]+$", 0), "line"), "parent")
-    found = lineage.groupBy("persona_id").agg(F.min(F.struct("hop", "file", "line", named.alias("name"))).alias("o"))
+    first_places = lineage.groupBy("persona_id").agg(
+        F.min(F.struct("hop", "file", "line", named.alias("name"))).alias("o")
+    )
     why = F.when(F.size("quality_flags") > 0, F.concat(F.lit("flagged: "), F.array_join("quality_flags", ", ")))
     rows = (
         store.read(PERSONAS)
-        .join(_gone(store), on="persona_id", how="left")
-        .join(found, on="persona_id", how="left")
+        .join(_reasons_outside(store), on="persona_id", how="left")
+        .join(first_places, on="persona_id", how="left")
         .withColumn(
             "why", F.coalesce(why, F.when(F.col("why").isin(*_TIERS), F.concat(F.lit("removed by "), "why")), "why")
         )
@@ -262,7 +269,7 @@ def _personas(store: Store, width: int, most: int) -> Iterable[str]:
 
 
 def _removals(store: Store, width: int, most: int) -> Iterable[str]:
-    """What dedup removed, each followed by the one that stays."""
+    """The personas that dedup removed, each followed by the one kept for it."""
     rows = store.view("removals").orderBy(F.desc("similarity"), "removed_text")
     count = rows.count()
     if not count:
@@ -276,12 +283,12 @@ def _removals(store: Store, width: int, most: int) -> Iterable[str]:
 
 
 def _written(store: Store, width: int, most: int) -> Iterable[str]:
-    """All texts of each task that were not withdrawn, those that pass first, each with the checks that it fails."""
-    went = _went(store, "synthesis").select(F.col("item").alias("synthesis_id"))
+    """All texts of each task except withdrawn ones, passing ones first, each with the checks that it fails."""
+    withdrawn = _withdrawn(store, "synthesis").select(F.col("item").alias("synthesis_id"))
     personas = store.read(PERSONAS).select("persona_id", F.col("text").alias("persona"))
     rows = (
         store.read(SYNTHESES)
-        .join(went, on="synthesis_id", how="left_anti")
+        .join(withdrawn, on="synthesis_id", how="left_anti")
         .join(personas, on="persona_id", how="inner")
         .orderBy(F.size("checks") > 0, "synthesis_id")
         .select("task", F.col("text"), "persona", F.array_join("checks", ", ").alias("fails"))
@@ -294,7 +301,7 @@ def _written(store: Store, width: int, most: int) -> Iterable[str]:
 def _list(
     title: str, names: tuple[str, str, str], rows: DataFrame, width: int, most: int, *, narrow: int | None = None
 ) -> Iterable[str]:
-    """``rows`` as a table; its last column only where it says something, its column ``narrow`` a third at most."""
+    """``rows`` as a table, without an empty last column; the column ``narrow`` takes a third of the width at most."""
     count = rows.count()
     cells = [list(row) for row in rows.limit(most).collect()]
     if narrow is not None:

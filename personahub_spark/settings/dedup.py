@@ -14,7 +14,8 @@ class EmbeddingSettings(Group):
     """Vectors of personas, which semantic dedup compares."""
 
     by: Literal["spark_nlp", "endpoint"] = Field(
-        default="spark_nlp", description="spark_nlp: on Spark's own machines (needs spark.spark_nlp); endpoint: asked"
+        default="spark_nlp",
+        description="spark_nlp: on Spark's machines (needs spark.spark_nlp); endpoint: by a model server",
     )
     model: str = Field(
         default="all-minilm-l6-v2",
@@ -27,11 +28,14 @@ class EmbeddingSettings(Group):
     )
     pretrained: str | None = Field(default=None, description="a pretrained E5 model for Spark NLP to download, by name")
     dimensions: int | None = Field(
-        default=None, ge=1, description="length to ask an endpoint for; null: the model's own, nothing is asked"
+        default=None, ge=1, description="length of the vectors to ask an endpoint for; null: the model's own length"
     )
     max_tokens: int = Field(default=256, ge=16, le=512, description="Spark NLP: a longer text is cut")
     max_unread_share: float = Field(
-        default=0.2, ge=0, le=1, description="Spark NLP: a text of which the model cannot read more has no vector"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Spark NLP: a text with a larger share that the model cannot read has no vector",
     )
 
     @model_validator(mode="after")
@@ -50,33 +54,33 @@ class SurfaceSettings(Group):
     """Surface dedup (paper section 2.3: 1-grams, signature 128, similarity 0.9)."""
 
     engine: Literal["minhash", "exact"] = Field(
-        default="minhash", description="minhash: by signatures, as the paper; exact: finds every pair"
+        default="minhash", description="minhash: by signatures, as in the paper; exact: finds every pair"
     )
     threshold: Decimal = Field(
         default=Decimal("0.9"),
         ge=Decimal("0.3"),
         le=Decimal("1"),
         decimal_places=6,
-        description="Jaccard similarity of two word sets from which on one persona is removed",
+        description="a persona is removed at this Jaccard similarity of two word sets, or a higher one",
     )
     num_hashes: int = Field(default=128, ge=16, le=512, description="minhash: length of a signature")
     recall: float = Field(
         default=0.99999,
         gt=0.5,
         lt=1,
-        description="minhash: wanted chance that a pair at the threshold shares a band; real hashes miss a few more",
+        description="minhash: intended chance that a pair at the threshold shares a band; real hashes miss a few more",
     )
-    seed: int = Field(default=42, description="minhash: which hash functions")
+    seed: int = Field(default=42, description="minhash: seed of the hash functions")
     one_task_mb: int = Field(
         default=200,
         ge=0,
-        description="all rows are compared in one task where that takes less of its Python worker's memory; more of "
-        "them by joins. spark.executor.memoryOverhead has to hold this and 130 MB more",
+        description="all rows are compared in one task if that takes less memory of its Python worker; else by joins. "
+        "spark.executor.memoryOverhead must allow for this and 130 MB more",
     )
 
     @model_validator(mode="after")
     def _recall_is_within_reach(self) -> Self:
-        # Bands of a single hash find the most pairs; dedup.surface looks for the longest bands that are good enough.
+        # Bands of a single hash find the most pairs; dedup.surface takes the longest bands that reach the recall.
         reach = 1 - (1 - float(self.threshold)) ** self.num_hashes
         if self.engine == "minhash" and reach < self.recall:
             raise ValueError(
@@ -94,19 +98,23 @@ class SemanticSettings(Group):
         ge=Decimal("0.5"),
         le=Decimal("1"),
         decimal_places=6,
-        description="cosine of two vectors from which on one persona is removed",
+        description="a persona is removed at this cosine of two vectors, or a higher one",
     )
     margin: float = Field(
         default=0.1,
         ge=0,
         le=0.5,
-        description="a row is also compared in buckets whose border is as near as this; at sqrt((1 - threshold) / 2) "
-        "next to nothing is missed",
+        description="a row is also compared in buckets whose border is at most this far away; at "
+        "sqrt((1 - threshold) / 2) almost no pair is missed",
     )
-    rows_per_bucket: int = Field(default=400, ge=10, description="wanted size of a bucket")
-    bucket_cap: int = Field(default=4000, ge=100, description="rows of a bucket in one task; larger ones go in parts")
-    sample_rows: int = Field(default=100_000, ge=1000, description="vectors on the driver, to find the buckets from")
-    seed: int = Field(default=42, description="which vectors are sampled, and where the search for buckets begins")
+    rows_per_bucket: int = Field(default=400, ge=10, description="size of a bucket to aim for")
+    bucket_cap: int = Field(
+        default=4000, ge=100, description="rows of a bucket in one task; larger buckets are compared in parts"
+    )
+    sample_rows: int = Field(
+        default=100_000, ge=1000, description="vectors collected on the driver to train the buckets"
+    )
+    seed: int = Field(default=42, description="seed of the sample of vectors and of the training of buckets")
 
 
 class DedupSettings(Group):

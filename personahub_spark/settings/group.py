@@ -1,4 +1,4 @@
-"""What all groups of settings have: unknown keys are refused, values do not change."""
+"""The base of all groups of settings: unknown keys are errors, values cannot change."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Settings:
-    """Settings of the YAML file at ``path``, each ``a.b=value`` of ``overrides`` put over it.
+    """Settings of the YAML file at ``path``, changed by each ``a.b=value`` of ``overrides``.
 
     Values of overrides are read as YAML (``--set spark.spark_nlp=true``, ``--set pipeline.steps=[synthesize]``).
     Raises SettingsError with one sentence for the first thing that is wrong.
@@ -62,8 +62,8 @@ def validate(raw: dict[str, Any]) -> Settings:
 
 
 def load_prices(path: str | Path | None) -> dict[str, Price]:
-    """Prices by model name, of the package where ``path`` is None; an absent file is an error, an absent model is not
-    (its cost is unknown)."""
+    """Prices by model name, of the package if ``path`` is None; a missing file is an error, a missing model is not (its
+    cost is unknown)."""
     file = resources.files("personahub_spark.settings") / "prices.yaml" if path is None else Path(path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -80,8 +80,8 @@ def _put(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
-        found = "one that begins with models" if key.strip().startswith("models") else repr(override)
-        raise SettingsError(f"--set wants a.b=value, found {found}")
+        shown = "one that begins with models" if key.strip().startswith("models") else repr(override)
+        raise SettingsError(f"--set wants a.b=value, found {shown}")
     node: Any = raw
     for part in parts[:-1]:
         node = _descend(node, part, key)
@@ -119,24 +119,26 @@ def _explain(error: ValidationError) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "extra_forbidden":
         parent, name = problem["loc"][:-1], str(problem["loc"][-1])
-        known = _known_keys(Settings, parent)
+        known_keys = _known_keys(Settings, parent)
         missing = [
             str(other["loc"][-1]) for other in problems if other["type"] == "missing" and other["loc"][:-1] == parent
         ]
-        near = [near for keys in (missing, known) for near in difflib.get_close_matches(name, keys, n=1, cutoff=0.5)]
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
+        near = [
+            near for keys in (missing, known_keys) for near in difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
+        ]
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known_keys)) or 'nothing'}"
         return f"unknown setting {where}; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1)
         message += f"; did you mean {near[0]}?" if near else ""
-    # Keys of models, stores and clusters are pasted into wrong places: what was found there is not repeated.
+    # API keys of models, stores and clusters get pasted into wrong places, so such a value is not shown.
     secret = (
         problem["loc"][:1] == ("models",) or problem["loc"][:2] == ("spark", "conf") or "@" in str(problem["input"])
     )
-    found = "" if secret or isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-    return f"bad setting {where}: {message}{found}"
+    shown = "" if secret or isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    return f"bad setting {where}: {message}{shown}"
 
 
 def _known_keys(group: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -155,16 +157,16 @@ def _group_inside(annotation: Any) -> type[BaseModel] | None:
         return annotation
     if typing.get_origin(annotation) in (list, tuple, dict, typing.Union, types.UnionType):
         for argument in typing.get_args(annotation):
-            found = _group_inside(argument)
-            if found is not None:
-                return found
+            inner = _group_inside(argument)
+            if inner is not None:
+                return inner
     return None
 
 
 def _unreadable(error: Exception) -> str:
-    """What is wrong with a YAML text, and where; nothing of the text itself, which may hold a key."""
+    """The fault of a YAML text, and its place; without the text itself, which may hold an API key."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        # What stands in quotes is of the text, but for single characters and the names of tokens.
+        # Quoted parts come from the text, except single characters and names of tokens.
         problem = re.sub(r"('.'|'<[^']*>')|'[^']*'", lambda quoted: quoted[1] or "…", error.problem or "not understood")
         return f"line {error.problem_mark.line + 1}: {problem.partition('; ')[0]}"
     if isinstance(error, OSError):

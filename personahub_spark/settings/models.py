@@ -12,7 +12,7 @@ from personahub_spark.settings.group import Group
 
 
 class Address(Group):
-    """Where a model is served. It travels to executors; the key's value never does, only where to find it."""
+    """Where a model is served. It is sent to executors; the key's value never is, only where to find it."""
 
     base_url: str = Field(
         pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
@@ -52,7 +52,7 @@ class Address(Group):
 
     @property
     def key_variable(self) -> str | None:
-        """The environment variable that holds the key where calls are made; of a credential, one of this project."""
+        """The environment variable that holds the key on machines that make calls; for a credential, one of our own."""
         if self.api_key_credential is None:
             return self.api_key_env
         return f"PERSONAHUB_KEY_{hashlib.sha256(self.api_key_credential.encode()).hexdigest()[:16]}"
@@ -63,10 +63,11 @@ class Endpoint(Address):
 
     model: str = Field(min_length=1, description="the model's name as the endpoint knows it")
     structured_output: Literal["json_schema", "none"] = Field(
-        default="none", description="json_schema: the endpoint holds answers to a schema; none: they come as plain text"
+        default="none", description="json_schema: the endpoint enforces a schema; none: answers come as plain text"
     )
     transport: Literal["openai", "aiohttp"] = Field(
-        default="openai", description="the HTTP client: the openai package, or a leaner one that costs less CPU a call"
+        default="openai",
+        description="the HTTP client: the openai package, or a leaner one that needs less CPU for a call",
     )
     mode: Literal["calls", "batch"] = Field(
         default="calls", description="calls: one by one; batch: by the provider's batch files"
@@ -76,17 +77,20 @@ class Endpoint(Address):
     timeout_s: float | None = Field(
         default=120.0,
         gt=0,
-        description="seconds that one attempt may take; null: by the rate of the answers so far, with much to spare, "
-        "for a model server on this machine",
+        description="seconds that one attempt may take; null: estimated generously from the rate of the answers so "
+        "far, for a model server on this machine",
     )
     deadline_s: float = Field(
         default=600.0,
         gt=0,
-        description="seconds that one request may take with its retries; of no effect where timeout_s is null",
+        description="seconds that one request may take with its retries; has no effect if timeout_s is null",
     )
-    max_attempts: int = Field(default=6, ge=1, description="times that a request is sent at most in one run")
+    max_attempts: int = Field(default=6, ge=1, description="how often a request is sent at most in one run")
     reasks: int = Field(
-        default=0, ge=0, le=5, description="times that an answer which breaks its JSON schema is shown its error"
+        default=0,
+        ge=0,
+        le=5,
+        description="how often a model is shown the error of an answer that breaks its schema, and asked again",
     )
     inputs_per_request: int = Field(default=256, ge=1, le=2048, description="embeddings: inputs in one call")
     others: tuple[Address, ...] = Field(
@@ -116,7 +120,8 @@ class CallSettings(Group):
         default=True, description="look at each address's list of models before Spark starts: one request, no cost"
     )
     replay: str | None = Field(
-        default=None, description="folder of a recorded ledger to answer from; nothing is sent, a miss is an error"
+        default=None,
+        description="folder of a recorded ledger to answer from; nothing is sent, a missing answer is an error",
     )
 
 
@@ -126,7 +131,7 @@ MAX_TOKENS = "tokens of an answer; a longer one is cut off there"
 
 
 class SamplingSettings(Group):
-    """How an answer is drawn, and how long it may get."""
+    """How an answer is sampled, and how long it may become."""
 
     temperature: float = Field(default=0.7, ge=0, le=2, description=TEMPERATURE)
     top_p: float = Field(default=0.95, gt=0, le=1, description=TOP_P)
@@ -137,7 +142,7 @@ class Price(Group):
     """US dollars per million tokens."""
 
     input: Decimal = Field(ge=0)
-    cached_input: Decimal | None = Field(default=None, ge=0, description="null: as input")
+    cached_input: Decimal | None = Field(default=None, ge=0, description="null: the price of input")
     output: Decimal = Field(ge=0)
     batch_share: Decimal = Field(
         default=Decimal("0.5"), ge=0, le=1, description="part of these prices that a call in a batch file costs"

@@ -16,7 +16,7 @@ Relation = Literal[
     "patient", "carer", "colleague", "manager", "employee", "customer", "supplier", "student", "teacher", "child",
     "parent", "partner", "sibling", "relative", "friend", "neighbour", "rival", "other",
 ]  # fmt: skip
-"""What a related persona is to the one it was found from."""
+"""The relation of a new persona to the one it was found from."""
 Rule = Literal[
     "too_short", "too_long", "not_a_person", "undecided", "names_a_person", "points_elsewhere", "first_person",
     "addresses_reader", "copies_source", "contact_data", "placeholder", "repeated_words", "wrong_language", "refusal",
@@ -27,7 +27,7 @@ Rule = Literal[
 class FilterSettings(Group):
     """Thresholds of the quality rules; ``disabled`` names rules not to apply.
 
-    A persona keeps the flags of the run that found it: other thresholds hold for personas found from then on.
+    A persona keeps the flags of the run that found it: changed thresholds apply to personas found later.
     """
 
     disabled: list[Rule] = Field(default_factory=list, description="rules that are not applied")
@@ -61,13 +61,15 @@ class PersonaSettings(SamplingSettings):
         description="language of the answer: a code, 'same' for the text's, null for the model's choice",
     )
     max_document_tokens: int = Field(
-        default=1500, ge=50, description="a longer text is cut at sentence ends into parts that are asked about apart"
+        default=1500,
+        ge=50,
+        description="a longer text is cut at sentence ends into parts; each part is a question of its own",
     )
     personas_per_question: int = Field(default=1, ge=1, le=12, description="personas to ask for in one call")
     max_personas_per_document: int | None = Field(
         default=1,
         ge=1,
-        description="personas of one document at most, of all verbs and parts; parts are taken evenly from "
+        description="the most personas of one document, over all verbs and parts; parts are spread evenly over "
         "the whole text; null: no limit",
     )
     max_tokens: int = Field(default=160, ge=16, description=MAX_TOKENS)
@@ -96,27 +98,27 @@ class PersonaSettings(SamplingSettings):
 class ExpansionSettings(SamplingSettings):
     """Persona-to-Persona (paper section 2.2): who is in close relationship with a persona?
 
-    Every published persona of hop h is asked about, and those found are of hop h + 1.
+    Each question is about a published persona of hop h; the personas found are of hop h + 1.
     """
 
     model: str = Field(default="default", description=MODEL)
-    hops: int = Field(default=2, ge=1, le=6, description="relations away from a text to go at most")
+    hops: int = Field(default=2, ge=1, le=6, description="the most relations away from a text")
     relations: int = Field(default=3, ge=1, le=12, description="personas to ask for in one call")
     fraction: float = Field(
         default=1.0, gt=0, le=1, description="share of each hop's personas to ask about, by their id"
     )
-    count: int | None = Field(default=None, ge=1, description="personas of each hop to ask about at most; null: all")
+    count: int | None = Field(default=None, ge=1, description="the most personas of each hop to ask about; null: all")
     prefer: Literal["any", "novelty"] = Field(
         default="any",
-        description="with count, whom to ask about first: anyone, by id; or those whose siblings, found by the same "
-        "call, were the most often new",
+        description="with count, whom to ask about first; any: by id; novelty: personas whose siblings, found by the "
+        "same call, were new most often",
     )
     min_novelty: float = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="part of what a hop finds that must be new for the next to be asked; likewise in the branch of "
-        "each persona of hop 0",
+        description="share of the personas found in a hop that must be new to go on to the next hop; the same for the "
+        "branch of each persona of hop 0",
     )
     language: str | None = Field(
         default="en",

@@ -17,7 +17,7 @@ class ChosenPersonas(Group):
 
 
 class SamplingOverrides(Group):
-    """How an answer is drawn where it is other than the task's file says; null: as there."""
+    """Overrides of the sampling in the task's file; null: as in the file."""
 
     temperature: float | None = Field(default=None, ge=0, le=2, description=TEMPERATURE)
     top_p: float | None = Field(default=None, gt=0, le=1, description=TOP_P)
@@ -29,16 +29,14 @@ class SynthesisSettings(Group):
 
     task: str = Field(default="math", description="name of a task: math, profile, or one of your own")
     options: dict[str, str | None] = Field(
-        default_factory=dict, description="the task's options; its file says which there are, and their values"
+        default_factory=dict, description="the task's options; its file lists them and their values"
     )
     texts: dict[str, str] = Field(
         default_factory=dict,
-        description="texts that the task needs beside the persona, the same for all: a game's lore, for example",
+        description="texts that the task needs besides the persona, the same for all: for example a game's lore",
     )
     pattern: Literal["zero_shot"] = Field(default="zero_shot", description="prompt pattern (paper section 3)")
     samples: int = Field(default=1, ge=1, le=64, description="answers to draw for each persona")
     personas: ChosenPersonas = Field(default=ChosenPersonas(), description="whom to write for")
     model: str = Field(default="default", description="model to ask: its name under models")
-    sampling: SamplingOverrides = Field(
-        default=SamplingOverrides(), description="what goes over the task's own sampling; null: as its file says"
-    )
+    sampling: SamplingOverrides = Field(default=SamplingOverrides(), description="overrides of the task's own sampling")

@@ -19,7 +19,7 @@ from personahub_spark.settings.texts import SynthesisSettings
 
 
 class StoreSettings(Group):
-    """Where the tables live."""
+    """Where the tables are stored."""
 
     root: str | None = Field(
         default="warehouse",
@@ -49,16 +49,16 @@ class StoreSettings(Group):
 class SparkSettings(Group):
     """How a session is built when none was submitted."""
 
-    master: str = Field(default="local[*]", description="Spark's master; that of spark-submit goes before it")
+    master: str = Field(default="local[*]", description="Spark's master; spark-submit overrides it")
     app_name: str = Field(default="personahub", description="name of the session in Spark's UI and logs")
     jars: Literal["cache", "packages", "provided"] = Field(
         default="cache",
-        description="cache: resolved once into a local folder; packages: by coordinates, for clusters; "
+        description="cache: fetched once into a local folder; packages: by coordinates, for clusters; "
         "provided: the cluster has them",
     )
     spark_nlp: bool = Field(default=False, description="load the Spark NLP jars too")
     ivy_settings: str | None = Field(default=None, description="an Ivy settings file, for a mirror of your own")
-    conf: dict[str, str] = Field(default_factory=dict, description="more Spark settings, as they are")
+    conf: dict[str, str] = Field(default_factory=dict, description="more Spark settings, passed on unchanged")
 
     @property
     def is_one_process(self) -> bool:
@@ -70,13 +70,13 @@ class PipelineSettings(Group):
     """What ``jobs/run_pipeline.py`` runs, and when it warns."""
 
     steps: list[str] | None = Field(
-        default=None, description="steps in their order; null: all but those that only run on request"
+        default=None, description="steps in their order; null: all except those that run only on request"
     )
     quarantine_warn_share: float = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="a step that puts a larger share of the rows that it looks at into quarantine says so in a warning",
+        description="a step that puts a larger share of its rows into quarantine logs a warning",
     )
 
     @model_validator(mode="after")
@@ -93,7 +93,9 @@ class Settings(Group):
 
     store: StoreSettings = StoreSettings()
     spark: SparkSettings = SparkSettings()
-    models: dict[str, Endpoint] = Field(default_factory=dict, description="models by the names that steps ask them by")
+    models: dict[str, Endpoint] = Field(
+        default_factory=dict, description="models, by the names that steps use for them"
+    )
     calls: CallSettings = CallSettings()
     documents: DocumentSettings = DocumentSettings()
     imports: list[ImportSettings] = Field(default_factory=list, description="data sets of personas to import")
@@ -114,10 +116,10 @@ class Settings(Group):
         return self
 
     def endpoint(self, name: str) -> Endpoint:
-        """The endpoint called ``name`` under ``models``; SettingsError when there is none."""
+        """The endpoint called ``name`` under ``models``; SettingsError if there is none."""
         if name not in self.models:
-            known = ", ".join(sorted(self.models)) or "none"
-            raise SettingsError(f"models.{name} is not set (models here: {known}); add it to the settings file")
+            names = ", ".join(sorted(self.models)) or "none"
+            raise SettingsError(f"models.{name} is not set (models here: {names}); add it to the settings file")
         return self.models[name]
 
     def fingerprint(self) -> str:
@@ -127,5 +129,5 @@ class Settings(Group):
 
 
 def is_one_process(master: str) -> bool:
-    """Whether executors of this Spark master live in the process of its driver; not so those of ``local-cluster``."""
+    """Whether executors of this Spark master run in the driver's process; those of ``local-cluster`` do not."""
     return re.match(r"local(\[|$)", master) is not None

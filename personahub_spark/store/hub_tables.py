@@ -26,11 +26,11 @@ DOCUMENTS = Table(
 
 DOCUMENT_SOURCES = Table(
     "document_sources",
-    "Sources and licences that texts were found under again; documents has the first one of each",
+    "Further sources and licences of texts; documents has the first one of each text",
     (
         column("place_id", TEXT, "sha256 of doc_id, source and licence", nullable=False),
         column("doc_id", TEXT, "documents.doc_id", nullable=False),
-        column("source", TEXT, "corpus or collection that has the text too", nullable=False),
+        column("source", TEXT, "corpus or collection that also has the text", nullable=False),
         column("licence", TEXT, "licence or terms there, where given"),
         column("title", TEXT, "title there, where given"),
         column("url", TEXT, "address there, where given"),
@@ -48,7 +48,7 @@ PERSONAS = Table(
         column("persona_id", TEXT, "sha256 of the normalised text", nullable=False),
         column("text", TEXT, "the persona, one or two sentences", nullable=False),
         column("lang", TEXT, "language asked for"),
-        column("hop", INTEGER, "0: from a text or imported; n: n relations away from such a one", nullable=False),
+        column("hop", INTEGER, "0: from a text or imported; n: n relations away from one of these", nullable=False),
         column("first_origin", TEXT, "source_key of the origin it was first found in", nullable=False),
         column("quality_flags", NAMES, "names of the quality rules it breaks; empty: none", nullable=False),
     ),
@@ -62,7 +62,7 @@ PERSONA_ORIGINS = Table(
     (
         column("persona_id", TEXT, "personas.persona_id", nullable=False),
         column("source_key", TEXT, "doc_id, persona_id of the parent, or persona_imports.source_key", nullable=False),
-        column("recipe", TEXT, "prompt, model and sampling that were used, or the import's version", nullable=False),
+        column("recipe", TEXT, "hash of prompt, model and sampling, or the import's version", nullable=False),
         column("source_kind", TEXT, "document, persona or import", nullable=False),
         column("chunk", INTEGER, "part of the document, from 0; 0: the start of it, or no document", nullable=False),
         column("relation", TEXT, "relation to the parent persona, one of a short list"),
@@ -85,11 +85,11 @@ PERSONA_ORIGINS = Table(
 
 PERSONA_ANCESTORS = Table(
     "persona_ancestors",
-    "The way from a text, or an import, to each persona that was first found from another one",
+    "The way from a text or an import to each persona that was first found from another persona",
     (
         column("persona_id", TEXT, "personas.persona_id, of hop 1 or more", nullable=False),
         column("root_id", TEXT, "the persona of hop 0 that the way begins with", nullable=False),
-        column("path", NAMES, "persona_ids from the root to the parent: one a hop", nullable=False),
+        column("path", NAMES, "persona_ids from the root to the parent: one for each hop", nullable=False),
     ),
     key=("persona_id",),
     checks={"path_begins_with_the_root": "path[0] = root_id"},
@@ -97,10 +97,10 @@ PERSONA_ANCESTORS = Table(
 
 PERSONA_REROUTES = Table(
     "persona_reroutes",
-    "Ways to personas that stay in the hub though a withdrawal took the way by which they were first found",
+    "Ways to personas that stay in the hub although a withdrawal broke the way by which they were first found",
     (
         column("persona_id", TEXT, "personas.persona_id", nullable=False),
-        column("origin", TEXT, "source_key of the origin that stands for the first one", nullable=False),
+        column("origin", TEXT, "source_key of the origin that replaces the first one", nullable=False),
         column("root_id", TEXT, "the persona that the way begins with", nullable=False),
         column("path", NAMES, "persona_ids from the root to the parent; empty: a text or an import", nullable=False),
     ),
@@ -117,7 +117,7 @@ PERSONA_IMPORTS = Table(
         column("source", TEXT, "data set the persona belongs to", nullable=False),
         column("licence", TEXT, "licence or terms, where given"),
         column("lang", TEXT, "language code, where given"),
-        column("labels", MapType(TEXT, TEXT, False), "what the data set says of it, by its own names", nullable=False),
+        column("labels", MapType(TEXT, TEXT, False), "the data set's labels of it, by their own names", nullable=False),
         column("file", TEXT, "file the row was first read from", nullable=False),
         column("line", LONG, "line or row in that file, from 1", nullable=False),
     ),
@@ -130,10 +130,10 @@ PERSONA_EMBEDDINGS = Table(
     "Vectors of personas, each computed once for a model and a length",
     (
         column("persona_id", TEXT, "personas.persona_id", nullable=False),
-        column("model", TEXT, "the model; of files: with a hash of what decides its vectors", nullable=False),
+        column("model", TEXT, "the model; of Spark NLP: with a hash of what decides its vectors", nullable=False),
         column("dim", INTEGER, "length of the model's vectors", nullable=False),
         column("vector", BinaryType(), "float16, little-endian, of length one; null: the model cannot read the text"),
-        column("unread_share", DoubleType(), "part of the text that the model cannot read; null: not known"),
+        column("unread_share", DoubleType(), "share of the text that the model cannot read; null: not known"),
     ),
     key=("persona_id", "model", "dim"),
     checks={"vector_has_its_length": "vector is null or length(vector) = 2 * dim"},
@@ -153,7 +153,7 @@ PERSONA_BUCKETS = Table(
 
 PERSONA_REMOVALS = Table(
     "persona_removals",
-    "Near-duplicates taken out of the hub, each with the kept persona that stands for it",
+    "Near-duplicates removed from the hub, each with the kept persona that stands for it",
     (
         column("persona_id", TEXT, "the removed persona", nullable=False),
         column("tier", TEXT, "what found it: exact_tokens, surface or semantic", nullable=False),
@@ -171,12 +171,12 @@ PERSONA_REMOVALS = Table(
 
 PERSONA_BANDS = Table(
     "persona_bands",
-    "What surface dedup compares later personas with: the published ones, once they were compared",
+    "Published personas that surface dedup has compared, for comparing later ones with them",
     (
         column("persona_id", TEXT, "personas.persona_id", nullable=False),
-        column("parameters_version", TEXT, "hash of the settings that it was compared by", nullable=False),
-        column("arrived_at", TimestampType(), "personas.created_at: whoever came first stays", nullable=False),
-        column("hop", INTEGER, "personas.hop: among those that came together, the nearest stays", nullable=False),
+        column("parameters_version", TEXT, "hash of the settings that it was compared with", nullable=False),
+        column("arrived_at", TimestampType(), "personas.created_at: the persona that came first stays", nullable=False),
+        column("hop", INTEGER, "personas.hop: of personas that came together, the nearest stays", nullable=False),
         column("tokens", ArrayType(LONG, containsNull=False), "its distinct tokens, hashed", nullable=False),
         column("bands", ArrayType(LONG), "hashes of the bands of its MinHash signature; null: engine exact"),
     ),

@@ -1,4 +1,4 @@
-"""Let one process at a time do something on a store."""
+"""Leases: only one process at a time does a certain thing on a store."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def lease(folder: str, name: str, *, beat_s: float = 5.0, wait_s: float = 0.0) -> Iterator[None]:
-    """Only one process at a time is inside for ``name``; who dies inside is noticed within three beats.
+    """Only one process at a time holds the lease ``name``; a holder that dies is noticed within three beats.
 
-    PersonaHubError when another process is inside and alive for ``wait_s``, or took over because this one had no pulse
-    for so long.
+    PersonaHubError if another living process holds it for ``wait_s``, or took over because this process had not renewed
+    it.
     """
     mine = json.dumps(
         {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": time.strftime("%FT%TZ")}
@@ -38,7 +38,7 @@ def lease(folder: str, name: str, *, beat_s: float = 5.0, wait_s: float = 0.0) -
             f"{holder['since']}; two at once would ask and pay twice: wait for it to end, or end it"
         )
     files.write_whole(folder, name, f"{mine}\n0".encode())
-    # Of two that start at once, the later writer goes on; a write elsewhere takes longer than one to a disk of ours.
+    # If two start at once, the later writer goes on; a write to a remote store takes longer than one to a local disk.
     time.sleep(0.05 if files.filesystem(folder)[0].type_name == "local" else 2.0)
     if not _is_mine(folder, name, mine):
         raise PersonaHubError(f"{name} was started twice at the same moment on this store; this one gives way")
@@ -78,8 +78,8 @@ def _is_mine(folder: str, name: str, mine: str) -> bool:
 def _living_holder(folder: str, name: str, beat_s: float) -> dict[str, Any] | None:
     if name not in files.names(folder):
         return None
-    seen = files.read_whole(folder, name)
-    holder: dict[str, Any] = json.loads(seen.split(b"\n")[0])
+    content = files.read_whole(folder, name)
+    holder: dict[str, Any] = json.loads(content.split(b"\n")[0])
     if holder["host"] == socket.gethostname() and not _is_alive(int(holder["pid"])):
         return None
     log.info("%s seems to be running elsewhere; looking whether it lives", name)
@@ -88,7 +88,7 @@ def _living_holder(folder: str, name: str, beat_s: float) -> dict[str, Any] | No
         time.sleep(beat_s / 5)
         if name not in files.names(folder):
             return None
-        if files.read_whole(folder, name) != seen:
+        if files.read_whole(folder, name) != content:
             return holder
     return None
 

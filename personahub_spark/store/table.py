@@ -1,4 +1,4 @@
-"""What a declared table is."""
+"""The declaration of a table."""
 
 from __future__ import annotations
 
@@ -45,5 +45,7 @@ NAMES = ArrayType(StringType(), containsNull=False)
 
 STAMPS = (
     column("run_id", TEXT, "run that wrote the row", nullable=False),
-    column("created_at", TimestampType(), "start of the step that wrote the row: one value a step", nullable=False),
+    column(
+        "created_at", TimestampType(), "start of the step that wrote the row: one value for each step", nullable=False
+    ),
 )

@@ -1,4 +1,4 @@
-"""Write texts for personas by declared tasks, and keep them with the checks that they fail."""
+"""Write texts for personas with declared tasks, and store them with the checks that they fail."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STEP = "synthesize"
 
 
 def check(settings: Settings) -> None:
-    """SettingsError where a task's file or an entry of ``synthesis`` is wrong."""
+    """SettingsError if a task's file or an entry of ``synthesis`` is wrong."""
     for _ in _tasks(settings):
         pass
 
 
 def synthesize(context: Context) -> StepResult:
-    """Ask each entry of the settings' ``synthesis`` about the personas that it is for."""
+    """For each entry of the settings' ``synthesis``, ask for texts for its personas."""
     result = StepResult(0, {})
     for entry, task in _tasks(context.settings):
         result += _write(context, entry, task)
@@ -36,7 +36,7 @@ def synthesize(context: Context) -> StepResult:
 
 def _tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
     declared = library(settings.tasks)
-    found = []
+    tasks = []
     for number, entry in enumerate(settings.synthesis):
         declaration = declared.get(entry.task)
         if declaration is None:
@@ -51,20 +51,20 @@ def _tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
             raise SettingsError(f"synthesis.{number}: {error}") from None
         sampling = declaration.sampling.model_dump() | entry.sampling.model_dump(exclude_none=True)
         endpoint = settings.endpoint(entry.model)
-        found.append((entry, PromptedTask(declaration, options, endpoint, SamplingSettings(**sampling), entry.texts)))
-    return found
+        tasks.append((entry, PromptedTask(declaration, options, endpoint, SamplingSettings(**sampling), entry.texts)))
+    return tasks
 
 
 def _check_texts(number: int, entry: SynthesisSettings, declaration: Declaration) -> None:
-    """SettingsError where a text that the task needs is missing, or one is given that it has no place for."""
-    wanted = [name for name in declaration.inputs if name != "persona"]
-    missing, surplus = [n for n in wanted if n not in entry.texts], [n for n in entry.texts if n not in wanted]
+    """SettingsError if a text that the task needs is missing, or a text is given that it does not use."""
+    needed = [name for name in declaration.inputs if name != "persona"]
+    missing, surplus = [n for n in needed if n not in entry.texts], [n for n in entry.texts if n not in needed]
     where = f"synthesis.{number}.texts"
     if missing:
         raise SettingsError(f"{where}: task {entry.task} needs the text {missing[0]} beside the persona; give it there")
     if surplus:
         raise SettingsError(
-            f"{where}: task {entry.task} has no place for the text {surplus[0]} (texts: {', '.join(wanted) or 'none'})"
+            f"{where}: task {entry.task} has no place for the text {surplus[0]} (texts: {', '.join(needed) or 'none'})"
         )
 
 
@@ -92,7 +92,7 @@ def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> St
 
 
 def _questions(hub: DataFrame, samples: int) -> DataFrame:
-    """What to ask: id, persona, sample; ``samples`` for each row of ``hub``."""
+    """The questions: id, persona, sample; ``samples`` of them for each row of ``hub``."""
     numbers = F.explode(F.sequence(F.lit(0), F.lit(samples - 1)))
     return hub.select("persona_id", F.col("text").alias("persona"), numbers.alias("sample")).select(
         _id("persona_id"), "persona", "sample"
@@ -100,7 +100,7 @@ def _questions(hub: DataFrame, samples: int) -> DataFrame:
 
 
 def _id(subject: str) -> Column:
-    """The id of a question: the subject's, and for further samples their number."""
+    """The id of a question: the subject's id, plus the number of a further sample."""
     number = F.when(F.col("sample") > 0, F.col("sample").cast("string"))
     return F.concat_ws("@", F.col(subject), number).alias("id")
 
