@@ -197,16 +197,14 @@ def _in_spark(scored: npt.NDArray[np.float16], centroids: Centroids, pairs: Pair
     ids = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(len(scored))]
     place = str(cache / "scored")
     rows = [(row, bytearray(vector.tobytes()), True) for row, vector in zip(ids, scored, strict=True)]
-    spark.createDataFrame(rows, "persona_id string, vector binary, fresh boolean").write.mode("overwrite").parquet(
-        place
-    )
+    spark.createDataFrame(rows, "id string, vector binary, fresh boolean").write.mode("overwrite").parquet(place)
     del rows
     frame = spark.read.parquet(place)
     with PeakOfWorkers() as peak:
         began = time.perf_counter()
         semantic.assign(frame, centroids, settings=settings).write.mode("overwrite").parquet(str(cache / "assigned"))
         assigned = time.perf_counter() - began
-        placed = frame.join(spark.read.parquet(str(cache / "assigned")), on="persona_id", how="inner")
+        placed = frame.join(spark.read.parquet(str(cache / "assigned")), on="id", how="inner")
         semantic.similar_pairs(placed, settings=settings).write.mode("overwrite").parquet(str(cache / "pairs"))
         seconds = time.perf_counter() - began
     found = {(row["id_a"], row["id_b"]) for row in spark.read.parquet(str(cache / "pairs")).collect()}

@@ -157,7 +157,7 @@ def _written(folder: Path, texts: list[str]) -> str:
     place.mkdir()
     for part in range(2):
         mine = range(part, len(texts), 2)
-        table = {"persona_id": [f"{n:064x}" for n in mine], "text": [texts[n] for n in mine], "priority": list(mine)}
+        table = {"id": [f"{n:064x}" for n in mine], "text": [texts[n] for n in mine], "priority": list(mine)}
         pq.write_table(pa.table(table), place / f"part-{part}.parquet")
     return str(place)
 
@@ -183,12 +183,12 @@ def _recall(
         for path in paths:
             found = _pairs(personas, settings, path)
             removals = surface.deduplicate(personas, settings=_by(path, settings)).removals.collect()
-            gone = {row["persona_id"] for row in removals}
-            sets = {row["persona_id"]: set(token_set(texts[int(row["persona_id"], 16)])) for row in removals}
+            gone = {row["id"] for row in removals}
+            sets = {row["id"]: set(token_set(texts[int(row["id"], 16)])) for row in removals}
             sets |= {row["kept_id"]: set(token_set(texts[int(row["kept_id"], 16)])) for row in removals}
             similar = (
                 Fraction(len(sets[a] & sets[b]), len(sets[a] | sets[b])) >= least and b not in gone
-                for a, b in ((row["persona_id"], row["kept_id"]) for row in removals)
+                for a, b in ((row["id"], row["kept_id"]) for row in removals)
             )
             left_over = sum(not gone & set(pair) for pair in every)
             print(
@@ -206,14 +206,14 @@ def _share(part: Any, whole: Any) -> str:
 
 def _pairs(personas: DataFrame, settings: SurfaceSettings, path: str) -> dict[tuple[str, str], float]:
     """Pairs of different token sets, each set by its first persona, as they are found in one task or by joins."""
-    sets = _sets(personas, settings).where("persona_id = best.persona_id").localCheckpoint()
+    sets = _sets(personas, settings).where("id = best.id").localCheckpoint()
     by_keys = settings.engine == "minhash"
     if path == "joins":
         keyed = surface.with_keys(sets, None, settings)
         joined = surface.verified(surface.candidates(keyed, settings), keyed, settings).collect()
         return {(min(row["id_a"], row["id_b"]), max(row["id_a"], row["id_b"])): row["similarity"] for row in joined}
     rows = sets.toPandas()
-    ids, tokens, keys = rows["persona_id"].to_numpy(), _lists(rows["tokens"]), None
+    ids, tokens, keys = rows["id"].to_numpy(), _lists(rows["tokens"]), None
     if by_keys:
         keys = _lists(rows["keys"])
     pairs = {}
@@ -267,7 +267,7 @@ def _speed(
             removed = spark.read.parquet(out).count()
             candidates = "-"
             if with_candidates:
-                sets = _sets(personas, settings).where("persona_id = best.persona_id")
+                sets = _sets(personas, settings).where("id = best.id")
                 found_by_joins = surface.candidates(surface.with_keys(sets, None, settings), settings).count()
                 candidates = f"{found_by_joins / len(texts):.3f}"
             print(
@@ -302,8 +302,8 @@ def _peers(
     place = _written(folder, texts)
     personas = spark.read.parquet(place)
     best = {
-        int(row["persona_id"], 16): int(row["id"], 16)
-        for row in _sets(personas).select("persona_id", F.col("best.persona_id").alias("id")).collect()
+        int(row["id"], 16): int(row["best_id"], 16)
+        for row in _sets(personas).select("id", F.col("best.id").alias("best_id")).collect()
     }
     pairs = [(int(a, 16), int(b, 16)) for a, b in _pairs(personas, EXACT, "joins")]
     near: dict[int, set[int]] = {}
@@ -324,9 +324,9 @@ def _peers(
     for _, settings in itertools.product(range(repeats), chosen):
         with Watch() as used:
             started = time.monotonic()
-            gone = surface.deduplicate(personas, settings=_by("auto", settings)).removals.select("persona_id").collect()
+            gone = surface.deduplicate(personas, settings=_by("auto", settings)).removals.select("id").collect()
             seconds = time.monotonic() - started
-        tell(f"ours, {settings.engine}", seconds, used.peak_mb, {int(row["persona_id"], 16) for row in gone})
+        tell(f"ours, {settings.engine}", seconds, used.peak_mb, {int(row["id"], 16) for row in gone})
     lines = folder / "texts.jsonl"
     lines.write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
     for _, peer in itertools.product(range(repeats), peers):

@@ -115,6 +115,11 @@ def normalise(text: str) -> str:
     return " ".join(visible.lower().split())
 
 
+def has_words(text: str) -> bool:
+    """Whether ``text`` has a letter of any script; then it has ``tokens`` too."""
+    return any(map(str.isalpha, normalise(text)))
+
+
 def content_id(text: str) -> str:
     """The id of a text: SHA-256 of its normal form, 64 hex digits."""
     return hashlib.sha256(normalise(text).encode()).hexdigest()

@@ -30,13 +30,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any_machine")
 
-# Tests are over before code that is compiled well has paid for its compiling, as on a laptop. Java's compiler of
-# the first tier keeps little room for what it compiled, and in a long run would stop compiling.
+# As on a laptop; but the two processes of a whole run live long enough for Java to compile well what they do most.
 QUICK = loading.load(ROOT / "conf" / "local.yaml").spark.conf | {
     "spark.sql.shuffle.partitions": "2",
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.driver.memory": "2g",
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC",
+    "spark.driver.extraJavaOptions": "-XX:+UseSerialGC",
 }
 
 # Files that take minutes, the longest first: two processes that share the files are then done at about the same time.

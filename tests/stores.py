@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from chispa import assert_df_equality
 from pyspark.sql import DataFrame
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from personahub_spark.program.steps import Context
-from personahub_spark.store.store import TABLES
+from personahub_spark.store.store import TABLES, Store
 from personahub_spark.store.table import Table
 
 
@@ -61,3 +67,26 @@ def _live(log: Path) -> dict[str, int]:
             elif "remove" in action:
                 del live[action["remove"]["path"]]
     return live
+
+
+def put(store: Store, table: Table, *rows: Mapping[str, Any], run_id: str, created_at: datetime) -> None:
+    """Add rows that are sound and new as one commit of Delta's log, without Spark; columns that they lack are null.
+
+    A store in a folder of this machine adds them in milliseconds that way, where a step takes a second or two.
+    """
+    folder = Path(str(store._root)) / table.name
+    stamped = [{**row, "run_id": run_id, "created_at": created_at.replace(tzinfo=UTC)} for row in rows]
+    unknown = {name for row in stamped for name in row} - set(table.schema.names)
+    assert not unknown, f"{table.name} has no {unknown}"
+    columns = {column.name: [_as_arrow(row.get(column.name)) for row in stamped] for column in table.schema}
+    name = f"part-{uuid.uuid4().hex}.parquet"
+    pq.write_table(pa.Table.from_pydict(columns, schema=to_arrow_schema(table.schema)), folder / name)
+    size = (folder / name).stat().st_size
+    stats = json.dumps({"numRecords": len(rows)})
+    added = {"path": name, "partitionValues": {}, "size": size, "modificationTime": 0, "dataChange": True}
+    actions = ({"commitInfo": {"timestamp": 0, "operation": "WRITE"}}, {"add": {**added, "stats": stats}})
+    (folder / "_delta_log" / f"{store.version(table) + 1:020}.json").write_text("\n".join(map(json.dumps, actions)))
+
+
+def _as_arrow(value: object) -> object:
+    return list(value.items()) if isinstance(value, dict) else value

@@ -228,9 +228,9 @@ class SemanticDedup(NamedTuple):
     """The result of semantic dedup; a row that is in neither frame is kept."""
 
     removals: DataFrame
-    """``persona_id``, ``kept_id``, ``similarity`` (double), ``tier`` (``semantic``)."""
+    """``id``, ``kept_id``, ``similarity`` (double), ``tier`` (``semantic``)."""
     spared: DataFrame
-    """``persona_id``: anchored rows that would have been removed for a kept one."""
+    """``id``: anchored rows that would have been removed for a kept one."""
 
 
 def deduplicate(rows: DataFrame, *, settings: SemanticSettings) -> SemanticDedup:
@@ -240,18 +240,18 @@ def deduplicate(rows: DataFrame, *, settings: SemanticSettings) -> SemanticDedup
     fresh ones) and ``anchored``: another tier removed rows for this one, so it stays, whatever it is similar to. Runs
     Spark jobs; executors keep their results until the returned frames are garbage-collected.
     """
-    ranked = F.struct("priority", "persona_id", "anchored")
-    of_a = rows.select(F.col("persona_id").alias("id_a"), ranked.alias("a"))
-    of_b = rows.select(F.col("persona_id").alias("id_b"), ranked.alias("b"))
+    ranked = F.struct("priority", "id", "anchored")
+    of_a = rows.select(F.col("id").alias("id_a"), ranked.alias("a"))
+    of_b = rows.select(F.col("id").alias("id_b"), ranked.alias("b"))
     pairs = (
         similar_pairs(rows, settings=settings)
         .join(of_a, on="id_a", how="inner")
         .join(of_b, on="id_b", how="inner")
         .select("similarity", F.least("a", "b").alias("better"), F.greatest("a", "b").alias("worse"))
         .select(
-            F.col("better.persona_id").alias("id_a"),
+            F.col("better.id").alias("id_a"),
             F.col("better.priority").alias("priority_a"),
-            F.col("worse.persona_id").alias("id_b"),
+            F.col("worse.id").alias("id_b"),
             F.col("worse.priority").alias("priority_b"),
             "similarity",
             F.lit(SEMANTIC).alias("tier"),
@@ -260,9 +260,9 @@ def deduplicate(rows: DataFrame, *, settings: SemanticSettings) -> SemanticDedup
         .localCheckpoint()
     )
     removals = survivors(pairs.where("not stays").drop("stays"))
-    removed = removals.select(F.col("persona_id").alias("id_a"))
+    removed = removals.select(F.col("id").alias("id_a"))
     spared = pairs.where("stays").join(removed, on="id_a", how="left_anti")
-    return SemanticDedup(removals, spared.select(F.col("id_b").alias("persona_id")).distinct())
+    return SemanticDedup(removals, spared.select(F.col("id_b").alias("id")).distinct())
 
 
 def parameters_version(settings: SemanticSettings, model: str, dim: int) -> str:
@@ -278,29 +278,29 @@ def parameters_version(settings: SemanticSettings, model: str, dim: int) -> str:
 
 
 def train(vectors: DataFrame, *, rows: int, settings: SemanticSettings) -> Centroids:
-    """Centroids for the ``rows`` rows of ``vectors`` (``persona_id``, ``vector``), from a sample chosen by id.
+    """Centroids for the ``rows`` rows of ``vectors`` (``id``, ``vector``), from a sample chosen by id.
 
     Collects about ``settings.sample_rows`` vectors on the driver; the same rows give the same centroids.
     """
     share = min(1.0, settings.sample_rows / max(rows, 1))
-    lot = F.pmod(F.xxhash64(F.lit(settings.seed), "persona_id"), F.lit(1_000_000))
-    chosen = vectors.where(lot < round(share * 1_000_000)).select("persona_id", "vector").collect()
-    by_id = sorted((row["persona_id"], bytes(row["vector"])) for row in chosen)
+    lot = F.pmod(F.xxhash64(F.lit(settings.seed), "id"), F.lit(1_000_000))
+    chosen = vectors.where(lot < round(share * 1_000_000)).select("id", "vector").collect()
+    by_id = sorted((row["id"], bytes(row["vector"])) for row in chosen)
     sample = read_vectors(vector for _, vector in by_id)
     return Centroids.trained(sample, bucket_count(rows, settings), seed=settings.seed)
 
 
 def assign(vectors: DataFrame, centroids: Centroids, *, settings: SemanticSettings) -> DataFrame:
-    """``persona_id``, ``buckets`` (numbers of centroids, home first) of ``vectors`` (``persona_id``, ``vector``)."""
+    """``id``, ``buckets`` (numbers of centroids, home first) of ``vectors`` (``id``, ``vector``)."""
     shared = vectors.sparkSession.sparkContext.broadcast(centroids)
     margin = settings.margin
     schema = StructType(
         [
-            StructField("persona_id", StringType(), False),
+            StructField("id", StringType(), False),
             StructField("buckets", ArrayType(IntegerType(), containsNull=False), False),
         ]
     )
-    arrow = pa.schema([("persona_id", pa.string()), ("buckets", pa.list_(pa.int32()))])
+    arrow = pa.schema([("id", pa.string()), ("buckets", pa.list_(pa.int32()))])
 
     def placed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -309,17 +309,17 @@ def assign(vectors: DataFrame, centroids: Centroids, *, settings: SemanticSettin
             buckets = [[int(home)] for home in homes]
             for row, bucket in zip(rows.tolist(), visited.tolist(), strict=True):
                 buckets[row].append(bucket)
-            ids = batch.column("persona_id").cast(pa.string())
+            ids = batch.column("id").cast(pa.string())
             yield pa.RecordBatch.from_arrays([ids, pa.array(buckets, type=arrow.field("buckets").type)], schema=arrow)
 
-    return vectors.select("persona_id", "vector").mapInArrow(placed, schema)
+    return vectors.select("id", "vector").mapInArrow(placed, schema)
 
 
 def similar_pairs(rows: DataFrame, *, settings: SemanticSettings) -> DataFrame:
     """``id_a`` < ``id_b``, ``similarity``: pairs whose cosine is at least ``settings.threshold`` and that share a
     bucket, distinct.
 
-    ``rows``: ``persona_id``, unique; ``vector``; ``buckets``, the home first; ``fresh``: two rows that are not fresh
+    ``rows``: ``id``, unique; ``vector``; ``buckets``, the home first; ``fresh``: two rows that are not fresh
     were compared before, and are not compared again. Reads ``rows`` twice, first to count the buckets. A task holds
     at most about two times ``settings.bucket_cap`` rows of a bucket; larger buckets are compared part by part.
     """
@@ -329,17 +329,17 @@ def similar_pairs(rows: DataFrame, *, settings: SemanticSettings) -> DataFrame:
         "bucket", F.ceil(F.col("count") / settings.bucket_cap).cast("int").alias("parts")
     )
     present = (
-        rows.select("persona_id", "vector", "fresh", F.posexplode("buckets").alias("position", "bucket"))
+        rows.select("id", "vector", "fresh", F.posexplode("buckets").alias("position", "bucket"))
         .join(F.broadcast(parts), on="bucket", how="left")
         .withColumn("parts", F.coalesce("parts", F.lit(1)))
-        .withColumn("part", F.pmod(F.xxhash64("persona_id"), F.col("parts")).cast("int"))
+        .withColumn("part", F.pmod(F.xxhash64("id"), F.col("parts")).cast("int"))
         .withColumn("other", F.explode(F.sequence(F.lit(0), F.col("parts") - 1)))
         .select(
             "bucket",
             F.least("part", "other").alias("first"),
             F.greatest("part", "other").alias("second"),
             "part",
-            "persona_id",
+            "id",
             "vector",
             (2 * (F.col("position") == 0).cast("int") + F.col("fresh").cast("int")).alias("class"),
         )
@@ -354,7 +354,7 @@ def similar_pairs(rows: DataFrame, *, settings: SemanticSettings) -> DataFrame:
 
 def _compare(group: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """The pairs of one part of a bucket, or of two parts of it."""
-    ordered = group.sort_values("persona_id")
+    ordered = group.sort_values("id")
     sides = [side for _, side in ordered.groupby("part")]
     crossing = group["first"].iloc[0] != group["second"].iloc[0]
     if crossing and len(sides) < 2:  # the other part is empty
@@ -368,8 +368,8 @@ def _compare(group: pd.DataFrame, threshold: float) -> pd.DataFrame:
         left_classes=classes[0],
         right_classes=classes[1] if crossing else None,
     )
-    one = sides[0]["persona_id"].to_numpy()[rows]
-    two = sides[-1]["persona_id"].to_numpy()[columns]
+    one = sides[0]["id"].to_numpy()[rows]
+    two = sides[-1]["id"].to_numpy()[columns]
     first = one < two
     return pd.DataFrame({"id_a": np.where(first, one, two), "id_b": np.where(first, two, one), "similarity": cosines})
 

@@ -55,25 +55,25 @@ class SurfaceDedup(NamedTuple):
     """The result of surface dedup; a row that is in neither of the first two frames is kept."""
 
     removals: DataFrame
-    """``persona_id``, ``kept_id``, ``similarity`` (double), ``tier`` (``exact_tokens`` or ``surface``)."""
+    """``id``, ``kept_id``, ``similarity`` (double), ``tier`` (``exact_tokens`` or ``surface``)."""
     undecidable: DataFrame
-    """``persona_id``, ``reason``: rows that cannot be compared (``no_tokens``)."""
+    """``id``, ``reason``: rows that cannot be compared (``no_tokens``)."""
     kept: DataFrame
-    """``persona_id``, ``priority``, ``tokens``, ``bands`` of the kept rows, for comparing later batches with them."""
+    """``id``, ``priority``, ``tokens``, ``bands`` of the kept rows, for comparing later batches with them."""
 
 
 def deduplicate(
-    personas: DataFrame,
+    texts: DataFrame,
     *,
     settings: SurfaceSettings,
     published: DataFrame | None = None,
 ) -> SurfaceDedup:
-    """The personas to remove: a better one has the same words, or nearly (Jaccard similarity >=
+    """The texts to remove: a better one has the same words, or nearly (Jaccard similarity >=
     ``settings.threshold``).
 
-    ``personas``: ``persona_id``, unique; ``text``; ``priority`` of any orderable type, never null: the smallest is
+    ``texts``: ``id``, unique; ``text``; ``priority`` of any orderable type, never null: the smallest is
     best, ties are broken by id. ``published``: rows that earlier calls with the same ``parameters_version`` returned as
-    ``kept``, none of them in ``personas``. They are better than all of ``personas``, stay, and are not compared with
+    ``kept``, none of them in ``texts``. They are better than all of ``texts``, stay, and are not compared with
     one another.
 
     No two kept rows have equal token sets. With the engine ``exact`` no two are as similar as the threshold; with
@@ -83,16 +83,16 @@ def deduplicate(
     All rows are compared in one task if that takes less memory than ``settings.one_task_mb``, else by joins. Runs
     Spark jobs. Raises SettingsError if the recall cannot be reached.
     """
-    rows = token_sets(personas, settings).localCheckpoint(eager=False)  # evaluated by _fit
+    rows = token_sets(texts, settings).localCheckpoint(eager=False)  # evaluated by _fit
     old = None if published is None else published.withColumn("priority", _priority(0))
     compare = _in_one_task if _fit(rows, old, settings) else _by_joins
     worded = rows.where(F.size("tokens") > 0)
     removals = compare(worded, old, settings)
     return SurfaceDedup(
         removals=removals,
-        undecidable=rows.where(F.size("tokens") == 0).select("persona_id", F.lit(NO_TOKENS).alias("reason")),
-        kept=worded.join(removals, on="persona_id", how="left_anti").select(
-            "persona_id",
+        undecidable=rows.where(F.size("tokens") == 0).select("id", F.lit(NO_TOKENS).alias("reason")),
+        kept=worded.join(removals, on="id", how="left_anti").select(
+            "id",
             F.col("priority.given").alias("priority"),
             "tokens",
             F.col("keys").alias("bands"),
@@ -181,24 +181,24 @@ def _key_of_token(token: str) -> int:
     return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def token_sets(personas: DataFrame, settings: SurfaceSettings) -> DataFrame:
-    """``persona_id``, ``priority``, ``tokens``, ``keys``; the priority becomes (0 published, 1 new; the given one).
+def token_sets(texts: DataFrame, settings: SurfaceSettings) -> DataFrame:
+    """``id``, ``priority``, ``tokens``, ``keys``; the priority becomes (0 published, 1 new; the given one).
 
     ``keys``: hashes of the bands of the row's MinHash signature; null with the engine ``exact``.
     """
-    texts = personas.select("persona_id", _priority(1), "text")
+    given = texts.select("id", _priority(1), "text")
     band_keys = _band_keys(settings) if settings.engine == "minhash" else None
 
     def tokenised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             sets = keys_of_tokens(batch["text"].to_pylist())
             keys = pa.nulls(batch.num_rows, _ARROW_LIST) if band_keys is None else _arrow(band_keys(sets))
-            named = [batch.schema.field(name) for name in ("persona_id", "priority")]
-            columns = [batch["persona_id"], batch["priority"], _arrow(sets), keys]
+            named = [batch.schema.field(name) for name in ("id", "priority")]
+            columns = [batch["id"], batch["priority"], _arrow(sets), keys]
             yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*named, *_ARROW_ADDED]))
 
     # A pandas UDF would turn each row's list into an object.
-    return texts.mapInArrow(tokenised, StructType([*texts.drop("text").schema, *_ADDED]))
+    return given.mapInArrow(tokenised, StructType([*given.drop("text").schema, *_ADDED]))
 
 
 def with_best(rows: DataFrame) -> DataFrame:
@@ -206,10 +206,10 @@ def with_best(rows: DataFrame) -> DataFrame:
     # Partition by a hash first: then mostly equal arrays are compared.
     equals = (
         Window.partitionBy("set_hash", "tokens")
-        .orderBy("priority", "persona_id")
+        .orderBy("priority", "id")
         .rowsBetween(Window.unboundedPreceding, Window.currentRow)
     )
-    best = F.first(F.struct("priority", "persona_id")).over(equals)
+    best = F.first(F.struct("priority", "id")).over(equals)
     return rows.withColumn("set_hash", F.xxhash64("tokens")).withColumn("best", best).drop("set_hash")
 
 
@@ -230,17 +230,17 @@ def _fit(rows: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> b
 
 
 def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
-    columns = ("priority", "persona_id", "tokens", "keys")
+    columns = ("priority", "id", "tokens", "keys")
     everyone = worded.select(*columns)
     if old is not None:
         everyone = everyone.union(old.withColumnRenamed("bands", "keys").select(*columns))
-    in_turn = everyone.coalesce(1).sortWithinPartitions("priority", "persona_id")
+    in_turn = everyone.coalesce(1).sortWithinPartitions("priority", "id")
     least, whole = settings.threshold.as_integer_ratio()
 
     def compare(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from _removals_in_turn(batches, Fraction(least, whole), by_keys=settings.engine == "minhash")
 
-    named = in_turn.select("persona_id", (F.col("priority.rank") == 0).alias("is_published"), "tokens", "keys")
+    named = in_turn.select("id", (F.col("priority.rank") == 0).alias("is_published"), "tokens", "keys")
     return named.mapInArrow(compare, REMOVALS).localCheckpoint()
 
 
@@ -251,7 +251,7 @@ def _removals_in_turn(
     if not (held := [batch for batch in batches if batch.num_rows]):
         return
     rows = pa.Table.from_batches(held).combine_chunks()
-    ids = rows["persona_id"]
+    ids = rows["id"]
     removals = in_memory.removals(
         _lists(rows["tokens"]),
         _lists(rows["keys"]) if by_keys else None,
@@ -275,7 +275,7 @@ def _lists(column: pa.ChunkedArray) -> Lists:
 def _by_joins(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
     """The same as ``_in_one_task``, for any number of rows."""
     rows = with_best(worded).localCheckpoint()
-    keyed = with_keys(rows.where("persona_id = best.persona_id"), old, settings)
+    keyed = with_keys(rows.where("id = best.id"), old, settings)
     near = verified(candidates(keyed, settings), keyed, settings).localCheckpoint()
     return survivors(_pairs_of_members(rows, near))
 
@@ -287,10 +287,10 @@ def _priority(rank: int) -> Column:
 def with_keys(sets: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
     """``sets``, and the rows of ``old`` that share one of their ``keys`` and so could be similar.
 
-    ``persona_id``, ``priority``, ``tokens``, ``row_id`` (a hash of ``persona_id``; two rows with the same hash cost
+    ``id``, ``priority``, ``tokens``, ``row_id`` (a hash of ``id``; two rows with the same hash cost
     only an extra verification), ``size``, ``keys``, ``is_new``.
     """
-    new = _sized(sets.select("persona_id", "priority", "tokens", "keys"))
+    new = _sized(sets.select("id", "priority", "tokens", "keys"))
     old = None if old is None else _sized(old)
     if settings.engine == "minhash":
         old = None if old is None else old.withColumnRenamed("bands", "keys")
@@ -311,7 +311,7 @@ def with_keys(sets: DataFrame, old: DataFrame | None, settings: SurfaceSettings)
 
 
 def _sized(rows: DataFrame) -> DataFrame:
-    return rows.withColumn("row_id", F.xxhash64("persona_id")).withColumn("size", F.size("tokens").cast("long"))
+    return rows.withColumn("row_id", F.xxhash64("id")).withColumn("size", F.size("tokens").cast("long"))
 
 
 def _too_small(settings: SurfaceSettings) -> str:
@@ -373,7 +373,7 @@ def verified(proposed: DataFrame, keyed: DataFrame, settings: SurfaceSettings) -
     of_a, of_b = (
         keyed.select(
             F.col("row_id").alias(f"row_{side}"),
-            F.col("persona_id").alias(f"id_{side}"),
+            F.col("id").alias(f"id_{side}"),
             F.col("priority").alias(f"priority_{side}"),
             F.col("tokens").alias(f"tokens_{side}"),
         )
@@ -401,11 +401,11 @@ def _pairs_of_members(rows: DataFrame, near: DataFrame) -> DataFrame:
     A row is paired with the best row of its set and with the rows similar to that one. So if its best row is removed,
     the row still finds the kept row that the best one was removed for.
     """
-    members = rows.where("persona_id <> best.persona_id")
+    members = rows.where("id <> best.id")
     equal = members.select(
-        F.col("best.persona_id").alias("id_a"),
+        F.col("best.id").alias("id_a"),
         F.col("best.priority").alias("priority_a"),
-        F.col("persona_id").alias("id_b"),
+        F.col("id").alias("id_b"),
         F.col("priority").alias("priority_b"),
         F.lit(1.0).alias("similarity"),
     )
@@ -419,11 +419,11 @@ def _pairs_of_members(rows: DataFrame, near: DataFrame) -> DataFrame:
     of_members = (
         near.union(turned)
         .select("id_a", "priority_a", "id_b", "similarity")
-        .join(members.select(F.col("best.persona_id").alias("id_b"), "persona_id", "priority"), on="id_b", how="inner")
+        .join(members.select(F.col("best.id").alias("id_b"), "id", "priority"), on="id_b", how="inner")
         .select(
             "id_a",
             "priority_a",
-            F.col("persona_id").alias("id_b"),
+            F.col("id").alias("id_b"),
             F.col("priority").alias("priority_b"),
             "similarity",
         )

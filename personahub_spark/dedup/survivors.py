@@ -17,7 +17,7 @@ MAX_ROUNDS = 100
 IN_ONE_TASK = 1 << 20
 """The most pairs that are decided in one task, which saves some twenty Spark stages; more are decided by joins."""
 
-_COLUMNS = ("persona_id", "kept_id", "similarity", "tier")
+_COLUMNS = ("id", "kept_id", "similarity", "tier")
 REMOVALS = StructType(
     [StructField(name, DoubleType() if name == "similarity" else StringType(), False) for name in _COLUMNS]
 )
@@ -30,7 +30,7 @@ def survivors(pairs: DataFrame, *, in_one_task: int = IN_ONE_TASK) -> DataFrame:
     ``pairs``: ``id_a``, ``priority_a``, ``id_b``, ``priority_b``, ``similarity`` (double), ``tier``, each pair once, in
     either order. A priority is of any orderable type, never null, and the same in all pairs of a row: the smallest is
     best; ties are broken by id.
-    Returns ``persona_id``, ``kept_id``, ``similarity``, ``tier``: the most similar better kept row that it is paired
+    Returns ``id``, ``kept_id``, ``similarity``, ``tier``: the most similar better kept row that it is paired
     with; among equally similar ones, the best by priority. The result equals going through the rows from best to worst
     and keeping each row without a kept partner so far. Worse rows never affect better ones, so a later batch with a
     worse priority changes no earlier decision.
@@ -42,9 +42,9 @@ def survivors(pairs: DataFrame, *, in_one_task: int = IN_ONE_TASK) -> DataFrame:
     if edges.count() > in_one_task:
         return _in_rounds(edges)
     in_turn = edges.coalesce(1).sortWithinPartitions(
-        "worse.priority", "worse.persona_id", F.desc("similarity"), "better.priority", "better.persona_id"
+        "worse.priority", "worse.id", F.desc("similarity"), "better.priority", "better.id"
     )
-    named = in_turn.select("worse.persona_id", F.col("better.persona_id").alias("kept_id"), "similarity", "tier")
+    named = in_turn.select("worse.id", F.col("better.id").alias("kept_id"), "similarity", "tier")
     return named.mapInArrow(_in_turn, REMOVALS).localCheckpoint()
 
 
@@ -63,14 +63,14 @@ def _in_turn(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def _in_rounds(edges: DataFrame) -> DataFrame:
     edges = edges.select(
-        F.col("better.persona_id").alias("better_id"),
+        F.col("better.id").alias("better_id"),
         F.col("better.priority").alias("better_priority"),
-        F.col("worse.persona_id").alias("worse_id"),
+        F.col("worse.id").alias("worse_id"),
         "similarity",
         "tier",
     )
     undecided = edges.select("better_id", "worse_id")
-    removed = edges.select(F.col("worse_id").alias("persona_id")).limit(0)
+    removed = edges.select(F.col("worse_id").alias("id")).limit(0)
     rounds = 0
     while not undecided.isEmpty():
         if rounds == MAX_ROUNDS:
@@ -83,7 +83,7 @@ def _in_rounds(edges: DataFrame) -> DataFrame:
         waiting = undecided.select(F.col("worse_id").alias("better_id")).distinct()
         staying = undecided.join(waiting, on="better_id", how="left_anti")
         leaving = staying.select("worse_id").distinct().localCheckpoint()
-        removed = removed.unionByName(leaving.select(F.col("worse_id").alias("persona_id")))
+        removed = removed.unionByName(leaving.select(F.col("worse_id").alias("id")))
         # Edges of removed rows no longer matter. Without this checkpoint the plan would double each round.
         undecided = (
             undecided.join(leaving, on="worse_id", how="left_anti")
@@ -91,14 +91,14 @@ def _in_rounds(edges: DataFrame) -> DataFrame:
             .select("better_id", "worse_id")
             .localCheckpoint()
         )
-    removed_ids = removed.select(F.col("persona_id").alias("better_id"))
+    removed_ids = removed.select(F.col("id").alias("better_id"))
     witnessed = edges.join(removed_ids, on="better_id", how="left_anti")
     witness = F.min(F.struct((-F.col("similarity")).alias("negated"), "better_priority", "better_id", "tier"))
     return (
-        witnessed.groupBy(F.col("worse_id").alias("persona_id"))
+        witnessed.groupBy(F.col("worse_id").alias("id"))
         .agg(witness.alias("witness"))
         .select(
-            "persona_id",
+            "id",
             F.col("witness.better_id").alias("kept_id"),
             (-F.col("witness.negated")).alias("similarity"),
             F.col("witness.tier").alias("tier"),
@@ -107,8 +107,6 @@ def _in_rounds(edges: DataFrame) -> DataFrame:
 
 
 def _oriented(pairs: DataFrame) -> DataFrame:
-    """``pairs``, better row first: ``better`` and ``worse`` (priority, persona_id), ``similarity``, ``tier``."""
-    a, b = (
-        F.struct(F.col(f"priority_{side}").alias("priority"), F.col(f"id_{side}").alias("persona_id")) for side in "ab"
-    )
+    """``pairs``, better row first: ``better`` and ``worse`` (priority, id), ``similarity``, ``tier``."""
+    a, b = (F.struct(F.col(f"priority_{side}").alias("priority"), F.col(f"id_{side}").alias("id")) for side in "ab")
     return pairs.select(F.least(a, b).alias("better"), F.greatest(a, b).alias("worse"), "similarity", "tier")

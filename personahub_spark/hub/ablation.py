@@ -52,7 +52,7 @@ def ablate(context: Context, *, thresholds: Sequence[Decimal], tiers: Sequence[s
     outcomes = []
     for tier in tiers:
         for threshold in thresholds if tier in ("surface", "semantic", "both") else [None]:
-            kept = _kept_by(context, personas, tier, threshold).select("persona_id", "vector").collect()
+            kept = _kept_by(context, personas, tier, threshold).select("id", "vector").collect()
             cosines = semantic.nearest_cosines(semantic.read_vectors(bytes(vector) for _, vector in sorted(kept)))
             mean = round(1 - float(cosines.mean(dtype="float64")), 6) if len(kept) > 1 else None
             outcomes.append(Outcome(tier, threshold, len(kept), len(kept) / count, mean))
@@ -61,20 +61,21 @@ def ablate(context: Context, *, thresholds: Sequence[Decimal], tiers: Sequence[s
 
 
 def _compared(context: Context, rows: int) -> DataFrame:
-    """``persona_id``, ``text``, ``priority`` (the order in which both tiers take new personas), ``vector``."""
+    """``id``, ``text``, ``priority`` (the order in which both tiers take new personas), ``vector``."""
     store, settings = context.store, context.settings
     embedded, _ = stored(store.read(PERSONA_EMBEDDINGS), model_of(settings), settings.embedding.dimensions)
     withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "persona").select(F.col("item").alias("persona_id"))
+    vectors = embedded.where(F.col("vector").isNotNull()).select(F.col("persona_id").alias("id"), "vector")
     personas = (
         store.read(PERSONAS)
         .where(F.size("quality_flags") == 0)
         .join(withdrawn, on="persona_id", how="left_anti")
-        .select("persona_id", "text", F.struct("created_at", "hop").alias("priority"))
-        .join(embedded.where(F.col("vector").isNotNull()).select("persona_id", "vector"), on="persona_id", how="inner")
+        .select(F.col("persona_id").alias("id"), "text", F.struct("created_at", "hop").alias("priority"))
+        .join(vectors, on="id", how="inner")
     )
     exact = settings.dedup.surface.model_copy(update={"engine": "exact"})  # needs tokens only
-    worded = surface.token_sets(personas, exact).where(F.size("tokens") > 0).select("persona_id")
-    return personas.join(worded, on="persona_id", how="left_semi").orderBy("persona_id").limit(rows).localCheckpoint()
+    worded = surface.token_sets(personas, exact).where(F.size("tokens") > 0).select("id")
+    return personas.join(worded, on="id", how="left_semi").orderBy("id").limit(rows).localCheckpoint()
 
 
 def _kept_by(context: Context, personas: DataFrame, tier: str, threshold: Decimal | None) -> DataFrame:
@@ -86,15 +87,13 @@ def _kept_by(context: Context, personas: DataFrame, tier: str, threshold: Decima
             update={"threshold": Decimal(1), "engine": "exact"} if threshold is None else {"threshold": threshold}
         )
         removals = surface.deduplicate(personas, settings=chosen).removals
-        witnesses = removals.select(F.col("kept_id").alias("persona_id"), F.lit(True).alias("witness")).distinct()
-        personas = personas.join(removals, on="persona_id", how="left_anti").join(
-            witnesses, on="persona_id", how="left"
-        )
+        witnesses = removals.select(F.col("kept_id").alias("id"), F.lit(True).alias("witness")).distinct()
+        personas = personas.join(removals, on="id", how="left_anti").join(witnesses, on="id", how="left")
         anchored = F.col("witness").isNotNull()
     if tier in ("semantic", "both"):
         removals = semantic.deduplicate(
             personas.select(
-                "persona_id",
+                "id",
                 "priority",
                 "vector",
                 anchored.alias("anchored"),
@@ -103,5 +102,5 @@ def _kept_by(context: Context, personas: DataFrame, tier: str, threshold: Decima
             ),
             settings=settings.semantic.model_copy(update={"threshold": threshold}),
         ).removals
-        personas = personas.join(removals, on="persona_id", how="left_anti")
+        personas = personas.join(removals, on="id", how="left_anti")
     return personas

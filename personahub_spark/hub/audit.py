@@ -13,7 +13,7 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.hub import lineage, reach
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.hub_tables import PERSONAS
-from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWALS, WITHDRAWN
+from personahub_spark.store.record_tables import WITHDRAWALS, WITHDRAWN
 from personahub_spark.store.store import Store
 from personahub_spark.text import one_line, token_set
 
@@ -29,11 +29,6 @@ def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
     lines = [line for removal in removals.collect() for line in _removal_lines(removal, settings)]
     if persona["quality_flags"]:
         lines.append(f"flagged     {', '.join(persona['quality_flags'])}: {one_line(persona['text'])}")
-    aside = (F.col("source") == "dedup_surface") & (F.col("line") == persona["persona_id"])
-    lines += [
-        f"quarantine  {row['reason']}: {one_line(persona['text'])}"
-        for row in store.read(QUARANTINE).where(aside).collect()
-    ]
     withdrawn, fallen = _withdrawn(store, persona)
     return (
         [*withdrawn, *lines, *fallen] if withdrawn or lines else [f"in the hub  {one_line(persona['text'])}", *fallen]

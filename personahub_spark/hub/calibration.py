@@ -39,7 +39,9 @@ def calibrate(context: Context, *, around: Decimal, width: Decimal, pairs: int) 
         .join(texts, on="persona_id", how="left_semi")
         .orderBy("persona_id")  # ids are hashes: the first ones are a fair sample
         .limit(SAMPLE_ROWS)
-        .select("persona_id", "vector", F.array(F.lit(0)).alias("buckets"), F.lit(True).alias("fresh"))
+        .select(
+            F.col("persona_id").alias("id"), "vector", F.array(F.lit(0)).alias("buckets"), F.lit(True).alias("fresh")
+        )
         .localCheckpoint()
     )
     count = rows.count()

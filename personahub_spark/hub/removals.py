@@ -9,7 +9,7 @@ from personahub_spark import files
 from personahub_spark.dedup import semantic
 from personahub_spark.dedup.embeddings import model_of, stored
 from personahub_spark.dedup.semantic import SEMANTIC, Centroids
-from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE, deduplicate, parameters_version
+from personahub_spark.dedup.surface import EXACT_TOKENS, SURFACE, deduplicate, parameters_version
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.program.steps import Context, Step, StepResult
 from personahub_spark.settings.dedup import SurfaceSettings
@@ -20,7 +20,7 @@ from personahub_spark.store.hub_tables import (
     PERSONA_REMOVALS,
     PERSONAS,
 )
-from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWN
+from personahub_spark.store.record_tables import WITHDRAWN
 
 SURFACE_STEP = "dedup_surface"
 
@@ -33,14 +33,10 @@ def by_words(context: Context) -> StepResult:
     rows_in = personas.count()
     # Flagged personas are not published, so they may not stand for others either.
     unflagged = F.size("quality_flags") == 0
-    wordless = store.read(QUARANTINE).where(F.col("source") == SURFACE_STEP)
     withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "persona")
     decided = (
         stored.select("persona_id", F.lit("kept").alias("out"))
-        .union(
-            removals.select("persona_id", F.lit("removed_before"))
-        )  # perhaps by another tier, after it was kept here
-        .union(wordless.select("line", F.lit(NO_TOKENS)))
+        .union(removals.select("persona_id", F.lit("removed_before")))  # perhaps by another tier, after it was kept
         .union(withdrawn.select("item", F.lit("withdrawn")))
         .groupBy("persona_id")
         .agg(F.max("out").alias("out"))
@@ -55,36 +51,38 @@ def by_words(context: Context) -> StepResult:
         arrival = F.struct(F.col("created_at").alias("arrived_at"), "hop").alias("priority")
         new = personas.where(unflagged).join(decided, on="persona_id", how="left_anti")
         published = stored.join(removals, on="persona_id", how="left_anti").select(
-            "persona_id", F.struct("arrived_at", "hop").alias("priority"), "tokens", "bands"
+            F.col("persona_id").alias("id"), F.struct("arrived_at", "hop").alias("priority"), "tokens", "bands"
         )
         found = deduplicate(
-            new.select("persona_id", "text", arrival),
+            new.select(F.col("persona_id").alias("id"), "text", arrival),
             settings=settings,
             published=published if "kept" in before else None,
         )
-        removed = store.stage(found.removals.withColumn("parameters_version", version))
-        gone = removed.select("persona_id", "tier").union(found.undecidable.select("persona_id", "reason"))
-        now = {row["tier"]: row["count"] for row in gone.groupBy("tier").count().collect()}
+        removed = store.stage(_of_personas(found.removals).withColumn("parameters_version", version))
+        now = {row["tier"]: row["count"] for row in removed.groupBy("tier").count().collect()}
         _refuse_to_displace(removed, removals)
-        kept = found.kept.select("persona_id", version, "priority.*", "tokens", "bands")
+        kept = _of_personas(found.kept).select("persona_id", version, "priority.*", "tokens", "bands")
         # Bands last: with them a persona counts as decided.
         for table, rows, expected in (
             (PERSONA_REMOVALS, removed, now.get(EXACT_TOKENS, 0) + now.get(SURFACE, 0)),
-            (QUARANTINE, _as_quarantine(found.undecidable), now.get(NO_TOKENS, 0)),
             (PERSONA_BANDS, kept, before["new"] - sum(now.values())),
         ):
             added[table.name] = context.add_new(table, rows, expected=expected)
-        hub = store.view("hub").join(gone, on="persona_id", how="left_anti")  # where a dry run left them
+        hub = store.view("hub").join(removed, on="persona_id", how="left_anti")  # where a dry run left them
     outcomes = {
         **({"withdrawn": before["withdrawn"]} if "withdrawn" in before else {}),
         "flagged": before.get("flagged", 0),
         "removed_before": before.get("removed_before", 0),
-        "no_tokens": before.get(NO_TOKENS, 0) + now.get(NO_TOKENS, 0),
         "removed_exact_tokens": now.get(EXACT_TOKENS, 0),
         "removed_surface": now.get(SURFACE, 0),
         "kept": hub.count(),
     }
     return StepResult(rows_in, outcomes, added)
+
+
+def _of_personas(rows: DataFrame) -> DataFrame:
+    """``rows`` of dedup, which compares texts of any kind, with the column names of the persona tables."""
+    return rows.withColumnRenamed("id", "persona_id")
 
 
 def _refuse_other_word_parameters(removals: DataFrame, stored: DataFrame, settings: SurfaceSettings) -> None:
@@ -117,17 +115,6 @@ def _refuse_to_displace(removed: DataFrame, removals: DataFrame) -> None:
         )
 
 
-def _as_quarantine(undecidable: DataFrame) -> DataFrame:
-    return undecidable.select(
-        F.lit(SURFACE_STEP).alias("source"),
-        F.col("persona_id").alias("line"),
-        F.col("persona_id").alias("row_hash"),
-        "reason",
-        F.lit(None).cast("string").alias("raw"),
-        F.lit(None).cast("string").alias("call_key"),
-    )
-
-
 SEMANTIC_STEP = "dedup_semantic"
 GROWTH = 4
 """Buckets are made anew when there are so many times the personas that they were made for."""
@@ -137,24 +124,24 @@ def by_meaning(context: Context) -> StepResult:
     settings, store = context.settings.dedup.semantic, context.store
     model = model_of(context.settings)
     embedded, dim = stored(store.read(PERSONA_EMBEDDINGS), model, context.settings.embedding.dimensions)
-    vectors = embedded.where(F.col("vector").isNotNull()).select("persona_id", "vector")
+    vectors = embedded.where(F.col("vector").isNotNull()).select(F.col("persona_id").alias("id"), "vector")
     version = semantic.parameters_version(settings, model, dim or 0)
     removals, compared = store.read(PERSONA_REMOVALS), store.read(PERSONA_BUCKETS)
     _refuse_other_vectors(removals, version)
-    compared = compared.where(F.col("parameters_version") == version)
+    compared = compared.where(F.col("parameters_version") == version).withColumnRenamed("persona_id", "id")
 
     # Who was compared before comes first, for they are published; then whoever arrived first.
-    seen = compared.select("persona_id").distinct().withColumn("fresh", F.lit(False))
-    witnesses = removals.select(F.col("kept_id").alias("persona_id")).distinct().withColumn("anchored", F.lit(True))
+    seen = compared.select("id").distinct().withColumn("fresh", F.lit(False))
+    witnesses = removals.select(F.col("kept_id").alias("id")).distinct().withColumn("anchored", F.lit(True))
     hub = store.stage(
         store.view("hub")
-        .select("persona_id", "created_at", "hop")
-        .join(vectors.select("persona_id", F.lit(True).alias("embedded")), on="persona_id", how="left")
-        .join(seen, on="persona_id", how="left")
-        .join(witnesses, on="persona_id", how="left")
+        .select(F.col("persona_id").alias("id"), "created_at", "hop")
+        .join(vectors.select("id", F.lit(True).alias("embedded")), on="id", how="left")
+        .join(seen, on="id", how="left")
+        .join(witnesses, on="id", how="left")
         .withColumn("fresh", F.coalesce("fresh", F.lit(True)))
         .select(
-            "persona_id",
+            "id",
             F.struct("fresh", "created_at", "hop").alias("priority"),
             "fresh",
             F.coalesce("anchored", F.lit(False)).alias("anchored"),
@@ -170,24 +157,26 @@ def by_meaning(context: Context) -> StepResult:
         return StepResult(rows_in, {**outcomes, "kept": with_vector})
 
     rows = hub.where("embedded").drop("embedded")
-    centroids = _centroids(
-        context, version, vectors.join(rows, on="persona_id", how="left_semi"), with_vector, dim or 0
-    )
+    centroids = _centroids(context, version, vectors.join(rows, on="id", how="left_semi"), with_vector, dim or 0)
     index = F.col("index_id") == centroids.index_id
-    placed = compared.where(index).select("persona_id", "buckets")
-    unplaced = vectors.join(rows, on="persona_id", how="left_semi").join(placed, on="persona_id", how="left_anti")
+    placed = compared.where(index).select("id", "buckets")
+    unplaced = vectors.join(rows, on="id", how="left_semi").join(placed, on="id", how="left_anti")
     new = store.stage(semantic.assign(unplaced, centroids, settings=settings))
     found = semantic.deduplicate(
-        rows.join(placed.unionByName(new), on="persona_id", how="inner").join(vectors, on="persona_id", how="inner"),
+        rows.join(placed.unionByName(new), on="id", how="inner").join(vectors, on="id", how="inner"),
         settings=settings,
     )
-    removed = store.stage(found.removals.withColumn("parameters_version", F.lit(version)))
+    removed = store.stage(_of_personas(found.removals).withColumn("parameters_version", F.lit(version)))
     removed_count, spared = removed.count(), found.spared.count()
-    buckets = new.join(removed, on="persona_id", how="left_anti").select(
-        "persona_id",
-        F.lit(centroids.index_id).alias("index_id"),
-        "buckets",
-        F.lit(version).alias("parameters_version"),
+    buckets = (
+        _of_personas(new)
+        .join(removed, on="persona_id", how="left_anti")
+        .select(
+            "persona_id",
+            F.lit(centroids.index_id).alias("index_id"),
+            "buckets",
+            F.lit(version).alias("parameters_version"),
+        )
     )
     # Buckets last: with them a persona counts as compared.
     added = {

@@ -163,7 +163,7 @@ def run_step(context: Context, step: Step) -> StepResult:
 
 
 # What steps call the rows that they put into quarantine.
-_QUARANTINED = ("quarantined", "unreadable", "no_tokens")
+_QUARANTINED = ("quarantined", "unreadable")
 
 
 def quarantined_share(result: StepResult) -> float:
@@ -221,7 +221,14 @@ def _record(context: Context, step: str, result: StepResult, duration_s: float) 
         *(lost.input_tokens, lost.output_tokens, lost.cost_microusd),
     )  # fmt: skip
     columns = pyspark.sql.types.StructType(list(RUNS.columns))
-    context.add_new(RUNS, context.spark.createDataFrame([row], columns))
+    context.store.append(  # a run and its step are new, and runs at the same time do not wait for each other
+        RUNS,
+        context.spark.createDataFrame([row], columns),
+        app_id=f"{context.run_id}:{step}",
+        version=1,
+        run_id=context.run_id,
+        created_at=context.started_at,
+    )
 
 
 def _spark_tasks(spark: SparkSession) -> Status | None:

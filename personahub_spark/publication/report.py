@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import functions as F
 
 from personahub_spark.dedup.semantic import SEMANTIC
-from personahub_spark.dedup.surface import EXACT_TOKENS, NO_TOKENS, SURFACE
+from personahub_spark.dedup.surface import EXACT_TOKENS, SURFACE
 from personahub_spark.program import terminal
 from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWN
@@ -22,7 +22,7 @@ from personahub_spark.store.text_tables import SYNTHESES
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row
 
-INGEST, EXTRACT, DEDUP, SYNTHESIZE = "ingest_documents", "extract_personas", "dedup_surface", "synthesize"
+INGEST, EXTRACT, SYNTHESIZE = "ingest_documents", "extract_personas", "synthesize"
 EXPAND = "expand_personas"
 EMBED = "embed_personas"
 _WITHDRAWN = "withdrawn"
@@ -116,9 +116,7 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
 
     classes, flags = _persona_classes(store)
     outside = [("flagged", "flagged"), *[(f"removed by {tier}", tier) for tier in _TIERS]]
-    outside += [
-        (label, name) for label, name in (("without words", NO_TOKENS), (_WITHDRAWN, _WITHDRAWN)) if classes[name]
-    ]
+    outside += [(_WITHDRAWN, _WITHDRAWN)] if classes[_WITHDRAWN] else []
     parts = [f"{classes['hub']:,} in the hub", *[f"{classes[name]:,} {label}" for label, name in outside]]
     yield f"personas     {classes.total():,} distinct = {' + '.join(parts)}"
     yield from _listed("  flags      ", flags, note=" (one may have several)")
@@ -145,7 +143,7 @@ def _listed(label: str, counts: Mapping[str, int], *, note: str = "") -> Iterabl
 
 def _quarantine(store: Store) -> dict[str, Counter[str]]:
     """The number of quarantined rows by reason, for each step and for ``files``."""
-    reasons = {step: Counter[str]() for step in ("files", EXTRACT, DEDUP, EXPAND, SYNTHESIZE)}
+    reasons = {step: Counter[str]() for step in ("files", EXTRACT, EXPAND, SYNTHESIZE)}
     rows = store.read(QUARANTINE).groupBy(F.split("source", ":")[0].alias("step"), "reason").count().collect()
     for row in rows:
         reasons[row["step"] if row["step"] in reasons else "files"][row["reason"]] += row["count"]
@@ -153,7 +151,7 @@ def _quarantine(store: Store) -> dict[str, Counter[str]]:
 
 
 def _persona_classes(store: Store) -> tuple[Counter[str], Counter[str]]:
-    """The number of personas by class (``hub``, ``flagged``, a tier, without tokens, withdrawn), and by flag.
+    """The number of personas by class (``hub``, ``flagged``, a tier, withdrawn), and by flag.
 
     A withdrawn persona that is also flagged or removed counts as flagged or removed.
     """
@@ -172,11 +170,10 @@ def _persona_classes(store: Store) -> tuple[Counter[str], Counter[str]]:
 
 
 def _reasons_outside(store: Store) -> DataFrame:
-    """``persona_id``, ``why`` (a tier, no_tokens or withdrawn) of personas that are not in the hub; flags aside."""
+    """``persona_id``, ``why`` (a tier or withdrawn) of personas that are not in the hub; flags aside."""
     return (
         store.read(PERSONA_REMOVALS)
         .select("persona_id", F.col("tier").alias("why"))
-        .union(store.read(QUARANTINE).where(F.col("source") == DEDUP).select("line", F.lit(NO_TOKENS)))
         .union(_withdrawn(store, "persona").select("item", F.lit(_WITHDRAWN)))
         .groupBy("persona_id")
         .agg(F.min("why").alias("why"))  # in alphabetical order withdrawn is last

@@ -22,7 +22,7 @@ from personahub_spark.settings.whole import Settings
 from personahub_spark.sources import formats, inputs
 from personahub_spark.sources.formats import File
 from personahub_spark.sources.inputs import FileRows, Judged, Listing, Shape
-from personahub_spark.text import clean, content_id
+from personahub_spark.text import clean, content_id, has_words
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -141,7 +141,7 @@ def _judge_record(values: Mapping[str, Any], settings: ImportSettings) -> Judged
     if len(persona) > _LONGEST:
         return Judged({}, "persona_too_long")
     persona = clean(persona.removeprefix("\ufeff")).strip()
-    if not any(map(str.isalpha, persona)):
+    if not has_words(persona):
         return Judged({}, "empty_persona")
     source = _as_string(values.get("source")) or settings.source
     licence = _as_string(values.get("licence")) or settings.licence

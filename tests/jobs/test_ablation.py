@@ -14,7 +14,6 @@ from typing import Any
 import ablate_dedup
 import numpy as np
 import pytest
-from pyspark.sql.types import StructType
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.hub import ablation
@@ -24,6 +23,7 @@ from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONAS
 from personahub_spark.text import content_id, token_set
 from tests.oracles import by_priority, greedy_removals, similar_pairs
 from tests.spark.test_dedup_surface import persona_like_rows
+from tests.stores import put
 
 MakeContext = Callable[..., Context]
 MakeSettings = Callable[..., whole.Settings]
@@ -36,15 +36,15 @@ THRESHOLDS = [Decimal("0.6"), Decimal("0.9")]
 def add(context: Context, texts: Mapping[str, np.ndarray[Any, Any] | None], *, days: int, flags: list[str]) -> None:
     """Personas with their vectors, as steps add them that start so many days after Monday."""
     stamps: dict[str, Any] = {"run_id": f"day {days} {flags}", "created_at": MONDAY + timedelta(days=days)}
-    personas = [(content_id(text), text, "en", 0, "somewhere", flags) for text in texts]
-    frame = context.spark.createDataFrame(personas, StructType(list(PERSONAS.columns)))
-    context.store.add_new(PERSONAS, frame, **stamps)
+    same = {"lang": "en", "hop": 0, "first_origin": "somewhere", "quality_flags": flags}
+    personas = [{"persona_id": content_id(text), "text": text, **same} for text in texts]
+    put(context.store, PERSONAS, *personas, **stamps)
+    made = {"model": "test-model", "dim": 4, "unread_share": 0.0}
     embedded = [
-        (content_id(text), "test-model", 4, None if vector is None else bytearray(vector.tobytes()), 0.0)
+        {"persona_id": content_id(text), **made, "vector": None if vector is None else vector.tobytes()}
         for text, vector in texts.items()
     ]
-    frame = context.spark.createDataFrame(embedded, StructType(list(PERSONA_EMBEDDINGS.columns)))
-    context.store.add_new(PERSONA_EMBEDDINGS, frame, **stamps)
+    put(context.store, PERSONA_EMBEDDINGS, *embedded, **stamps)
 
 
 def expected(

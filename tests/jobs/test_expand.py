@@ -35,7 +35,7 @@ from personahub_spark.store.record_tables import QUARANTINE, RUNS, WITHDRAWN
 from personahub_spark.store.store import Store
 from personahub_spark.store.table import Table
 from personahub_spark.text import content_id
-from tests.stores import assert_same_rows, assert_same_tables, live_files
+from tests.stores import assert_same_rows, assert_same_tables, live_files, put
 
 CONF = Path(__file__).parent.parent.parent / "conf" / "local.yaml"
 NURSE = "A night nurse on a ward for children who checks every dose twice"
@@ -98,9 +98,7 @@ def make_hub(
             asked = {"hop": 0, "prompt_version": "v", "call_key": "c"}
             rows[PERSONA_ORIGINS].append({"persona_id": persona_id, "source_key": doc_id, **origin, **asked})
         for table, found in rows.items():
-            columns = StructType(list(table.columns))
-            told = [{column.name: row.get(column.name) for column in table.columns} for row in found]
-            context.add_new(table, context.spark.createDataFrame(told, columns))
+            put(context.store, table, *found, run_id=context.run_id, created_at=context.started_at)
         return context
 
     return make

@@ -32,7 +32,8 @@ from personahub_spark.store.hub_tables import (
 )
 from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
 from personahub_spark.store.text_tables import SYNTHESES
-from tests.spark.test_tables import NOW, add, frame, sha
+from tests.spark.test_tables import NOW, add, sha
+from tests.spark.test_tables import fill as fill_table
 from tests.stores import assert_same_rows, live_files
 
 WORDS = " ".join(f"w{n}" for n in range(20))
@@ -53,7 +54,7 @@ def known(text: str) -> str:
 
 
 def fill(context: Context) -> None:
-    put: Callable[..., int] = functools.partial(add, context.spark, context.store)
+    put: Callable[..., None] = functools.partial(fill_table, context.store)
     put(
         DOCUMENTS, {"doc_id": sha("1"), "source": "bad", "licence": "CC0"}, {"doc_id": sha("2"), "source": "good"},
         {"doc_id": sha("3"), "source": "bad"},
@@ -74,7 +75,7 @@ def fill(context: Context) -> None:
             edges.append({"persona_id": known(text), **edge})
     for days, rows in enumerate((personas[:1], personas[1:])):  # the first one arrived first
         arrived = NOW + timedelta(days=days)
-        context.store.add_new(PERSONAS, frame(context.spark, PERSONAS, *rows), run_id="r", created_at=arrived)
+        put(PERSONAS, *rows, run_id="r", at=arrived)
     put(PERSONA_ORIGINS, *edges)
     found = {known(text): way for text, way in ways.items() if way}
     put(PERSONA_ANCESTORS, *({"persona_id": key, "root_id": way[0], "path": way} for key, way in found.items()))

@@ -28,6 +28,7 @@ from personahub_spark.store.hub_tables import PERSONA_BUCKETS, PERSONA_EMBEDDING
 from personahub_spark.store.record_tables import LLM_CALLS
 from personahub_spark.text import content_id
 from tests.oracles import by_priority, greedy_removals
+from tests.stores import put
 
 MakeContext = Callable[..., Context]
 MakeSettings = Callable[..., whole.Settings]
@@ -60,11 +61,11 @@ def test_pairs_are_those_of_brute_force_on_any_partitions_and_in_parts_of_crowde
     stored = vectors(seed, 500)
     fresh = {row for n, row in enumerate(stored) if n % 5 == 0}
     rows = [(row, bytearray(vector), row in fresh) for row, vector in stored.items()]
-    frame = spark.createDataFrame(rows, "persona_id string, vector binary, fresh boolean").repartition(partitions)
+    frame = spark.createDataFrame(rows, "id string, vector binary, fresh boolean").repartition(partitions)
     centroids = semantic.train(frame, rows=500, settings=chosen)
     again = semantic.Centroids.from_bytes(centroids.to_bytes())
     assert len(centroids.points) > 5 and again.index_id == centroids.index_id
-    placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="persona_id", how="inner")
+    placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="id", how="inner")
     placed = placed.localCheckpoint()
     sizes = placed.select(F.explode("buckets").alias("bucket")).groupBy("bucket").count()
     assert sizes.where("count > 100").count() > 0  # or no bucket is compared in parts
@@ -102,19 +103,19 @@ def test_every_removal_has_a_kept_witness_and_neither_partitions_nor_order_nor_a
     spark.conf.set("spark.sql.adaptive.enabled", str(adaptive).lower())
     spark.conf.set("spark.sql.shuffle.partitions", str(shuffled))
     try:
-        schema = "persona_id string, vector binary, priority int, anchored boolean"
+        schema = "id string, vector binary, priority int, anchored boolean"
         frame = spark.createDataFrame(rows, schema).repartition(partitions)
         centroids = semantic.train(frame, rows=len(rows), settings=chosen)
-        placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="persona_id", how="inner")
+        placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="id", how="inner")
         placed = placed.localCheckpoint()
 
         def removed(arrived: str, fresh: str, gone: set[str]) -> dict[str, tuple[str, float]]:
             taking_part = placed.where(arrived).withColumn("fresh", F.expr(fresh))
             found = semantic.deduplicate(
-                taking_part.where(~F.col("persona_id").isin(sorted(gone))), settings=chosen
+                taking_part.where(~F.col("id").isin(sorted(gone))), settings=chosen
             ).removals.collect()
             assert {row.tier for row in found} <= {"semantic"}
-            return {row.persona_id: (row.kept_id, row.similarity) for row in found}
+            return {row.id: (row.kept_id, row.similarity) for row in found}
 
         whole = removed("true", "true", set())
         split: dict[str, tuple[str, float]] = {}
@@ -144,12 +145,11 @@ def test_every_removal_has_a_kept_witness_and_neither_partitions_nor_order_nor_a
 def add(context: Context, stored: dict[str, bytes | None], *, days: int = 0) -> None:
     """Personas with their vectors, as steps add them that start so many days after Monday."""
     stamps: dict[str, Any] = {"run_id": f"day {days}", "created_at": MONDAY + timedelta(days=days)}
-    personas = [(row, f"text {row}", "en", 0, "somewhere", []) for row in stored]
-    frame = context.spark.createDataFrame(personas, StructType(list(PERSONAS.columns)))
-    context.store.add_new(PERSONAS, frame, **stamps)
-    embedded = [(row, "test-model", 4, vector and bytearray(vector), 0.0) for row, vector in stored.items()]
-    frame = context.spark.createDataFrame(embedded, StructType(list(PERSONA_EMBEDDINGS.columns)))
-    context.store.add_new(PERSONA_EMBEDDINGS, frame, **stamps)
+    same = {"lang": "en", "hop": 0, "first_origin": "somewhere", "quality_flags": []}
+    put(context.store, PERSONAS, *({"persona_id": row, "text": f"text {row}", **same} for row in stored), **stamps)
+    made = {"model": "test-model", "dim": 4, "unread_share": 0.0}
+    embedded = [{"persona_id": row, "vector": vector, **made} for row, vector in stored.items()]
+    put(context.store, PERSONA_EMBEDDINGS, *embedded, **stamps)
 
 
 def dedup(context: Context) -> StepResult:
@@ -167,9 +167,9 @@ def hub(context: Context) -> set[str]:
 
 def removed_for(context: Context, pairs: Iterable[tuple[str, str]]) -> None:
     """As if surface dedup had removed the first of each pair for the second."""
-    rows = [(gone, "surface", kept, 0.95, "v") for gone, kept in pairs]
-    frame = context.spark.createDataFrame(rows, StructType(list(PERSONA_REMOVALS.columns)))
-    context.store.add_new(PERSONA_REMOVALS, frame, run_id="surface", created_at=MONDAY)
+    same = {"tier": "surface", "similarity": 0.95, "parameters_version": "v"}
+    rows = [{"persona_id": gone, "kept_id": kept, **same} for gone, kept in pairs]
+    put(context.store, PERSONA_REMOVALS, *rows, run_id="surface", created_at=MONDAY)
 
 
 def test_batches_in_a_row_give_what_the_oracle_gives_for_all_and_a_second_run_adds_nothing(

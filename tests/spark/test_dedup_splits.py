@@ -97,18 +97,18 @@ def test_semantic_removals_are_those_of_the_oracle_though_each_batch_comes_in_ot
         rng.shuffle(taken)
         frame = spark.createDataFrame(
             [(row, bytearray(stored[row]), batches[row], batches[row] == batch, row in anchors) for row in taken],
-            "persona_id string, vector binary, priority int, fresh boolean, anchored boolean",
+            "id string, vector binary, priority int, fresh boolean, anchored boolean",
         ).repartition(rng.randint(1, 9))
         chosen = SemanticSettings.model_validate({**EXACT, "seed": batch})
         centroids = semantic.train(frame, rows=len(taken), settings=chosen)
         indexes.add(centroids.index_id)
-        placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="persona_id", how="inner")
+        placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="id", how="inner")
         result = semantic.deduplicate(placed.localCheckpoint(), settings=chosen)
-        now = {row.persona_id: (row.kept_id, row.similarity) for row in result.removals.collect()}
+        now = {row.id: (row.kept_id, row.similarity) for row in result.removals.collect()}
         case = f"seed {seed}, batch {batch} of {[list(batches.values()).count(each) for each in range(3)]}"
         assert {batches[row] for row in now} <= {batch}, f"{case}: a published one went"
         gone |= now
-        spared = {row.persona_id for row in result.spared.select(F.col("persona_id")).collect()}
+        spared = {row.id for row in result.spared.select(F.col("id")).collect()}
         assert spared <= anchors, case
     assert len(indexes) == 3 and len(wanted) > 20  # or this shows little
     assert gone == wanted, f"seed {seed}"

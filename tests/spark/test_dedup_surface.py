@@ -30,7 +30,7 @@ SETTINGS = SurfaceSettings()
 EXACT = SurfaceSettings(engine="exact")
 ENGINES = pytest.mark.parametrize("settings", [SETTINGS, EXACT], ids=["minhash", "exact"])
 PATHS = pytest.mark.parametrize("one_task_mb", [400, 0], ids=["one-task", "joins"])
-SCHEMA = "persona_id string, text string, priority struct<batch: int, hop: int>"
+SCHEMA = "id string, text string, priority struct<batch: int, hop: int>"
 PAIRS = "id_a string, priority_a int, id_b string, priority_b int, similarity double, tier string"
 
 
@@ -151,8 +151,8 @@ def expected(rows: list[Row], settings: SurfaceSettings = SETTINGS) -> Removals:
 
 def found(removals: DataFrame) -> Removals:
     rows = removals.collect()
-    assert len({row.persona_id for row in rows}) == len(rows)
-    return {row.persona_id: (row.kept_id, row.similarity, row.tier) for row in rows}
+    assert len({row.id for row in rows}) == len(rows)
+    return {row.id: (row.kept_id, row.similarity, row.tier) for row in rows}
 
 
 @PATHS
@@ -175,7 +175,7 @@ def test_removals_witnesses_and_tiers_are_those_of_the_exact_oracle(
         spark.conf.unset("spark.sql.adaptive.enabled")
     assert removed == wanted, f"seed {seed}, partitions {partitions}"
     assert {tier for _, _, tier in removed.values()} == {surface.EXACT_TOKENS, surface.SURFACE}
-    undecidable = {(row.persona_id, row.reason) for row in result.undecidable.collect()}
+    undecidable = {(row.id, row.reason) for row in result.undecidable.collect()}
     assert undecidable == {(row_id, "no_tokens") for row_id in ("none-1", "none-2", "none-3")}
     # What the oracle says, said once more without it.
     sets = {row_id: frozenset(token_set(text)) for row_id, text, _ in rows}
@@ -183,7 +183,7 @@ def test_removals_witnesses_and_tiers_are_those_of_the_exact_oracle(
     assert all(witness in kept for witness, _, _ in removed.values())
     assert all(10 * len(sets[a] & sets[b]) >= 9 * len(sets[a] | sets[b]) for a, (b, _, _) in removed.items())
     assert similar_pairs(kept, SETTINGS.threshold) == {}
-    told = {(row.persona_id, row.priority.batch, row.priority.hop) for row in result.kept.collect()}
+    told = {(row.id, row.priority.batch, row.priority.hop) for row in result.kept.collect()}
     assert told == {(row_id, *priority) for row_id, text, priority in rows if row_id in kept and token_set(text)}
 
 
@@ -327,7 +327,7 @@ def test_hot_tokens_and_copies_propose_no_more_than_their_share(spark: SparkSess
     removed = found(surface.deduplicate(personas, settings=limited(settings, 0)).removals)
     assert found(surface.deduplicate(personas, settings=settings).removals) == removed
     assert len(removed) == 5_000 and {kept for kept, _, _ in removed.values()} == {"copy"}
-    sets = surface.with_best(surface.token_sets(personas, settings)).where("persona_id = best.persona_id")
+    sets = surface.with_best(surface.token_sets(personas, settings)).where("id = best.id")
     assert sets.count() == 5_002
     assert surface.candidates(surface.with_keys(sets, None, settings), settings).count() < 5_000
 
@@ -379,7 +379,7 @@ def test_nothing_in_nothing_out(spark: SparkSession, one_task_mb: int) -> None:
     nothing = spark.createDataFrame([("none", "...", (0, 0))], SCHEMA).where("text is null")
     result = surface.deduplicate(nothing, settings=limited(SETTINGS, one_task_mb))
     assert result.removals.collect() == result.undecidable.collect() == []
-    assert result.removals.columns == ["persona_id", "kept_id", "similarity", "tier"]
+    assert result.removals.columns == ["id", "kept_id", "similarity", "tier"]
 
 
 @pytest.fixture
@@ -420,7 +420,7 @@ def test_too_long_a_chain_of_decisions_is_one_clear_error(spark: SparkSession, m
     pairs = spark.createDataFrame(rows, PAIRS)
     with pytest.raises(PersonaHubError, match="undecided after 2 rounds"):
         survivors(pairs, in_one_task=6)
-    assert {row["persona_id"] for row in survivors(pairs, in_one_task=7).collect()} == {"1", "3", "5", "7"}
+    assert {row["id"] for row in survivors(pairs, in_one_task=7).collect()} == {"1", "3", "5", "7"}
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_what_a_row_is_known_by(spark: SparkSession) -> None:
     rows = spark.createDataFrame([(name, text, (0, 0)) for name, text in texts.items()], SCHEMA)
 
     def keys(settings: SurfaceSettings) -> dict[str, list[int] | None]:
-        return {row["persona_id"]: row["keys"] for row in surface.token_sets(rows, settings).collect()}
+        return {row["id"]: row["keys"] for row in surface.token_sets(rows, settings).collect()}
 
     assert set(keys(EXACT).values()) == {None} and set(keys(EXACT)) == set(texts)
     by_minhash = keys(SETTINGS)

@@ -183,7 +183,7 @@ def test_nothing_has_no_places_and_no_pairs() -> None:
 def test_a_part_of_a_bucket_whose_other_part_is_empty_has_no_pairs() -> None:
     row = clustered(1, 1).astype("<f2").tobytes()
     group = pd.DataFrame(
-        {"bucket": 0, "first": 0, "second": 1, "part": 0, "persona_id": ["a", "b"], "vector": [row, row], "class": 3}
+        {"bucket": 0, "first": 0, "second": 1, "part": 0, "id": ["a", "b"], "vector": [row, row], "class": 3}
     )
     assert len(semantic._compare(group, 0.9)) == 0
     assert len(semantic._compare(group.assign(second=0), 0.9)) == 1

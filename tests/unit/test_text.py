@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from personahub_spark.text import (
     content_id,
     cut_at_sentence,
     estimate_tokens,
+    has_words,
     normalise,
     only_markup,
     token_set,
@@ -101,6 +104,15 @@ def test_words_of_many_scripts(text: str, expected: list[str]) -> None:
 
 def test_no_text_has_no_tokens() -> None:
     assert token_set(None) == []
+
+
+def test_a_text_with_words_has_tokens() -> None:
+    """Every letter there is: some, alone, are a blank with a mark when they are normalised."""
+    letters = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isalpha()]
+    with_words = [letter for letter in letters if has_words(letter)]
+    assert 0 < len(letters) - len(with_words) < 50
+    assert all(map(tokens, with_words))
+    assert not has_words("?! 12 \U0001f370 \u037a \uff9e")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from personahub_spark.tasks.reading import (
     visible,
 )
 from personahub_spark.tasks.tex import garbled
-from personahub_spark.text import content_id
+from personahub_spark.text import content_id, has_words
 
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 
@@ -371,7 +371,7 @@ def _judged(text: str, examples: Collection[str], *, nested: int, is_answer: boo
         return persona
     if not persona:
         return failed("empty")
-    if not any(map(str.isalpha, persona)):
+    if not has_words(persona):
         return failed("no_text")
     if is_refusal(persona):
         return failed("refusal")
