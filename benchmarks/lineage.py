@@ -32,8 +32,9 @@ from personahub_spark.store.store import Store
 from personahub_spark.store.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
-import query_tables
 import withdraw
+
+from personahub_spark.hub import queries
 
 FAN_OUT = 3
 HOPS = 6
@@ -169,12 +170,12 @@ def by_view(context: Context, ids: list[str], told: dict[str, list[str]]) -> lis
 
 def by_filtered_view(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
     """As jobs/query_tables.py asks it."""
-    for setting, value in query_tables.RUNTIME_FILTERS.items():
+    for setting, value in queries.RUNTIME_FILTERS.items():
         context.spark.conf.set(setting, value)
     try:
         return by_view(context, ids, told)
     finally:
-        for setting in query_tables.RUNTIME_FILTERS:
+        for setting in queries.RUNTIME_FILTERS:
             context.spark.conf.unset(setting)
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
 
-import query_tables
 import run_pipeline
 
+from personahub_spark.hub import queries
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.program.start import open_context
 from personahub_spark.program.steps import Context, run_step
@@ -53,13 +53,13 @@ def main() -> None:
         }
         chosen = loading.load(CONF, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
         with _measured("start of the session", None):
-            context = open_context(query_tables.filtering(chosen))
+            context = open_context(queries.filtering(chosen))
         for again in ("", " again"):
             for step in run_pipeline.chosen(chosen):
                 with _measured(step.name + again, context):
                     run_step(context, step)
         with _measured("names of tables and views", context):
-            query_tables.use(context.spark, context.store)
+            queries.use(context.spark, context.store)
         for question in QUESTIONS:
             with _measured(question[:33], context):
                 context.spark.sql(question).collect()

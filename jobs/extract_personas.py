@@ -1,90 +1,10 @@
 """Text-to-Persona: ask for each document who would read, write, like or dislike it, and keep the personas found."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
+from personahub_spark.hub import extraction
 from personahub_spark.program.cli import main
+from personahub_spark.program.steps import Step
 
-# The package comes first, so that Ctrl-C ends what is imported next.
-# isort: split
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
-from pyspark.sql.types import IntegerType, StringType, StructField, StructType
-
-from personahub_spark.asking import Readings, ask_new, mapped
-from personahub_spark.hub.new_personas import keep_personas, with_flags_noted
-from personahub_spark.program.steps import Context, Step, StepResult
-from personahub_spark.settings.personas import Verb
-from personahub_spark.store.hub_tables import DOCUMENT_SOURCES, DOCUMENTS, PERSONA_ORIGINS
-from personahub_spark.store.record_tables import WITHDRAWALS
-from personahub_spark.tasks.personas.text_to_persona import TextToPersona
-
-NAME = "extract_personas"
-PARTS = StructType([
-    StructField("doc_id", StringType(), False),
-    StructField("chunk", IntegerType(), False),
-    StructField("document", StringType(), False),
-])  # fmt: skip
-
-
-def run(context: Context) -> StepResult:
-    result = StepResult(0, {})
-    for verb in context.settings.personas.verbs:
-        result += _extract(context, verb)
-    return with_flags_noted(context, result)
-
-
-def _extract(context: Context, verb: Verb) -> StepResult:
-    settings, store = context.settings.personas, context.store
-    task = TextToPersona(settings, context.settings.endpoint(settings.model), verb)
-    questions = _questions(store.view("documents_in_use"), task)
-    if settings.parts(verb) != 1:
-        questions = store.stage(questions)  # texts are divided in Python
-    origins = store.read(PERSONA_ORIGINS).where(F.col("recipe") == task.recipe)
-
-    def keep(readings: Readings) -> dict[str, int]:
-        # The model saw at most this much of a part: a token is no more than a few characters.
-        seen = F.substring("document", 1, 8 * settings.max_document_tokens)
-        labels = {"verb": verb, "granularity": settings.granularity}
-        asked = questions.withColumn("source_text", seen)
-        return keep_personas(
-            context, readings, asked, task, language=settings.language, hop=0, kind="document", labels=labels
-        )
-
-    return ask_new(
-        context,
-        task,
-        questions,
-        step=NAME,
-        done=origins.select(_id("source_key", "chunk")),
-        plan=str(settings.parts(verb)),
-        inputs=(DOCUMENTS, DOCUMENT_SOURCES, WITHDRAWALS, PERSONA_ORIGINS),
-        keep=keep,
-    )
-
-
-def _questions(documents: DataFrame, task: TextToPersona) -> DataFrame:
-    """What to ask about: id, document, lang. The start of a document has the document's id, other parts more."""
-    if task.settings.parts(task.verb) == 1:  # nothing of what follows after what is asked about need be looked at
-        parts = documents.withColumn("chunk", F.lit(0)).withColumnRenamed("text", "document")
-    else:
-
-        def cut(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-            for number, text in task.parts(row["text"]).items():
-                yield {"doc_id": row["doc_id"], "chunk": number, "document": text}
-
-        parts = mapped(documents.select("doc_id", "text"), cut, PARTS).join(
-            documents.select("doc_id", "lang"), on="doc_id", how="inner"
-        )
-    return parts.select(_id("doc_id", "chunk"), "document", "lang")
-
-
-def _id(document: str, chunk: str) -> Column:
-    number = F.when(F.col(chunk) > 0, F.col(chunk).cast("string"))
-    return F.concat_ws(":", F.col(document), number).alias("id")
-
-
-STEP = Step(NAME, run, asks=lambda settings: [settings.personas.model])
+STEP = Step(extraction.NAME, extraction.extract, asks=lambda settings: [settings.personas.model])
 
 if __name__ == "__main__":
     main(STEP, doc=__doc__)

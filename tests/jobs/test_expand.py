@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.hub import expansion, lineage
+from personahub_spark.hub import expansion, lineage, queries
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.program.steps import Context, StepResult, run_step
 from personahub_spark.settings import loading, whole
@@ -186,18 +186,18 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     ]
     assert lineage.trace(context.store, [ids[CLERK]]).collect() == clerk
     try:
-        query_tables.use(context.spark, context.store, personas=[ids[CLERK]])
+        queries.use(context.spark, context.store, personas=[ids[CLERK]])
         assert context.spark.table("persona_lineage").collect() == clerk
-        query_tables.use(context.spark, context.store)
+        queries.use(context.spark, context.store)
         assert context.spark.table("persona_lineage").count() > 1
         # As if the tables were large: what joins is filtered, and the answer is the same.
-        for name, value in {"spark.sql.autoBroadcastJoinThreshold": "-1", **query_tables.RUNTIME_FILTERS}.items():
+        for name, value in {"spark.sql.autoBroadcastJoinThreshold": "-1", **queries.RUNTIME_FILTERS}.items():
             context.spark.conf.set(name, value)
         second = context.spark.sql("SELECT * FROM persona_lineage WHERE hop = 2")
         assert_same_rows(second, context.spark.createDataFrame(two_away, second.schema), key=["persona_id", "call_key"])
         assert "might_contain" in second._jdf.queryExecution().toString()
     finally:
-        for name in ("spark.sql.autoBroadcastJoinThreshold", *query_tables.RUNTIME_FILTERS):
+        for name in ("spark.sql.autoBroadcastJoinThreshold", *queries.RUNTIME_FILTERS):
             context.spark.conf.unset(name)
         context.spark.catalog.dropTempView("persona_lineage")
         context.spark.sql("USE default")
@@ -243,11 +243,11 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
 
 
 def test_questions_are_filtered_but_as_the_settings_say(make_settings: Callable[..., whole.Settings]) -> None:
-    mine, other = query_tables.RUNTIME_FILTERS
+    mine, other = queries.RUNTIME_FILTERS
     chosen = make_settings(spark={"conf": {mine: "5MB", "spark.ui.enabled": "false"}})
-    asked = query_tables.filtering(chosen)
+    asked = queries.filtering(chosen)
     assert asked.spark.conf == {mine: "5MB", other: "0", "spark.ui.enabled": "false"}
-    assert query_tables.filtering(make_settings()).spark.conf == {mine: "1TB", other: "0"}
+    assert queries.filtering(make_settings()).spark.conf == {mine: "1TB", other: "0"}
     assert chosen.spark.conf == {mine: "5MB", "spark.ui.enabled": "false"}
 
 
@@ -262,7 +262,7 @@ def test_the_job_asks_with_the_filters_on(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "argv", ["query_tables.py", "--conf", str(CONF), "select 1"])
     with pytest.raises(SystemExit):
         query_tables.main()
-    assert query_tables.RUNTIME_FILTERS.items() <= opened[0].items()
+    assert queries.RUNTIME_FILTERS.items() <= opened[0].items()
 
 
 def test_the_first_of_many_are_chosen_as_by_sorting_all(spark: SparkSession) -> None:

@@ -12,6 +12,7 @@ import query_tables
 from pyspark.sql import DataFrame, SparkSession
 
 from personahub_spark.errors import PersonaHubError
+from personahub_spark.hub import queries
 from personahub_spark.store.store import TABLES, VIEWS
 
 ODD = """
@@ -31,7 +32,7 @@ def odd(spark: SparkSession) -> DataFrame:
 
 def shown(rows: DataFrame, form: str) -> str:
     out = io.StringIO(newline="")
-    assert not query_tables.show(rows, form, most_rows=0, out=out)
+    assert not queries.show(rows, form, most_rows=0, out=out)
     return out.getvalue()
 
 
@@ -72,11 +73,11 @@ def test_a_table_is_as_wide_as_columns_says_and_whole_in_a_pipe(
         assert '{"k":{"a":1,"b":null}}' in shown(odd, "table")
 
 
-@pytest.mark.parametrize("form", query_tables.FORMATS)
+@pytest.mark.parametrize("form", queries.FORMATS)
 def test_rows_are_counted_and_more_of_them_are_told(odd: DataFrame, form: str) -> None:
     for most_rows, wanted, more in ((0, 3, False), (2, 2, True), (3, 3, False), (9, 3, False)):
         out = io.StringIO(newline="")
-        assert query_tables.show(odd.select("id"), form, most_rows=most_rows, out=out) is more
+        assert queries.show(odd.select("id"), form, most_rows=most_rows, out=out) is more
         assert len(out.getvalue().splitlines()) == wanted + {"table": 2, "csv": 1, "json": 0}[form]
 
 

@@ -1,0 +1,93 @@
+"""Questions to the tables in SQL: which tables a query may name, and its rows as a table, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import TextIO
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, BinaryType, DataType, MapType, NumericType, StructType
+
+from personahub_spark.errors import PersonaHubError
+from personahub_spark.hub.lineage import trace
+from personahub_spark.program import terminal
+from personahub_spark.settings.whole import Settings
+from personahub_spark.store.store import Store
+
+FORMATS = ("table", "csv", "json")
+RUNTIME_FILTERS = {
+    "spark.sql.optimizer.runtime.bloomFilter.creationSideThreshold": "1TB",
+    "spark.sql.optimizer.runtime.bloomFilter.applicationSideScanSizeThreshold": "0",
+}
+"""Most questions are about few rows, so what joined tables have of other keys is left out before it is shuffled.
+
+By default Spark does that only where the side that says which keys is 10 MB at most, and takes that side to be as large
+as its whole table whatever the question leaves of it; and only where the other side is more than 10 GB.
+"""
+
+
+def filtering(settings: Settings) -> Settings:
+    """``settings`` with RUNTIME_FILTERS, where ``spark.conf`` does not say otherwise."""
+    spark = settings.spark.model_copy(update={"conf": {**RUNTIME_FILTERS, **settings.spark.conf}})
+    return settings.model_copy(update={"spark": spark})
+
+
+def use(spark: SparkSession, store: Store, query: str = "", *, personas: Collection[str] = ()) -> None:
+    """Let ``query`` name the tables and views; with ``personas`` the view ``persona_lineage`` has only these."""
+    spark.catalog.dropTempView("persona_lineage")
+    words = set(re.findall(r"\w+", query.lower()))
+    store.use(words if query and "show" not in words else None)  # SHOW TABLES lists what it does not name
+    if personas:
+        trace(store, personas).createOrReplaceTempView("persona_lineage")
+
+
+def show(rows: DataFrame, form: str, *, most_rows: int, out: TextIO) -> bool:
+    """Write ``rows`` to ``out`` in one of FORMATS, ``most_rows`` of them or all for 0; whether there are more.
+
+    Raises PersonaHubError for JSON where two columns have one name.
+    """
+    names, kinds = rows.columns, [field.dataType for field in rows.schema]
+    if not names:  # a statement without an answer
+        return False
+    apart = rows.toDF(*(f"c{n}" for n in range(len(names))))  # two columns may have one name
+    cells = [F.col(name) for name in apart.columns]
+    if form == "json":
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PersonaHubError(f"two columns are called {twice[0]}, and JSON has one of a name; rename one by AS")
+        whole = F.struct(*[cell.alias(name) for cell, name in zip(cells, names, strict=True)])
+        cells = [F.to_json(whole, {"ignoreNullFields": "false"})]
+    else:
+        cells = [_as_text(cell, kind) for cell, kind in zip(cells, kinds, strict=True)]
+    found = _first(apart.select(*[cell.alias(f"c{n}") for n, cell in enumerate(cells)]), most_rows)
+    if form == "table":
+        taken = [["NULL" if cell is None else cell for cell in row] for row in found]
+        right = [n for n, kind in enumerate(kinds) if isinstance(kind, NumericType)]
+        kept = taken[:most_rows] if most_rows else taken
+        out.writelines(f"{line}\n" for line in terminal.table(names, kept, right=right, most=terminal.width()))
+        return len(kept) < len(taken)
+    writer = csv.writer(out, lineterminator="\r\n")
+    if form == "csv":
+        writer.writerow(names)
+    for n, row in enumerate(found):
+        if n == most_rows > 0:
+            return True
+        if form == "csv":
+            writer.writerow(row)
+        else:
+            out.write(f"{terminal.safe_json(str(row[0]))}\n")
+    return False
+
+
+def _first(rows: DataFrame, most_rows: int) -> Iterator[Sequence[str | None]]:
+    """``most_rows`` of ``rows`` and one more, or all of them, a partition at a time."""
+    return iter(rows.take(most_rows + 1)) if most_rows else iter(rows.toLocalIterator())
+
+
+def _as_text(cell: Column, kind: DataType) -> Column:
+    if isinstance(kind, ArrayType | MapType | StructType):
+        return F.to_json(cell, {"ignoreNullFields": "false"})
+    return F.base64(cell) if isinstance(kind, BinaryType) else cell.cast("string")
