@@ -219,3 +219,39 @@ def only_markup(text: str) -> bool:
         return False
     inner = _MARKUP.sub(" ", html.unescape(_MARKUP.sub(" ", text)))
     return inner != text and not any(map(str.isalpha, inner))
+
+
+def words(text: str) -> list[str]:
+    """The words of ``text`` as a reader counts them: ``tokens`` without emoji.
+
+    In scripts that write no blanks between words each character counts.
+    """
+    apart = _CLUSTER.sub(r" \g<0> ", normalise(text))
+    return [word for word in tokens(apart) if any(map(str.isalnum, word))]
+
+
+_NO_END = re.compile(
+    r"(?:\b(?:mr|mrs|ms|dr|prof|st|no|vs|etc|approx|fig|e\.g|i\.e|z\.b|p\.s|[^\W\d_])|(?:\A|\n)\s*\d{1,3})\.\Z",
+    re.IGNORECASE,
+)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of ``text``, in order: they end at a mark of any script or with their line.
+
+    A point behind an initial, a common abbreviation or a line's number ends none, nor does one before a small letter in
+    a text that has capitals.
+    """
+    found: list[str] = []
+    has_capitals = text != text.lower()
+    for line in text.splitlines():
+        begin = 0
+        for end in _SENTENCE_END.finditer(line):
+            rest = line[end.end() :].lstrip()
+            is_point = end[0].startswith(".")
+            if is_point and (_NO_END.search(line, begin, end.start() + 1) or (has_capitals and rest[:1].islower())):
+                continue
+            found.append(line[begin : end.end()].strip())
+            begin = end.end()
+        found.append(line[begin:].strip())
+    return [sentence for sentence in found if any(map(str.isalnum, sentence))]

@@ -187,7 +187,7 @@ def view_section(name: str) -> Iterator[str]:
 
 def task_columns(task: Declaration) -> str:
     """The columns of a task's view."""
-    fields = [f"`{name}` ({schema['type']})" for name, schema in task.output.items()]
+    fields = [f"`{name}` ({kind})" for name, kind in task.fields.items()]
     own = {"fields": fields, "options": [f"`{name}`" for name in task.options]}
     own["checks, true where the row fails them"] = [f"`{check.name}`" for check in task.checks]
     told = [f"- {what}: {', '.join(columns)}" for what, columns in own.items() if columns]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from personahub_spark.tasks import math_checks, plans, reading
+from personahub_spark.tasks import constraints, math_checks, plans, reading
 from personahub_spark.tasks.tex import garbled
 from personahub_spark.text import normalise, token_set, tokens
 
@@ -171,6 +171,11 @@ def result_told(answer: CheckedAnswer) -> bool:
 @_check("Not just the last sentence asks; false without a plan.")
 def question_not_last(answer: CheckedAnswer) -> bool:
     return "math_plan" in answer.drawn and not math_checks.asks_once_at_end(answer.text)
+
+
+@_check("A constraint that was drawn is not stated with its numbers and words; false without any.")
+def constraint_unstated(answer: CheckedAnswer) -> bool:
+    return constraints.unstated(answer.text, answer.drawn.get("constraints", ()))
 
 
 _REPEATED_RUN = 4

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from personahub_spark.tasks import plans
+from personahub_spark.tasks import constraints, plans
 from personahub_spark.tasks.contract import Drawn, Subject
 
 
@@ -53,6 +53,13 @@ DRAWS: dict[str, DrawKind] = {
         texts=("plan_words",),
         fields={"plan": "object", "plan_answer": "string"},
         version=plans.VERSION,
+    ),
+    "constraints": DrawKind(
+        constraints.draw,
+        "One to three constraints on a response that a program can check, and that go together.",
+        texts=("constraint_words",),
+        fields={"constraints": "array"},
+        version=constraints.VERSION,
     ),
 }
 """By name."""
