@@ -108,7 +108,7 @@ class Journal:
         """Write down ``event`` of ``chunk``; it is durable when this returns."""
         files.write_whole(f"{self._place}/{chunk}", f"{event}.json", json.dumps(content).encode())
 
-    def told(self, chunk: str, event: str) -> dict[str, Any] | None:
+    def noted(self, chunk: str, event: str) -> dict[str, Any] | None:
         """What was noted of it, or None."""
         if f"{event}.json" not in files.names(f"{self._place}/{chunk}"):
             return None
@@ -231,7 +231,7 @@ class _Chunk:
         self.done = 0
         self.batch_id: str | None = None
 
-    def told(self, outcome: Outcome) -> None:
+    def count(self, outcome: Outcome) -> None:
         """Count what an outcome cost: nothing where nothing was written; of an answer without usage nobody knows."""
         cost = outcome.cost_microusd
         unasked = outcome.status == "deferred" and outcome.error_class not in ("timeout", "bad_reply", "broken_off")
@@ -253,7 +253,7 @@ class _Chunk:
             "model": endpoint.model,
             "created_at": self.created_at,
             "dearest_microusd": None if self.dearest is None else str(self.dearest),
-            "requests": [{"shape": shape, "keys": those} for shape, those in keys.items()],
+            "requests": [{"shape": shape, "keys": keys_of_shape} for shape, keys_of_shape in keys.items()],
         }
 
     @classmethod
@@ -287,14 +287,14 @@ class _Draft:
 def _open_chunks(journal: Journal, endpoint: Endpoint, say: Callable[[str], None]) -> Iterator[_Chunk]:
     """The chunks of earlier runs at this endpoint; ``batch_id`` is set where it was noted."""
     for name in journal.chunks():
-        intent = journal.told(name, "intent")
-        if intent is None or journal.told(name, "done") is not None:
+        intent = journal.noted(name, "intent")
+        if intent is None or journal.noted(name, "done") is not None:
             journal.forget(name)
         elif (intent["base_url"], intent["model"]) != (endpoint.base_url, endpoint.model):
             say(f"batch chunk {name} went to {intent['model']} at {intent['base_url']}, and waits for a run with these")
         else:
             chunk = _Chunk.of_intent(name, intent)
-            noted = journal.told(name, "batch")
+            noted = journal.noted(name, "batch")
             chunk.batch_id = None if noted is None else noted["id"]
             yield chunk
 
@@ -406,8 +406,8 @@ class _Reader:
     def outcome(self, chunk: _Chunk, line: bytes, latency_ms: int) -> Outcome | None:
         """What a line of an output or error file says; None when it says nothing new about the chunk."""
         try:
-            told = loads(line)
-            key, response, error = told["custom_id"], told.get("response"), told.get("error")
+            record = loads(line)
+            key, response, error = record["custom_id"], record.get("response"), record.get("error")
             status = None if response is None else int(response["status_code"])
             raw = b"" if response is None else _body(response.get("body"))
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -418,8 +418,8 @@ class _Reader:
         if status is None:
             # Expired, cancelled, or given up for reasons of the endpoint's own: it was not asked.
             code, words = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, None)
-            said = clean(str(words or "the endpoint gave this request up")[:MAX_MESSAGE], self._secret) or ""
-            failure = Failure("retry", code if isinstance(code, str) else "batch_error", said)
+            message = clean(str(words or "the endpoint gave this request up")[:MAX_MESSAGE], self._secret) or ""
+            failure = Failure("retry", code if isinstance(code, str) else "batch_error", message)
             return self.unanswered(key, "deferred", failure, shape.prompt_version, latency_ms=latency_ms)
         try:
             if status != 200:
@@ -616,7 +616,7 @@ class _Run:
                 raise _StopError(None)
             fits = self._fits(dearest)
             if not fits and (self._rounds >= ROUNDS_OF_MONEY or (draft is None and not self._open)):
-                failure = budget_reached(dearest or Decimal(0), self.budget.left)
+                failure = budget_reached(dearest or Decimal(0), self.budget.remaining)
                 yield self.reader.unanswered(request.key, "deferred", failure, request.prompt_version, attempts=0)
                 continue
             full = draft is not None and (
@@ -652,8 +652,8 @@ class _Run:
                 return self.remote.upload(chunk, draft.file)
 
             def create() -> str:
-                found = self.remote.find(chunk) if next(creations) else None
-                return found or self.remote.create(chunk, draft.api, file_id)
+                existing = self.remote.find(chunk) if next(creations) else None
+                return existing or self.remote.create(chunk, draft.api, file_id)
 
             file_id = yield from self._patiently(upload)
             chunk.batch_id = yield from self._patiently(create)
@@ -674,8 +674,8 @@ class _Run:
         for chunk in list(self._open.values()):
             batch = yield from self._patiently(partial(self.remote.batch, chunk))
             if batch is None:
-                gone = Failure("retry", "batch_gone", f"the endpoint knows batch {chunk.batch_id} no longer")
-                yield from self._finish(chunk, gone)
+                failure = Failure("retry", "batch_gone", f"the endpoint knows batch {chunk.batch_id} no longer")
+                yield from self._finish(chunk, failure)
             elif batch.status == "failed":
                 yield from self._invalid(chunk, batch)
             elif batch.status in _REST:
@@ -693,20 +693,20 @@ class _Run:
         ended_at = batch.completed_at or batch.expired_at or batch.cancelled_at or batch.created_at
         latency_ms = min(max(0, ended_at - batch.created_at) * 1000, _LONGEST_MS)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            patience, left = _Patience(self), len(chunk.untold)
+            patience, untold_before = _Patience(self), len(chunk.untold)
             while True:
                 try:
                     for line in self.remote.download(file_id):
                         outcome = self.reader.outcome(chunk, line, latency_ms)
                         if outcome is not None:
-                            chunk.told(outcome)
+                            chunk.count(outcome)
                             yield outcome
                     break
                 except _TROUBLE as error:
                     if isinstance(error, StatusError) and error.status == 404:
                         break
-                    if len(chunk.untold) < left:
-                        patience, left = _Patience(self), len(chunk.untold)
+                    if len(chunk.untold) < untold_before:
+                        patience, untold_before = _Patience(self), len(chunk.untold)
                     yield from patience.wait(error)
         error_class, words = _REST[batch.status]
         failure = Failure("retry", error_class, f"batch {batch.id} {words}")
@@ -718,15 +718,15 @@ class _Run:
         """The endpoint has refused the file as a whole: nothing of it was answered."""
         errors = (batch.errors.data if batch.errors else None) or []
         words = "; ".join(f"{e.code}: {e.message}" + (f" (line {e.line})" if e.line else "") for e in errors[:3])
-        said = clean(" ".join(words.split())[:MAX_MESSAGE], self.remote.secret) or "it does not say why"
+        reason = clean(" ".join(words.split())[:MAX_MESSAGE], self.remote.secret) or "it does not say why"
         if any(error.code == "token_limit_exceeded" for error in errors) and len(self._open) > 1:
-            failure = Failure("retry", "batch_queue_full", f"batch {batch.id} found no room: {said}")
+            failure = Failure("retry", "batch_queue_full", f"batch {batch.id} found no room: {reason}")
             yield from self._finish(chunk, failure, batch.input_file_id)
             return
         self.remote.delete_files(batch.input_file_id)
         self._forget(chunk)
         raise PersonaHubError(
-            f"the endpoint refused batch {batch.id} of {chunk.size:,} requests: {said}; nothing of it was asked"
+            f"the endpoint refused batch {batch.id} of {chunk.size:,} requests: {reason}; nothing of it was asked"
         )
 
     def _finish(self, chunk: _Chunk, failure: Failure, *file_ids: str | None) -> Generator[Outcome, None, None]:
@@ -844,9 +844,9 @@ def _expect(kind: type[_Result], reply: object) -> _Result:
     return reply
 
 
-def _body(told: object) -> bytes:
+def _body(content: object) -> bytes:
     """The body of a reply as it came; one that streams stands in its line as a text."""
-    return (told if isinstance(told, str) else json.dumps(told)).encode(errors="replace")
+    return (content if isinstance(content, str) else json.dumps(content)).encode(errors="replace")
 
 
 def _shape(request: Request) -> Request:

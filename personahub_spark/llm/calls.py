@@ -29,8 +29,8 @@ PAID_BAD_REPLIES, BAD_REPLIES, BROKEN_OFF, TIMEOUTS = 2, 3, 3, 3
 class Row:
     """How far one request has come, and what it has cost so far."""
 
-    def __init__(self, asked: Request | StoredRequest) -> None:
-        self.key = asked.key
+    def __init__(self, source: Request | StoredRequest) -> None:
+        self.key = source.key
         self.request: Request
         self.prompt_version = ""
         # Of an input for an embedding: about how long it is, and what it can share a call with.
@@ -43,11 +43,11 @@ class Row:
         self.cost: Decimal | None = None
         self.is_known = True
         self.is_done = False
-        self._asked = asked
+        self._source = source
 
     def read(self) -> None:
         """See what is asked; whatever that raises."""
-        self.request = self._asked.read() if isinstance(self._asked, StoredRequest) else self._asked
+        self.request = self._source.read() if isinstance(self._source, StoredRequest) else self._source
         self.prompt_version = self.request.prompt_version
         if self.request.api == "embeddings":
             self.tokens = max(1, estimate_tokens(self.request.text))

@@ -61,7 +61,7 @@ _STOPPED = Failure("retry", "run_stopped", "the run stopped before this request 
 _BAD_VECTOR = Failure(
     "row", "bad_vector", "the endpoint's vector for this input is zero, not finite, or of another size"
 )
-_ASK_AGAIN = "That is not what was asked for: {said}. Answer again, with nothing but JSON that is right."
+_ASK_AGAIN = "That is not what was asked for: {fault}. Answer again, with nothing but JSON that is right."
 
 
 def outcomes(
@@ -89,7 +89,7 @@ def outcomes(
     source = iter(requests)
     run = _Run(_runtime(), endpoint, price, gate)
     most_calls = endpoint.in_flight + int(endpoint.in_flight * RESERVE)
-    pulling, told, grace_ends = True, False, math.inf
+    pulling, reported, grace_ends = True, False, math.inf
     yielded_at = time.monotonic()
     try:
         while run.calls or (pulling and not run.stopping.is_set()):
@@ -111,14 +111,14 @@ def outcomes(
                     run.start_pack()
             finished = run.next_finished(wait_s)
             if finished is not None:
-                told = told or finished.status == "stopped"
+                reported = reported or finished.status == "stopped"
             elif time.monotonic() < yielded_at + tick_s:
                 continue
             yield finished
             yielded_at = time.monotonic()
-        if run.stopped_by is not None and not told:
-            for asked in source:
-                yield run.unanswered(Row(asked), "stopped", run.stopped_by)
+        if run.stopped_by is not None and not reported:
+            for request in source:
+                yield run.unanswered(Row(request), "stopped", run.stopped_by)
                 return
     finally:
         run.close()
@@ -201,9 +201,9 @@ class _Run:
 
     # --- on the caller's thread
 
-    def start(self, asked: Request | StoredRequest) -> None:
+    def start(self, request: Request | StoredRequest) -> None:
         """Begin one request; PersonaHubError when it has no key, for then it has no outcome either."""
-        row = Row(asked)
+        row = Row(request)
         try:
             row.read()
         except Exception as error:  # of this row alone
@@ -358,8 +358,8 @@ class _Run:
             if fault is None:
                 break
             answer = reply, fault.kind
-            told = {"role": "user", "content": _ASK_AGAIN.format(said=fault.said)}
-            call.ask_instead(partial(request.body, more=[{"role": "assistant", "content": reply.text}, told]))
+            correction = {"role": "user", "content": _ASK_AGAIN.format(fault=fault.message)}
+            call.ask_instead(partial(request.body, more=[{"role": "assistant", "content": reply.text}, correction]))
         assert answer is not None
         self._finish(row, *answer)
 

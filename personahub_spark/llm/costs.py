@@ -39,12 +39,12 @@ def dearest_microusd(input_bytes: int, max_output_tokens: int | None, price: Pri
 
 def shared_cost(cost: Decimal, weights: Sequence[int]) -> list[Decimal]:
     """Parts in proportion to ``weights`` (not all 0), each with six decimals, that add up to ``cost`` exactly."""
-    whole, before, given, shares = sum(weights), 0, Decimal(0), []
+    whole, before, shared, shares = sum(weights), 0, Decimal(0), []
     for weight in weights:
         before += weight
         upto = cost if before == whole else (cost * before / whole).quantize(Decimal("0.000001"), ROUND_DOWN)
-        shares.append(upto - given)
-        given = upto
+        shares.append(upto - shared)
+        shared = upto
     return shares
 
 

@@ -25,7 +25,7 @@ _FILTER_CODES = {"content_filter", "content_policy_violation", "responsibleaipol
 _LENGTH_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _FILTER = re.compile(r"content[ _](filter|policy|management policy)|requires moderation|flagged by moderation")
 _ENCODING = re.compile(r"base_?64|encoding[_ -]?format", re.IGNORECASE)
-_LONGEST_SAID = 10_000
+_LONGEST_MESSAGE = 10_000
 _LENGTH = re.compile(r"context (length|size|window)|maximum .{0,20}tokens|(prompt|input) is too long")
 
 
@@ -82,21 +82,23 @@ def is_about_encoding(error: Exception) -> bool:
     """Whether ``error``, of a call for vectors, says that the endpoint does not give them as they were asked for."""
     if isinstance(error, StatusError):
         is_of_request = error.status in (400, 404, 405, 415, 422) or error.status >= 500
-        return is_of_request and _ENCODING.search(error.body[:_LONGEST_SAID].decode(errors="replace")) is not None
-    return isinstance(error, BadReplyError) and _ENCODING.search(_said(error.error)[:_LONGEST_SAID]) is not None
+        return is_of_request and _ENCODING.search(error.body[:_LONGEST_MESSAGE].decode(errors="replace")) is not None
+    return (
+        isinstance(error, BadReplyError) and _ENCODING.search(_message_of(error.error)[:_LONGEST_MESSAGE]) is not None
+    )
 
 
 def missing_key(address: Address) -> Failure:
     """What should hold the key of ``address`` holds none that could be sent."""
     if address.api_key_file is not None:
-        said = f"the file {address.api_key_file} holds no usable key where the calls are made; put it there on "
+        beginning = f"the file {address.api_key_file} holds no usable key where the calls are made; put it there on "
     elif address.api_key_credential is not None:
-        said = f"the credential {address.api_key_credential} holds no usable key, or it did not reach "
+        beginning = f"the credential {address.api_key_credential} holds no usable key, or it did not reach "
     else:
-        said = (
+        beginning = (
             f"the environment variable {address.api_key_env} holds no usable key where the calls are made; set it on "
         )
-    return Failure("run", "missing_key", f"{said}the driver and every executor")
+    return Failure("run", "missing_key", f"{beginning}the driver and every executor")
 
 
 def _status_within(error: BadReplyError) -> int | None:
@@ -112,14 +114,14 @@ def _of_exception(error: Exception) -> Failure:
         return Failure("retry", "timeout", "no complete reply within the limit of one attempt")
     if isinstance(error, UnreachableError):
         cause = error.__cause__ or error
-        said = f"{type(cause).__name__}: {cause}"
+        cause_text = f"{type(cause).__name__}: {cause}"
         if any(isinstance(link, ssl.SSLCertVerificationError) for link in _chain(error)):
             advice = "the endpoint's certificate is not trusted; name the file of its authority in SSL_CERT_FILE"
-            return Failure("run", "untrusted_certificate", f"{advice} ({said})")
-        return Failure("retry", "connection", said)
+            return Failure("run", "untrusted_certificate", f"{advice} ({cause_text})")
+        return Failure("retry", "connection", cause_text)
     if isinstance(error, BadReplyError):
         kind = "broken_off" if isinstance(error, BrokenOffError) else "bad_reply"
-        return Failure("retry", kind, f"{error}: {_said(error.error)}" if error.error else str(error))
+        return Failure("retry", kind, f"{error}: {_message_of(error.error)}" if error.error else str(error))
     if isinstance(error, ReplyTooLargeError):
         return Failure("row", "reply_too_large", str(error))
     if isinstance(error, PersonaHubError):
@@ -138,10 +140,10 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def of_status(status: int, body: object, endpoint: Endpoint, address: Address) -> Failure:
     """What a reply with another status than 200 means; ``body`` is the error object in it, or what it holds instead."""
-    said = _said(body)
-    low = said.lower()
+    message = _message_of(body)
+    low = message.lower()
     codes = {str(body.get(name)).lower() for name in ("code", "type")} if isinstance(body, dict) else set()
-    detail = f"status {status}: {said}" if said else f"status {status}"
+    detail = f"status {status}: {message}" if message else f"status {status}"
     key = f"in {_key_place(address)}" if _key_place(address) else "(none: api_key_env is not set)"
 
     if 400 <= status < 500 and status not in (401, 407, 408, 409, 429):
@@ -185,7 +187,7 @@ def _error_object(raw: bytes) -> object:
     return body.get("error") or body if isinstance(body, dict) else body
 
 
-def _said(body: object) -> str:
+def _message_of(body: object) -> str:
     """The endpoint's own words in an error body of any of the shapes in use."""
     if isinstance(body, dict):
         return next((str(body[name]) for name in ("message", "error", "detail") if body.get(name)), "")

@@ -184,8 +184,10 @@ class Gate:
     @property
     def passed(self) -> Passed:
         """What passed the gate so far; also after the context has ended."""
-        seen = self._admission
-        return Passed(seen.admitted, seen.tokens, seen.timeouts, seen.retries, seen.budget.spent)
+        admission = self._admission
+        return Passed(
+            admission.admitted, admission.tokens, admission.timeouts, admission.retries, admission.budget.spent
+        )
 
     def stop(self, reason: str) -> None:
         """End the run from outside: every task stops within a second, with ``reason``."""
@@ -216,7 +218,7 @@ class GateClient:
         self._turns = Turns([address.weight for address in endpoint.addresses])
         self._addresses = len(endpoint.addresses)
         self._open_addresses = list(range(self._addresses))
-        self._outlook = Outlook(free=False, held=False, gone=frozenset(), final=None, affordable=None)
+        self._outlook = Outlook(free=False, held=False, lost=frozenset(), final=None, affordable=None)
         self._numbers = itertools.count(1)
         self._waiting: dict[int, tuple[asyncio.Future[Permit], int]] = {}
         self._outbox: _Message = {}
@@ -354,16 +356,16 @@ class GateClient:
             if answered is not None and not answered.done():
                 answered.set_exception(NotAdmitted(Failure(*failure)))
 
-    def _look(self, seen: _Message) -> None:
-        gone = frozenset(seen["gone"])
+    def _look(self, message: _Message) -> None:
+        lost = frozenset(message["lost"])
         self._outlook = Outlook(
-            free=seen["free"],
-            held=seen["held"],
-            gone=gone,
-            final=None if seen["final"] is None else Failure(*seen["final"]),
-            affordable=None if seen["affordable"] is None else Decimal(seen["affordable"]),
+            free=message["free"],
+            held=message["held"],
+            lost=lost,
+            final=None if message["final"] is None else Failure(*message["final"]),
+            affordable=None if message["affordable"] is None else Decimal(message["affordable"]),
         )
-        self._open_addresses = [k for k in range(self._addresses) if k not in gone]
+        self._open_addresses = [k for k in range(self._addresses) if k not in lost]
         if self._outlook.held and self._held_since is None:
             self._held_since = time.monotonic()
         elif not self._outlook.held and self._held_since is not None:
@@ -372,7 +374,7 @@ class GateClient:
 
     def _lose(self) -> None:
         """The gate is gone: nothing is admitted any more."""
-        self._outlook = Outlook(free=False, held=False, gone=frozenset(), final=_GATE_LOST, affordable=None)
+        self._outlook = Outlook(free=False, held=False, lost=frozenset(), final=_GATE_LOST, affordable=None)
         for answered, _ in self._waiting.values():
             if not answered.done():
                 answered.set_exception(NotAdmitted(_GATE_LOST))
@@ -669,7 +671,7 @@ def _outlook_message(outlook: Outlook) -> _Message:
     return {
         "free": outlook.free,
         "held": outlook.held,
-        "gone": sorted(outlook.gone),
+        "lost": sorted(outlook.lost),
         "final": _packed(outlook.final, whole=True),
         "affordable": None if outlook.affordable is None else str(outlook.affordable),
     }

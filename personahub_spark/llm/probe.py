@@ -64,10 +64,10 @@ def look(endpoint: Endpoint, address: Address, *, key: str | None) -> Failure | 
 def _listed(body: bytes) -> list[str]:
     """Names in a list of models, as OpenAI's or a bare one; none where it is no such list."""
     try:
-        found = json.loads(body)
+        listing = json.loads(body)
     except ValueError:
         return []
-    models = found.get("data") if isinstance(found, dict) else found
+    models = listing.get("data") if isinstance(listing, dict) else listing
     names = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
     return [name for name in names if isinstance(name, str)]
 

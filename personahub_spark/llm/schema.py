@@ -16,15 +16,15 @@ from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm.wire import canonical
 from personahub_spark.text import one_line
 
-MAX_SAID = 300
+MAX_FAULT_CHARS = 300
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with an answer; ``said`` is one line that tells the model, and may quote the answer."""
+    """What is wrong with an answer; ``message`` is one line that tells the model, and may quote the answer."""
 
     kind: Literal["invalid_json", "schema_mismatch"]
-    said: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,14 @@ class Check:
         if self.validator is None:
             return None if isinstance(value, dict) else Fault("schema_mismatch", "it is not a JSON object")
         try:
-            found = next(self.validator.iter_errors(value), None)
+            mismatch = next(self.validator.iter_errors(value), None)
         except Exception as error:  # the schema refers to what is not there, or never ends: nothing can match it
             return Fault("schema_mismatch", _one_line(f"the schema cannot be applied: {error}"))
-        return None if found is None else Fault("schema_mismatch", _one_line(f"at {found.json_path}: {found.message}"))
+        return (
+            None
+            if mismatch is None
+            else Fault("schema_mismatch", _one_line(f"at {mismatch.json_path}: {mismatch.message}"))
+        )
 
 
 def check_for(response_format: Mapping[str, Any] | None) -> Check | None:
@@ -63,8 +67,8 @@ def check_for(response_format: Mapping[str, Any] | None) -> Check | None:
 
 @lru_cache(maxsize=64)
 def _check(text: str) -> Check:
-    wanted = json.loads(text)
-    schema = wanted.get("schema", {}) if isinstance(wanted, dict) else None
+    declared = json.loads(text)
+    schema = declared.get("schema", {}) if isinstance(declared, dict) else None
     if not isinstance(schema, dict):
         raise PersonaHubError("response_format of type json_schema holds no schema; put one under json_schema.schema")
     try:
@@ -92,4 +96,4 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _one_line(error: object) -> str:
-    return one_line(str(getattr(error, "message", error)), MAX_SAID)
+    return one_line(str(getattr(error, "message", error)), MAX_FAULT_CHARS)

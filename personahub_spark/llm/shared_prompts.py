@@ -74,12 +74,12 @@ class _Front:
         async with self._entry:
             beginning = _beginning(body)
             if beginning is not None and self._slots > 1:
-                known_by = hashlib.sha256(json.dumps(beginning, sort_keys=True).encode()).digest()
-                left = self._tries_left.pop(known_by, None)
-                if left:
+                key = hashlib.sha256(json.dumps(beginning, sort_keys=True).encode()).digest()
+                tries = self._tries_left.pop(key, None)
+                if tries:
                     await self._idle.wait()
-                    left = 0 if await self._share(beginning) else left - 1
-                self._tries_left[known_by] = _TRIES if left is None else left
+                    tries = 0 if await self._share(beginning) else tries - 1
+                self._tries_left[key] = _TRIES if tries is None else tries
                 if len(self._tries_left) > _REMEMBERED:
                     del self._tries_left[next(iter(self._tries_left))]
             self._calls += 1
@@ -103,8 +103,8 @@ class _Front:
                 headers=headers,
                 skip_auto_headers=("accept-encoding",),
             ) as reply:
-                kept = [(name, value) for name, value in reply.headers.items() if name.lower() not in _OF_ONE_WAY]
-                answer = web.StreamResponse(status=reply.status, reason=reply.reason, headers=CIMultiDict(kept))
+                passed = [(name, value) for name, value in reply.headers.items() if name.lower() not in _OF_ONE_WAY]
+                answer = web.StreamResponse(status=reply.status, reason=reply.reason, headers=CIMultiDict(passed))
                 await answer.prepare(request)
                 async for piece in reply.content.iter_any():
                     await answer.write(piece)
@@ -140,10 +140,10 @@ class _Front:
 def _beginning(body: bytes) -> dict[str, Any] | None:
     """What a request for an answer begins with, before its last message; None where that is too little to share."""
     try:
-        asked = json.loads(body)
-        *first, last = asked["messages"]
+        request = json.loads(body)
+        *first, last = request["messages"]
         if last["role"] != "user" or len(json.dumps(first)) < _WORTH_SHARING:
             return None
-        return {**{name: asked[name] for name in _SHAPING if name in asked}, "messages": first}
+        return {**{name: request[name] for name in _SHAPING if name in request}, "messages": first}
     except (ValueError, LookupError, TypeError, RecursionError):
         return None

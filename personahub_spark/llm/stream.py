@@ -23,8 +23,8 @@ def is_stream(text: str) -> bool:
 
 def without_comments(text: str) -> str:
     """``text`` without the comments that a server sends first, to keep a connection alive."""
-    found = _COMMENTS.match(text)
-    return text[found.end() :] if found else text
+    match = _COMMENTS.match(text)
+    return text[match.end() :] if match else text
 
 
 def says_something(error: object) -> bool:
@@ -41,8 +41,8 @@ def events(text: str) -> Iterator[tuple[str, bool]]:
     """
     data: list[str] = []
     is_error = False
-    for told in [*_LINE_END.split(text), ""]:
-        line = told.lstrip()
+    for raw in [*_LINE_END.split(text), ""]:
+        line = raw.lstrip()
         name, _, value = line.partition(":")
         if name in ("data", "error") and line != name:
             data.append(value.removeprefix(" "))
@@ -83,9 +83,9 @@ class Assembly:
         if self._has_ended:
             return
         delta, message = choice.get("delta"), choice.get("message")
-        told = [holder.get("error") for holder in (chunk, choice, delta, message) if isinstance(holder, dict)]
-        told += [chunk] if is_error or _is_error(chunk) else []
-        self.error = self.error or next(filter(says_something, told), None)
+        errors = [holder.get("error") for holder in (chunk, choice, delta, message) if isinstance(holder, dict)]
+        errors += [chunk] if is_error or _is_error(chunk) else []
+        self.error = self.error or next(filter(says_something, errors), None)
         is_known = isinstance(choices, list) or bool(chunk.get("usage")) or chunk.get("type") == "ping"
         self._is_ordinary = self._is_ordinary and is_known
         for name in ("id", "model"):
@@ -136,19 +136,19 @@ def _is_error(chunk: dict[str, Any]) -> bool:
     if isinstance(status, str) and ending(status) == "fault":
         return True
     is_answer = isinstance(chunk.get("choices"), list) or bool(chunk.get("usage"))
-    told = chunk.get("detail"), chunk.get("errors"), chunk.get("message")
-    return not is_answer and any(says_something(words) for words in told if not isinstance(words, dict))
+    messages = chunk.get("detail"), chunk.get("errors"), chunk.get("message")
+    return not is_answer and any(says_something(words) for words in messages if not isinstance(words, dict))
 
 
-def _merged(before: Any, told: Any) -> Any:
-    """Usage of which ``told`` is news: a zero or a null takes nothing back."""
-    if not isinstance(before, dict) or not isinstance(told, dict):
-        return before if isinstance(before, dict) else told
+def _merged(before: Any, news: Any) -> Any:
+    """Usage of which ``news`` is news: a zero or a null takes nothing back."""
+    if not isinstance(before, dict) or not isinstance(news, dict):
+        return before if isinstance(before, dict) else news
     merged = dict(before)
-    for name, value in told.items():
-        known = before.get(name)
-        if isinstance(known, dict) and isinstance(value, dict):
-            merged[name] = {**known, **{part: count for part, count in value.items() if count or part not in known}}
+    for name, value in news.items():
+        earlier = before.get(name)
+        if isinstance(earlier, dict) and isinstance(value, dict):
+            merged[name] = {**earlier, **{part: count for part, count in value.items() if count or part not in earlier}}
         elif value or name not in before:
             merged[name] = value
     return merged
@@ -156,12 +156,12 @@ def _merged(before: Any, told: Any) -> Any:
 
 def _joined(name: str, pieces: list[Any]) -> Any:
     """What the deltas of one field are together."""
-    said = [piece for piece in pieces if piece is not None and piece != ""]
-    if said and name != "role" and all(isinstance(piece, str) for piece in said):
-        return _PAIR.sub(_character, "".join(said))
-    if any(isinstance(piece, list) for piece in said):
-        return [part for piece in said for part in _parts(piece)]
-    return said[-1] if said else pieces[0]
+    present = [piece for piece in pieces if piece is not None and piece != ""]
+    if present and name != "role" and all(isinstance(piece, str) for piece in present):
+        return _PAIR.sub(_character, "".join(present))
+    if any(isinstance(piece, list) for piece in present):
+        return [part for piece in present for part in _parts(piece)]
+    return present[-1] if present else pieces[0]
 
 
 def _character(pair: re.Match[str]) -> str:

@@ -240,13 +240,13 @@ class _AioHttp:
 
 async def _bounded(pieces: AsyncIterable[bytes], status: int, path: str) -> AsyncIterator[bytes]:
     """A reply's body; ReplyTooLargeError when an answer is too large. Of other replies the beginning says enough."""
-    most, seen = _most_bytes(path), 0
+    most, size = _most_bytes(path), 0
     async for piece in pieces:
-        seen += len(piece)
-        if seen > most and status == 200:
+        size += len(piece)
+        if size > most and status == 200:
             raise _too_large(most)
         yield piece
-        if seen > _MAX_ERROR_BYTES and status != 200:
+        if size > _MAX_ERROR_BYTES and status != 200:
             return
 
 
@@ -267,13 +267,13 @@ def _decoded(content: bytes, encodings: str, most: int) -> bytes:
         raise BadReplyError(f"the reply is encoded {len(applied)} times over", billed=True)
     for encoding in reversed(applied):
         if encoding not in ("gzip", "x-gzip", "deflate"):
-            said = f"the reply is encoded as {encoding[:20]!r}, though no encoding was asked for"
-            raise BadReplyError(said, billed=True)
+            message = f"the reply is encoded as {encoding[:20]!r}, though no encoding was asked for"
+            raise BadReplyError(message, billed=True)
         try:
             content = _inflated(content, encoding, most)
         except zlib.error as error:
-            said = f"the reply says that it is encoded as {encoding}, and is not ({error})"
-            raise BadReplyError(said, billed=True) from None
+            message = f"the reply says that it is encoded as {encoding}, and is not ({error})"
+            raise BadReplyError(message, billed=True) from None
     return content
 
 

@@ -73,7 +73,7 @@ class Usage:
         ]
 
 
-def read_usage(told: object, *, wrote: bool, of_vectors: bool = False) -> Usage | None:
+def read_usage(usage: object, *, wrote: bool, of_vectors: bool = False) -> Usage | None:
     """What the usage object of a reply says; None where it does not say, or what it says cannot be.
 
     ``wrote``: the reply holds something that a model wrote; then no output is no count. Without a count of the input,
@@ -81,7 +81,7 @@ def read_usage(told: object, *, wrote: bool, of_vectors: bool = False) -> Usage 
     """
     counts: dict[str, int] = {}
     try:
-        _gather(told, _NAMES, counts)
+        _gather(usage, _NAMES, counts)
     except ValueError:
         return None
     return _usage(counts, wrote=wrote, of_vectors=of_vectors)
@@ -96,16 +96,16 @@ def whole_number(value: object) -> int | None:
     if isinstance(value, float):
         return int(value) if value >= 0 and value.is_integer() else None
     if isinstance(value, str):
-        found = _WHOLE.fullmatch(value)
-        return None if found is None else int(found[1])
+        match = _WHOLE.fullmatch(value)
+        return None if match is None else int(match[1])
     return None
 
 
-def _gather(told: object, names: Mapping[str, Any], counts: dict[str, int]) -> None:
+def _gather(usage: object, names: Mapping[str, Any], counts: dict[str, int]) -> None:
     """Put the largest count of each kind that is told into ``counts``; ValueError where something is no count."""
-    if not isinstance(told, dict):
+    if not isinstance(usage, dict):
         raise ValueError("no usage")
-    for name, value in told.items():
+    for name, value in usage.items():
         kind = names.get(name) or names.get(_snake_case(name))
         if kind is None or value is None:
             continue
@@ -162,10 +162,10 @@ def _snake_case(name: str) -> str:
 
 
 def _shares(total: int, weights: Sequence[int]) -> list[int]:
-    whole, before, given, shares = sum(weights), 0, 0, []
+    whole, before, shared, shares = sum(weights), 0, 0, []
     for weight in weights:
         before += weight
         upto = total * before // whole
-        shares.append(upto - given)
-        given = upto
+        shares.append(upto - shared)
+        shared = upto
     return shares

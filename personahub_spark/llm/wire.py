@@ -265,8 +265,8 @@ def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
     choice = choices[0] if choices else {"message": {}}
     choice = choice if isinstance(choice, dict) else {}
     message = choice.get("message")
-    said = _said(message) if isinstance(message, dict) else _NOTHING
-    usage = read_usage(body.get("usage"), wrote=said.wrote)
+    content = _content_of(message) if isinstance(message, dict) else _NOTHING
+    usage = read_usage(body.get("usage"), wrote=content.wrote)
     finish_reason = told_reason(choice)
     ended = ending(finish_reason)
     for holder in (choice, message):
@@ -275,16 +275,16 @@ def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
     if ended == "fault" or (error and ended not in ("filtered", "refusal")):
         why = "an error" if error else f"finish_reason {finish_reason!r}"
         raise BrokenOffError(f"the server broke the answer off with {why}", error, usage=usage)
-    if said.fault is not None:
-        raise BadReplyError(said.fault, billed=True, usage=usage)
+    if content.fault is not None:
+        raise BadReplyError(content.fault, billed=True, usage=usage)
     return Reply(
-        text=clean(said.text, secret),
-        finish_reason="refusal" if said.refused else clean(finish_reason, secret),
+        text=clean(content.text, secret),
+        finish_reason="refusal" if content.refused else clean(finish_reason, secret),
         usage=usage,
         model=_name(body.get("model"), secret),
         response_id=_name(body.get("id"), secret),
-        refused=said.refused or ended == "refusal",
-        tool_call=said.tool_call,
+        refused=content.refused or ended == "refusal",
+        tool_call=content.tool_call,
     )
 
 
@@ -402,7 +402,7 @@ _DECODER = json.JSONDecoder(parse_int=_int)
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Content:
     """What a message says. ``wrote``: a model wrote something of it. ``fault``: it is no message."""
 
     text: str | None
@@ -412,10 +412,10 @@ class _Said:
     fault: str | None = None
 
 
-_NOTHING = _Said(None, False, False, False, "the reply's first choice holds no message")
+_NOTHING = _Content(None, False, False, False, "the reply's first choice holds no message")
 
 
-def _said(message: Mapping[str, Any]) -> _Said:
+def _content_of(message: Mapping[str, Any]) -> _Content:
     """What is said in ``message``; some models send a list of parts instead of a string."""
     content = message.get("content")
     refusal = message.get("refusal")
@@ -437,7 +437,7 @@ def _said(message: Mapping[str, Any]) -> _Said:
     if refusal:
         content = refusal if isinstance(refusal, str) else json.dumps(refusal)
     wrote = bool(content and content.strip()) or is_call or thought
-    return _Said(content, bool(refusal), is_call, wrote, fault)
+    return _Content(content, bool(refusal), is_call, wrote, fault)
 
 
 def _text(part: Mapping[str, Any]) -> str:
@@ -447,21 +447,21 @@ def _text(part: Mapping[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _places(told: Sequence[object]) -> Sequence[int] | None:
+def _places(indices: Sequence[object]) -> Sequence[int] | None:
     """The input that each vector is of, by what each says as its index; None where they contradict each other.
 
     Some servers count from another number than 0. Where indices say nothing (they are the same for all, or words) the
     order does.
     """
-    in_order = range(len(told))
-    numbers = [whole_number(index) for index in told]
-    known = [number for number in numbers if number is not None]
-    first = min(known, default=0)
-    places = [number - first for number in known]
+    in_order = range(len(indices))
+    numbers = [whole_number(index) for index in indices]
+    whole_numbers = [number for number in numbers if number is not None]
+    first = min(whole_numbers, default=0)
+    places = [number - first for number in whole_numbers]
     if sorted(places) == list(in_order):
         return places
-    same = len(set(map(repr, told))) == 1
-    words = len({type(index) for index in told}) == 1 and not (known or isinstance(told[0], int | float))
+    same = len(set(map(repr, indices))) == 1
+    words = len({type(index) for index in indices}) == 1 and not (whole_numbers or isinstance(indices[0], int | float))
     return in_order if same or words else None
 
 

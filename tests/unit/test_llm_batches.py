@@ -559,7 +559,7 @@ def test_a_chunk_of_another_model_or_address_is_left_alone(fake: FakeEndpoint, j
 def test_a_batch_that_the_endpoint_forgot_is_put_off(fake: FakeEndpoint, journal: Journal) -> None:
     fake.set_script([{"batch": {"looks": 1_000_000}}])
     left = run(fake, journal, asks(5))
-    while not any(journal.told(name, "batch") for name in journal.chunks()):
+    while not any(journal.noted(name, "batch") for name in journal.chunks()):
         next(left)  # a tick may come before the batch is created
     left.close()
     fake.reset()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.schema import MAX_SAID, check_for
+from personahub_spark.llm.schema import MAX_FAULT_CHARS, check_for
 
 PERSONA = {
     "type": "object",
@@ -71,10 +71,10 @@ def test_what_is_said_names_the_place_in_one_short_line() -> None:
     assert check is not None
     found = check.fault('{"persona": "a nurse", "age": "forty\\n"}')
     assert found is not None
-    assert found.said.startswith("at $.age: 'forty\\n' is not of type 'integer'")
+    assert found.message.startswith("at $.age: 'forty\\n' is not of type 'integer'")
     found = check.fault('{"persona": ["' + "x" * 1000 + '"]}')
     assert found is not None
-    assert len(found.said) <= MAX_SAID
+    assert len(found.message) <= MAX_FAULT_CHARS
 
 
 @pytest.mark.parametrize(

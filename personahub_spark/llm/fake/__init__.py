@@ -107,8 +107,8 @@ class FakeEndpoint:
         opened for them; calls ``open`` now. Of other paths than completions and embeddings only ``requests``
         (``/v1/files/{id}/content`` for all files). Lines of batches are apart, see ``batch_counts``.
         """
-        seen = self._call("/_counts")
-        return dict(seen["calls"] if path is None else seen["paths"].get(path, {"requests": 0}))
+        counts = self._call("/_counts")
+        return dict(counts["calls"] if path is None else counts["paths"].get(path, {"requests": 0}))
 
     def batch_counts(self) -> dict[str, int]:
         """As ``counts``, of lines of batches (at half price, where there is one), and how many ``batches``."""

@@ -125,12 +125,12 @@ class BatchApi:
 
     def _create(self, body: bytes, script: BatchScript) -> _Batch:
         try:
-            wanted = json.loads(body)
-            source, path = wanted["input_file_id"], wanted["endpoint"]
-            metadata = dict(wanted.get("metadata") or {})
+            fields = json.loads(body)
+            source, path = fields["input_file_id"], fields["endpoint"]
+            metadata = dict(fields.get("metadata") or {})
         except (ValueError, TypeError, KeyError):
             raise _RefusedError(400, "a batch wants input_file_id, endpoint and completion_window") from None
-        if wanted.get("completion_window") != "24h":
+        if fields.get("completion_window") != "24h":
             raise _RefusedError(400, "completion_window is 24h")
         if path not in CALLS:
             raise _RefusedError(400, f"endpoint is one of {', '.join(CALLS)}")
@@ -208,8 +208,8 @@ class _Batch:
             1.0,
         )
         until = 1.0 if script.expire_after_share is None else script.expire_after_share
-        wanted = math.floor(self._total * min(share, until))
-        while self._total - len(self._todo) < wanted:
+        due = math.floor(self._total * min(share, until))
+        while self._total - len(self._todo) < due:
             self._answer_next()
         if share < until:
             return
@@ -238,15 +238,15 @@ class _Batch:
         names, models = set(), set()
         for number, line in enumerate(lines, 1):
             try:
-                wanted = json.loads(line)
-                custom_id, url, body = wanted["custom_id"], wanted["url"], wanted["body"]
+                entry = json.loads(line)
+                custom_id, url, body = entry["custom_id"], entry["url"], entry["body"]
                 models.add(body["model"])
             except (ValueError, TypeError, KeyError):
                 errors.append({"code": "invalid_json_line", "message": "a line cannot be read", "line": number})
                 continue
             if custom_id in names:
                 errors.append({"code": "duplicate_custom_id", "message": f"{custom_id} twice", "line": number})
-            if url != self._path or wanted.get("method") != "POST":
+            if url != self._path or entry.get("method") != "POST":
                 errors.append({"code": "invalid_url", "message": f"a line is no POST {self._path}", "line": number})
             names.add(custom_id)
             self._todo.append((custom_id, json.dumps(body).encode()))
@@ -266,10 +266,10 @@ class _Batch:
         custom_id, body = self._todo.pop()
         status, reply = self._answer(self._path, body)
         try:
-            told = json.loads(reply)
+            content = json.loads(reply)
         except ValueError:
-            told = reply.decode(errors="replace")
-        line = _line(custom_id, {"status_code": status, "request_id": f"req-{custom_id[:16]}", "body": told}, None)
+            content = reply.decode(errors="replace")
+        line = _line(custom_id, {"status_code": status, "request_id": f"req-{custom_id[:16]}", "body": content}, None)
         (self._results if status == 200 else self._faults).append(line)
 
     def _finish(self, status: str, at: float) -> None:
@@ -277,8 +277,8 @@ class _Batch:
         lost = self._script.lose_lines
         for name, lines in (("output", self._results[lost:]), ("error", self._faults)):
             if lines:
-                kept = self._keep(f"{self._entry['id']}_{name}.jsonl", "batch_output", b"".join(lines))
-                self._entry[f"{name}_file_id"] = kept["id"]
+                stored_file = self._keep(f"{self._entry['id']}_{name}.jsonl", "batch_output", b"".join(lines))
+                self._entry[f"{name}_file_id"] = stored_file["id"]
 
     def _enter(self, status: str, at: float) -> None:
         self._entry["status"] = status
@@ -299,16 +299,16 @@ def _line(custom_id: str, response: dict[str, Any] | None, error: dict[str, Any]
 
 def _page(entries: list[dict[str, Any]], query: str, *, default_limit: int) -> dict[str, Any]:
     """Newest first, ``limit`` of them, those after the one with the id ``after``."""
-    wanted = {name: values[-1] for name, values in parse_qs(query).items()}
+    parameters = {name: values[-1] for name, values in parse_qs(query).items()}
     newest_first = entries[::-1]
-    if "purpose" in wanted:
-        newest_first = [entry for entry in newest_first if entry["purpose"] == wanted["purpose"]]
-    if "after" in wanted:
+    if "purpose" in parameters:
+        newest_first = [entry for entry in newest_first if entry["purpose"] == parameters["purpose"]]
+    if "after" in parameters:
         names = [entry["id"] for entry in newest_first]
-        if wanted["after"] not in names:
-            raise _RefusedError(400, f"there is no {wanted['after']}")
-        newest_first = newest_first[names.index(wanted["after"]) + 1 :]
-    limit = int(wanted.get("limit", default_limit))
+        if parameters["after"] not in names:
+            raise _RefusedError(400, f"there is no {parameters['after']}")
+        newest_first = newest_first[names.index(parameters["after"]) + 1 :]
+    limit = int(parameters.get("limit", default_limit))
     data = newest_first[:limit]
     return {
         "object": "list",

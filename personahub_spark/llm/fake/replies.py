@@ -192,7 +192,7 @@ def _vector(text: str, dimensions: int) -> np.ndarray[Any, np.dtype[np.float32]]
 def _fill(template: str, digest: str, contents: list[str]) -> str:
     lines = [line for line in (contents[-1] if contents else "").splitlines() if line.strip()]
     values = {"{digest}": digest, "{number}": str(_number(digest)), "{line}": lines[-1].strip() if lines else ""}
-    return _FILLED.sub(lambda found: values[found[0]], template)
+    return _FILLED.sub(lambda match: values[match[0]], template)
 
 
 def _number(digest: str) -> int:

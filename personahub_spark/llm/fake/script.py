@@ -70,7 +70,7 @@ class Rule:
         _wants(self.usage in FORMS, f"there is no form of usage {self.usage!r}; known are {', '.join(FORMS)}")
         cached = self.cached_tokens
         _wants(cached == "prefix" or isinstance(cached, int), 'cached_tokens is a number or "prefix"')
-        self.wanted = _pattern("match", self.match)
+        self.pattern = _pattern("match", self.match)
         self.place = _pattern("path", self.path)
         self._latency = None if self.latency is None else _build(Latency, self.latency)
         self._counted = min(self.times, self.times_total) < sys.maxsize
@@ -78,7 +78,7 @@ class Rule:
 
     def takes(self, call: str, text: str, body: int, encoding_format: str | None = None) -> bool:
         """Whether this rule is for the request, which then counts as one of its ``times``."""
-        if not self.place.search(call) or (self.match and not self.wanted.search(text)):
+        if not self.place.search(call) or (self.match and not self.pattern.search(text)):
             return False
         if self.encoding_format not in (None, encoding_format):
             return False
@@ -128,10 +128,10 @@ class Limits:
         else:
             window["requests"] += 1
             window["tokens"] += tokens
-        left = {"requests": of_requests - window["requests"], "tokens": of_tokens - window["tokens"]}
-        return passed, self._headers(passed, left, self.window_s - inside) if self.tell else {}
+        remaining = {"requests": of_requests - window["requests"], "tokens": of_tokens - window["tokens"]}
+        return passed, self._headers(passed, remaining, self.window_s - inside) if self.tell else {}
 
-    def _headers(self, passed: str | None, left: dict[str, float], reset_s: float) -> dict[str, str]:
+    def _headers(self, passed: str | None, remaining: dict[str, float], reset_s: float) -> dict[str, str]:
         headers = {}
         if passed and "retry-after" in self.tell:
             headers["retry-after"] = str(math.ceil(reset_s))
@@ -141,7 +141,7 @@ class Limits:
             for what, limit in (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute)):
                 if limit < math.inf:
                     headers[f"x-ratelimit-limit-{what}"] = f"{limit:g}"
-                    headers[f"x-ratelimit-remaining-{what}"] = str(int(left[what]))
+                    headers[f"x-ratelimit-remaining-{what}"] = str(int(remaining[what]))
                     headers[f"x-ratelimit-reset-{what}"] = f"{math.ceil(reset_s * 1000)}ms"
         return headers
 
@@ -157,7 +157,7 @@ class Outage:
     def __post_init__(self) -> None:
         _wants(self.status == "refuse" or isinstance(self.status, int), 'outage.status is a number or "refuse"')
         self._began: float | None = None
-        self.seen: list[float] = []
+        self.times: list[float] = []
 
     def holds(self, now: float) -> bool:
         """Whether a request that comes ``now`` falls into it; if so, ``seen`` notes it, in seconds from the start."""
@@ -165,7 +165,7 @@ class Outage:
             self._began = now + self.after_s
         if not 0 <= now - self._began < self.for_s:
             return False
-        self.seen.append(now - self._began)
+        self.times.append(now - self._began)
         return True
 
 

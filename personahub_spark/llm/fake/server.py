@@ -89,10 +89,10 @@ class Server:
         calls |= {"max_concurrent": self.max_concurrent, "connections": self.connections, "open": self.open}
         return {
             "calls": calls,
-            "paths": {**{path: {"requests": seen} for path, seen in self.other.items()}, **paths},
+            "paths": {**{path: {"requests": count} for path, count in self.other.items()}, **paths},
             "batches": {**self.batch_lines.counts(), "batches": self.batches.created},
             "windows": self.script.limits.windows if self.script.limits else [],
-            "outage": self.script.outage.seen if self.script.outage else [],
+            "outage": self.script.outage.times if self.script.outage else [],
         }
 
     def administer(self, call: str, body: bytes) -> tuple[int, bytes]:
@@ -125,13 +125,13 @@ class Server:
 
     def _answer_line(self, path: str, body: bytes) -> tuple[int, bytes]:
         try:
-            asked = CALLS[path](body)
+            parsed = CALLS[path](body)
         except BadCallError as error:
             return 400, error_body(str(error))
-        rule = self.script.rule(f"POST {path}", asked.text, hash(body), asked.encoding_format)
+        rule = self.script.rule(f"POST {path}", parsed.text, hash(body), parsed.encoding_format)
         if rule.status != 200:
             return rule.status, _scripted(rule)
-        reply, tokens = (_scripted(rule), _scripted_tokens(rule)) if rule.body else asked.reply(rule, self.cache)
+        reply, tokens = (_scripted(rule), _scripted_tokens(rule)) if rule.body else parsed.reply(rule, self.cache)
         self.batch_lines.bill(hash(body), tokens)
         return 200, reply
 
@@ -237,15 +237,15 @@ class Connection(asyncio.Protocol):
         self._called = True
         key = hash(body)
         try:
-            asked = CALLS[path](body)
+            parsed = CALLS[path](body)
         except BadCallError as error:
             server.open -= 1
             return self._write(400, error_body(str(error)))
-        rule = server.script.rule(call, asked.text, key, asked.encoding_format)
+        rule = server.script.rule(call, parsed.text, key, parsed.encoding_format)
         if rule.body is not None or rule.status != 200:
             pending = _Pending(tally, key, rule, rule.status, _scripted(rule), _scripted_tokens(rule))
         else:
-            pending = _Pending(tally, key, rule, 200, *asked.reply(rule, server.cache))
+            pending = _Pending(tally, key, rule, 200, *parsed.reply(rule, server.cache))
         if server.script.limits:
             tokens = pending.tokens.input + pending.tokens.output
             passed, pending.headers = server.script.limits.admit(time.monotonic(), tokens)

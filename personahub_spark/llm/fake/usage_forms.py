@@ -16,68 +16,68 @@ class Tokens(NamedTuple):
     reasoning: int = 0
 
 
-def _plain(told: Tokens, form: Callable[[int], object] = int) -> dict[str, Any]:
+def _plain(tokens: Tokens, form: Callable[[int], object] = int) -> dict[str, Any]:
     return {
-        "prompt_tokens": form(told.input),
-        "completion_tokens": form(told.output),
-        "total_tokens": form(told.input + told.output),
-        "prompt_tokens_details": {"cached_tokens": form(told.cached)},
-        "completion_tokens_details": {"reasoning_tokens": form(told.reasoning)},
+        "prompt_tokens": form(tokens.input),
+        "completion_tokens": form(tokens.output),
+        "total_tokens": form(tokens.input + tokens.output),
+        "prompt_tokens_details": {"cached_tokens": form(tokens.cached)},
+        "completion_tokens_details": {"reasoning_tokens": form(tokens.reasoning)},
     }
 
 
-def _other_names(told: Tokens) -> dict[str, Any]:
+def _other_names(tokens: Tokens) -> dict[str, Any]:
     return {
-        "input_tokens": told.input,
-        "output_tokens": told.output,
-        "input_tokens_details": {"cached_tokens": told.cached},
-        "output_tokens_details": {"reasoning_tokens": told.reasoning},
+        "input_tokens": tokens.input,
+        "output_tokens": tokens.output,
+        "input_tokens_details": {"cached_tokens": tokens.cached},
+        "output_tokens_details": {"reasoning_tokens": tokens.reasoning},
     }
 
 
-def _camel_case(told: Tokens) -> dict[str, Any]:
+def _camel_case(tokens: Tokens) -> dict[str, Any]:
     return {
-        "inputTokens": told.input,
-        "outputTokens": told.output,
-        "totalTokens": told.input + told.output,
-        "inputTokensDetails": {"cachedTokens": told.cached},
-        "outputTokensDetails": {"reasoningTokens": told.reasoning},
+        "inputTokens": tokens.input,
+        "outputTokens": tokens.output,
+        "totalTokens": tokens.input + tokens.output,
+        "inputTokensDetails": {"cachedTokens": tokens.cached},
+        "outputTokensDetails": {"reasoningTokens": tokens.reasoning},
     }
 
 
-def _cache_beside(told: Tokens) -> dict[str, Any]:
-    written = 1 if told.input > told.cached + 1 else 0
+def _cache_beside(tokens: Tokens) -> dict[str, Any]:
+    written = 1 if tokens.input > tokens.cached + 1 else 0
     return {
-        "input_tokens": told.input - told.cached - written,
+        "input_tokens": tokens.input - tokens.cached - written,
         "cache_creation_input_tokens": written,
-        "cache_read_input_tokens": told.cached,
-        "output_tokens": told.output,
-        "output_tokens_details": {"reasoning_tokens": told.reasoning},
+        "cache_read_input_tokens": tokens.cached,
+        "output_tokens": tokens.output,
+        "output_tokens_details": {"reasoning_tokens": tokens.reasoning},
     }
 
 
-def _cache_on_top(told: Tokens) -> dict[str, Any]:
-    whole = _plain(told)
+def _cache_on_top(tokens: Tokens) -> dict[str, Any]:
+    whole = _plain(tokens)
     del whole["prompt_tokens_details"]
-    missed = told.input - told.cached
-    return {**whole, "prompt_cache_hit_tokens": told.cached, "prompt_cache_miss_tokens": missed}
+    missed = tokens.input - tokens.cached
+    return {**whole, "prompt_cache_hit_tokens": tokens.cached, "prompt_cache_miss_tokens": missed}
 
 
-def _reasoning_beside(told: Tokens) -> dict[str, Any]:
-    return {**_plain(told), "completion_tokens": told.output - told.reasoning}
+def _reasoning_beside(tokens: Tokens) -> dict[str, Any]:
+    return {**_plain(tokens), "completion_tokens": tokens.output - tokens.reasoning}
 
 
-def _input_and_total(told: Tokens) -> dict[str, Any]:
-    whole = _plain(told)
+def _input_and_total(tokens: Tokens) -> dict[str, Any]:
+    whole = _plain(tokens)
     del whole["completion_tokens"]
     return whole
 
 
 READABLE: dict[str, Callable[[Tokens], object]] = {
     "plain": _plain,
-    "floats": lambda told: _plain(told, float),
-    "strings": lambda told: _plain(told, str),
-    "float_strings": lambda told: _plain(told, lambda count: f"{count}.0"),
+    "floats": lambda tokens: _plain(tokens, float),
+    "strings": lambda tokens: _plain(tokens, str),
+    "float_strings": lambda tokens: _plain(tokens, lambda count: f"{count}.0"),
     "other_names": _other_names,
     "camel_case": _camel_case,
     "cache_beside": _cache_beside,
@@ -88,22 +88,22 @@ READABLE: dict[str, Callable[[Tokens], object]] = {
 """By name, as rules name them: those that tell what was billed."""
 
 UNREADABLE: dict[str, Callable[[Tokens], object]] = {
-    "null": lambda told: None,
-    "empty": lambda told: {},
-    "list": lambda told: [told.input, told.output],
-    "nulls": lambda told: _plain(told, lambda count: None),
-    "zeros": lambda told: _plain(told, lambda count: 0),
-    "negative": lambda told: _plain(told, lambda count: -count - 1),
-    "fractions": lambda told: _plain(told, lambda count: count + 0.5),
-    "booleans": lambda told: _plain(told, bool),
-    "words": lambda told: _plain(told, lambda count: "many"),
-    "not_a_number": lambda told: _plain(told, lambda count: float("nan")),
-    "infinite": lambda told: _plain(told, lambda count: float("inf")),
-    "huge": lambda told: _plain(told, lambda count: 10**200),
-    "long_digits": lambda told: {**_plain(told), "prompt_tokens": "9" * 5000},
-    "long_number": lambda told: {**_plain(told), "prompt_tokens": _LONG},
-    "total_alone": lambda told: {"total_tokens": told.input + told.output},
-    "output_alone": lambda told: {"completion_tokens": told.output},
+    "null": lambda tokens: None,
+    "empty": lambda tokens: {},
+    "list": lambda tokens: [tokens.input, tokens.output],
+    "nulls": lambda tokens: _plain(tokens, lambda count: None),
+    "zeros": lambda tokens: _plain(tokens, lambda count: 0),
+    "negative": lambda tokens: _plain(tokens, lambda count: -count - 1),
+    "fractions": lambda tokens: _plain(tokens, lambda count: count + 0.5),
+    "booleans": lambda tokens: _plain(tokens, bool),
+    "words": lambda tokens: _plain(tokens, lambda count: "many"),
+    "not_a_number": lambda tokens: _plain(tokens, lambda count: float("nan")),
+    "infinite": lambda tokens: _plain(tokens, lambda count: float("inf")),
+    "huge": lambda tokens: _plain(tokens, lambda count: 10**200),
+    "long_digits": lambda tokens: {**_plain(tokens), "prompt_tokens": "9" * 5000},
+    "long_number": lambda tokens: {**_plain(tokens), "prompt_tokens": _LONG},
+    "total_alone": lambda tokens: {"total_tokens": tokens.input + tokens.output},
+    "output_alone": lambda tokens: {"completion_tokens": tokens.output},
 }
 """Those that do not."""
 
@@ -113,6 +113,6 @@ FORMS = READABLE | UNREADABLE
 _LONG = "a number of 5000 digits"
 
 
-def usage_json(form: str, told: Tokens) -> str:
+def usage_json(form: str, tokens: Tokens) -> str:
     """The value of ``usage`` in a reply."""
-    return json.dumps(FORMS[form](told)).replace(f'"{_LONG}"', "9" * 5000)
+    return json.dumps(FORMS[form](tokens)).replace(f'"{_LONG}"', "9" * 5000)
