@@ -68,7 +68,7 @@ def main() -> None:
         results = run(model, documents, store, clock, port=arguments.port, endpoint=arguments.endpoint)
         if not any(result.changed for result in results.values()):
             print("\nNothing was new: these documents were read before, so nothing was asked and no row was added.")
-        print(f"\nTime         {clock.told()}")
+        print(f"\nTime         {clock.sentence()}")
         more = "" if store == usual.store.root else f"STORE={store} "
         print("\nMore of it in SQL (FORMAT=csv or json for programs):")
         print(f'  make sql {more}Q="select persona, title, licence, model_returned from persona_lineage"')
@@ -104,9 +104,9 @@ def run(
     look_again = context.before_asking
     with contextlib.ExitStack() as served:
 
-        def serve(asked: Endpoint) -> None:
+        def serve(model_endpoint: Endpoint) -> None:
             nonlocal endpoint
-            look_again(asked)
+            look_again(model_endpoint)
             if endpoint is None:
                 with clock("downloads"):
                     local_models.fetch(model, say=context.progress.say)
@@ -137,7 +137,7 @@ class Clock:
         finally:
             self._spent[what] += time.monotonic() - began
 
-    def told(self) -> str:
+    def sentence(self) -> str:
         """The whole time until now and its parts, in seconds that add up."""
         parts = {what: round(spent) for what, spent in self._spent.items()}
         total = max(round(time.time() - self._began), sum(parts.values()))

@@ -18,12 +18,12 @@ from personahub_spark.settings.loading import load
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--thresholds", type=Decimal, nargs="+", default=THRESHOLDS, help="from 0.5 to 1")
-    made.add_argument("--tiers", nargs="+", default=TIERS, choices=TIERS, help="both: surface, then semantic")
-    made.add_argument("--rows", type=int, default=20_000, help="personas to compare (default: %(default)s)")
-    made.add_argument("--csv", type=Path, metavar="FILE", help="write the table there, too")
-    arguments = made.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--thresholds", type=Decimal, nargs="+", default=THRESHOLDS, help="from 0.5 to 1")
+    options.add_argument("--tiers", nargs="+", default=TIERS, choices=TIERS, help="both: surface, then semantic")
+    options.add_argument("--rows", type=int, default=20_000, help="personas to compare (default: %(default)s)")
+    options.add_argument("--csv", type=Path, metavar="FILE", help="write the table there, too")
+    arguments = options.parse_args()
     with exit_code():
         if arguments.csv is not None and not arguments.csv.parent.is_dir():  # said now, not after the study
             raise PersonaHubError(f"--csv: there is no folder {arguments.csv.parent}; make it, or name another file")

@@ -10,13 +10,13 @@ from personahub_spark.settings.loading import load
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--around", type=Decimal, help="the cosine (default: dedup.semantic.threshold)")
-    made.add_argument(
+    options = parser(__doc__)
+    options.add_argument("--around", type=Decimal, help="the cosine (default: dedup.semantic.threshold)")
+    options.add_argument(
         "--width", type=Decimal, default=Decimal("0.1"), help="how far to both sides (default: %(default)s)"
     )
-    made.add_argument("--pairs", type=int, default=3, help="pairs of each of the ten ranges (default: %(default)s)")
-    arguments = made.parse_args()
+    options.add_argument("--pairs", type=int, default=3, help="pairs of each of the ten ranges (default: %(default)s)")
+    arguments = options.parse_args()
     with exit_code():
         context = open_context(load(arguments.conf, arguments.set))
         around = arguments.around or context.settings.dedup.semantic.threshold

@@ -11,8 +11,8 @@ def run(context: Context) -> StepResult:
     if context.store.dry_run:
         missing = len(TABLES) - len(context.store.existing())
         return StepResult(len(TABLES), {"missing": missing, "there_already": len(TABLES) - missing})
-    made = len(make_tables(context))
-    return StepResult(len(TABLES), {"made": made, "there_already": len(TABLES) - made})
+    created = len(make_tables(context))
+    return StepResult(len(TABLES), {"made": created, "there_already": len(TABLES) - created})
 
 
 STEP = Step(NAME, run)

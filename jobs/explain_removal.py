@@ -13,16 +13,16 @@ from personahub_spark.settings.loading import load
 
 
 def main() -> None:
-    made = parser(__doc__)
-    wanted = made.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("persona_id", nargs="?", help="its first digits are enough where no other id has them")
-    wanted.add_argument("--audit", type=int, metavar="N", help="show N removals of each tier, to be judged by eye")
-    made.add_argument(
+    options = parser(__doc__)
+    choice = options.add_mutually_exclusive_group(required=True)
+    choice.add_argument("persona_id", nargs="?", help="its first digits are enough where no other id has them")
+    choice.add_argument("--audit", type=int, metavar="N", help="show N removals of each tier, to be judged by eye")
+    options.add_argument(
         "--csv", type=Path, metavar="FILE", help="of --audit: write them there, with a column for the verdict"
     )
-    arguments = made.parse_args()
+    arguments = options.parse_args()
     if arguments.csv is not None and arguments.audit is None:
-        made.error("--csv goes with --audit")
+        options.error("--csv goes with --audit")
     with exit_code():
         settings = load(arguments.conf, arguments.set)
         store = open_context(settings).store

@@ -17,11 +17,11 @@ NAME = "ingest_documents"
 
 def run(context: Context) -> StepResult:
     store = context.store
-    found = documents.read(context.spark, context.settings.documents, stage=store.stage)
-    if found.count == 0:
+    contents = documents.read(context.spark, context.settings.documents, stage=store.stage)
+    if contents.count == 0:
         paths = ", ".join(context.settings.documents.paths)
         raise SettingsError(f"documents.paths: no file in {paths} holds a row; name files with texts")
-    placed = documents.places(found.rows, store.read(DOCUMENTS))
+    placed = documents.places(contents.rows, store.read(DOCUMENTS))
     counts = placed.agg(
         F.coalesce(F.sum("rejected"), F.lit(0)).alias("quarantined"),
         F.coalesce(F.sum("readable"), F.lit(0)).alias("readable"),
@@ -29,7 +29,7 @@ def run(context: Context) -> StepResult:
         F.count_distinct(F.when(F.col("known"), F.col("doc_id"))).alias("known"),
         F.count_if("is_other").alias("others"),
     ).collect()[0]
-    rejected = inputs.rejected(found.rows)
+    rejected = inputs.rejected(contents.rows)
     seen_before = store.read(QUARANTINE).select(*QUARANTINE.key)
     new_rejects = (
         rejected.join(seen_before, on=list(QUARANTINE.key), how="left_anti").count() if counts["quarantined"] else 0
@@ -39,7 +39,7 @@ def run(context: Context) -> StepResult:
     new_others = others.join(seen_there, on="place_id", how="left_anti").count() if counts["others"] else 0
     added = {
         DOCUMENTS.name: context.add_new(
-            DOCUMENTS, documents.distinct(found.rows), expected=counts["distinct"] - counts["known"]
+            DOCUMENTS, documents.distinct(contents.rows), expected=counts["distinct"] - counts["known"]
         ),
         DOCUMENT_SOURCES.name: context.add_new(DOCUMENT_SOURCES, others, expected=new_others),
         QUARANTINE.name: context.add_new(QUARANTINE, rejected, expected=new_rejects),
@@ -50,7 +50,7 @@ def run(context: Context) -> StepResult:
         "repeated": counts["readable"] - counts["distinct"],
         "quarantined": counts["quarantined"],
     }
-    return StepResult(found.count, outcomes, added, files_skipped=found.files_skipped)
+    return StepResult(contents.count, outcomes, added, files_skipped=contents.files_skipped)
 
 
 STEP = Step(NAME, run, check=documents.check_inputs)

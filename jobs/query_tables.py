@@ -57,29 +57,31 @@ def main() -> None:
 
 def options() -> ArgumentParser:
     """The command line; its help lists the tables and views."""
-    made = parser(__doc__)
+    command_line = parser(__doc__)
     questions = {name: view_query(name) for name in VIEWS} | task_views()
-    asked = [f"  {name:<20}{query.splitlines()[0].removeprefix('-- ')}" for name, query in questions.items()]
+    views = [f"  {name:<20}{query.splitlines()[0].removeprefix('-- ')}" for name, query in questions.items()]
     listed = [f"  {table.name:<20}{table.comment}" for table in TABLES]
-    made.epilog = "\n".join(["views:", *asked, "", "tables:", *listed])
-    made.add_argument("query", help="one SQL statement")
-    made.add_argument("--release", metavar="TAG", help="ask the tables as they were at this release")
-    made.add_argument(
+    command_line.epilog = "\n".join(["views:", *views, "", "tables:", *listed])
+    command_line.add_argument("query", help="one SQL statement")
+    command_line.add_argument("--release", metavar="TAG", help="ask the tables as they were at this release")
+    command_line.add_argument(
         "--persona",
         action="append",
         metavar="ID",
         help="persona_lineage is that of this persona alone, looked up by keys, which is faster in large stores; "
         "may be given again",
     )
-    made.add_argument("--format", choices=FORMATS, default="table", help="how rows are written (default: %(default)s)")
-    made.add_argument("--rows", type=_count, default=100, help="rows to show, 0 for all (default: %(default)s)")
-    return made
+    command_line.add_argument(
+        "--format", choices=FORMATS, default="table", help="how rows are written (default: %(default)s)"
+    )
+    command_line.add_argument("--rows", type=_count, default=100, help="rows to show, 0 for all (default: %(default)s)")
+    return command_line
 
 
-def _count(said: str) -> int:
-    if not said.isdecimal():
-        raise ArgumentTypeError(f"wants a whole number, found {said!r}")
-    return int(said)
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"wants a whole number, found {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,15 @@ from personahub_spark.store.record_tables import RELEASES
 
 
 def main() -> None:
-    made = parser(__doc__)
-    what = made.add_mutually_exclusive_group(required=True)
+    options = parser(__doc__)
+    what = options.add_mutually_exclusive_group(required=True)
     what.add_argument("tag", nargs="?", help="name of the new release")
     what.add_argument("--list", action="store_true", help="show the releases")
     what.add_argument("--show", metavar="TAG", help="print the manifest of a release")
     what.add_argument("--check", metavar="TAG", help="read a release again, and compare its hash")
     what.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="count what was added and removed")
-    made.add_argument("--note", help="a line for the manifest")
-    arguments = made.parse_args()
+    options.add_argument("--note", help="a line for the manifest")
+    arguments = options.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("py4j").setLevel(logging.WARNING)
     with exit_code():
@@ -40,8 +40,8 @@ def main() -> None:
         elif arguments.check:
             print(f"{arguments.check}: {releases.check(store, arguments.check):,} personas, as they were released")
         elif arguments.compare:
-            found = releases.difference(store, *arguments.compare)
-            print(f"{found.added.count():,} added, {found.removed.count():,} removed, {found.kept:,} in both")
+            added, removed, kept = releases.difference(store, *arguments.compare)
+            print(f"{added.count():,} added, {removed.count():,} removed, {kept:,} in both")
         else:
             make = functools.partial(releases.release, tag=arguments.tag, note=arguments.note)
             run_step(context, Step("release_hub", make))

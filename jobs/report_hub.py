@@ -21,9 +21,9 @@ def main() -> None:
         counts = report.low_visibility(context.store)
         hops = sorted(counts["all"])
         print(f"{'kind':24}" + "".join(f"{f'hop {hop}':>16}" for hop in hops))
-        for kind, found in counts.items():
-            shares = (f"{found[hop]:,} ({found[hop] / counts['all'][hop]:.1%})" for hop in hops)
-            print(f"{kind:24}" + "".join(f"{said:>16}" for said in shares))
+        for kind, by_hop in counts.items():
+            shares = (f"{by_hop[hop]:,} ({by_hop[hop] / counts['all'][hop]:.1%})" for hop in hops)
+            print(f"{kind:24}" + "".join(f"{share:>16}" for share in shares))
 
 
 if __name__ == "__main__":

@@ -19,20 +19,20 @@ from personahub_spark.store.store import Store
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("persona_id", nargs="+", help="the whole id; jobs/query_tables.py finds ids by text")
-    arguments = made.parse_args()
+    options = parser(__doc__)
+    options.add_argument("persona_id", nargs="+", help="the whole id; jobs/query_tables.py finds ids by text")
+    arguments = options.parse_args()
     with exit_code():
         store = open_context(load(arguments.conf, arguments.set)).store
-        print("\n".join(told(store, arguments.persona_id)))
+        print("\n".join(lines_about(store, arguments.persona_id)))
 
 
-def told(store: Store, persona_ids: list[str]) -> list[str]:
+def lines_about(store: Store, persona_ids: list[str]) -> list[str]:
     """Lines about each persona and each of its origins; PersonaHubError when one is not known."""
     rows = trace(store, persona_ids).orderBy("persona_id", "hop", "call_key", "source", "file", "line").collect()
     on_the_way = {person for row in rows for person in row["path"]}
-    known = store.read(PERSONAS).where(F.col("persona_id").isin(sorted(on_the_way.union(persona_ids))))
-    texts = {row["persona_id"]: " ".join(row["text"].split()) for row in known.collect()}
+    personas = store.read(PERSONAS).where(F.col("persona_id").isin(sorted(on_the_way.union(persona_ids))))
+    texts = {row["persona_id"]: " ".join(row["text"].split()) for row in personas.collect()}
     lines = []
     for persona_id in persona_ids:
         lines.append(f"persona   {persona_id}  {texts[persona_id]}")

@@ -20,20 +20,22 @@ STEP = Step("withdraw", withdraw, on_request=True)
 
 
 def main() -> None:
-    made = parser(__doc__)
-    what = made.add_mutually_exclusive_group()
+    options = parser(__doc__)
+    what = options.add_mutually_exclusive_group()
     what.add_argument("--source", metavar="NAME", help="withdraw all of this source")
     what.add_argument(
         "--licence", metavar="TEXT", help="withdraw all under this licence, as it is written in the tables"
     )
     what.add_argument("--doc", metavar="ID", help="withdraw this document")
-    made.add_argument("--why", help="the reason, for the record; needed with what is withdrawn")
-    made.add_argument("--by", default=None, metavar="NAME", help="who says so, for the record (default: who runs this)")
-    arguments = made.parse_args()
+    options.add_argument("--why", help="the reason, for the record; needed with what is withdrawn")
+    options.add_argument(
+        "--by", default=None, metavar="NAME", help="who says so, for the record (default: who runs this)"
+    )
+    arguments = options.parse_args()
     values = dict(zip(KINDS, (arguments.source, arguments.licence, arguments.doc), strict=True))
     chosen = [(kind, value) for kind, value in values.items() if value is not None]
     if chosen and not arguments.why:
-        made.error("say why with --why; the record needs a reason")
+        options.error("say why with --why; the record needs a reason")
     rule = Rule(*chosen[0], arguments.by or getpass.getuser(), arguments.why) if chosen else None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("py4j").setLevel(logging.WARNING)

@@ -95,7 +95,7 @@ def ask(
 ) -> Readings:
     """Ask about all of ``questions``, of which there are ``rows``; what cannot be read is in quarantine then."""
     store = context.store
-    asked, spend = complete_all(
+    requested, spend = complete_all(
         context,
         requests(questions, task),
         task.endpoint,
@@ -104,10 +104,12 @@ def ask(
         recipe=f"{task.recipe}:{plan}",
         inputs=(*inputs, QUARANTINE),
     )
-    found = answers(asked, store.read(LLM_CALLS))
-    readings = store.stage(read(found.join(_asked_about(questions, task), on="id", how="inner"), task))
-    known = quarantined(store, source(step, task)).withColumnRenamed("id", "line").withColumn("known", F.lit(True))
-    counts = tally(readings.join(known, on="line", how="left"), has_checks=bool(task.checks))
+    answered = answers(requested, store.read(LLM_CALLS))
+    readings = store.stage(read(answered.join(_asked_about(questions, task), on="id", how="inner"), task))
+    quarantined_before = (
+        quarantined(store, source(step, task)).withColumnRenamed("id", "line").withColumn("known", F.lit(True))
+    )
+    counts = tally(readings.join(quarantined_before, on="line", how="left"), has_checks=bool(task.checks))
     new = counts.pop("new_failures")
     rejected = unreadable(readings, source(step, task))
     # Before the outputs: of a question that has any, none of these lines marks it as done.
@@ -141,10 +143,10 @@ def requests(questions: DataFrame, task: Task) -> DataFrame:
     return mapped(_asked_about(questions, task), asked, _REQUESTS)
 
 
-def answers(asked: DataFrame, calls: DataFrame) -> DataFrame:
-    """What became of ``asked`` (id, request_key, …): id, call_key, status (null: put off), answer, finish_reason."""
+def answers(requested: DataFrame, calls: DataFrame) -> DataFrame:
+    """The answers to ``requested`` (id, request_key): id, call_key, status (null: put off), answer, finish_reason."""
     outcome = calls.select("request_key", "status", F.col("text").alias("answer"), "finish_reason")
-    return asked.join(outcome, on="request_key", how="left").select(
+    return requested.join(outcome, on="request_key", how="left").select(
         "id", F.col("request_key").alias("call_key"), "status", "answer", "finish_reason"
     )
 
@@ -153,18 +155,18 @@ def read(answers: DataFrame, task: Task) -> DataFrame:
     """``answers``, with the texts (and samples) that were asked about, as ``Readings.rows``."""
 
     def readings(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        told = {"id": row["id"], "call_key": row["call_key"], "status": row["status"], "nth": 0}
+        common = {"id": row["id"], "call_key": row["call_key"], "status": row["status"], "nth": 0}
         if row["status"] != "answered":
-            yield told
+            yield common
             return
         for nth, reading in enumerate(task.read(row["answer"], row["finish_reason"], _subject(row, task))):
-            told["nth"] = nth
+            common["nth"] = nth
             if reading.text is None:
                 line = row["id"] if nth == 0 else f"{row['id']}#{nth}"
-                yield {**told, "failure": reading.failure, "line": line, "answer": row["answer"]}
+                yield {**common, "failure": reading.failure, "line": line, "answer": row["answer"]}
             else:
                 yield {
-                    **told,
+                    **common,
                     "text": reading.text,
                     "text_id": content_id(reading.text),
                     "output": json.dumps(reading.output, ensure_ascii=False),
@@ -214,8 +216,8 @@ def mapped(
 
     def each(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            made = [new for row in batch.to_pylist() for new in change(row)]
-            yield pa.RecordBatch.from_pylist(made, schema=arrow)
+            changed = [new for row in batch.to_pylist() for new in change(row)]
+            yield pa.RecordBatch.from_pylist(changed, schema=arrow)
 
     return rows.mapInArrow(each, schema)
 

@@ -47,9 +47,9 @@ def settings_page() -> str:
     ]
     for name, field in Settings.model_fields.items():
         group, _ = group_inside(field.annotation)
-        told = doc_of(group) if group is not None else []
+        lines_of_group = doc_of(group) if group is not None else []
         block = "\n".join(entry(name, field, Settings, deep=0))
-        page += [f"## {name}", *told, f"```yaml\n{block}\n```"]
+        page += [f"## {name}", *lines_of_group, f"```yaml\n{block}\n```"]
     return "\n\n".join(page) + "\n"
 
 
@@ -58,14 +58,14 @@ def entry(name: str, field: FieldInfo, owner: type[BaseModel], *, deep: int) -> 
     pad = "  " * deep
     group, container = group_inside(field.annotation)
     is_as_above = group is not None and issubclass(owner, group)  # an entry has keys that were told already
-    told = field.description or (doc_of(group)[0] if group is not None and deep else "")
+    description = field.description or (doc_of(group)[0] if group is not None and deep else "")
     if is_as_above and group is not None:
-        told += f"; each has {', '.join(group.model_fields)}, as above"
+        description += f"; each has {', '.join(group.model_fields)}, as above"
     elif container is not None:
-        told += " (none by default; one entry is shown)"
+        description += " (none by default; one entry is shown)"
     else:
-        told = " ".join(filter(None, [told, allowed(field)]))
-    yield from textwrap.wrap(told, 118, initial_indent=f"{pad}# ", subsequent_indent=f"{pad}# ")
+        description = " ".join(filter(None, [description, allowed(field)]))
+    yield from textwrap.wrap(description, 118, initial_indent=f"{pad}# ", subsequent_indent=f"{pad}# ")
     if group is None or is_as_above:
         yield f"{pad}{name}:{value(field)}"
         return
@@ -99,10 +99,10 @@ def allowed(field: FieldInfo) -> str:
     choices = [] if all(f"{c}:" in described for c in choices_of(field.annotation)) else choices_of(field.annotation)
     limits = {name: getattr(m, name) for m in field.metadata for name in ("gt", "ge", "lt", "le") if hasattr(m, name)}
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    said = [f"one of {', '.join(choices)}"] if choices else []
-    said += ["required"] if field.is_required() else []
-    said += [" and ".join(f"{words[name]} {limit}" for name, limit in limits.items())] if limits else []
-    return f"[{'; '.join(said)}]" if said else ""
+    rules = [f"one of {', '.join(choices)}"] if choices else []
+    rules += ["required"] if field.is_required() else []
+    rules += [" and ".join(f"{words[name]} {limit}" for name, limit in limits.items())] if limits else []
+    return f"[{'; '.join(rules)}]" if rules else ""
 
 
 def choices_of(annotation: Any) -> list[str]:
@@ -190,8 +190,8 @@ def task_columns(task: Declaration) -> str:
     fields = [f"`{name}` ({kind})" for name, kind in task.fields.items()]
     own = {"fields": fields, "options": [f"`{name}`" for name in task.options]}
     own["checks, true where the row fails them"] = [f"`{check.name}`" for check in task.checks]
-    told = [f"- {what}: {', '.join(columns)}" for what, columns in own.items() if columns]
-    return "\n".join([*told, f"- as of every task: {', '.join(f'`{name}`' for name in sorted(COLUMNS))}"])
+    entries = [f"- {what}: {', '.join(columns)}" for what, columns in own.items() if columns]
+    return "\n".join([*entries, f"- as of every task: {', '.join(f'`{name}`' for name in sorted(COLUMNS))}"])
 
 
 def view_comments(name: str) -> list[str]:

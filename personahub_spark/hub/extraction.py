@@ -43,11 +43,11 @@ def _extract(context: Context, verb: Verb) -> StepResult:
 
     def keep(readings: Readings) -> dict[str, int]:
         # The model saw at most this much of a part: a token is no more than a few characters.
-        seen = F.substring("document", 1, 8 * settings.max_document_tokens)
+        visible_part = F.substring("document", 1, 8 * settings.max_document_tokens)
         labels = {"verb": verb, "granularity": settings.granularity}
-        asked = questions.withColumn("source_text", seen)
+        subjects = questions.withColumn("source_text", visible_part)
         return keep_personas(
-            context, readings, asked, task, language=settings.language, hop=0, kind="document", labels=labels
+            context, readings, subjects, task, language=settings.language, hop=0, kind="document", labels=labels
         )
 
     return ask_new(

@@ -62,17 +62,17 @@ def show(rows: DataFrame, form: str, *, most_rows: int, out: TextIO) -> bool:
         cells = [F.to_json(whole, {"ignoreNullFields": "false"})]
     else:
         cells = [_as_text(cell, kind) for cell, kind in zip(cells, kinds, strict=True)]
-    found = _first(apart.select(*[cell.alias(f"c{n}") for n, cell in enumerate(cells)]), most_rows)
+    first_rows = _first(apart.select(*[cell.alias(f"c{n}") for n, cell in enumerate(cells)]), most_rows)
     if form == "table":
-        taken = [["NULL" if cell is None else cell for cell in row] for row in found]
+        cell_rows = [["NULL" if cell is None else cell for cell in row] for row in first_rows]
         right = [n for n, kind in enumerate(kinds) if isinstance(kind, NumericType)]
-        kept = taken[:most_rows] if most_rows else taken
-        out.writelines(f"{line}\n" for line in terminal.table(names, kept, right=right, most=terminal.width()))
-        return len(kept) < len(taken)
+        shown = cell_rows[:most_rows] if most_rows else cell_rows
+        out.writelines(f"{line}\n" for line in terminal.table(names, shown, right=right, most=terminal.width()))
+        return len(shown) < len(cell_rows)
     writer = csv.writer(out, lineterminator="\r\n")
     if form == "csv":
         writer.writerow(names)
-    for n, row in enumerate(found):
+    for n, row in enumerate(first_rows):
         if n == most_rows > 0:
             return True
         if form == "csv":

@@ -53,19 +53,19 @@ def by_words(context: Context) -> StepResult:
         published = stored.join(removals, on="persona_id", how="left_anti").select(
             F.col("persona_id").alias("id"), F.struct("arrived_at", "hop").alias("priority"), "tokens", "bands"
         )
-        found = deduplicate(
+        result = deduplicate(
             new.select(F.col("persona_id").alias("id"), "text", arrival),
             settings=settings,
             published=published if "kept" in before else None,
         )
-        removed = store.stage(_of_personas(found.removals).withColumn("parameters_version", version))
+        removed = store.stage(_of_personas(result.removals).withColumn("parameters_version", version))
         now = {row["tier"]: row["count"] for row in removed.groupBy("tier").count().collect()}
         _refuse_to_displace(removed, removals)
-        kept = _of_personas(found.kept).select("persona_id", version, "priority.*", "tokens", "bands")
+        bands = _of_personas(result.kept).select("persona_id", version, "priority.*", "tokens", "bands")
         # Bands last: with them a persona counts as decided.
         for table, rows, expected in (
             (PERSONA_REMOVALS, removed, now.get(EXACT_TOKENS, 0) + now.get(SURFACE, 0)),
-            (PERSONA_BANDS, kept, before["new"] - sum(now.values())),
+            (PERSONA_BANDS, bands, before["new"] - sum(now.values())),
         ):
             added[table.name] = context.add_new(table, rows, expected=expected)
         hub = store.view("hub").join(removed, on="persona_id", how="left_anti")  # where a dry run left them
@@ -131,13 +131,13 @@ def by_meaning(context: Context) -> StepResult:
     compared = compared.where(F.col("parameters_version") == version).withColumnRenamed("persona_id", "id")
 
     # Who was compared before comes first, for they are published; then whoever arrived first.
-    seen = compared.select("id").distinct().withColumn("fresh", F.lit(False))
+    compared_before = compared.select("id").distinct().withColumn("fresh", F.lit(False))
     witnesses = removals.select(F.col("kept_id").alias("id")).distinct().withColumn("anchored", F.lit(True))
     hub = store.stage(
         store.view("hub")
         .select(F.col("persona_id").alias("id"), "created_at", "hop")
         .join(vectors.select("id", F.lit(True).alias("embedded")), on="id", how="left")
-        .join(seen, on="id", how="left")
+        .join(compared_before, on="id", how="left")
         .join(witnesses, on="id", how="left")
         .withColumn("fresh", F.coalesce("fresh", F.lit(True)))
         .select(
@@ -162,12 +162,12 @@ def by_meaning(context: Context) -> StepResult:
     placed = compared.where(index).select("id", "buckets")
     unplaced = vectors.join(rows, on="id", how="left_semi").join(placed, on="id", how="left_anti")
     new = store.stage(semantic.assign(unplaced, centroids, settings=settings))
-    found = semantic.deduplicate(
+    result = semantic.deduplicate(
         rows.join(placed.unionByName(new), on="id", how="inner").join(vectors, on="id", how="inner"),
         settings=settings,
     )
-    removed = store.stage(_of_personas(found.removals).withColumn("parameters_version", F.lit(version)))
-    removed_count, spared = removed.count(), found.spared.count()
+    removed = store.stage(_of_personas(result.removals).withColumn("parameters_version", F.lit(version)))
+    removed_count, spared = removed.count(), result.spared.count()
     buckets = (
         _of_personas(new)
         .join(removed, on="persona_id", how="left_anti")
@@ -183,9 +183,9 @@ def by_meaning(context: Context) -> StepResult:
         PERSONA_REMOVALS.name: context.add_new(PERSONA_REMOVALS, removed, expected=removed_count),
         PERSONA_BUCKETS.name: context.add_new(PERSONA_BUCKETS, buckets),
     }
-    left = store.view("hub").join(removed, on="persona_id", how="left_anti").count()  # where a dry run left them
+    remaining = store.view("hub").join(removed, on="persona_id", how="left_anti").count()  # where a dry run left them
     outcomes |= {"removed_semantic": removed_count, "stands_for_others": spared}
-    return StepResult(rows_in, {**outcomes, "kept": left - outcomes["no_vector"] - spared}, added)
+    return StepResult(rows_in, {**outcomes, "kept": remaining - outcomes["no_vector"] - spared}, added)
 
 
 def _refuse_other_vectors(removals: DataFrame, version: str) -> None:
@@ -207,10 +207,12 @@ def _centroids(context: Context, version: str, vectors: DataFrame, count: int, d
     if semantic.bucket_count(count, settings) == 1:
         return Centroids.single(dim)
     folder = f"{context.store.state_root}/semantic"
-    made = {int(name.split("-")[1].split(".")[0]): name for name in files.names(folder) if name.startswith(version)}
-    latest = max(made, default=0)
-    if made and count < GROWTH * latest:
-        return Centroids.from_bytes(files.read_whole(folder, made[latest]))
+    name_by_count = {
+        int(name.split("-")[1].split(".")[0]): name for name in files.names(folder) if name.startswith(version)
+    }
+    latest = max(name_by_count, default=0)
+    if name_by_count and count < GROWTH * latest:
+        return Centroids.from_bytes(files.read_whole(folder, name_by_count[latest]))
     centroids = semantic.train(vectors, rows=count, settings=settings)
     if not context.store.dry_run:
         files.write_whole(folder, f"{version}-{count}.npz", centroids.to_bytes())

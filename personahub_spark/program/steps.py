@@ -136,7 +136,7 @@ def run_step(context: Context, step: Step) -> StepResult:
     except MissingTableError:
         raise
     except PersonaHubError:
-        spent = Spend() if context.store.dry_run else spend_of(_asked(context, step.name))
+        spent = Spend() if context.store.dry_run else spend_of(_calls_of(context, step.name))
         if spent.requests or _lost(context) != Spend():
             _record(context, step.name, StepResult(0, {}, spend=spent), time.monotonic() - started)
         raise
@@ -147,14 +147,15 @@ def run_step(context: Context, step: Step) -> StepResult:
         _record(context, step.name, result, duration_s)
     spend = result.spend
     cost = "" if spend.cost_microusd is None else f", ${spend.cost_microusd / 1_000_000:,.4f}"
-    asked = f"; {spend.requests:,} requests{cost}" if spend.requests else ""
+    requests = f"; {spend.requests:,} requests{cost}" if spend.requests else ""
     skipped = f"; {result.files_skipped:,} files of unknown formats skipped" if result.files_skipped else ""
     share = quarantined_share(result)
     is_much = share > context.settings.pipeline.quarantine_warn_share
-    those = "the new ones" if result.outcomes.get("done_before") else "them"
-    told = f"; {100 * share:.3g} % of {those} went to quarantine" if is_much else ""
+    which = "the new ones" if result.outcomes.get("done_before") else "them"
+    quarantined = f"; {100 * share:.3g} % of {which} went to quarantine" if is_much else ""
     context.progress.say(
-        f"{step.name}: {result.rows_in:,} in = {_spoken(result.outcomes)}{told}{skipped}{asked}; {duration_s:.1f} s",
+        f"{step.name}: {result.rows_in:,} in = {_spoken(result.outcomes)}{quarantined}{skipped}{requests}; "
+        f"{duration_s:.1f} s",
         warns=is_much,
     )
     for note in result.notes:
@@ -191,7 +192,7 @@ def _added_up(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}
 
 
-def _asked(context: Context, step: str) -> DataFrame:
+def _calls_of(context: Context, step: str) -> DataFrame:
     """What ``step`` added to the ledger in this run."""
     return context.store.read(LLM_CALLS).where((F.col("run_id") == context.run_id) & (F.col("step") == step))
 

@@ -147,7 +147,7 @@ def test_time_is_told_from_where_make_began_in_parts_that_add_up(monkeypatch: py
     clock = runpy.run_path(str(ROOT / "demo" / "run.py"))["Clock"]()
     with clock("model"):
         pass
-    total, _, parts = clock.told().partition(" s = ")
+    total, _, parts = clock.sentence().partition(" s = ")
     seconds = [int(part.split()[0].replace(",", "")) for part in parts.split(" + ")]
     assert sum(seconds) == int(total.replace(",", "")) and seconds[0] >= 1000 and seconds[1:3] == [0, 0]
     recipe = subprocess.run(["make", "-n", "-p", "demo"], cwd=ROOT, capture_output=True, text=True, check=False).stdout

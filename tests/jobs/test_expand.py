@@ -201,7 +201,7 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
             context.spark.conf.unset(name)
         context.spark.catalog.dropTempView("persona_lineage")
         context.spark.sql("USE default")
-    told = trace_persona.told(context.store, [ids[BAKER], ids[CLERK]])
+    told = trace_persona.lines_about(context.store, [ids[BAKER], ids[CLERK]])
     assert [line for line in told if not line.startswith("  call")] == [
         f"persona   {ids[BAKER]}  {BAKER}",
         "  source    s, CC0-1.0: f:1",
@@ -214,7 +214,7 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     ]
     assert f"  call      {clerk[0]['call_key']}  " in told[-1] and told[-1].endswith(" USD")
     with pytest.raises(PersonaHubError, match="no persona '1234'"):
-        trace_persona.told(context.store, ["1234"])
+        trace_persona.lines_about(context.store, ["1234"])
 
     before = live_files(context)
     again = expand(context)
