@@ -105,7 +105,9 @@ def ask(
         inputs=(*inputs, QUARANTINE),
     )
     answered = answers(requested, store.read(LLM_CALLS))
-    readings = store.stage(read(answered.join(_asked_about(questions, task), on="id", how="inner"), task))
+    if task.reads_texts:
+        answered = answered.join(_asked_about(questions, task), on="id", how="inner")
+    readings = store.stage(read(answered, task))
     quarantined_before = (
         quarantined(store, source(step, task)).withColumnRenamed("id", "line").withColumn("known", F.lit(True))
     )
@@ -152,14 +154,15 @@ def answers(requested: DataFrame, calls: DataFrame) -> DataFrame:
 
 
 def read(answers: DataFrame, task: Task) -> DataFrame:
-    """``answers``, with the texts (and samples) that were asked about, as ``Readings.rows``."""
+    """``answers``, with the texts (and samples) that were asked about if the task reads them, as ``Readings.rows``."""
 
     def readings(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         common = {"id": row["id"], "call_key": row["call_key"], "status": row["status"], "nth": 0}
         if row["status"] != "answered":
             yield common
             return
-        for nth, reading in enumerate(task.read(row["answer"], row["finish_reason"], _subject(row, task))):
+        subject = _subject(row, task) if task.reads_texts else Subject(row["id"], {})
+        for nth, reading in enumerate(task.read(row["answer"], row["finish_reason"], subject)):
             common["nth"] = nth
             if reading.text is None:
                 line = row["id"] if nth == 0 else f"{row['id']}#{nth}"

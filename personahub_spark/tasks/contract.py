@@ -67,6 +67,8 @@ class Task(ABC):
     settings: SamplingSettings
     inputs: tuple[str, ...] = ("persona",)
     """Names of the texts that a subject must have."""
+    reads_texts: bool = True
+    """Whether ``read`` looks at the subject's texts; where it does not, its subjects come without them."""
     checks: tuple[str, ...] = ()
     """Names of the checks that an output may fail."""
 

@@ -111,6 +111,7 @@ class TextToPersona(Task):
     verb: Verb = "read"
     name = "text_to_persona"
     inputs = ("document",)
+    reads_texts = False
 
     def parts(self, document: str) -> dict[int, str]:
         """The parts of ``document`` to ask about, by their number from 0: each fits the token budget and ends with a
