@@ -208,7 +208,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     said = report.summary(context.store, {}, "r")
     assert "13 distinct = 6 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in said
     assert "+ 0 removed by semantic + 6 withdrawn" in said
-    assert "texts of math 3 written = 1 pass the form checks + 0 fail one or more + 2 withdrawn" in said
+    assert "math         3 written = 1 pass the form checks + 0 fail one or more + 2 withdrawn" in said
     child, twice = (audit.explain(context.store, context.settings, known(text)) for text in ("child of one", "twice"))
     assert [line[:12].strip() for line in child] == ["withdrawn", "because"]
     assert child[0].endswith(": child of one") and child[1].endswith("source bad, said the owner: asked to")
