@@ -532,7 +532,7 @@ def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(
         assert {row["viewName"] for row in spark.sql("SHOW VIEWS IN another_name").collect()} == {"hub"}
         assert spark.table("hub").count() == 2  # of a view also what it reads
         elsewhere.use()
-        assert spark.sql("SELECT count(*) AS n FROM personas").collect()[0]["n"] == 5
+        assert spark.sql("SELECT count(*) AS n FROM personas").collect()[0]["n"] == 4
         for name in filled.views:
             assert spark.table(name).count() == filled.view(name).count() > 0
     finally:
