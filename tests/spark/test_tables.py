@@ -538,4 +538,4 @@ def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(
     finally:
         spark.sql("USE default")
         spark.sql("DROP DATABASE IF EXISTS another_name CASCADE")
-    assert filled.read(PERSONAS).count() == 5
+    assert filled.read(PERSONAS).count() == 4
