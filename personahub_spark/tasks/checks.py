@@ -6,12 +6,14 @@ Checks judge text of any script by its surface: each is a cheap filter, none is 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from personahub_spark.tasks import constraints, math_checks, plans, reading
+from personahub_spark.tasks import code_checks, constraints, math_checks, plans, reading, text_checks
+from personahub_spark.tasks.arguments import arguments
 from personahub_spark.tasks.tex import garbled
 from personahub_spark.text import normalise, token_set, tokens
 
@@ -37,12 +39,17 @@ class CheckedAnswer:
     """Texts of the prompt's examples."""
     drawn: Mapping[str, Any] = field(default_factory=dict)
     """The data of the subject's draws, by name of the draw."""
+    options: Mapping[str, str | None] = field(default_factory=dict)
+    """Of the task, as they were chosen."""
 
     def parts(self) -> list[str]:
         """All texts of the output: fields, and entries of lists."""
         texts: list[str] = []
         for value in self.output.values():
-            texts += [str(part) for part in (value if isinstance(value, list) else [value]) if part is not None]
+            for part in value if isinstance(value, list) else [value]:
+                texts += [
+                    str(said) for said in (part.values() if isinstance(part, dict) else [part]) if said is not None
+                ]
         return texts
 
     def entries(self) -> list[str]:
@@ -118,9 +125,9 @@ def cut_off(answer: CheckedAnswer) -> bool:
     return answer.is_cut
 
 
-@_check("A field is missing or empty.")
-def missing_field(answer: CheckedAnswer) -> bool:
-    return any(value in (None, "", []) for value in answer.output.values())
+@_check("A field is missing or empty, other than those that may be (``but``).")
+def missing_field(answer: CheckedAnswer, *, but: Sequence[str] = ()) -> bool:
+    return any(value in (None, "", []) for name, value in answer.output.items() if name not in but)
 
 
 @_check("A text has fewer ``words`` than its field needs, or a list fewer ``entries``.")
@@ -176,6 +183,97 @@ def question_not_last(answer: CheckedAnswer) -> bool:
 @_check("A constraint that was drawn is not stated with its numbers and words; false without any.")
 def constraint_unstated(answer: CheckedAnswer) -> bool:
     return constraints.unstated(answer.text, answer.drawn.get("constraints", ()))
+
+
+@_check("The text is in another script than its language: that of the options, else the persona's.")
+def wrong_script(
+    answer: CheckedAnswer, *, of: str = "persona", by: str = "", languages: Mapping[str, str] | None = None
+) -> bool:
+    """``languages``: those that the answer is in with values of the option ``by``, whatever its language is."""
+    language = (languages or {}).get(answer.options.get(by) or "", answer.options.get("language", "same"))
+    if language is None:
+        return False
+    wanted = text_checks.script(answer.texts[of]) if language == "same" else text_checks.script_of_language(language)
+    found = text_checks.script(answer.text)
+    return None not in (wanted, found) and found != wanted
+
+
+@_check("The answer is none of the choices that were given.")
+def not_a_choice(answer: CheckedAnswer, *, field: str, option: str) -> bool:
+    choices = answer.options.get(option)
+    if not choices:
+        return False
+    said = normalise(answer.output[field] or "").strip(" .。")
+    return said not in [normalise(choice).strip(" .。") for choice in re.split("[;；]", choices)]
+
+
+@_check("Fewer terms of the lore than ``least`` stand in the output, not counting the persona's own words.")
+def lore_unused(answer: CheckedAnswer, *, least: int, lore: str = "lore", of: str = "persona") -> bool:
+    said = "\n".join(answer.parts())
+    terms = text_checks.lore_terms(answer.texts[lore])
+    if text_checks.script(said) != text_checks.script(answer.texts[lore]):
+        return False  # in another script nothing can be said
+    return len(text_checks.terms_used(said, answer.texts[lore], answer.texts[of])) < min(least, len(terms))
+
+
+@_check("The name is one of the lore's.")
+def name_taken(answer: CheckedAnswer, *, field: str, lore: str = "lore") -> bool:
+    return text_checks.is_name_of(answer.output[field] or "", answer.texts[lore])
+
+
+@_check("An argument has no name of its own that a function could use, or a type that is none of ``types``.")
+def invalid_arguments(answer: CheckedAnswer, *, field: str, types: Sequence[str]) -> bool:
+    names = [one["name"] for one in answer.output[field]]
+    kinds = [one["type"] for one in answer.output[field]]
+    return not all(map(code_checks.is_name, names)) or len({*names}) < len(names) or not {*kinds} <= {*types}
+
+
+@_check("The field cannot name a function.")
+def invalid_name(answer: CheckedAnswer, *, field: str) -> bool:
+    return not code_checks.is_name(answer.output[field] or "")
+
+
+@_check("The code of a field is no Python.")
+def code_broken(answer: CheckedAnswer, *, fields: Sequence[str]) -> bool:
+    return any(code_checks.tree(answer.output[name] or "") is None for name in fields)
+
+
+@_check("The code does not define the function of the interface with just its arguments.")
+def interface_unmet(answer: CheckedAnswer, *, field: str, of: str = "interface") -> bool:
+    interface = _interface(answer.texts[of])
+    function = code_checks.functions(answer.output[field] or "").get(str(interface.get("function_name")))
+    return function is None or not code_checks.takes(function, arguments(interface.get("arguments")))
+
+
+@_check("The code imports what neither the standard library has nor the interface's dependencies name.")
+def undeclared_import(answer: CheckedAnswer, *, field: str, of: str = "interface") -> bool:
+    named = _interface(answer.texts[of]).get("dependencies") or []
+    dependencies = [str(one) for one in named] if isinstance(named, list) else [str(named)]
+    return bool(code_checks.undeclared(answer.output[field] or "", dependencies))
+
+
+def _interface(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@_check("The code defines no function at its top level, or several.")
+def not_one_function(answer: CheckedAnswer, *, field: str) -> bool:
+    return len(code_checks.functions(answer.output[field] or "")) != 1
+
+
+@_check("The tests have fewer asserts than ``least``.")
+def too_few_tests(answer: CheckedAnswer, *, field: str, least: int) -> bool:
+    return len(code_checks.asserts(answer.output[field] or "")) < least
+
+
+@_check("No assert calls a function that the code defines.")
+def function_untested(answer: CheckedAnswer, *, field: str, tests: str) -> bool:
+    asserts = code_checks.asserts(answer.output[tests] or "")
+    return not any(code_checks.calls(asserts, name) for name in code_checks.functions(answer.output[field] or ""))
 
 
 _REPEATED_RUN = 4

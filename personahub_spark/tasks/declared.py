@@ -12,7 +12,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jsonschema
 import yaml
@@ -34,6 +34,11 @@ COLUMNS = {
 KINDS = ("string", "integer", "number", "boolean", "array", "object")
 
 
+Kept = Literal["lines", "code", "arguments"]
+"""How a field is kept that is more than a text of one line or a list of such: as a text with its line breaks, as code
+with its indentation, or as the arguments of a function (see ``arguments``)."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,6 +51,7 @@ class Option(_Part):
     language_of: str | None = Field(default=None, description="what the answer's language is, where it is the same")
     default: str | None = None
     needed_with: dict[str, str] | None = Field(default=None, description="given with these options, and only there")
+    required: bool = Field(default=False, description="whether settings must give it")
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> Self:
@@ -67,6 +73,7 @@ class Plain(_Part):
     """The form of an answer from an endpoint that enforces no schema."""
 
     prefix: str | None = Field(default=None, description="of the one text field: what the answer begins with")
+    rest: str | None = Field(default=None, description="the field of what follows without a heading of its own")
     headings: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="other words for a field's heading, in any language; the last one counts"
     )
@@ -118,7 +125,11 @@ class Declaration(_Part):
     example: str | None = None
     examples: tuple[Example, ...] = ()
     output: dict[str, dict[str, Any]] = Field(min_length=1)
-    text: str = Field(description="the field that dedup, agreement and export look at")
+    output_with: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="fields that an answer has with these options, and only there"
+    )
+    kept: dict[str, Kept] = Field(default_factory=dict, description="fields that are more than texts of one line")
+    text: tuple[str, ...] = Field(min_length=1, description="the fields that dedup, agreement and export look at")
     plain: Plain = Plain()
     draw: dict[str, Draw] = Field(default_factory=dict, description="what code adds to a subject, by name of the draw")
     checks: tuple[Check, ...] = ()
@@ -156,6 +167,11 @@ class Declaration(_Part):
             DRAWS[name].refuse_wrong(draw.parameters)
         return draws
 
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: object) -> object:
+        return [given] if isinstance(given, str) else given
+
     @field_validator("output")
     @classmethod
     def _is_a_schema(cls, output: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -175,21 +191,42 @@ class Declaration(_Part):
         _check_columns(self)
         _check_options(self)
         _check_wording(self)
-        fields = {"text": [self.text], "plain.headings": [*self.plain.headings]}
-        for where, named in fields.items():
+        named_fields = {
+            "text": [*self.text],
+            "plain.headings": [*self.plain.headings],
+            "plain.rest": [self.plain.rest] if self.plain.rest is not None else [],
+            "output_with": [*self.output_with],
+            "kept": [*self.kept],
+        }
+        for where, named in named_fields.items():
             unknown = [name for name in named if name not in self.output]
             if unknown:
                 raise ValueError(f"{where} names {unknown[0]}, which is no field of output ({', '.join(self.output)})")
-        if self.output[self.text]["type"] != "string":
-            raise ValueError(f"text names {self.text}, which is no string")
-        if self.plain.prefix is not None and not self.is_one_text:
+        for where, name in [
+            *(("text", name) for name in self.text),
+            *(("plain.rest", name) for name in [self.plain.rest]),
+        ]:
+            if name is not None and self.output[name]["type"] != "string":
+                raise ValueError(f"{where} names {name}, which is no string")
+        _check_kept(self)
+        always = [name for name in self.output if name not in self.output_with]
+        if not set(always) & set(self.text):
+            raise ValueError("text names no field that an answer has with all options")
+        if self.plain.prefix is not None and not _is_one_text(self, always):
             raise ValueError("plain.prefix is for an output of one text field; several are told by headings")
         return self
 
-    @property
-    def is_one_text(self) -> bool:
+    def fields_with(self, options: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
+        """The schemas of the fields that an answer has with ``options``, by name."""
+        return {
+            name: schema
+            for name, schema in self.output.items()
+            if all(options.get(option) == value for option, value in self.output_with.get(name, {}).items())
+        }
+
+    def is_one_text(self, options: Mapping[str, str | None]) -> bool:
         """Whether an answer is one text and nothing else."""
-        return len(self.output) == 1 and self.output[self.text]["type"] == "string"
+        return _is_one_text(self, [*self.fields_with(options)])
 
     @property
     def fields(self) -> dict[str, str]:
@@ -227,6 +264,8 @@ class Declaration(_Part):
                 raise SettingsError(
                     f"{where}: option {name} is {value!r}; it may be same, null, or a language code such as en"
                 )
+            if option.required and not value:
+                raise SettingsError(f"{where}: option {name} must be given ({option.about or 'a text'})")
             if option.needed_with is not None:
                 met = all(chosen.get(other) == required for other, required in option.needed_with.items())
                 conditions = " and ".join(f"{other} {required}" for other, required in option.needed_with.items())
@@ -334,6 +373,21 @@ def _check_options(task: Declaration) -> None:
             raise ValueError(f"words.{name}.by is {word.by}, which is neither {FORM} nor an option with values")
         if set(word.values) != choices:
             raise ValueError(f"words.{name}.is needs a text for each of {', '.join(sorted(choices))}, and for no other")
+
+
+def _is_one_text(task: Declaration, fields: Sequence[str]) -> bool:
+    return len(fields) == 1 and task.output[fields[0]]["type"] == "string" and fields[0] not in task.kept
+
+
+def _check_kept(task: Declaration) -> None:
+    for name, kept in task.kept.items():
+        wanted = "array" if kept == "arguments" else "string"
+        if task.output[name]["type"] != wanted:
+            raise ValueError(f"kept.{name} is {kept}, so the field's type must be {wanted}")
+    for name, needed in task.output_with.items():
+        for option, value in needed.items():
+            if option not in task.options or value not in (task.options[option].values or ()):
+                raise ValueError(f"output_with.{name} names {option} {value}, which no option can be")
 
 
 def _patterns(schema: object) -> Iterator[str]:

@@ -6,13 +6,16 @@ texts; an object in it becomes one line that begins with its age or year.
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from personahub_spark.tasks.reading import content, visible
+from personahub_spark.tasks.arguments import arguments
+from personahub_spark.tasks.reading import code_block, content, is_fence, seen, visible
 
 _MAX_DEPTH = 4
 _MARK = re.compile(r"\A\s*(?:[-*•·–+]|\(?\d{1,2}[.)、])\s+")
@@ -29,10 +32,15 @@ _YES, _NO = ("true", "yes"), ("false", "no")
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of an answer: their JSON schemas, and other words for their keys and headings."""
+    """The fields of an answer: their JSON schemas, other words for their keys and headings, and how each is kept.
+
+    ``rest`` is the field of what follows a heading's first row, or has no heading at all, where it has none itself.
+    """
 
     schemas: Mapping[str, Mapping[str, Any]]
     headings: Mapping[str, Sequence[str]]
+    kept: Mapping[str, str] = field(default_factory=dict)
+    rest: str | None = None
 
     def read(self, text: str, *, is_whole: bool) -> tuple[dict[str, Any], str | None]:
         """Every field of ``text`` (None or empty if the text does not have it), or the name of the failure.
@@ -43,14 +51,21 @@ class Fields:
         parts, failure = self._parts(text, is_whole=is_whole)
         if failure is not None:
             return {}, failure
-        values = {name: _typed(parts.get(name), str(schema["type"])) for name, schema in self.schemas.items()}
+        values = {
+            name: _kept(parts.get(name), self.kept[name])
+            if name in self.kept
+            else _typed(parts.get(name), str(schema["type"]))
+            for name, schema in self.schemas.items()
+        }
         parts_read = [part for value in values.values() for part in (value if isinstance(value, list) else [value])]
         if not any(not isinstance(part, str) or _says_something(part) for part in parts_read if part is not None):
             return {}, "no_text"
         return values, None
 
     def _parts(self, text: str, *, is_whole: bool) -> tuple[dict[str, object], str | None]:
-        value = content(text, lambda value: bool(self._of_json(value, depth=_MAX_DEPTH)))
+        value = self._json_with_code(text)
+        if value is None:
+            value = content(text, lambda value: bool(self._of_json(value, depth=_MAX_DEPTH)))
         if not isinstance(value, str):
             parts = self._of_json(value, depth=_MAX_DEPTH)
             if parts:
@@ -65,7 +80,19 @@ class Fields:
             failure = "no_heading"
         return {}, failure if is_whole else "cut_off"
 
+    def _json_with_code(self, text: str) -> object:
+        """The JSON object that ``text`` is, where a field is code: that has no TeX to put right."""
+        if "code" not in self.kept.values():
+            return None
+        try:
+            value = json.loads(text, strict=False)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
     def _is_broken_json(self, text: str) -> bool:
+        if "code" in self.kept.values():  # which may have such keys itself
+            return text.lstrip()[:1] in ("{", "[")
         keys = "|".join(map(re.escape, self.schemas))
         return re.search(rf'\A\s*[\[{{]|"(?:{keys})"\s*:', text, re.IGNORECASE) is not None
 
@@ -87,14 +114,26 @@ class Fields:
     def _of_headings(self, text: str) -> dict[str, object]:
         """The fields of a plain ``text``: rows below a heading, or the rest of its row; each heading counts once."""
         sections: dict[str, list[str]] = {}
-        rows: list[str] = []
+        unnamed: list[str] = []
+        rows, is_code = unnamed, False
         for row in text.split("\n"):
-            name, rest = self._heading(row)
+            is_code ^= is_fence(row)
+            name, rest = (None, "") if is_code else self._heading(row)
             if name is None or name in sections:
                 rows.append(row)
             else:
                 rows = sections[name] = [rest] if rest else []
-        return {name: _section(rows, is_list=self.schemas[name]["type"] == "array") for name, rows in sections.items()}
+                is_code = is_fence(rest)
+        if self.rest is not None and self.rest not in sections:
+            rest_rows = _below_first(rows) if sections else unnamed
+            if any(row.strip() for row in rest_rows):
+                sections[self.rest] = rest_rows
+        return {name: self._section(name, rows) for name, rows in sections.items()}
+
+    def _section(self, name: str, rows: list[str]) -> object:
+        if name in self.kept:
+            return "\n".join(rows)
+        return _section(rows, is_list=self.schemas[name]["type"] == "array")
 
     def _heading(self, row: str) -> tuple[str | None, str]:
         """The field whose heading ``row`` is, and the rest of the row."""
@@ -139,6 +178,36 @@ def _typed(value: object, kind: str) -> Any:
     if kind == "integer":
         return int(plain) if plain == int(plain) and abs(plain) < 2**63 else None
     return float(plain)
+
+
+def _below_first(rows: list[str]) -> list[str]:
+    """The rows below the first that is not blank; they leave ``rows``."""
+    first = next((number for number, row in enumerate(rows) if row.strip()), len(rows))
+    below = rows[first + 1 :]
+    del rows[first + 1 :]
+    return below
+
+
+def _kept(value: object, form: str) -> Any:
+    """``value`` as text with its lines, as code, or as the arguments of a function."""
+    if form == "arguments":
+        return arguments(value)
+    lines = "\n".join(_lines(value))
+    if form == "code":
+        return seen(textwrap.dedent(code_block(lines)).rstrip()).strip("\n")
+    return re.sub(r"\s*\n(?:\s*\n)+", "\n\n", visible(lines)).strip()
+
+
+def _lines(value: object) -> Iterator[str]:
+    """What ``value`` says, its lines as they are; of an object one line for each key."""
+    if isinstance(value, dict):
+        yield from (f"{key}: {' '.join(_prose(part))}" for key, part in value.items())
+    elif isinstance(value, list):
+        yield from (part if isinstance(part, str) else " ".join(_prose(part)) for part in value)
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
 
 
 def _section(rows: list[str], *, is_list: bool) -> object:

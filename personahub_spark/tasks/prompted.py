@@ -57,12 +57,12 @@ class PromptedTask(Task):
         if isinstance(text, Reading):
             return (text,)
         is_cut = may_be_cut(finish_reason)
-        if self.declaration.is_one_text:
+        if self.declaration.is_one_text(self.options):
             return (self._one_text(text, subject, is_cut=is_cut),)
         output, failure = self._fields.read(text, is_whole=not is_cut)
         if failure is not None:
             return (failed(failure),)
-        main = str(output[self.declaration.text])
+        main = "\n".join(str(output[name]) for name in self.declaration.text if output.get(name))
         return (self._judged(output, main, main, subject, is_cut=is_cut),)
 
     def _one_text(self, text: str, subject: Subject, *, is_cut: bool) -> Reading:
@@ -72,7 +72,7 @@ class PromptedTask(Task):
         main = self._prefix.sub("", written) if self._prefix is not None else written
         if not any(map(str.isalpha, main)):
             return failed("cut_off" if is_cut else "no_text")
-        return self._judged({self.declaration.text: main}, main, written, subject, is_cut=is_cut)
+        return self._judged({self._text: main}, main, written, subject, is_cut=is_cut)
 
     def _judged(self, output: Mapping[str, Any], text: str, written: str, subject: Subject, *, is_cut: bool) -> Reading:
         drawn = self._draws(subject)
@@ -86,6 +86,7 @@ class PromptedTask(Task):
             prefix=self._prefix,
             examples=self._example_texts,
             drawn={name: one.data for name, one in drawn.items()},
+            options=self.options,
         )
         failing = tuple(
             check.name for check in self.declaration.checks if CHECKS[check.name].fails(answer, **check.parameters)
@@ -108,18 +109,26 @@ class PromptedTask(Task):
         if _BROKEN_JSON.match(self._prefix.sub("", value) if self._prefix is not None else value):
             return None
         # After its prefix a text may be about JSON.
-        key = re.compile(rf'"{re.escape(self.declaration.text)}"\s*:', re.IGNORECASE)
+        key = re.compile(rf'"{re.escape(self._text)}"\s*:', re.IGNORECASE)
         return None if not prefixed and key.search(value) else value
 
     def _value(self, value: object) -> object:
         """The value of the text field in a JSON ``value``; None without one."""
         if not isinstance(value, dict):
             return None
-        return next((value[key] for key in value if key.strip().lower() == self.declaration.text), None)
+        return next((value[key] for key in value if key.strip().lower() == self._text), None)
 
     @cached_property
     def _fields(self) -> Fields:
-        return Fields(self.declaration.output, self.declaration.plain.headings)
+        declared = self.declaration
+        fields = declared.fields_with(self.options)
+        kept = {name: form for name, form in declared.kept.items() if name in fields}
+        return Fields(fields, declared.plain.headings, kept, declared.plain.rest)
+
+    @property
+    def _text(self) -> str:
+        """The one field of an output of one text."""
+        return next(iter(self.declaration.fields_with(self.options)))
 
     @cached_property
     def _prefix(self) -> re.Pattern[str] | None:
@@ -151,13 +160,13 @@ class PromptedTask(Task):
         declared = self.declaration
         plain = {name: value or "" for name, value in self.options.items()}
         chosen = {**self.options, FORM: self._form}
+        language = declared.options.get("language")
+        if language is not None and language.language_of is not None:
+            plain["language"] = in_language(self.options["language"], language.language_of)
         words = {
             name: Template(word.values[str(chosen[word.by])]).safe_substitute(plain)
             for name, word in declared.words.items()
         }
-        language = declared.options.get("language")
-        if language is not None and language.language_of is not None:
-            plain["language"] = in_language(self.options["language"], language.language_of)
         if declared.example is not None:
             shown = [
                 Template(declared.example).substitute(
@@ -215,7 +224,7 @@ class PromptedTask(Task):
         if self._form != "json":
             return None
         return json_format(self.declaration.answer, {
-            name: self._filled(schema) for name, schema in self.declaration.output.items()
+            name: self._filled(schema) for name, schema in self.declaration.fields_with(self.options).items()
         })  # fmt: skip
 
     def _filled(self, schema: Any) -> Any:

@@ -158,7 +158,32 @@ def _without_marks(text: str) -> str:
 
 def _source(text: str) -> str:
     """``text`` without characters that no reader sees, but with the controls that mean something in JSON source."""
-    return _UNSEEN.sub("", _CONTROLS.sub("", text)).replace("\r\n", "\n").strip()
+    return seen(text).strip()
+
+
+def seen(text: str) -> str:
+    """``text`` without what a reader does not see, its blanks and control characters of lines as they are."""
+    return _UNSEEN.sub("", _CONTROLS.sub("", text)).replace("\r\n", "\n")
+
+
+def is_fence(row: str) -> bool:
+    """Whether a fence of code opens or closes in ``row``."""
+    return _FENCE.match(row) is not None
+
+
+def code_block(text: str) -> str:
+    """The longest fenced block of ``text``; ``text`` where it has none."""
+    blocks: list[list[str]] = []
+    rows: list[str] | None = None
+    for row in text.split("\n"):
+        if not is_fence(row):
+            if rows is not None:
+                rows.append(row)
+        elif rows is None:
+            blocks.append(rows := [])
+        else:
+            rows = None
+    return max(("\n".join(block) for block in blocks), key=len, default=text)
 
 
 def word_runs(texts: Iterable[str], length: int) -> Counter[tuple[str, ...]]:

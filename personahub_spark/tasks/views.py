@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from personahub_spark.tasks.arguments import ARGUMENT
 from personahub_spark.tasks.declared import Declaration
 
 _TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean": "boolean", "array": "array<string>",
@@ -13,7 +14,7 @@ def view_query(task: Declaration) -> str:
 
     A check's column is true if the row fails the check. Withdrawn rows are left out.
     """
-    fields = ", ".join(f"`{name}` {_TYPES[kind]}" for name, kind in task.fields.items())
+    fields = ", ".join(f"`{name}` {_type(kind, task.kept.get(name))}" for name, kind in task.fields.items())
     columns = [f"s.fields.`{name}`" for name in task.fields]
     columns += [f"s.options['{name}'] AS `{name}`" for name in task.options]
     columns += ["s.pattern", "s.sample", "s.subject_id", "s.persona_id", "p.text AS persona", "p.lang", "p.hop"]
@@ -30,3 +31,10 @@ JOIN {{personas}} AS p ON p.persona_id = s.persona_id
 LEFT JOIN {{llm_calls}} AS c ON c.request_key = s.call_key
 LEFT ANTI JOIN {{withdrawn}} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
 """
+
+
+def _type(kind: str, kept: str | None) -> str:
+    if kept != "arguments":
+        return _TYPES[kind]
+    parts = ", ".join(f"`{name}`: {kind}" for name, kind in ARGUMENT.items())
+    return f"array<struct<{parts}>>"

@@ -1,0 +1,134 @@
+"""The arguments of a function, from what models write for them.
+
+That is a list of objects, a JSON schema, a dictionary by name, a list of names, or lines such as
+``city (str, optional): the city's name``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from personahub_spark.tasks.reading import visible
+
+ARGUMENT = {"name": "string", "type": "string", "description": "string", "required": "boolean"}
+"""What each argument has, with its type in SQL. ``type`` is None where nothing says it; ``required`` is true then."""
+
+TYPES = ("string", "integer", "number", "boolean", "array", "object")
+_OTHER_NAMES = {
+    "str": "string", "text": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean",
+    "list": "array", "tuple": "array", "set": "array", "dict": "object", "dictionary": "object", "map": "object",
+}  # fmt: skip
+_NAME_KEYS = ("name", "arg", "argument", "parameter", "arg_name", "argument_name")
+_TELLING_KEYS = ("type", "description", "required", "optional", "default", "desc")
+_NONE = {"", "none", "null", "n/a", "no arguments", "no parameters", "no input", "no inputs"}
+_LINE = re.compile(
+    r"\A[-*•\s]*(?:\d{1,2}[.)]\s+)?[`*\"']*(?P<name>\w{1,60})[`*\"']*\s*(?:\((?P<kind>[^()]{0,60})\))?[*`]*"
+    r"\s*(?:(?:[:\uff1a]|\s[-–—])[*\s]*(?P<about>.*))?\Z",
+    re.DOTALL,
+)
+_MAX_DEPTH = 3
+
+
+def arguments(value: object) -> list[dict[str, Any]]:
+    """The arguments that ``value`` tells, each with the keys of ``ARGUMENT``."""
+    return list(_arguments(value, _MAX_DEPTH))
+
+
+def _arguments(value: object, depth: int) -> Iterator[dict[str, Any]]:
+    if depth == 0:
+        return
+    if isinstance(value, str):
+        yield from _of_text(value)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _arguments(one, depth - 1)
+    elif isinstance(value, dict):
+        keys = {str(key).lower(): key for key in value}
+        properties, required = value.get("properties"), value.get("required")
+        name = next((value[keys[key]] for key in _NAME_KEYS if key in keys), None)
+        if isinstance(properties, dict):
+            needed = required if isinstance(required, list) else [*properties]
+            for key, told in properties.items():
+                yield {**_named(key, told), "required": key in needed}
+        elif isinstance(name, str) and (len(keys) == 1 or any(key in keys for key in _TELLING_KEYS)):
+            yield _named(name, value)
+        else:
+            for key, told in value.items():
+                yield _named(key, told)
+
+
+def _named(name: str, told: object) -> dict[str, Any]:
+    """The argument ``name`` as ``told``: a type, a description, or an object with such."""
+    kind, about, is_required = None, "", True
+    if isinstance(told, dict):
+        parts = {str(key).lower(): part for key, part in told.items()}
+        if any(key in parts for key in _TELLING_KEYS):
+            kind = _kind(parts.get("type"))
+            about = " ".join(_words(parts.get("description", parts.get("desc"))))
+            is_required = _is_required(parts, about)
+        else:
+            kind, about = "object", "; ".join(f"{visible(key)}: {' '.join(_words(part))}" for key, part in told.items())
+    elif isinstance(told, str):
+        said = _line(told)
+        kind = _kind(said)
+        if kind not in TYPES:
+            kind, about = None, said
+            is_required = not about.lower().startswith(("optional", "(optional"))
+    else:
+        about = ", ".join(_words(told))
+    return {"name": _line(name), "type": kind, "description": about, "required": is_required}
+
+
+def _is_required(parts: dict[str, object], about: str) -> bool:
+    for key, meaning in (("required", True), ("optional", False)):
+        said = parts.get(key)
+        if isinstance(said, str):
+            said = {"true": True, "yes": True, "false": False, "no": False}.get(said.strip().lower())
+        if isinstance(said, bool):
+            return said is meaning
+    return "default" not in parts and not about.lower().startswith(("optional", "(optional"))
+
+
+def _of_text(text: str) -> Iterator[dict[str, Any]]:
+    """The arguments that lines name; what names none is a description without a name."""
+    text = visible(text)
+    if text.strip(" .").lower() in _NONE:
+        return
+    lines = [line for line in re.split(r"\n|;", text) if line.strip()]
+    if len(lines) == 1 and re.fullmatch(r"\W*\w+(?:\s*,\s*\w+)*\W*", text):
+        lines = text.split(",")
+    for line in lines:
+        found = _LINE.match(line)
+        if found is None:
+            yield {"name": "", "type": None, "description": _line(line), "required": True}
+            continue
+        hint = found["kind"] or ""
+        kind = next((known for part in hint.split(",") if (known := _kind(part)) in TYPES), None)
+        about = _line(found["about"] or "")
+        is_required = "optional" not in hint.lower() and not about.lower().startswith(("optional", "(optional"))
+        yield {"name": found["name"], "type": kind, "description": about, "required": is_required}
+
+
+def _kind(said: object) -> str | None:
+    """A type by its name in JSON schemas; another word as it is, None where there is none."""
+    if not isinstance(said, str) or not said.strip():
+        return None
+    word = _line(said).lower()
+    bare = re.split(r"[\[<(]", word)[0].strip()
+    return _OTHER_NAMES.get(bare, bare if bare in TYPES else word)
+
+
+def _words(value: object) -> Iterable[str]:
+    if isinstance(value, str):
+        return [_line(value)]
+    if isinstance(value, list):
+        return [_line(part) if isinstance(part, str) else str(part) for part in value if part is not None]
+    if isinstance(value, dict):
+        return [f"{visible(key)} {_line(str(part))}" for key, part in value.items()]
+    return [] if value is None else [str(value)]
+
+
+def _line(text: str) -> str:
+    return " ".join(visible(text).split())

@@ -1,0 +1,87 @@
+"""What generated Python must be, read from its syntax tree: nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def tree(code: str) -> ast.Module | None:
+    """The syntax tree of ``code``; None where it is no Python, says nothing, or is nested deeper than can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return found if found.body else None
+
+
+def functions(code: str) -> dict[str, _Function]:
+    """The functions that ``code`` defines at its top level, by name."""
+    found = tree(code)
+    return {node.name: node for node in found.body if isinstance(node, _Function)} if found is not None else {}
+
+
+def asserts(code: str) -> list[ast.Assert]:
+    """Every assert in ``code``."""
+    found = tree(code)
+    return [node for node in ast.walk(found) if isinstance(node, ast.Assert)] if found is not None else []
+
+
+def calls(nodes: Iterable[ast.AST], name: str) -> bool:
+    """Whether one of ``nodes`` calls the function ``name``."""
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+        for parent in nodes
+        for node in ast.walk(parent)
+    )
+
+
+def takes(function: _Function, wanted: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether ``function`` can be called with the ``wanted`` arguments by name, and needs no other."""
+    declared = function.args
+    names = [one.arg for one in (*declared.args, *declared.kwonlyargs)]
+    optional = {one.arg for one in declared.args[len(declared.args) - len(declared.defaults) :]}
+    optional |= {one.arg for one, value in zip(declared.kwonlyargs, declared.kw_defaults, strict=True) if value}
+    asked = {str(one.get("name")) for one in wanted}
+    return not declared.posonlyargs and asked <= set(names) and set(names) - asked <= optional
+
+
+def imports(code: str) -> Iterator[str]:
+    """The top-level packages that ``code`` imports, in whatever place; of a relative import "."."""
+    found = tree(code)
+    for node in ast.walk(found) if found is not None else ():
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." if node.level else str(node.module).split(".")[0]
+
+
+def undeclared(code: str, dependencies: Iterable[str]) -> set[str]:
+    """What ``code`` imports that neither the standard library has nor ``dependencies`` name.
+
+    A package may be imported under another name than it is installed by, as yaml from PyYAML: known ones count.
+    """
+    words = {word for told in dependencies for word in re.findall(r"[a-z0-9_]+", told.lower().replace("-", "_"))}
+    words |= {_MODULES[word] for word in words if word in _MODULES}
+    return {name for name in imports(code) if name not in sys.stdlib_module_names and name.lower() not in words}
+
+
+_MODULES = {
+    "beautifulsoup": "bs4", "beautifulsoup4": "bs4", "biopython": "bio", "gitpython": "git", "opencv": "cv2",
+    "opencv_python": "cv2", "pillow": "pil", "pyserial": "serial", "python_dateutil": "dateutil", "pyyaml": "yaml",
+    "scikit_learn": "sklearn", "scikit_image": "skimage",
+}  # fmt: skip
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` can name a function or an argument."""
+    return text.isidentifier() and not keyword.iskeyword(text)

@@ -1,0 +1,65 @@
+"""What a text must be beside the texts that it was written from: its script, the terms of a game's lore, its names.
+
+They judge text of any script by its surface: each is a cheap filter, none is a proof.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+
+from personahub_spark.tasks.math_checks import telling
+from personahub_spark.text import normalise
+
+_SCRIPTS = {
+    "ar": "ARABIC", "hi": "DEVANAGARI", "ja": "CJK", "ko": "HANGUL", "ru": "CYRILLIC", "th": "THAI", "uk": "CYRILLIC",
+    "zh": "CJK",
+}  # fmt: skip
+_IN_SENTENCE = re.compile(r"(?<=[\w,;’'] )\w[\w’'-]+")
+_WORD = re.compile(r"\w[\w’'-]*")
+_TITLES = frozenset({
+    "aunt", "brother", "captain", "chief", "dame", "doctor", "dr", "elder", "father", "king", "lady", "lord", "master",
+    "miss", "mistress", "mother", "mr", "mrs", "ms", "old", "prince", "princess", "queen", "saint", "sir", "sister",
+    "the", "uncle", "young",
+})  # fmt: skip
+
+
+def script_of_language(code: str) -> str:
+    """The writing system of a language by its code: LATIN where no other is known."""
+    return _SCRIPTS.get(code, "LATIN")
+
+
+def script(text: str) -> str | None:
+    """The writing system of most letters of ``text``; None without letters."""
+    letters = Counter(_script(letter) for letter in text if letter.isalpha())
+    return letters.most_common(1)[0][0] if letters else None
+
+
+def _script(letter: str) -> str:
+    name = unicodedata.name(letter, "").split("-")[0].split(" ")[0]
+    return "CJK" if name in ("HIRAGANA", "KATAKANA") else name
+
+
+def lore_terms(lore: str) -> set[str]:
+    """The terms of ``lore``: names inside its sentences, or all its telling words where its script has no capitals."""
+    names = {word.lower() for word in _IN_SENTENCE.findall(lore) if word[0].isupper()}
+    return names if any(letter.isupper() for letter in lore) else telling(lore)
+
+
+def terms_used(text: str, lore: str, persona: str) -> set[str]:
+    """The terms of ``lore`` that stand in ``text`` and are not the persona's own words."""
+    own = telling(persona)
+    words = {word.lower() for word in _WORD.findall(text)} | telling(text)
+    return (lore_terms(lore) & words) - own
+
+
+def is_name_of(name: str, lore: str) -> bool:
+    """Whether the first part of ``name`` that is no title stands in ``lore``, with a capital where those are used."""
+    words = _WORD.findall(lore)
+    parts = [part for part in _WORD.findall(normalise(name)) if part not in _TITLES]
+    if not parts:
+        return False
+    if not any(letter.isupper() for letter in lore):
+        return len(parts[0]) > 1 and parts[0] in normalise(lore)
+    return parts[0] in {word.lower() for word in words if word[0].isupper()}
