@@ -27,7 +27,7 @@ class SamplingOverrides(Group):
 class SynthesisSettings(Group):
     """One kind of text to write for every persona of the hub (paper sections 3 and 4)."""
 
-    task: str = Field(default="math", description="name of a task: math, profile, or one of your own")
+    task: str = Field(default="math", description="name of a task of docs/tasks.md, or of one of your own")
     options: dict[str, str | None] = Field(
         default_factory=dict, description="the task's options; its file lists them and their values"
     )

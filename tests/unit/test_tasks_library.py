@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -278,6 +280,23 @@ ARGUMENT = {"name": "city", "type": None, "description": "", "required": True}
 )  # fmt: skip
 def test_arguments_are_read_in_every_form_that_models_write(value: object, wanted: list[dict[str, Any]]) -> None:
     assert arguments(value) == wanted
+
+
+def test_released_tools_are_read() -> None:
+    file = Path(__file__).parents[3] / "shared" / "data" / "personas" / "personahub_tool.jsonl"
+    if not file.exists():
+        pytest.skip("needs the released tool rows, which are not part of the repository")
+    task = prompted("tool", PLAIN)
+    failures: Counter[str | None] = Counter()
+    valid = 0
+    for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        (found,) = task.read(row["synthesized text"], "stop", Subject("s", {"persona": row["input persona"]}))
+        failures[found.failure] += 1
+        try:
+            valid += isinstance(json.loads(json.loads(row["synthesized text"])), dict)
+        except ValueError:
+            assert found.failure == "not_json"
+    assert failures[None] >= 0.995 * valid and set(failures) <= {None, "not_json", "wrong_type"}
 
 
 def test_the_view_of_tools_has_arguments_with_types() -> None:

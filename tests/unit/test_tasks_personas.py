@@ -189,7 +189,7 @@ def test_prompts_are_found_when_the_package_is_a_zip(tmp_path: Path) -> None:
         "endpoint = Endpoint(model='m', base_url='http://127.0.0.1/v1')\n"
         "assert 'package.zip' in TextToPersona.request.__code__.co_filename\n"
         "print(TextToPersona(PersonaSettings(), endpoint).prompt_version)\n"
-        "print(library()['math'].text)\n"
+        "print(*library()['math'].text)\n"
     )
     done = run([executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.split("\n")[:2] == [TASK.prompt_version, "problem"], done.stderr
