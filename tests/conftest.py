@@ -41,7 +41,7 @@ QUICK = loading.load(ROOT / "conf" / "local.yaml").spark.conf | {
 # Files that take minutes, the longest first: two processes that share the files are then done at about the same time.
 LONGEST = (
     "test_pipeline", "test_lifecycle", "test_expand", "test_ledger", "test_demo", "test_tables", "test_import",
-    "test_dedup", "test_submit", "test_endings", "test_session", "test_reports", "test_extract",
+    "test_dedup", "test_submit", "test_endings", "test_session", "test_reports", "test_extract", "test_sandbox",
 )  # fmt: skip
 
 
