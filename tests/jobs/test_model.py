@@ -13,6 +13,7 @@ from personahub_spark.llm import local_models
 from personahub_spark.program.steps import Context, run_step
 from personahub_spark.settings import whole
 from personahub_spark.store.record_tables import LLM_CALLS
+from tests.waiting import PATIENCE_S
 
 MODEL = "smollm2-135m-instruct"
 
@@ -32,7 +33,14 @@ def test_a_real_model_answers_through_the_whole_pipeline_once(
     with local_models.serve(MODEL) as base_url:
         chosen = make_settings(
             models={
-                "default": {"model": MODEL, "base_url": base_url, "structured_output": "json_schema", "in_flight": 1}
+                "default": {
+                    "model": MODEL,
+                    "base_url": base_url,
+                    "structured_output": "json_schema",
+                    "in_flight": 1,
+                    "timeout_s": PATIENCE_S,  # others may keep the machine busy
+                    "deadline_s": PATIENCE_S,
+                }
             },
             synthesis=[{"sampling": {"max_tokens": 64}}],
         )
