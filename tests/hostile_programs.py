@@ -51,7 +51,7 @@ def surroundings(folder: Path) -> Iterator[str]:
         path.listen()
         known = {
             "FOLDER": str(folder), "ABSTRACT": abstract, "TCP": tcp.getsockname()[1], "UDP": udp.getsockname()[1],
-            "STRANGER": stranger.pid, "OWNER": os.getpid(),
+            "STRANGER": stranger.pid, "OWNER": os.getpid(), "HOME": str(Path.home()),
         }  # fmt: skip
         try:
             yield "; ".join(f"{name} = {value!r}" for name, value in known.items()) + "\n"
@@ -163,7 +163,7 @@ print("ESCAPED")
 import os, pwd
 for user in pwd.getpwall():
     if os.path.isdir(user.pw_dir + '/.ssh'): print("ESCAPED", os.listdir(user.pw_dir + '/.ssh'))
-open('/root/.ssh/id_rsa').read()
+print("ESCAPED", open(HOME + '/.ssh/id_rsa').read())
 """),
     _program("listing", "denied error", "import os; os.listdir(FOLDER)" + _PRINT, escapes=True),
     _program("listing /", "denied ok", """
