@@ -94,6 +94,12 @@ def listen_again(*, cluster: bool = False) -> None:
         _program.listen()
 
 
+def when_told(act: Callable[[], object]) -> None:
+    """Let ``act`` be done in a thread of its own as soon as the program is told to end."""
+    if _program is not None:
+        _program.first_acts.append(act)
+
+
 def when_stopped(act: Callable[[], object]) -> None:
     """Let ``act`` be done once no process of a program that was told to end is left; it has TIDY_S."""
     if _program is not None:
@@ -109,11 +115,15 @@ def at_end(act: Callable[[], object]) -> None:
 _at_end: list[Callable[[], object]] = []
 
 
+def _try(act: Callable[[], object]) -> None:
+    with contextlib.suppress(Exception):
+        act()
+
+
 @atexit.register  # with this import, so before any session: what is registered first is done last
 def _do_at_end() -> None:
     for act in _at_end:
-        with contextlib.suppress(Exception):
-            act()
+        _try(act)
 
 
 def _end_with_parent(parent: int) -> None:
@@ -130,6 +140,7 @@ class _Program:
         self._sentence = sentence
         self.told: int | None = None
         self.cluster = False
+        self.first_acts: list[Callable[[], object]] = []
         self.last_acts: list[Callable[[], object]] = []
         self.signals = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self.wakeup, self._woken = socket.socketpair()
@@ -174,6 +185,8 @@ class _Program:
                 return
             self._tell(first)
             self._heard.set()
+            for act in self.first_acts:
+                threading.Thread(target=_try, args=(act,), daemon=True).start()
             told_at = time.monotonic()
             self._woken.settimeout(GRACE_S)
             with contextlib.suppress(TimeoutError):
@@ -212,8 +225,7 @@ class _Program:
 
     def _tidy(self) -> None:
         for act in self.last_acts:
-            with contextlib.suppress(Exception):
-                act()
+            _try(act)
         _do_at_end()
         _drop_run_folders()
         with contextlib.suppress(OSError, ValueError):

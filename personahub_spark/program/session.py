@@ -120,6 +120,8 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
     endings.listen_again(cluster=not whole.is_one_process(str(spark.sparkContext.master)))
     _refuse_speculation(spark.sparkContext.getConf())  # spark-submit or spark-defaults.conf may have turned it on
     spark.sparkContext.setLogLevel("ERROR")
+    # Ctrl-C reaches the workers too, and a Spark that lives on would write how they ended.
+    endings.when_told(lambda: spark.sparkContext.setLogLevel("OFF"))
     if not whole.is_one_process(str(spark.sparkContext.master)):
         spark.sparkContext.addPyFile(str(shipped()))
     _look_up_once(spark)

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyspark
 import yaml
 
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.program import endings
+from personahub_spark.program.jars import jars
 from personahub_spark.settings.loading import load
-from personahub_spark.settings.whole import Settings
+from personahub_spark.settings.whole import Settings, SparkSettings
 from tests.processes import descendants
 from tests.waiting import PATIENCE_S, eventually
 
@@ -28,16 +30,23 @@ PERSONA = {"match": "<document>", "reply": '{"persona": "A hydrologist with {num
 class Run:
     """The pipeline as a program in a process group of its own, as a terminal starts it."""
 
-    def __init__(self, conf: Path, folder: Path) -> None:
+    def __init__(self, conf: Path, folder: Path, *, submit: bool = False) -> None:
         self.folder = folder
         self.temporary = folder / "tmp"
         self.temporary.mkdir(exist_ok=True)
         self.said = folder / "said"
-        command = [sys.executable, str(ROOT / "jobs" / "run_pipeline.py"), "--conf", str(conf)]
+        program = [str(ROOT / "jobs" / "run_pipeline.py"), "--conf", str(conf)]
+        jar_paths = ",".join(map(str, jars(SparkSettings()))) if submit else ""
+        spark_home = str(Path(pyspark.__file__).parent)
+        submitting = [f"{spark_home}/bin/spark-submit", "--master", "local[2]", "--jars", jar_paths]
+        command = [*(submitting if submit else [sys.executable]), *program]
         with self.said.open("w") as said:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=said, stderr=said, start_new_session=True, preexec_fn=_hear_all,
-                env={**os.environ, "TMPDIR": str(self.temporary)},
+                env={
+                    **os.environ, "TMPDIR": str(self.temporary), "SPARK_HOME": spark_home,
+                    "PYTHONPATH": str(ROOT), "PYSPARK_DRIVER_PYTHON": sys.executable,
+                },
             )  # fmt: skip
 
     def __enter__(self) -> Run:
@@ -89,7 +98,7 @@ def test_signals_end_a_pipeline_at_once_and_the_next_run_asks_again_only_what_wa
     assert not (tmp_path / "store").exists()
 
     endpoint.set_script([{"match": "number 10[0-3]", "fault": "hang"}, PERSONA])
-    with Run(conf, tmp_path) as asking:
+    with Run(conf, tmp_path, submit=True) as asking:  # Java is the parent here, and hears Ctrl-C itself
         asking.wait_until(lambda: (c := endpoint.counts())["billed"] == 12 and c["requests"] == 16)
         asking.end(signal.SIGINT, group=True)
     assert endpoint.counts()["requests"] == 16
