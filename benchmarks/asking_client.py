@@ -55,10 +55,10 @@ def main() -> None:
         print(f"{'':10}{'in flight':>10}{'CPU ms/call':>13}{'calls/s':>9}{'MiB at 10 %':>13}{'MiB at end':>12}")
         for transport in chosen.transports:
             fake.set_script([])
-            told = _measure(fake, transport, chosen.in_flight[0], chosen.calls, gate=chosen.gate)
+            run = _measure(fake, transport, chosen.in_flight[0], chosen.calls, gate=chosen.gate)
             print(
-                f"{transport:10}{chosen.in_flight[0]:>10}{1000 * told.cpu_s / chosen.calls:>13.3f}"
-                f"{chosen.calls / told.seconds:>9.0f}{told.began_mib:>13.1f}{told.ended_mib:>12.1f}",
+                f"{transport:10}{chosen.in_flight[0]:>10}{1000 * run.cpu_s / chosen.calls:>13.3f}"
+                f"{chosen.calls / run.seconds:>9.0f}{run.began_mib:>13.1f}{run.ended_mib:>12.1f}",
                 flush=True,
             )
         print(f"lognormal latency, mean {chosen.mean_ms:g} ms, sigma {chosen.sigma:g}")
@@ -70,10 +70,10 @@ def main() -> None:
                 fake.set_script([{"latency": {"mean_ms": chosen.mean_ms, "sigma": chosen.sigma}}])
                 most = in_flight / (chosen.mean_ms / 1000)
                 calls = max(20 * in_flight, int(chosen.seconds * most))
-                told = _measure(fake, transport, in_flight, calls, gate=chosen.gate)
+                run = _measure(fake, transport, in_flight, calls, gate=chosen.gate)
                 print(
-                    f"{transport:10}{in_flight:>10}{calls:>9}{told.steady_per_s:>9.0f}{most:>7.0f}"
-                    f"{told.steady_per_s / most:>8.1%}{1000 * told.cpu_s / calls:>13.3f}{os.getloadavg()[0]:>6.1f}",
+                    f"{transport:10}{in_flight:>10}{calls:>9}{run.steady_per_s:>9.0f}{most:>7.0f}"
+                    f"{run.steady_per_s / most:>8.1%}{1000 * run.cpu_s / calls:>13.3f}{os.getloadavg()[0]:>6.1f}",
                     flush=True,
                 )
 

@@ -70,15 +70,15 @@ def main() -> None:
 
 
 def _kill_and_repeat(folder: Path, endpoint: FakeEndpoint, chosen: argparse.Namespace) -> Counter[str]:
-    told = folder / "told.json"
+    arguments_file = folder / "arguments.json"
     content = {
         "url": endpoint.url, "root": str(folder / "store"), "master": chosen.master, "calls": chosen.calls,
         "in_flight": chosen.in_flight,
     }  # fmt: skip
-    told.write_text(json.dumps(content), encoding="utf-8")
+    arguments_file.write_text(json.dumps(content), encoding="utf-8")
     rng, kills = random.Random(chosen.seed), Counter[str]()
     kinds = ["driver", "worker", *(["executor"] if "cluster" in chosen.master else [])]
-    command = [sys.executable, __file__, "--worker-of", str(told)]
+    command = [sys.executable, __file__, "--worker-of", str(arguments_file)]
     while True:
         with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as run:
             due = _when(endpoint, rng, chosen)
@@ -105,17 +105,17 @@ def _kill(kind: str, pid: int) -> bool:
     if kind == "driver":
         os.killpg(pid, signal.SIGKILL)
         return True
-    wanted = {"worker": PYTHON_WORKERS, "executor": re.compile(b"CoarseGrainedExecutorBackend")}[kind]
-    found = [
-        child for child, parent in _below(pid, wanted).items() if kind == "executor" or parent in _below(pid, wanted)
+    pattern = {"worker": PYTHON_WORKERS, "executor": re.compile(b"CoarseGrainedExecutorBackend")}[kind]
+    pids = [
+        child for child, parent in _below(pid, pattern).items() if kind == "executor" or parent in _below(pid, pattern)
     ]
-    if found:
-        os.kill(found[0], signal.SIGKILL)
-    return bool(found)
+    if pids:
+        os.kill(pids[0], signal.SIGKILL)
+    return bool(pids)
 
 
 def _below(pid: int, command: re.Pattern[bytes]) -> dict[int, int]:
-    waiting, found = [pid], {}
+    waiting, parents = [pid], {}
     while waiting:
         parent = waiting.pop()
         try:
@@ -124,21 +124,21 @@ def _below(pid: int, command: re.Pattern[bytes]) -> dict[int, int]:
             waiting += children
             for child in children:
                 if command.search(Path(f"/proc/{child}/cmdline").read_bytes()):
-                    found[child] = parent
+                    parents[child] = parent
         except OSError:
             continue
-    return found
+    return parents
 
 
-def _run(told: dict[str, object]) -> None:
+def _run(given: dict[str, object]) -> None:
     chosen = loading.validate(
         {
-            "store": {"root": told["root"]},
-            "spark": {"master": told["master"]},
+            "store": {"root": given["root"]},
+            "spark": {"master": given["master"]},
             "calls": {"wave_rows": 1_000},
             "models": {
                 "default": {
-                    "model": MODEL, "base_url": told["url"], "transport": "aiohttp", "in_flight": told["in_flight"],
+                    "model": MODEL, "base_url": given["url"], "transport": "aiohttp", "in_flight": given["in_flight"],
                     "workers": 2,
                 }
             },
@@ -147,7 +147,7 @@ def _run(told: dict[str, object]) -> None:
     context = open_context(chosen)
     context.store.create()
     context.prices[MODEL] = models.Price.model_validate({"input": 1, "output": 2})
-    calls = int(str(told["calls"]))
+    calls = int(str(given["calls"]))
     made = [Request(MODEL, [{"role": "user", "content": f"question {n}"}], {"temperature": 0}) for n in range(calls)]
     rows = [(request.key, request.to_json()) for request in made]
     frame = context.spark.createDataFrame(rows, "request_key string, request string")

@@ -35,8 +35,8 @@ def main() -> None:
     removed = run(texts, Fraction(threshold), mode == "usual")
     seconds = time.monotonic() - started
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    told = {"seconds": seconds, "peak_mb": peak / 1024, "removed": removed}
-    Path(answer).write_text(json.dumps(told), encoding="utf-8")
+    result = {"seconds": seconds, "peak_mb": peak / 1024, "removed": removed}
+    Path(answer).write_text(json.dumps(result), encoding="utf-8")
 
 
 def rensa(texts: list[str], threshold: Fraction, usual: bool) -> list[int]:
@@ -83,15 +83,15 @@ def _greedy(
 ) -> list[int]:
     least, whole = threshold.as_integer_ratio()
     sets = list(map(frozenset, words))
-    known: set[frozenset[str]] = set()
+    seen: set[frozenset[str]] = set()
     removed = []
     for row, tokens in enumerate(sets):
         if not tokens:
             continue
-        if verify and tokens in known:
+        if verify and tokens in seen:
             removed.append(row)
             continue
-        known.add(tokens)
+        seen.add(tokens)
         made = sketch(words[row])
         for other in find(made):
             common = len(tokens & sets[other])

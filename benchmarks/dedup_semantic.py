@@ -100,11 +100,11 @@ def _vectors(texts: Path, cache: Path, master: str) -> npt.NDArray[np.float16]:
             began = time.perf_counter()
             frame = spark.createDataFrame([(str(n), text) for n, text in enumerate(part)], "id string, text string")
             rows = embedder.embed(frame).where("vector is not null").select("id", "vector").collect()
-            found = sorted((int(row["id"]), bytes(row["vector"])) for row in rows)
-            np.save(file, np.frombuffer(b"".join(vector for _, vector in found), STORED).reshape(len(found), -1))
+            vectors = sorted((int(row["id"]), bytes(row["vector"])) for row in rows)
+            np.save(file, np.frombuffer(b"".join(vector for _, vector in vectors), STORED).reshape(len(vectors), -1))
             seconds = time.perf_counter() - began
             print(
-                f"{start + len(part):,} of {len(distinct):,} texts; {len(part) / seconds:.0f}/s, {len(found):,} of "
+                f"{start + len(part):,} of {len(distinct):,} texts; {len(part) / seconds:.0f}/s, {len(vectors):,} of "
                 f"these {len(part):,} can be read",
                 flush=True,
             )
@@ -121,15 +121,15 @@ def _brute(vectors: Floats) -> tuple[Pairs, float]:
     """All pairs, smaller row first."""
     began = time.perf_counter()
     side = 4096
-    found: list[Pairs] = []
+    blocks: list[Pairs] = []
     for start in range(0, len(vectors), side):
         for other in range(start, len(vectors), side):
             cosines = vectors[start : start + side] @ vectors[other : other + side].T
             row, column = np.nonzero(cosines >= THRESHOLD)
             keep = row + start < column + other
             row, column = row[keep], column[keep]
-            found.append((row + start, column + other, cosines[row, column].astype(np.float64)))
-    rows, columns, cosines = (np.concatenate(part) for part in zip(*found, strict=True))
+            blocks.append((row + start, column + other, cosines[row, column].astype(np.float64)))
+    rows, columns, cosines = (np.concatenate(part) for part in zip(*blocks, strict=True))
     return (rows, columns, cosines), time.perf_counter() - began
 
 
@@ -140,8 +140,8 @@ def _homes_with_all(
     at_home, guests = np.bincount(homes, minlength=count), np.bincount(visited, minlength=count)
     there = np.sort(np.concatenate([np.arange(len(homes)) * count + homes, rows * count + visited]))
     a, b, _ = pairs
-    found = _has(there, b * count + homes[a]) | _has(there, a * count + homes[b])
-    return found, float((at_home * (at_home - 1) // 2 + at_home * guests).sum()), 1 + len(rows) / len(homes)
+    compared = _has(there, b * count + homes[a]) | _has(there, a * count + homes[b])
+    return compared, float((at_home * (at_home - 1) // 2 + at_home * guests).sum()), 1 + len(rows) / len(homes)
 
 
 def _cosine_margin(
@@ -159,36 +159,36 @@ def _cosine_margin(
     starts = np.searchsorted(rows, np.arange(len(grid) + 1))
     there = rows * count + buckets  # ascending
     a, b, _ = pairs
-    found = np.zeros(len(a), dtype=bool)
+    compared = np.zeros(len(a), dtype=bool)
     for nth in range(int(np.diff(starts).max())):
         has = starts[a] + nth < starts[a + 1]
         bucket = buckets[np.minimum(starts[a] + nth, len(buckets) - 1)]
-        found |= has & _has(there, b * count + bucket)
-    return found, float((sizes * (sizes - 1) // 2).sum()), len(rows) / len(grid)
+        compared |= has & _has(there, b * count + bucket)
+    return compared, float((sizes * (sizes - 1) // 2).sum()), len(rows) / len(grid)
 
 
 def _projections(pairs: Pairs, vectors: Floats, bits: int, tables: int) -> tuple[npt.NDArray[np.bool_], float, float]:
     """Signs of random projections: a pair is compared in each table where all its bits agree."""
     rng = np.random.default_rng(1)
-    found, compared = np.zeros(len(pairs[0]), dtype=bool), 0.0
+    compared, comparisons = np.zeros(len(pairs[0]), dtype=bool), 0.0
     for _ in range(tables):
         planes = rng.normal(size=(vectors.shape[1], bits)).astype(np.float32)
         keys = (vectors @ planes > 0) @ (1 << np.arange(bits))
         sizes = np.bincount(keys).astype(np.float64)
-        compared += float((sizes * (sizes - 1) / 2).sum())
-        found |= keys[pairs[0]] == keys[pairs[1]]
-    return found, compared, float(tables)
+        comparisons += float((sizes * (sizes - 1) / 2).sum())
+        compared |= keys[pairs[0]] == keys[pairs[1]]
+    return compared, comparisons, float(tables)
 
 
-def _has(ascending: Integers, wanted: Integers) -> npt.NDArray[np.bool_]:
-    place = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
-    return np.asarray(ascending[place] == wanted)
+def _has(ascending: Integers, keys: Integers) -> npt.NDArray[np.bool_]:
+    place = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
+    return np.asarray(ascending[place] == keys)
 
 
-def _tell(label: str, pairs: Pairs, found: npt.NDArray[np.bool_], compared: float, copies: float) -> None:
+def _tell(label: str, pairs: Pairs, compared: npt.NDArray[np.bool_], comparisons: float, copies: float) -> None:
     rows = int(max(pairs[0].max(), pairs[1].max())) + 1
-    shares = "".join(f"{found[(pairs[2] >= low) & (pairs[2] < high)].mean():>11.4f}" for low, high in BANDS)
-    print(f"{label:44}{found.mean():>9.4f}{shares}{compared / (rows * (rows - 1) / 2):>10.2%}{copies:>8.1f}")
+    shares = "".join(f"{compared[(pairs[2] >= low) & (pairs[2] < high)].mean():>11.4f}" for low, high in BANDS)
+    print(f"{label:44}{compared.mean():>9.4f}{shares}{comparisons / (rows * (rows - 1) / 2):>10.2%}{copies:>8.1f}")
 
 
 def _in_spark(scored: npt.NDArray[np.float16], centroids: Centroids, pairs: Pairs, cache: Path, master: str) -> None:
@@ -207,11 +207,11 @@ def _in_spark(scored: npt.NDArray[np.float16], centroids: Centroids, pairs: Pair
         placed = frame.join(spark.read.parquet(str(cache / "assigned")), on="id", how="inner")
         semantic.similar_pairs(placed, settings=settings).write.mode("overwrite").parquet(str(cache / "pairs"))
         seconds = time.perf_counter() - began
-    found = {(row["id_a"], row["id_b"]) for row in spark.read.parquet(str(cache / "pairs")).collect()}
-    wanted = {tuple(sorted((ids[a], ids[b]))) for a, b in zip(pairs[0].tolist(), pairs[1].tolist(), strict=True)}
+    ours = {(row["id_a"], row["id_b"]) for row in spark.read.parquet(str(cache / "pairs")).collect()}
+    expected = {tuple(sorted((ids[a], ids[b]))) for a, b in zip(pairs[0].tolist(), pairs[1].tolist(), strict=True)}
     print(
-        f"\nin Spark ({master}): {len(found):,} pairs, {len(found & wanted) / len(wanted):.4f} of brute force's, "
-        f"{len(found - wanted)} others; {seconds:.0f} s, of which assignment {assigned:.0f} s; "
+        f"\nin Spark ({master}): {len(ours):,} pairs, {len(ours & expected) / len(expected):.4f} of brute force's, "
+        f"{len(ours - expected)} others; {seconds:.0f} s, of which assignment {assigned:.0f} s; "
         f"{len(scored) / seconds:,.0f} rows/s; largest Python worker {peak[0]:,} MB"
     )
     spark.stop()
@@ -221,10 +221,10 @@ class PeakOfWorkers:
     """While it lasts, looks at Spark's Python workers; ``[0]``: megabytes of the largest one."""
 
     def __enter__(self) -> list[int]:
-        self._found, self._over = [0], threading.Event()
+        self._peak_mb, self._over = [0], threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
-        return self._found
+        return self._peak_mb
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -232,7 +232,7 @@ class PeakOfWorkers:
 
     def _look(self) -> None:
         while not self._over.wait(0.2):
-            self._found[0] = max([self._found[0], *self._sizes()])
+            self._peak_mb[0] = max([self._peak_mb[0], *self._sizes()])
 
     @staticmethod
     def _sizes() -> Iterator[int]:

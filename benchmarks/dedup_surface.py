@@ -181,20 +181,20 @@ def _recall(
         least = Fraction(settings.threshold)
         low = {pair for pair, similarity in every.items() if similarity < least + (1 - least) / 2}
         for path in paths:
-            found = _pairs(personas, settings, path)
+            proposed = _pairs(personas, settings, path)
             removals = surface.deduplicate(personas, settings=_by(path, settings)).removals.collect()
-            gone = {row["id"] for row in removals}
+            removed_ids = {row["id"] for row in removals}
             sets = {row["id"]: set(token_set(texts[int(row["id"], 16)])) for row in removals}
             sets |= {row["kept_id"]: set(token_set(texts[int(row["kept_id"], 16)])) for row in removals}
             similar = (
-                Fraction(len(sets[a] & sets[b]), len(sets[a] | sets[b])) >= least and b not in gone
+                Fraction(len(sets[a] & sets[b]), len(sets[a] | sets[b])) >= least and b not in removed_ids
                 for a, b in ((row["id"], row["kept_id"]) for row in removals)
             )
-            left_over = sum(not gone & set(pair) for pair in every)
+            left_over = sum(not removed_ids & set(pair) for pair in every)
             print(
                 f"{name:32}{len(texts):>9,}{settings.threshold:>6}{settings.engine:>9}{path:>10}"
-                f"{_equal_pairs(personas):>11,}{len(every):>10,}{_share(found.keys() & every.keys(), every):>9}"
-                f"{_share(found.keys() & low, low):>9}{f' of {len(low):,}':>13}"
+                f"{_equal_pairs(personas):>11,}{len(every):>10,}{_share(proposed.keys() & every.keys(), every):>9}"
+                f"{_share(proposed.keys() & low, low):>9}{f' of {len(low):,}':>13}"
                 f"{len(removals):>9,}{sum(not good for good in similar):>7}{left_over:>10,}",
                 flush=True,
             )
@@ -260,8 +260,8 @@ def _speed(
             moved = shuffled(spark)
             with Watch() as used:
                 started = time.monotonic()
-                found = surface.deduplicate(personas, settings=_by(path, settings))
-                found.removals.write.parquet(out)
+                result = surface.deduplicate(personas, settings=_by(path, settings))
+                result.removals.write.parquet(out)
                 seconds = time.monotonic() - started
             moved = shuffled(spark) - moved
             removed = spark.read.parquet(out).count()
@@ -311,12 +311,12 @@ def _peers(
         near.setdefault(a, set()).add(b)
         near.setdefault(b, set()).add(a)
 
-    def tell(name: str, seconds: float, peak_mb: float, gone: set[int]) -> None:
-        kept = [row for row in best if row not in gone]
+    def tell(name: str, seconds: float, peak_mb: float, ids: set[int]) -> None:
+        kept = [row for row in best if row not in ids]
         sets = {best[row] for row in kept}
         left_over = len(kept) - len(sets) + sum(a in sets and b in sets for a, b in pairs)
-        wrong = sum(not sets & ({best[row]} | near.get(best[row], set())) for row in gone if row in best)
-        print(f"{name:28}{len(texts):>10,}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}{peak_mb:>9,.0f}{len(gone):>9,}"
+        wrong = sum(not sets & ({best[row]} | near.get(best[row], set())) for row in ids if row in best)
+        print(f"{name:28}{len(texts):>10,}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}{peak_mb:>9,.0f}{len(ids):>9,}"
               f"{wrong:>8,}{left_over:>11,}", flush=True)  # fmt: skip
 
     print(f"{'':28}{'rows':>10}{'seconds':>9}{'rows/s':>9}{'peak MB':>9}{'removed':>9}{'wrong':>8}{'left over':>11}")
@@ -324,9 +324,9 @@ def _peers(
     for _, settings in itertools.product(range(repeats), chosen):
         with Watch() as used:
             started = time.monotonic()
-            gone = surface.deduplicate(personas, settings=_by("auto", settings)).removals.select("id").collect()
+            removals = surface.deduplicate(personas, settings=_by("auto", settings)).removals.select("id").collect()
             seconds = time.monotonic() - started
-        tell(f"ours, {settings.engine}", seconds, used.peak_mb, {int(row["id"], 16) for row in gone})
+        tell(f"ours, {settings.engine}", seconds, used.peak_mb, {int(row["id"], 16) for row in removals})
     lines = folder / "texts.jsonl"
     lines.write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
     for _, peer in itertools.product(range(repeats), peers):
@@ -339,8 +339,8 @@ def _peers(
             if done.returncode:
                 print(f"{peer}, {mode}: {done.stderr.strip().splitlines()[-1]}")
                 continue
-            told = json.loads(answer.read_text(encoding="utf-8"))
-            tell(f"{peer}, {mode}", told["seconds"], told["peak_mb"], set(told["removed"]))
+            result = json.loads(answer.read_text(encoding="utf-8"))
+            tell(f"{peer}, {mode}", result["seconds"], result["peak_mb"], set(result["removed"]))
 
 
 if __name__ == "__main__":

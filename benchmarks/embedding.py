@@ -76,24 +76,24 @@ def main() -> None:
 def _equality(spark: SparkSession, embedder: SparkNlpEmbedder, texts: list[str], reference: Path | None) -> None:
     embed(spark, embedder, texts[:50])  # the model is loaded, Python workers and the JVM are warm
     began = time.perf_counter()
-    found = embed(spark, embedder, texts)
+    stored = embed(spark, embedder, texts)
     ours = len(texts) / (time.perf_counter() - began)
     print(f"{len(texts):,} texts; Spark NLP: {ours:,.0f} texts/s")
     if reference is None:
         return
-    wanted: Matrix | None = None
+    unbatched: Matrix | None = None
     best = 0.0
     for batch in BATCHES:
         vectors, rate = _by_reference(texts, reference, batch)
-        wanted = vectors if wanted is None else wanted
-        cosines = (vectors * wanted).sum(axis=1)
+        unbatched = vectors if unbatched is None else unbatched
+        cosines = (vectors * unbatched).sum(axis=1)
         print(
             f"ONNX Runtime, two processes, batches of {batch:>2}: {rate:,.0f} texts/s; cosine to batches of one: "
             f"least {cosines.min():.4f}"
         )
         best = max(best, rate)
-    assert wanted is not None
-    cosines = (found * wanted).sum(axis=1)
+    assert unbatched is not None
+    cosines = (stored * unbatched).sum(axis=1)
     print(
         f"cosine of Spark NLP's vectors, as stored, to ONNX Runtime's: least {cosines.min():.6f}, median "
         f"{np.median(cosines):.6f}, below 0.999: {(cosines < 0.999).sum()}; rate {ours / best:.2f} of its best"
@@ -181,8 +181,8 @@ def _meaning(path: Path, per_label: int, vectors_of: Callable[[list[str]], Matri
     rows = []
     taken: Counter[tuple[str, str]] = Counter()
     for row in sorted(_json_lines(path), key=lambda row: hashlib.sha256(row["id"].encode()).digest()):
-        said = f"label {row['label']}" if row["label"] is not None else f"score {int(row['score'])}+"
-        kind = (row["dataset"].partition("-")[0], said)
+        judgement = f"label {row['label']}" if row["label"] is not None else f"score {int(row['score'])}+"
+        kind = (row["dataset"].partition("-")[0], judgement)
         taken[kind] += 1
         if taken[kind] <= per_label:
             rows.append((kind, row["s1"], row["s2"]))
@@ -194,9 +194,9 @@ def _meaning(path: Path, per_label: int, vectors_of: Callable[[list[str]], Matri
         cosines[kind].append(float(vectors[place[one]] @ vectors[place[other]]))
     thresholds = (0.7, 0.8, 0.85, 0.9, 0.95)
     print(f"{'set':20}{'people said':>14}{'pairs':>8}{'median':>9}" + "".join(f"{f'>= {t}':>9}" for t in thresholds))
-    for (source, said), values in sorted(cosines.items()):
+    for (source, judgement), values in sorted(cosines.items()):
         shares = "".join(f"{np.mean(np.array(values) >= t):>9.1%}" for t in thresholds)
-        print(f"{source:20}{said:>14}{len(values):>8,}{np.median(values):>9.3f}{shares}")
+        print(f"{source:20}{judgement:>14}{len(values):>8,}{np.median(values):>9.3f}{shares}")
 
 
 def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
@@ -206,8 +206,8 @@ def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def _texts(path: Path) -> list[str]:
-    found = (row.get("input persona") or row["text"] for row in _json_lines(path))
-    return list(dict.fromkeys(text for text in found if text.strip()))
+    texts = (row.get("input persona") or row["text"] for row in _json_lines(path))
+    return list(dict.fromkeys(text for text in texts if text.strip()))
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ def main() -> None:
     texts = dict(in_files(arguments.data)) if arguments.data else {}
     for root in arguments.store:
         texts |= in_store(spark, root)
-    found = {id_: texts[id_] for id_ in labels if id_ in texts}
-    flags = judge(spark, found)
+    labelled = {id_: texts[id_] for id_ in labels if id_ in texts}
+    flags = judge(spark, labelled)
     print(report(labels, flags))
     spark.stop()
 
@@ -118,17 +118,17 @@ def judge(spark: SparkSession, personas: Mapping[str, Persona]) -> dict[str, set
 
 def report(labels: Mapping[str, Label], flags: Mapping[str, set[str]]) -> str:
     """Markdown: for each origin its rules and what no rule looks for."""
-    told = []
+    sections = []
     for origin in sorted({label.origin for label in labels.values()}):
         chosen = {id_: label for id_, label in labels.items() if label.origin == origin}
         there = {id_: label for id_, label in chosen.items() if id_ in flags}
         drawn = {id_: label for id_, label in there.items() if label.sample in DRAWN}
-        told.append(f"### {origin}: {len(there)} rows, {len(drawn)} of them drawn by id")
+        sections.append(f"### {origin}: {len(there)} rows, {len(drawn)} of them drawn by id")
         if len(there) < len(chosen):
-            told.append(f"{len(chosen) - len(there)} labelled rows are in none of the files and stores named.")
+            sections.append(f"{len(chosen) - len(there)} labelled rows are in none of the files and stores named.")
         good = [id_ for id_, label in drawn.items() if not label.faults and not label.doubts]
         false = sum(bool(flags[id_]) for id_ in good)
-        told.append(f"Drawn by id and without fault: {len(good)}; flagged by any rule nevertheless: {false}.")
+        sections.append(f"Drawn by id and without fault: {len(good)}; flagged by any rule nevertheless: {false}.")
         table = [
             "| rule | flagged | right | in doubt | precision | drawn by id: has the fault | flagged | recall |",
             "|---|---|---|---|---|---|---|---|",
@@ -143,11 +143,11 @@ def report(labels: Mapping[str, Label], flags: Mapping[str, set[str]]) -> str:
                 numbers = [len(flagged), right, doubt, share(right, len(flagged) - doubt), len(faulty), caught,
                            share(caught, len(faulty))]  # fmt: skip
                 table.append(f"| `{rule}` | {' | '.join(map(str, numbers))} |")
-        told.append("\n".join(table))
+        sections.append("\n".join(table))
         others = Counter(fault for label in drawn.values() for fault in label.faults if fault not in RULES)
         listed = ", ".join(f"{fault} {count}" for fault, count in others.most_common())
-        told.append(f"Drawn by id, faults that no rule looks for: {listed or 'none'}.")
-    return "\n\n".join(told)
+        sections.append(f"Drawn by id, faults that no rule looks for: {listed or 'none'}.")
+    return "\n\n".join(sections)
 
 
 def share(part: int, whole: int) -> str:

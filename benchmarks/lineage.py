@@ -60,17 +60,17 @@ def main() -> None:
     counts = {table.name: context.store.read(table).count() for table in (PERSONAS, PERSONA_ORIGINS, PERSONA_ANCESTORS)}
     last = context.store.read(PERSONAS).where(F.col("hop") == HOPS).limit(LOOKUPS).collect()
     ids = [row["persona_id"] for row in last]
-    told: dict[str, list[str]] = {}
+    answers: dict[str, list[str]] = {}
     lookups = {
-        "view": by_view(context, ids, told),
-        "view_filtered": by_filtered_view(context, ids, told),
-        "trace": by_trace(context, ids, told),
+        "view": by_view(context, ids, answers),
+        "view_filtered": by_filtered_view(context, ids, answers),
+        "trace": by_trace(context, ids, answers),
     }
     ordered_s = took(lambda: order_files(context))
     lookups |= {
-        "view_ordered": by_view(context, ids, told),
-        "view_filtered_ordered": by_filtered_view(context, ids, told),
-        "trace_ordered": by_trace(context, ids, told),
+        "view_ordered": by_view(context, ids, answers),
+        "view_filtered_ordered": by_filtered_view(context, ids, answers),
+        "trace_ordered": by_trace(context, ids, answers),
     }
     everybody_s = took(lambda: context.store.view("persona_lineage").write.format("noop").mode("overwrite").save())
     folder = Path(context.store.state_root).parent
@@ -163,31 +163,31 @@ def maintain(context: Context, hop: int) -> None:
     context.add_new(PERSONA_ANCESTORS, lineage.paths(missing, ancestors), expected=missing.count())
 
 
-def by_view(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
+def by_view(context: Context, ids: list[str], answers: dict[str, list[str]]) -> list[float]:
     view = context.store.view("persona_lineage")
-    return [took(lambda one=one: check(view.where(F.col("persona_id") == one), told, one)) for one in ids]
+    return [took(lambda one=one: check(view.where(F.col("persona_id") == one), answers, one)) for one in ids]
 
 
-def by_filtered_view(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
+def by_filtered_view(context: Context, ids: list[str], answers: dict[str, list[str]]) -> list[float]:
     """As jobs/query_tables.py asks it."""
     for setting, value in queries.RUNTIME_FILTERS.items():
         context.spark.conf.set(setting, value)
     try:
-        return by_view(context, ids, told)
+        return by_view(context, ids, answers)
     finally:
         for setting in queries.RUNTIME_FILTERS:
             context.spark.conf.unset(setting)
 
 
-def by_trace(context: Context, ids: list[str], told: dict[str, list[str]]) -> list[float]:
-    return [took(lambda one=one: check(lineage.trace(context.store, [one]), told, one)) for one in ids]
+def by_trace(context: Context, ids: list[str], answers: dict[str, list[str]]) -> list[float]:
+    return [took(lambda one=one: check(lineage.trace(context.store, [one]), answers, one)) for one in ids]
 
 
-def check(found: DataFrame, told: dict[str, list[str]], persona_id: str) -> None:
+def check(frame: DataFrame, answers: dict[str, list[str]], persona_id: str) -> None:
     """Each way must tell the same of a persona."""
-    rows = found.collect()
+    rows = frame.collect()
     assert len(rows) == 2 and all(len(row["path"]) == HOPS and row["licence"] == "CC0-1.0" for row in rows)
-    assert told.setdefault(persona_id, sorted(map(repr, rows))) == sorted(map(repr, rows))
+    assert answers.setdefault(persona_id, sorted(map(repr, rows))) == sorted(map(repr, rows))
 
 
 def order_files(context: Context) -> None:

@@ -86,11 +86,11 @@ def measured(url: str, model: str, calls: int) -> str:
         return time.monotonic() - began, usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
 
     with ThreadPoolExecutor(SLOTS) as asking:
-        told = sorted(asking.map(ask, range(calls)))
-    whole, known = sum(tokens for _, tokens, _ in told), sum(cached for *_, cached in told)
-    ends = [seconds for seconds, *_ in told]
+        calls_made = sorted(asking.map(ask, range(calls)))
+    whole, cached_tokens = sum(tokens for _, tokens, _ in calls_made), sum(cached for *_, cached in calls_made)
+    ends = [seconds for seconds, *_ in calls_made]
     return (
-        f"{whole - known:,} of {whole:,} prompt tokens read; first answer after {ends[0]:.1f} s, "
+        f"{whole - cached_tokens:,} of {whole:,} prompt tokens read; first answer after {ends[0]:.1f} s, "
         f"{SLOTS} after {ends[SLOTS - 1]:.1f} s, all {calls} after {ends[-1]:.1f} s"
     )
 

@@ -72,14 +72,14 @@ def main() -> None:
                     fake.reset()
                     fake.set_script([{**RULE, "usage": form, **({"fault": "stream"} if streams else {})}])
                     where = Endpoint(model="m", base_url=fake.url, in_flight=16, transport=chosen.transport)
-                    told = (_by_calls if mode == "calls" else _by_batches)(fake, where, chosen.calls, cap)
-                    rows = "unknown" if told.of_rows is None else f"{told.of_rows:.6f}"
-                    fault = _fault(told, cap, is_readable=form in READABLE)
+                    measured = (_by_calls if mode == "calls" else _by_batches)(fake, where, chosen.calls, cap)
+                    rows = "unknown" if measured.of_rows is None else f"{measured.of_rows:.6f}"
+                    fault = _fault(measured, cap, is_readable=form in READABLE)
                     faults += fault is not None
                     print(
-                        f"{form + (' streamed' if streams else ''):18}{mode:7}{told.sent:>6}{told.answered:>10}"
-                        f"{told.billed:>10.4f}{rows:>11}{told.spent:>9.4f}{told.tokens_used:>13}"
-                        f"{'-' if told.tokens_counted is None else told.tokens_counted:>9}  {fault or ''}",
+                        f"{form + (' streamed' if streams else ''):18}{mode:7}{measured.sent:>6}{measured.answered:>10}"
+                        f"{measured.billed:>10.4f}{rows:>11}{measured.spent:>9.4f}{measured.tokens_used:>13}"
+                        f"{'-' if measured.tokens_counted is None else measured.tokens_counted:>9}  {fault or ''}",
                         flush=True,
                     )
     sys.exit(1 if faults else 0)
@@ -88,50 +88,52 @@ def main() -> None:
 def _by_calls(fake: FakeEndpoint, where: Endpoint, calls: int, cap: Decimal) -> Measured:
     gate = Gate(where, PRICE, max_cost_usd=cap)
     with gate:
-        told = [found for found in outcomes(_requests(calls), where, PRICE, gate=gate.place) if found is not None]
-    return _measured(fake.counts(), told, PRICE, gate.passed.spent_microusd, gate.passed.tokens)
+        answers = [
+            outcome for outcome in outcomes(_requests(calls), where, PRICE, gate=gate.place) if outcome is not None
+        ]
+    return _measured(fake.counts(), answers, PRICE, gate.passed.spent_microusd, gate.passed.tokens)
 
 
 def _by_batches(fake: FakeEndpoint, where: Endpoint, calls: int, cap: Decimal) -> Measured:
     budget = Budget(cap * MILLION, Decimal(0))
     with tempfile.TemporaryDirectory() as folder:
-        found = run_batches(
+        results = run_batches(
             _requests(calls), where, PRICE, name="cap", journal=Journal(str(Path(folder) / "journal")), key=None,
             flush=lambda: None, poll_s=0.05, budget=budget, max_lines=20,
         )  # fmt: skip
-        told = [outcome for outcome in found if outcome is not None]
-    return _measured(fake.batch_counts(), told, PRICE.of_batches, budget.spent, None)
+        answers = [outcome for outcome in results if outcome is not None]
+    return _measured(fake.batch_counts(), answers, PRICE.of_batches, budget.spent, None)
 
 
 def _measured(
-    counts: dict[str, int], told: list[Outcome], price: Price, spent: Decimal, counted: int | None
+    counts: dict[str, int], answers: list[Outcome], price: Price, spent: Decimal, counted: int | None
 ) -> Measured:
     assert price.cached_input is not None
-    costs = [outcome.cost_microusd for outcome in told if outcome.status == "answered"]
-    known = [cost for cost in costs if cost is not None]
+    costs = [outcome.cost_microusd for outcome in answers if outcome.status == "answered"]
+    known_costs = [cost for cost in costs if cost is not None]
     cached = counts["cached_tokens"]
     billed = (counts["input_tokens"] - cached) * price.input + cached * price.cached_input
     return Measured(
         sent=counts["billed"],
         answered=len(costs),
         billed=(billed + counts["output_tokens"] * price.output) / MILLION,
-        of_rows=sum(known, Decimal(0)) / MILLION if len(known) == len(costs) else None,
+        of_rows=sum(known_costs, Decimal(0)) / MILLION if len(known_costs) == len(costs) else None,
         spent=spent / MILLION,
         tokens_used=counts["input_tokens"] + counts["output_tokens"],
         tokens_counted=counted,
     )
 
 
-def _fault(told: Measured, cap: Decimal, *, is_readable: bool) -> str | None:
-    if told.billed > cap:
+def _fault(measured: Measured, cap: Decimal, *, is_readable: bool) -> str | None:
+    if measured.billed > cap:
         return "MORE BILLED THAN THE CAP ALLOWS"
-    if told.spent < told.billed:
+    if measured.spent < measured.billed:
         return "SPENT MORE THAN IT KNOWS"
-    if told.tokens_counted is not None and told.tokens_counted < told.tokens_used:
+    if measured.tokens_counted is not None and measured.tokens_counted < measured.tokens_used:
         return "TOKENS NOT COUNTED"
-    if is_readable and told.of_rows != told.billed:
+    if is_readable and measured.of_rows != measured.billed:
         return "ROWS DO NOT ADD UP TO WHAT WAS BILLED"
-    if not is_readable and told.of_rows is not None:
+    if not is_readable and measured.of_rows is not None:
         return "A COST IS TOLD THAT NOBODY KNOWS"
     return None
 

@@ -70,22 +70,22 @@ def ask(chosen: whole.Settings, documents: dict[str, str], answers: Path, *, url
     task = TextToPersona(chosen.personas, endpoint)
     answered = {row["doc_id"] for row in _rows(answers)} if answers.exists() else set()
     ids = {}
-    asked = []
+    requests = []
     for doc_id in sorted(documents.keys() - answered):
-        asked.append(task.request(Subject(doc_id, {"document": task.parts(documents[doc_id])[0]})))
-        ids[asked[-1].key] = doc_id
+        requests.append(task.request(Subject(doc_id, {"document": task.parts(documents[doc_id])[0]})))
+        ids[requests[-1].key] = doc_id
     began, done = time.monotonic(), 0
     with answers.open("a", encoding="utf-8") as out:
-        for outcome in outcomes(asked, endpoint, None):
+        for outcome in outcomes(requests, endpoint, None):
             if outcome is None:
                 continue
             done += 1
             if outcome.status == "answered":
-                told = {"doc_id": ids[outcome.request_key], "answer": outcome.text}
-                out.write(json.dumps(told | {"finish_reason": outcome.finish_reason}, ensure_ascii=False) + "\n")
+                row = {"doc_id": ids[outcome.request_key], "answer": outcome.text}
+                out.write(json.dumps(row | {"finish_reason": outcome.finish_reason}, ensure_ascii=False) + "\n")
                 out.flush()
             seconds = time.monotonic() - began
-            print(f"{outcome.status} {done}/{len(asked)} after {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(f"{outcome.status} {done}/{len(requests)} after {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def report(chosen: whole.Settings, documents: dict[str, str], answers: list[Path], *, texts: bool) -> None:
@@ -97,14 +97,14 @@ def report(chosen: whole.Settings, documents: dict[str, str], answers: list[Path
         words = sorted(len(text.split()) for text in personas.values())
         twentieths = statistics.quantiles(words, n=20, method="inclusive")
         flagged = sum(map(bool, flags.values()))
-        rules = Counter(rule for found in flags.values() for rule in found)
+        rules = Counter(rule for names in flags.values() for rule in names)
         print(f"{path.name}: {len(personas)} personas, unreadable {dict(failures)}")
         print(f"  words: 5 % {twentieths[0]:.0f}, median {statistics.median(words):.0f}, 95 % {twentieths[-1]:.0f}")
         print(f"  flagged: {flagged} ({flagged / len(personas):.0%}) {dict(rules)}")
         if texts:
             for doc_id, text in sorted(personas.items()):
-                told = " ".join(documents[doc_id].split())[:110]
-                print(f"\n[{len(text.split())} words {' '.join(flags[doc_id])}] {text}\n    {doc_id[:8]} {told}")
+                excerpt = " ".join(documents[doc_id].split())[:110]
+                print(f"\n[{len(text.split())} words {' '.join(flags[doc_id])}] {text}\n    {doc_id[:8]} {excerpt}")
     spark.stop()
 
 

@@ -113,18 +113,18 @@ def _resume(context: Context, rows: int, missing: int) -> float:
     split.repartition(min(waves, 32), "wave").write.partitionBy("wave").parquet(f"{folder}/requests")
     # The run died when its first waves were done; what is missing lies in the last ones.
     last = max(1, -(-missing * 2 // WAVE_ROWS))
-    asked = [key for key in new_keys if int(key[:8], 16) * waves >> 32 >= waves - last]
+    due_keys = [key for key in new_keys if int(key[:8], 16) * waves >> 32 >= waves - last]
     for wave in range(waves - last):
         files.write_whole(f"{folder}/waves", f"w{wave:06d}", b"")
     content = {
-        "waves": waves, "columns": new.schema.jsonValue(), "missing": len(asked), "transactions": uuid.uuid4().hex,
+        "waves": waves, "columns": new.schema.jsonValue(), "missing": len(due_keys), "transactions": uuid.uuid4().hex,
     }  # fmt: skip
     files.write_whole(folder, "plan.json", json.dumps(content).encode())
     started = time.monotonic()
     spend = complete_all(
         context, new, context.settings.endpoint("default"), step="benchmark", rows=rows, recipe=label
     ).spend
-    assert spend.requests == len(asked), f"{spend.requests} were asked where {len(asked)} were missing"
+    assert spend.requests == len(due_keys), f"{spend.requests} were asked where {len(due_keys)} were missing"
     seconds = time.monotonic() - started
     store.drop_staged()
     return seconds

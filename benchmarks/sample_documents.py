@@ -25,25 +25,25 @@ def main() -> int:
     parser.add_argument("files", nargs="+", metavar="FILE[:LANG]=COUNT")
     arguments = parser.parse_args()
     with arguments.out.open("w", encoding="utf-8") as out:
-        for wanted in arguments.files:
-            name, _, count = wanted.rpartition("=")
+        for argument in arguments.files:
+            name, _, count = argument.rpartition("=")
             name, _, lang = name.partition(":")
             chosen = _sample(arguments.data / name, lang or None, int(count), arguments.min_words)
             if len(chosen) < int(count):
-                print(f"{wanted}: only {len(chosen)} rows", file=sys.stderr)
+                print(f"{argument}: only {len(chosen)} rows", file=sys.stderr)
                 return 1
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
     return 0
 
 
 def _sample(path: Path, lang: str | None, count: int, min_words: int) -> list[dict[str, object]]:
-    found = {
+    rows = {
         content_id(row["text"]): row
         for row in _rows(path)
         if (lang is None or row.get("lang") == lang)
         and max(len(row["text"].split()), sum(c > "\u2e80" for c in row["text"]) // 2) >= min_words
     }
-    return [found[key] for key in sorted(found)[:count]]
+    return [rows[key] for key in sorted(rows)[:count]]
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:

@@ -84,8 +84,8 @@ def _hostile(levels: Sequence[str], modules: Sequence[str]) -> None:
             Sandbox(level=level, modules=modules, time_s=600.0, **limits) as patient,
         ):
             for program in HOSTILE:
-                with tempfile.TemporaryDirectory() as folder, surroundings(Path(folder)) as known:
-                    outcome = (quick if program.endless else patient).run(known + program.source)
+                with tempfile.TemporaryDirectory() as folder, surroundings(Path(folder)) as names:
+                    outcome = (quick if program.endless else patient).run(names + program.source)
                 escaped = "ESCAPED" in outcome.output or outcome.status not in program.ends
                 wrong += escaped
                 ends[program.name].append(outcome.status + (", ESCAPED" if escaped else ""))

@@ -114,9 +114,9 @@ def _tell(context: Context, step: Step, rows: int) -> None:
         seconds = time.monotonic() - began
     moved = shuffled(context.spark) - moved
     grown = {table: size - before.get(table, 0) for table, size in _bytes(context).items()}
-    told = ", ".join(f"{table} {size / rows:,.0f}" for table, size in sorted(grown.items()) if size > rows)
+    sizes = ", ".join(f"{table} {size / rows:,.0f}" for table, size in sorted(grown.items()) if size > rows)
     cpu, bytes_moved = used.cpu_s / rows * 1000, moved / rows
-    print(f"{step:20}{rows:>9,}{seconds:>9.1f}{cpu:>12.2f}{bytes_moved:>11,.0f}  {told}", flush=True)
+    print(f"{step:20}{rows:>9,}{seconds:>9.1f}{cpu:>12.2f}{bytes_moved:>11,.0f}  {sizes}", flush=True)
 
 
 def _bytes(context: Context) -> dict[str, int]:

@@ -64,27 +64,27 @@ def main() -> None:
         _ours(context, endpoint, "aiohttp", 64, chosen.workers, 500)  # Python workers, JIT, connections
         for in_flight in chosen.in_flight:
             for transport in chosen.transports:
-                told = _ours(context, endpoint, transport, in_flight, chosen.workers, chosen.calls)
-                _tell(f"ours, {transport}", in_flight * chosen.workers, chosen.mean_ms, told)
+                measured = _ours(context, endpoint, transport, in_flight, chosen.workers, chosen.calls)
+                _tell(f"ours, {transport}", in_flight * chosen.workers, chosen.mean_ms, measured)
             if not chosen.no_peers:
                 calls = min(chosen.calls, 60 * in_flight)
-                told = _chunks(context, endpoint, in_flight, chosen.workers, calls)
-                _tell("gather per chunk, AsyncOpenAI", in_flight * chosen.workers, chosen.mean_ms, told)
+                measured = _chunks(context, endpoint, in_flight, chosen.workers, calls)
+                _tell("gather per chunk, AsyncOpenAI", in_flight * chosen.workers, chosen.mean_ms, measured)
             if not chosen.no_peers and distribatch is not None:
-                told = _distribatch(context, endpoint, in_flight, chosen.workers, min(chosen.calls, 60 * in_flight))
-                _tell("distribatch, checkpoint", in_flight * chosen.workers, chosen.mean_ms, told)
+                measured = _distribatch(context, endpoint, in_flight, chosen.workers, min(chosen.calls, 60 * in_flight))
+                _tell("distribatch, checkpoint", in_flight * chosen.workers, chosen.mean_ms, measured)
         if not chosen.no_peers:
             _tell("serial loop, OpenAI", 1, chosen.mean_ms, _loop(endpoint, 100))
         context.spark.stop()
 
 
-def _tell(name: str, in_flight: int, mean_ms: float, told: dict[str, float]) -> None:
-    rate = told["calls"] / told["seconds"]
+def _tell(name: str, in_flight: int, mean_ms: float, measured: dict[str, float]) -> None:
+    rate = measured["calls"] / measured["seconds"]
     share = rate / (in_flight / mean_ms * 1000)
-    cpu = told.get("cpu_s", float("nan")) / told["calls"] * 1000
-    memory = f"{told['mb_first']:.0f}-{told['mb_last']:.0f}" if "mb_last" in told else ""
+    cpu = measured.get("cpu_s", float("nan")) / measured["calls"] * 1000
+    memory = f"{measured['mb_first']:.0f}-{measured['mb_last']:.0f}" if "mb_last" in measured else ""
     print(
-        f"{name:34}{in_flight:>10}{told['calls']:>9,.0f}{told['seconds']:>9.1f}{rate:>9.1f}{share:>8.1%}"
+        f"{name:34}{in_flight:>10}{measured['calls']:>9,.0f}{measured['seconds']:>9.1f}{rate:>9.1f}{share:>8.1%}"
         f"{cpu:>8.2f}{memory:>12}",
         flush=True,
     )
@@ -134,7 +134,7 @@ def _ours(
     stored = context.store.read(LLM_CALLS).where(F.col("status") == "answered").count()
     if billed != calls or stored < calls:
         sys.exit(f"{billed} calls were billed and {stored} are stored where {calls} were asked")
-    return {"calls": calls, "seconds": seconds, **seen.told()}
+    return {"calls": calls, "seconds": seconds, **seen.measured()}
 
 
 def _chunks(context: Context, endpoint: FakeEndpoint, in_flight: int, workers: int, calls: int) -> dict[str, float]:
@@ -161,7 +161,7 @@ def _chunks(context: Context, endpoint: FakeEndpoint, in_flight: int, workers: i
         started = time.monotonic()
         done = context.spark.sparkContext.parallelize(range(calls), workers).mapPartitions(ask).sum()
         seconds = time.monotonic() - started
-    return {"calls": done, "seconds": seconds, **seen.told()}
+    return {"calls": done, "seconds": seconds, **seen.measured()}
 
 
 def _distribatch(
@@ -178,7 +178,7 @@ def _distribatch(
         done = job.run(rows, backend="spark", partitions=workers, checkpoint=f"{folder}/checkpoint", id_col="id")
         done.write.format("noop").mode("overwrite").save()
         seconds = time.monotonic() - started
-    return {"calls": calls, "seconds": seconds, **seen.told()}
+    return {"calls": calls, "seconds": seconds, **seen.measured()}
 
 
 def _loop(endpoint: FakeEndpoint, calls: int) -> dict[str, float]:
@@ -207,7 +207,7 @@ class _Workers:
         self._over.set()
         self._thread.join()
 
-    def told(self) -> dict[str, float]:
+    def measured(self) -> dict[str, float]:
         now = self._cpu_now()
         cpu_s = sum(seconds - self._begun.get(pid, 0.0) for pid, seconds in {**self._cpu, **now}.items())
         tenth = max(1, len(self._memory) // 10)
@@ -224,29 +224,29 @@ class _Workers:
             self._memory.append(max((_resident_mb(pid) for pid in _python_workers()), default=0.0))
 
     def _cpu_now(self) -> dict[int, float]:
-        found = {}
+        seconds = {}
         for pid in _python_workers():
             try:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            found[pid] = (int(fields[11]) + int(fields[12])) / TICKS
-        return found
+            seconds[pid] = (int(fields[11]) + int(fields[12])) / TICKS
+        return seconds
 
 
 def _python_workers() -> list[int]:
-    waiting, found = [os.getpid()], []
+    waiting, workers = [os.getpid()], []
     while waiting:
         parent = waiting.pop()
         try:
             tasks = list(Path(f"/proc/{parent}/task").iterdir())
             children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
             if PYTHON_WORKERS.search(Path(f"/proc/{parent}/cmdline").read_bytes()):
-                found.append(parent)
+                workers.append(parent)
         except OSError:
             continue
         waiting += children
-    return found
+    return workers
 
 
 def _resident_mb(pid: int) -> float:

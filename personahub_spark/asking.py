@@ -109,7 +109,9 @@ def ask(
         answered = answered.join(_asked_about(questions, task), on="id", how="inner")
     readings = store.stage(read(answered, task))
     quarantined_before = (
-        quarantined(store, source(step, task)).withColumnRenamed("id", "line").withColumn("known", F.lit(True))
+        quarantined(store, source(step, task))
+        .withColumnRenamed("id", "line")
+        .withColumn("was_quarantined", F.lit(True))
     )
     counts = tally(readings.join(quarantined_before, on="line", how="left"), has_checks=bool(task.checks))
     new = counts.pop("new_failures")
@@ -138,11 +140,11 @@ def last_of_share(fraction: float) -> str:
 def requests(questions: DataFrame, task: Task) -> DataFrame:
     """The request of ``task`` for each of ``questions``: id, request_key, request (canonical JSON)."""
 
-    def asked(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def request_row(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         request = task.request(_subject(row, task))
         yield {"id": row["id"], "request_key": request.key, "request": request.to_json()}
 
-    return mapped(_asked_about(questions, task), asked, _REQUESTS)
+    return mapped(_asked_about(questions, task), request_row, _REQUESTS)
 
 
 def answers(requested: DataFrame, calls: DataFrame) -> DataFrame:
@@ -196,7 +198,7 @@ def unreadable(readings: DataFrame, source: str) -> DataFrame:
 
 def tally(readings: DataFrame, *, has_checks: bool) -> dict[str, int]:
     """Questions by what became of them: read (with checks: passed, failed_checks), unreadable, failed, deferred (put
-    off); and new_failures, lines that could not be read and are not ``known``."""
+    off); and new_failures, lines that could not be read and were not in quarantine."""
     first, is_read = F.col("nth") == 0, F.col("text").isNotNull()
     classes: dict[str, Column] = {"read": is_read}
     if has_checks:
@@ -206,7 +208,7 @@ def tally(readings: DataFrame, *, has_checks: bool) -> dict[str, int]:
         F.count_if(first & F.col("failure").isNotNull()).alias("unreadable"),
         F.count_if(first & (F.col("status") == "failed")).alias("failed"),
         F.count_if(first & F.col("status").isNull()).alias("deferred"),
-        F.count_if(F.col("failure").isNotNull() & F.col("known").isNull()).alias("new_failures"),
+        F.count_if(F.col("failure").isNotNull() & F.col("was_quarantined").isNull()).alias("new_failures"),
     )
     return {name: int(count) for name, count in counts.collect()[0].asDict().items()}
 

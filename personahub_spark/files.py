@@ -55,19 +55,19 @@ def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     assert address is not None
     scheme = re.sub("^s3[an]$", "s3", address["scheme"].lower())
     try:
-        found, root = _system(f"{scheme}://{address['host'] or ''}/")
+        system, root = _system(f"{scheme}://{address['host'] or ''}/")
     except pa.ArrowInvalid:
         raise PersonaHubError(
             f"{place} is on a file system that Python does not know; name a folder on a shared disk, or an address of "
             "s3://, s3a://, gs://, hdfs://, abfs:// or abfss://"
         ) from None
-    return found, f"{root.rstrip('/')}{address['path']}"
+    return system, f"{root.rstrip('/')}{address['path']}"
 
 
 @functools.cache
 def _system(address: str) -> tuple[pafs.FileSystem, str]:
-    found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(address)
-    return found
+    system: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(address)
+    return system
 
 
 def write_whole(place: str, name: str, content: bytes) -> None:
@@ -94,9 +94,9 @@ def read_whole(place: str, name: str) -> bytes:
 def names(place: str, *, folders: bool = False) -> list[str]:
     """Names of the whole files (or folders) in ``place``, in order; none where it does not exist."""
     files, path = filesystem(place)
-    wanted = pafs.FileType.Directory if folders else pafs.FileType.File
-    found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == wanted and not info.base_name.startswith("."))
+    file_type = pafs.FileType.Directory if folders else pafs.FileType.File
+    entries = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in entries if info.type == file_type and not info.base_name.startswith("."))
 
 
 def delete_file(place: str, name: str) -> None:
@@ -175,5 +175,5 @@ def _sweep(place: str, own: str) -> None:
 def _last_sign(files: pafs.FileSystem, folder: str) -> float | None:
     """When a sign of life was written in ``folder``, or else when it was changed; None: not known."""
     signs = files.get_file_info([f"{folder}/{_ALIVE}", folder])
-    found = next((info for info in signs if info.type != pafs.FileType.NotFound), None)
-    return None if found is None or found.mtime_ns is None else found.mtime_ns / 1e9
+    newest = next((info for info in signs if info.type != pafs.FileType.NotFound), None)
+    return None if newest is None or newest.mtime_ns is None else newest.mtime_ns / 1e9

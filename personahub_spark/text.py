@@ -242,7 +242,7 @@ def sentences(text: str) -> list[str]:
     A point behind an initial, a common abbreviation or a line's number ends none, nor does one before a small letter in
     a text that has capitals.
     """
-    found: list[str] = []
+    parts: list[str] = []
     has_capitals = text != text.lower()
     for line in text.splitlines():
         begin = 0
@@ -251,7 +251,7 @@ def sentences(text: str) -> list[str]:
             is_point = end[0].startswith(".")
             if is_point and (_NO_END.search(line, begin, end.start() + 1) or (has_capitals and rest[:1].islower())):
                 continue
-            found.append(line[begin : end.end()].strip())
+            parts.append(line[begin : end.end()].strip())
             begin = end.end()
-        found.append(line[begin:].strip())
-    return [sentence for sentence in found if any(map(str.isalnum, sentence))]
+        parts.append(line[begin:].strip())
+    return [sentence for sentence in parts if any(map(str.isalnum, sentence))]

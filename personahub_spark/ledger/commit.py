@@ -70,7 +70,7 @@ class Committer:
         best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
         # One listing of the folder is faster than a look at each of a thousand shards.
         shards = stored_parquet(context.spark, CALLS, folder)
-        found = (
+        outcomes = (
             shards.where(F.col("_metadata.file_name").isin(list(names)))
             .withColumn("_nth", F.row_number().over(best))
             .where(F.col("_nth") == 1)
@@ -80,7 +80,7 @@ class Committer:
         with locks.lease(f"{store.state_root}/locks", f"commit-{LLM_CALLS.name}", wait_s=COMMIT_WAIT_S):
             # A batch file of an earlier run may bring keys from anywhere.
             calls = store.read(LLM_CALLS) if self._plan.endpoint.mode == "batch" else self._plan.calls(wave)
-            new = found.join(calls.select("request_key"), on="request_key", how="left_anti")
+            new = outcomes.join(calls.select("request_key"), on="request_key", how="left_anti")
             totals = spend_of(new)
             if totals.requests:
                 added = store.append(

@@ -103,20 +103,20 @@ def embed_all(
             made = [
                 (row["id"], Request.embedding(model, row["text"], dimensions=dimensions)) for row in part.to_pylist()
             ]
-            found = [{"id": id_, "request_key": request.key, "request": request.to_json()} for id_, request in made]
-            yield pa.RecordBatch.from_pylist(found, schema=arrow)
+            records = [{"id": id_, "request_key": request.key, "request": request.to_json()} for id_, request in made]
+            yield pa.RecordBatch.from_pylist(records, schema=arrow)
 
     schema = StructType([StructField("id", StringType(), False), *ASKED])
     return complete_all(context, texts.select("id", "text").mapInArrow(ask, schema), endpoint, step=step, rows=rows)
 
 
-def vectors(asked: DataFrame, calls: DataFrame) -> DataFrame:
-    """Those of ``asked`` (``id``, ``request_key``) that have a vector: ``id``, ``vector``.
+def vectors(requests: DataFrame, calls: DataFrame) -> DataFrame:
+    """Those of ``requests`` (``id``, ``request_key``) that have a vector: ``id``, ``vector``.
 
     Vectors are float32, little-endian bytes, of length one: the dot product of two is their cosine.
     """
-    found = calls.where(F.col("vector").isNotNull()).select("request_key", "vector")
-    return asked.join(found, on="request_key", how="inner").select("id", "vector")
+    stored = calls.where(F.col("vector").isNotNull()).select("request_key", "vector")
+    return requests.join(stored, on="request_key", how="inner").select("id", "vector")
 
 
 @contextlib.contextmanager

@@ -45,15 +45,15 @@ def estimate(context: Context, missing: DataFrame, endpoint: Endpoint) -> _Estim
     basis = "as long as earlier answers" if mean is not None else "the most that is allowed"
     if not bounded:
         basis += "; some requests set no limit"
-    said = f"{count:,} requests for {endpoint.model}, about {tokens_in:,} tokens in and {likely_out:,} out ({basis})"
+    summary = f"{count:,} requests for {endpoint.model}, about {tokens_in:,} tokens in and {likely_out:,} out ({basis})"
     price = price_of(context, endpoint)
     if price is not None and endpoint.mode == "batch":
         price = price.of_batches
     if price is None:
-        return _Estimate(count, f"{said}; the model has no price in the price file, so the cost is unknown")
+        return _Estimate(count, f"{summary}; the model has no price in the price file, so the cost is unknown")
     likely, most = (cost_microusd(Usage(tokens_in, 0, out, 0), price) or Decimal(0) for out in (likely_out, most_out))
     limit = f"at most about ${most / 1_000_000:,.4f}" if bounded else "without a limit"
-    return _Estimate(count, f"{said}: about ${likely / 1_000_000:,.4f}, {limit}")
+    return _Estimate(count, f"{summary}: about ${likely / 1_000_000:,.4f}, {limit}")
 
 
 def _input_tokens(request: Request) -> int:
@@ -62,8 +62,8 @@ def _input_tokens(request: Request) -> int:
 
 def unanswered(requests: DataFrame, calls: DataFrame) -> DataFrame:
     """``request_key`` and ``request`` of the distinct ``requests`` that ``calls`` has no outcome of."""
-    asked = requests.select("request_key", "request").dropDuplicates(["request_key"])
-    return asked.join(calls.select("request_key"), on="request_key", how="left_anti")
+    distinct = requests.select("request_key", "request").dropDuplicates(["request_key"])
+    return distinct.join(calls.select("request_key"), on="request_key", how="left_anti")
 
 
 def price_of(context: Context, endpoint: Endpoint) -> Price | None:

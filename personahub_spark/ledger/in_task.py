@@ -74,18 +74,18 @@ class Caller:
 
     def _killer(self, key: str) -> dict[str, Any]:
         """The row of a request that two attempts of the task died of."""
-        said = "the task that asked this died twice meanwhile, the second time while it asked nothing else"
+        message = "the task that asked this died twice meanwhile, the second time while it asked nothing else"
         return {
             "request_key": key, "step": self.step, "model": self.endpoint.model, "prompt_version": "",
             "status": "failed", "attempts": 2, "latency_ms": 0, "endpoint": "", "terms": self.endpoint.terms,
-            "cost_microusd": None, "error_class": "worker_died", "error_message": said,
+            "cost_microusd": None, "error_class": "worker_died", "error_message": message,
         }  # fmt: skip
 
 
 def _pulled(parts: Iterable[pa.RecordBatch], writer: wal.Writer, apart: list[StoredRequest]) -> Iterator[StoredRequest]:
     for part in parts:
         for key, text in zip(part.column("request_key").to_pylist(), part.column("request").to_pylist(), strict=True):
-            if key in writer.known or key in writer.killers:
+            if key in writer.finished or key in writer.killers:
                 continue
             if key in writer.suspects:
                 apart.append(StoredRequest(key, text))

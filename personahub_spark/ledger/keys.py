@@ -22,19 +22,19 @@ def readable_keys(spark: SparkSession, endpoint: Endpoint) -> Iterator[None]:
     and as safe as everything else that Spark sends (``spark.network.crypto.enabled``). Raises PersonaHubError where a
     key cannot be looked up.
     """
-    found = {
+    keys = {
         str(address.key_variable): _credential(spark, address.api_key_credential)
         for address in endpoint.addresses
         if address.api_key_credential is not None
     }
     places = (os.environ, spark.sparkContext.environment)
     for place in places:
-        place.update(found)
+        place.update(keys)
     try:
         yield
     finally:
         for place in places:
-            for variable in found:
+            for variable in keys:
                 place.pop(variable, None)
 
 
@@ -45,11 +45,11 @@ def _credential(spark: SparkSession, name: str) -> str:
             scope, _, key = alias.partition("/")
             return str(importlib.import_module("pyspark.dbutils").DBUtils(spark).secrets.get(scope, key))
         # Hadoop's credential providers have no Python of their own; this is how PySpark reaches Hadoop's settings.
-        found = spark.sparkContext._jsc.hadoopConfiguration().getPassword(alias)
+        password = spark.sparkContext._jsc.hadoopConfiguration().getPassword(alias)
     except Exception as error:  # whatever the provider raises, none of it may show
         raise PersonaHubError(f"the credential {name} could not be looked up ({type(error).__name__})") from None
-    if found is None:
+    if password is None:
         raise PersonaHubError(
             f"Hadoop's credential providers know no alias {alias}; see hadoop.security.credential.provider.path"
         )
-    return "".join(found)
+    return "".join(password)

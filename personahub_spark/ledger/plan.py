@@ -44,14 +44,14 @@ class Plan:
             split = split.repartition(waves, "wave")
         split.write.partitionBy("wave").parquet(f"{self.folder}/requests")
         # Tables remember the numbers of a name's transactions for good, and a plan's folder may be made anew.
-        found = {"waves": waves, "columns": requests.schema.jsonValue(), "transactions": uuid.uuid4().hex}
-        self._note({**found, "missing": max(rows, 1)})
+        note = {"waves": waves, "columns": requests.schema.jsonValue(), "transactions": uuid.uuid4().hex}
+        self._note({**note, "missing": max(rows, 1)})
         estimated = estimate(
             self.context, unanswered(self.requests(), self.context.store.read(LLM_CALLS)), self.endpoint
         )
         if estimated.requests and not self.context.calls.replay:
             self.context.progress.say(f"{self.step}: {estimated.text}")
-        self._note({**found, "missing": estimated.requests})
+        self._note({**note, "missing": estimated.requests})
 
     def recount(self) -> None:
         """Note how many requests of an interrupted plan are still missing, without a look at finished waves."""
@@ -105,8 +105,8 @@ class Plan:
         if f"wave={wave}" not in files.names(f"{self.folder}/requests", folders=True):
             return self.requests().limit(0).select("request_key", "request")
         columns = StructType.fromJson(self._noted()["columns"])
-        asked = stored_parquet(self.context.spark, columns, f"{self.folder}/requests/wave={wave}")
-        return unanswered(asked, self.calls(wave))
+        stored = stored_parquet(self.context.spark, columns, f"{self.folder}/requests/wave={wave}")
+        return unanswered(stored, self.calls(wave))
 
     def calls(self, wave: int) -> DataFrame:
         """That part of the ledger where the keys of ``wave`` are; its files hold ranges of keys, so few are read."""

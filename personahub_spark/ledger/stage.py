@@ -108,8 +108,8 @@ class Stage:
                 if stops or not self._may_commit_while_asking():
                     commit.result()
                 if stops:
-                    said = f"{stops[0]}; {self._committed.requests:,} outcomes so far are kept, run again to go on"
-                    raise RunStoppedError(f"{self._step}: {said}")
+                    message = f"{stops[0]}; {self._committed.requests:,} outcomes so far are kept, run again to go on"
+                    raise RunStoppedError(f"{self._step}: {message}")
                 if ALL_PUT_OFF & set(deferred):
                     break  # later waves would meet the same
             if commit is not None:
@@ -203,8 +203,8 @@ class Stage:
         """One task for each of ``parts``, without a shuffle: who loses an executor loses that one's tasks only."""
         shards = self._plan.shards(wave)
         caller = Caller(self._endpoint, price, shards, self._step, place, wal.FLUSH_S, stage, tuple(failed))
-        asked = [stored_parquet(self._context.spark, ASKED, part).coalesce(1) for part in parts]
-        return functools.reduce(DataFrame.union, asked).mapInArrow(caller, MANIFEST)
+        requests = [stored_parquet(self._context.spark, ASKED, part).coalesce(1) for part in parts]
+        return functools.reduce(DataFrame.union, requests).mapInArrow(caller, MANIFEST)
 
     def _parts(self, wave: int) -> list[str]:
         """What is missing of ``wave``, written down in a folder for each task."""
@@ -234,7 +234,7 @@ class Stage:
         missing = self._plan.missing(wave)
         writer = wal.Writer(self._plan.shards(wave), 0, arrow_schema(CALLS))
         budget = Budget(cap_microusd(context.calls.max_cost_usd, endpoint, price), self._spent_so_far())
-        found = run_batches(
+        outcomes = run_batches(
             (StoredRequest(row["request_key"], row["request"]) for row in missing.toLocalIterator()),
             endpoint,
             price,
@@ -247,7 +247,7 @@ class Stage:
             budget=budget,
         )
         manifest = Manifest()
-        for outcome in found:
+        for outcome in outcomes:
             keep(outcome, writer, endpoint, self._step, manifest)
         writer.close()
         context.purse.spent = max(context.purse.spent, budget.spent)
@@ -295,21 +295,21 @@ class Stage:
             ("requests", [address.requests_per_minute for address in addresses]),
             ("tokens", [address.tokens_per_minute for address in addresses]),
         ):
-            known = [limit for limit in limits if limit is not None]
-            if len(known) == len(limits) and asking_s > 0:
-                shares.append(used[name] / (sum(known) / 60 * asking_s))
+            numbers = [limit for limit in limits if limit is not None]
+            if len(numbers) == len(limits) and asking_s > 0:
+                shares.append(used[name] / (sum(numbers) / 60 * asking_s))
         return max(shares, default=None)
 
     def _status(self, total: int, price: Price | None) -> Status:
-        spend, found, cost = self._committed, self._in_log(), None
+        spend, shards, cost = self._committed, self._in_log(), None
         if price is not None and spend.cost_microusd is not None:
-            cost = spend.cost_microusd + sum(shard.microusd for shard in found)
-        failed, gate = self._failed + sum(shard.failed for shard in found), self._gate
+            cost = spend.cost_microusd + sum(shard.microusd for shard in shards)
+        failed, gate = self._failed + sum(shard.failed for shard in shards), self._gate
         trouble = self._trouble.copy()
         if gate is not None:
             trouble.update(timeouts=gate.passed.timeouts, retries=gate.passed.retries)
         return Status(
-            spend.requests + sum(shard.rows for shard in found) - failed,
+            spend.requests + sum(shard.rows for shard in shards) - failed,
             total,
             unit="answers",
             cost_microusd=cost,

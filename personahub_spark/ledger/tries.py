@@ -24,8 +24,8 @@ class Tries:
 
     def add(self, error: Exception, *, kept: int) -> None:
         """One more, with ``kept`` answers in the log after it."""
-        said = f"{error}\n{getattr(error, 'stackTrace', '')}"  # str has only the worker's words where it raised
-        task = re.search(r"\bTask (\d+) in stage", said)
+        message = f"{error}\n{getattr(error, 'stackTrace', '')}"  # str has only the worker's words where it raised
+        task = re.search(r"\bTask (\d+) in stage", message)
         self.failed.append(None if task is None else int(task[1]))
         if kept > self._kept:
             self._kept = kept

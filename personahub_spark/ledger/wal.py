@@ -45,10 +45,10 @@ class Shard:
 
 def shards(folder: str) -> list[Shard]:
     """The shards in ``folder``, in order of name; none where it does not exist."""
-    found = (_SHARD.fullmatch(name) for name in files.names(folder))
+    matches = (_SHARD.fullmatch(name) for name in files.names(folder))
     return [
         Shard(f[0], *(int(f[part]) for part in ("partition", "rows", "failed", "microusd")))
-        for f in found
+        for f in matches
         if f is not None
     ]
 
@@ -88,14 +88,14 @@ class Writer:
         self._flush_s = flush_s
         self._rows: list[dict[str, Any]] = []
         self._spool = Spool(folder, partition, schema, stage, nth_try)
-        self.known = self._stored_keys()
+        self.finished = self._stored_keys()
         left, started = self._spool.left(died_in)
-        unfinished = {key: how for key, how in started.items() if key not in left and key not in self.known}
+        unfinished = {key: how for key, how in started.items() if key not in left and key not in self.finished}
         self.suspects = {key for key, how in unfinished.items() if how == "suspect"}
         self.killers = {key for key, how in unfinished.items() if how == "alone"}
         self._spool.started = unfinished
-        self._rows = [row for key, row in left.items() if key not in self.known]
-        self.known |= left.keys()
+        self._rows = [row for key, row in left.items() if key not in self.finished]
+        self.finished |= left.keys()
         self.flush()  # before the spool is begun anew
         self._spool.begin()
 
@@ -153,12 +153,12 @@ class Writer:
 
     def _stored_keys(self) -> set[str]:
         system, path = files.filesystem(self._folder)
-        found: set[str] = set()
+        keys: set[str] = set()
         for shard in shards(self._folder):
             if shard.partition == self._partition:
                 table = pq.read_table(f"{path}/{shard.name}", filesystem=system, columns=["request_key"])
-                found.update(table.column("request_key").to_pylist())
-        return found
+                keys.update(table.column("request_key").to_pylist())
+        return keys
 
 
 class Commits:

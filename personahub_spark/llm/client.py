@@ -196,7 +196,7 @@ class _Run:
         self._begins_soon = False
         self._telling: list[Outcome | None] = []
         self._finished: SimpleQueue[list[Outcome | None]] = SimpleQueue()
-        self._told: deque[Outcome | None] = deque()
+        self._ready: deque[Outcome | None] = deque()
         asyncio.run_coroutine_threadsafe(self._open(runtime, place), self._loop).result()
 
     # --- on the caller's thread
@@ -227,13 +227,13 @@ class _Run:
 
     def next_finished(self, wait_s: float) -> Outcome | None:
         """An outcome that is there within ``wait_s``; None when there is none."""
-        if not self._told:
+        if not self._ready:
             try:
-                self._told.extend(self._finished.get(block=wait_s > 0, timeout=wait_s))
+                self._ready.extend(self._finished.get(block=wait_s > 0, timeout=wait_s))
             except Empty:
                 return None
-        while self._told:
-            outcome = self._told.popleft()
+        while self._ready:
+            outcome = self._ready.popleft()
             if outcome is not None:
                 return outcome
             self.calls -= 1

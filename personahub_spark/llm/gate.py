@@ -420,7 +420,7 @@ class _Hub:
         self._loop = loop
         self._members: dict[int, Callable[[_Message], None]] = {}
         self._ids = itertools.count(1)
-        self._told: Outlook | None = None
+        self._announced: Outlook | None = None
         self._advised = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -487,8 +487,8 @@ class _Hub:
         if self._admission.is_silent and outlook.final is None and not self._advised:
             self._advised = True
             log.warning("no call has been answered yet, and the first ran out of time; %s", SLOW_ADVICE)
-        if outlook != self._told:
-            self._told = outlook
+        if outlook != self._announced:
+            self._announced = outlook
             self._log(outlook, now)
             for member in self._members:
                 messages.setdefault(member, {})["outlook"] = _outlook_message(outlook)

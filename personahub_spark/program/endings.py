@@ -74,7 +74,7 @@ def by_signals(sentence: str = SENTENCE) -> Iterator[None]:
             yield
         finally:
             program.hear()
-            if program.told is not None:
+            if program.received is not None:
                 program.end()
     finally:
         for number, handler in before.items():
@@ -138,7 +138,7 @@ class _Program:
 
     def __init__(self, sentence: str) -> None:
         self._sentence = sentence
-        self.told: int | None = None
+        self.received: int | None = None
         self.cluster = False
         self.first_acts: list[Callable[[], object]] = []
         self.last_acts: list[Callable[[], object]] = []
@@ -206,13 +206,13 @@ class _Program:
 
     @property
     def _code(self) -> int:
-        return 128 + (self.told or 0)
+        return 128 + (self.received or 0)
 
     def _tell(self, number: int) -> None:
         with self._telling:
-            if self.told is not None:
+            if self.received is not None:
                 return
-            self.told = number
+            self.received = number
             clear = "\r\x1b[K" if os.isatty(2) else ""
             with contextlib.suppress(OSError):  # the terminal may be what went away
                 os.write(2, f"{clear}{self._sentence}\n".encode())
@@ -311,16 +311,16 @@ def _kill_children(*, gently: bool) -> None:
     children: set[int] = set()
     for number, patience_s in ((signal.SIGTERM, CLUSTER_S), (signal.SIGKILL, KILL_S))[0 if gently else 1 :]:
         give_up = time.monotonic() + patience_s
-        told: set[int] = set()
+        signalled: set[int] = set()
         while time.monotonic() < give_up:
             # Those of a parent that has ended are below this process no longer.
             children = {child for child in children.union(_descendants(os.getpid())) if _is_alive(child)}
             if not children:
                 return
-            for child in children - told:
+            for child in children - signalled:
                 with contextlib.suppress(OSError):
                     os.kill(child, number)
-            told |= children
+            signalled |= children
             time.sleep(0.02)
 
 
@@ -335,9 +335,9 @@ def _is_alive(pid: int) -> bool:
 
 def _descendants(pid: int) -> list[int]:
     """Processes below ``pid``, as Linux tells of them; elsewhere they notice by their pipes that it is gone."""
-    found = []
+    pids = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in map(int, (task / "children").read_text().split()):
-                found += [child, *_descendants(child)]
-    return found
+                pids += [child, *_descendants(child)]
+    return pids

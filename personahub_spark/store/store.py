@@ -170,32 +170,32 @@ class Store:
 
         ``names``: only those among them, which takes less time.
         """
-        wanted = (
+        selected = (
             self._with_what_they_read(names) if names is not None else {*self.views, *(table.name for table in TABLES)}
         )
-        tables = [table for table in TABLES if table.name in wanted]
+        tables = [table for table in TABLES if table.name in selected]
         frames = [self.read(table) for table in tables]
         if self._versions is None:
-            self._name([table.name for table in tables], wanted)
+            self._name([table.name for table in tables], selected)
             self._spark.sql(f"USE {self._database}")
             return
         for table, rows in zip(tables, frames, strict=True):
             rows.createOrReplaceTempView(table.name)
         for name in self.views:
-            if name in wanted:
+            if name in selected:
                 self.view(name).createOrReplaceTempView(name)
 
-    def _name(self, existing: Collection[str], wanted: Collection[str]) -> None:
-        """Make the database and those tables and views that are ``wanted``, as far as the catalog does not know them;
+    def _name(self, existing: Collection[str], selected: Collection[str]) -> None:
+        """Make the database and those tables and views that are ``selected``, as far as the catalog does not know them;
         ``existing`` tables are there though it may not."""
         self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
         for table in TABLES:
             exists = table.name in existing
-            if table.name in wanted and not self._is_known(table, exists=exists):
+            if table.name in selected and not self._is_known(table, exists=exists):
                 self._spark.sql(self._create_statement(table, exists=exists))
         names = {name: f"{self._database}.{name}" for name in (*self.views, *(table.name for table in TABLES))}
         for name in self.views:
-            if name in wanted:
+            if name in selected:
                 self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {self._query(name).format(**names)}")
 
     def read(self, table: Table) -> DataFrame:
@@ -252,13 +252,13 @@ class Store:
             .where(F.col("_nth") == 1)
             .select(*[F.col(column.name) for column in table.schema])
         )
-        same_key = " AND ".join(f"known.{name} = new.{name}" for name in table.key)
+        same_key = " AND ".join(f"stored.{name} = new.{name}" for name in table.key)
         try:
             if self.dry_run:
-                known = self.read(table).select(*table.key)
-                return stamped.join(known, on=list(table.key), how="left_anti").count()
+                stored = self.read(table).select(*table.key)
+                return stamped.join(stored, on=list(table.key), how="left_anti").count()
             merged = self._spark.sql(
-                f"MERGE INTO {_unformatted(self._reference(table.name))} AS known USING {{rows}} AS new ON {same_key} "
+                f"MERGE INTO {_unformatted(self._reference(table.name))} AS stored USING {{rows}} AS new ON {same_key} "
                 "WHEN NOT MATCHED THEN INSERT *",
                 rows=stamped,
             )
@@ -307,7 +307,7 @@ class Store:
         if self.dry_run:
             return self.read(table).join(keys, on=keys.columns, how="left_semi").count()
         merged = self._spark.sql(
-            f"MERGE INTO {_unformatted(self._reference(table.name))} AS known USING {{keys}} AS gone ON {agree} "
+            f"MERGE INTO {_unformatted(self._reference(table.name))} AS stored USING {{keys}} AS gone ON {agree} "
             "WHEN MATCHED THEN DELETE",
             keys=keys,
         )
@@ -419,16 +419,16 @@ class Store:
         if self._root is None:
             return True
         try:
-            found = self._detail(name)
+            detail = self._detail(name)
         except AnalysisException:
             raise PersonaHubError(
                 f"{name} is already the name of something whose files are gone, or that is no Delta table; set "
                 "store.database to another name, or drop it"
             ) from None
         # One place has many spellings (file:, symbolic links, name nodes); a Delta table has one id.
-        if not exists or found["id"] != self._detail(self._reference(table.name))["id"]:
+        if not exists or detail["id"] != self._detail(self._reference(table.name))["id"]:
             raise PersonaHubError(
-                f"{name} is already the name of a table at {found['location']}, not of one in {self._root}; set "
+                f"{name} is already the name of a table at {detail['location']}, not of one in {self._root}; set "
                 "store.database to another name"
             )
         return True
@@ -465,11 +465,11 @@ class Store:
 
     def _with_what_they_read(self, names: Collection[str]) -> set[str]:
         """``names`` and those of all tables and views that views among them read."""
-        found = set(names)
+        result = set(names)
         for view in reversed(self.views):
-            if view in found:
-                found |= self._read_by(view)
-        return found
+            if view in result:
+                result |= self._read_by(view)
+        return result
 
     def _query(self, name: str) -> str:
         return self._task_views[name] if name in self._task_views else view_query(name)
@@ -548,14 +548,14 @@ def catalog_lasts(spark: SparkSession) -> bool:
 
 
 def _check_columns(table: Table, rows: DataFrame) -> None:
-    wanted = {column.name: column.dataType for column in table.columns}
-    found = {column.name: column.dataType for column in rows.schema}
-    faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [f"{name} is unknown" for name in found if name not in wanted]
+    expected = {column.name: column.dataType for column in table.columns}
+    actual = {column.name: column.dataType for column in rows.schema}
+    faults = [f"{name} is missing" for name in expected if name not in actual]
+    faults += [f"{name} is unknown" for name in actual if name not in expected]
     faults += [
-        f"{name} is {found[name].simpleString()}, wanted {wanted[name].simpleString()}"
-        for name in wanted
-        if name in found and found[name].simpleString() != wanted[name].simpleString()
+        f"{name} is {actual[name].simpleString()}, wanted {expected[name].simpleString()}"
+        for name in expected
+        if name in actual and actual[name].simpleString() != expected[name].simpleString()
     ]
     if faults:
         raise PersonaHubError(f"rows for table {table.name} do not fit it: {'; '.join(faults)}")

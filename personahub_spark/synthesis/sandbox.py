@@ -178,7 +178,7 @@ class Sandbox:
                 finally:
                     for file_ in (given, output_end, errors_end):
                         os.close(file_)
-                printed, told, over, answer = self._follow(output, errors)
+                printed, error_output, over, answer = self._follow(output, errors)
             except OSError:
                 raise PersonaHubError(
                     "the sandbox's process is gone: it was closed or killed (by the system, where memory is short); "
@@ -187,7 +187,7 @@ class Sandbox:
             finally:
                 os.close(output)
                 os.close(errors)
-        lines = told.decode("utf-8", "replace").strip().splitlines()
+        lines = error_output.decode("utf-8", "replace").strip().splitlines()
         return Outcome(
             "output" if over else "timeout" if answer["late"] else _status(answer["code"]),
             printed.decode("utf-8", "replace")[: self._output_chars],

@@ -169,8 +169,8 @@ def _prepare(level: str, modules: list[str], control: socket.socket) -> tuple[in
     if threads > 1:
         raise RuntimeError(f"{', '.join(modules)} started {threads - 1} threads, and a fork has none of them")
     packages = (vars(module).get("__path__", ()) for name, module in list(sys.modules.items()) if "." not in name)
-    found = {os.path.realpath(path) for paths in packages for path in paths if os.path.isdir(path)}
-    folders = sorted({library, *(path for path in sys.path if os.path.isdir(path)), *found})
+    package_folders = {os.path.realpath(path) for paths in packages for path in paths if os.path.isdir(path)}
+    folders = sorted({library, *(path for path in sys.path if os.path.isdir(path)), *package_folders})
     with open("/proc/self/statm", "rb") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     if level == "A":

@@ -52,10 +52,10 @@ def amounts(text: str) -> list[frozenset[Fraction]]:
     digits of names (A4) are no amounts. Number words are read in English, digits in any script.
     """
     plain = _AND_CENTS.sub(_with_cents, _plain(text))
-    found = [(match.start(), _of_digits(match)) for match in _DIGITS.finditer(plain)]
+    positioned = [(match.start(), _of_digits(match)) for match in _DIGITS.finditer(plain)]
     for match in _WORDS.finditer(plain):
-        found += [(match.start(), frozenset({value})) for value in _of_words(match)]
-    return [values for _, values in sorted(found, key=lambda one: one[0])]
+        positioned += [(match.start(), frozenset({value})) for value in _of_words(match)]
+    return [values for _, values in sorted(positioned, key=lambda one: one[0])]
 
 
 def joined(text: str) -> str:
@@ -63,11 +63,11 @@ def joined(text: str) -> str:
     return re.sub(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]*\d)", lambda match: match[0].replace(" ", ""), text)
 
 
-def states_only(text: str, wanted: Iterable[Fraction]) -> bool:
-    """Whether ``text`` states each amount of ``wanted``, any number of times, and no other."""
-    values = frozenset(wanted)
+def states_only(text: str, expected: Iterable[Fraction]) -> bool:
+    """Whether ``text`` states each amount of ``expected``, any number of times, and no other."""
+    values = frozenset(expected)
     readings = (amounts(text), amounts(joined(text)))
-    return any(all(one & values for one in found) and values <= set(chain(*found)) for found in readings)
+    return any(all(one & values for one in reading) and values <= set(chain(*reading)) for reading in readings)
 
 
 def states_any(text: str, unwanted: Iterable[Fraction]) -> bool:

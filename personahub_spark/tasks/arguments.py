@@ -50,44 +50,47 @@ def _arguments(value: object, depth: int) -> Iterator[dict[str, Any]]:
         name = next((value[keys[key]] for key in _NAME_KEYS if key in keys), None)
         if isinstance(properties, dict):
             needed = required if isinstance(required, list) else [*properties]
-            for key, told in properties.items():
-                yield {**_named(key, told), "required": key in needed}
+            for key, content in properties.items():
+                yield {**_named(key, content), "required": key in needed}
         elif isinstance(name, str) and (len(keys) == 1 or any(key in keys for key in _TELLING_KEYS)):
             yield _named(name, value)
         else:
-            for key, told in value.items():
-                yield _named(key, told)
+            for key, content in value.items():
+                yield _named(key, content)
 
 
-def _named(name: str, told: object) -> dict[str, Any]:
-    """The argument ``name`` as ``told``: a type, a description, or an object with such."""
+def _named(name: str, content: object) -> dict[str, Any]:
+    """The argument ``name`` as ``content``: a type, a description, or an object with such."""
     kind, about, is_required = None, "", True
-    if isinstance(told, dict):
-        parts = {str(key).lower(): part for key, part in told.items()}
+    if isinstance(content, dict):
+        parts = {str(key).lower(): part for key, part in content.items()}
         if any(key in parts for key in _TELLING_KEYS):
             kind = _kind(parts.get("type"))
             about = " ".join(_words(parts.get("description", parts.get("desc"))))
             is_required = _is_required(parts, about)
         else:
-            kind, about = "object", "; ".join(f"{visible(key)}: {' '.join(_words(part))}" for key, part in told.items())
-    elif isinstance(told, str):
-        said = _line(told)
-        kind = _kind(said)
+            kind, about = (
+                "object",
+                "; ".join(f"{visible(key)}: {' '.join(_words(part))}" for key, part in content.items()),
+            )
+    elif isinstance(content, str):
+        line = _line(content)
+        kind = _kind(line)
         if kind not in TYPES:
-            kind, about = None, said
+            kind, about = None, line
             is_required = not about.lower().startswith(("optional", "(optional"))
     else:
-        about = ", ".join(_words(told))
+        about = ", ".join(_words(content))
     return {"name": _line(name), "type": kind, "description": about, "required": is_required}
 
 
 def _is_required(parts: dict[str, object], about: str) -> bool:
     for key, meaning in (("required", True), ("optional", False)):
-        said = parts.get(key)
-        if isinstance(said, str):
-            said = {"true": True, "yes": True, "false": False, "no": False}.get(said.strip().lower())
-        if isinstance(said, bool):
-            return said is meaning
+        flag = parts.get(key)
+        if isinstance(flag, str):
+            flag = {"true": True, "yes": True, "false": False, "no": False}.get(flag.strip().lower())
+        if isinstance(flag, bool):
+            return flag is meaning
     return "default" not in parts and not about.lower().startswith(("optional", "(optional"))
 
 
@@ -100,22 +103,22 @@ def _of_text(text: str) -> Iterator[dict[str, Any]]:
     if len(lines) == 1 and re.fullmatch(r"\W*\w+(?:\s*,\s*\w+)*\W*", text):
         lines = text.split(",")
     for line in lines:
-        found = _LINE.match(line)
-        if found is None:
+        match = _LINE.match(line)
+        if match is None:
             yield {"name": "", "type": None, "description": _line(line), "required": True}
             continue
-        hint = found["kind"] or ""
-        kind = next((known for part in hint.split(",") if (known := _kind(part)) in TYPES), None)
-        about = _line(found["about"] or "")
+        hint = match["kind"] or ""
+        kind = next((type_ for part in hint.split(",") if (type_ := _kind(part)) in TYPES), None)
+        about = _line(match["about"] or "")
         is_required = "optional" not in hint.lower() and not about.lower().startswith(("optional", "(optional"))
-        yield {"name": found["name"], "type": kind, "description": about, "required": is_required}
+        yield {"name": match["name"], "type": kind, "description": about, "required": is_required}
 
 
-def _kind(said: object) -> str | None:
+def _kind(type_name: object) -> str | None:
     """A type by its name in JSON schemas; another word as it is, None where there is none."""
-    if not isinstance(said, str) or not said.strip():
+    if not isinstance(type_name, str) or not type_name.strip():
         return None
-    word = _line(said).lower()
+    word = _line(type_name).lower()
     bare = re.split(r"[\[<(]", word)[0].strip()
     return _OTHER_NAMES.get(bare, bare if bare in TYPES else word)
 

@@ -48,7 +48,7 @@ class CheckedAnswer:
         for value in self.output.values():
             for part in value if isinstance(value, list) else [value]:
                 texts += [
-                    str(said) for said in (part.values() if isinstance(part, dict) else [part]) if said is not None
+                    str(text) for text in (part.values() if isinstance(part, dict) else [part]) if text is not None
                 ]
         return texts
 
@@ -193,9 +193,9 @@ def wrong_script(
     language = (languages or {}).get(answer.options.get(by) or "", answer.options.get("language", "same"))
     if language is None:
         return False
-    wanted = text_checks.script(answer.texts[of]) if language == "same" else text_checks.script_of_language(language)
-    found = text_checks.script(answer.text)
-    return None not in (wanted, found) and found != wanted
+    expected = text_checks.script(answer.texts[of]) if language == "same" else text_checks.script_of_language(language)
+    actual = text_checks.script(answer.text)
+    return None not in (expected, actual) and actual != expected
 
 
 @_check("The answer is none of the choices that were given.")
@@ -203,17 +203,17 @@ def not_a_choice(answer: CheckedAnswer, *, field: str, option: str) -> bool:
     choices = answer.options.get(option)
     if not choices:
         return False
-    said = normalise(answer.output[field] or "").strip(" .。")
-    return said not in [normalise(choice).strip(" .。") for choice in re.split("[;；]", choices)]
+    answered = normalise(answer.output[field] or "").strip(" .。")
+    return answered not in [normalise(choice).strip(" .。") for choice in re.split("[;；]", choices)]
 
 
 @_check("Fewer terms of the lore than ``least`` stand in the output, not counting the persona's own words.")
 def lore_unused(answer: CheckedAnswer, *, least: int, lore: str = "lore", of: str = "persona") -> bool:
-    said = "\n".join(answer.parts())
+    output = "\n".join(answer.parts())
     terms = text_checks.lore_terms(answer.texts[lore])
-    if text_checks.script(said) != text_checks.script(answer.texts[lore]):
+    if text_checks.script(output) != text_checks.script(answer.texts[lore]):
         return False  # in another script nothing can be said
-    return len(text_checks.terms_used(said, answer.texts[lore], answer.texts[of])) < min(least, len(terms))
+    return len(text_checks.terms_used(output, answer.texts[lore], answer.texts[of])) < min(least, len(terms))
 
 
 @_check("The name is one of the lore's.")
@@ -254,10 +254,10 @@ def undeclared_import(answer: CheckedAnswer, *, field: str, of: str = "interface
 
 def _interface(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        interface = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return interface if isinstance(interface, dict) else {}
 
 
 @_check("The code defines no function at its top level, or several.")

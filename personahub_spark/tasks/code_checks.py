@@ -18,22 +18,22 @@ def tree(code: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = ast.parse(code)
+            module = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return found if found.body else None
+    return module if module.body else None
 
 
 def functions(code: str) -> dict[str, _Function]:
     """The functions that ``code`` defines at its top level, by name."""
-    found = tree(code)
-    return {node.name: node for node in found.body if isinstance(node, _Function)} if found is not None else {}
+    module = tree(code)
+    return {node.name: node for node in module.body if isinstance(node, _Function)} if module is not None else {}
 
 
 def asserts(code: str) -> list[ast.Assert]:
     """Every assert in ``code``."""
-    found = tree(code)
-    return [node for node in ast.walk(found) if isinstance(node, ast.Assert)] if found is not None else []
+    module = tree(code)
+    return [node for node in ast.walk(module) if isinstance(node, ast.Assert)] if module is not None else []
 
 
 def calls(nodes: Iterable[ast.AST], name: str) -> bool:
@@ -45,20 +45,20 @@ def calls(nodes: Iterable[ast.AST], name: str) -> bool:
     )
 
 
-def takes(function: _Function, wanted: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether ``function`` can be called with the ``wanted`` arguments by name, and needs no other."""
+def takes(function: _Function, arguments: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether ``function`` can be called with ``arguments`` by name, and needs no other."""
     declared = function.args
     names = [one.arg for one in (*declared.args, *declared.kwonlyargs)]
     optional = {one.arg for one in declared.args[len(declared.args) - len(declared.defaults) :]}
     optional |= {one.arg for one, value in zip(declared.kwonlyargs, declared.kw_defaults, strict=True) if value}
-    asked = {str(one.get("name")) for one in wanted}
-    return not declared.posonlyargs and asked <= set(names) and set(names) - asked <= optional
+    given = {str(one.get("name")) for one in arguments}
+    return not declared.posonlyargs and given <= set(names) and set(names) - given <= optional
 
 
 def imports(code: str) -> Iterator[str]:
     """The top-level packages that ``code`` imports, in whatever place; of a relative import "."."""
-    found = tree(code)
-    for node in ast.walk(found) if found is not None else ():
+    module = tree(code)
+    for node in ast.walk(module) if module is not None else ():
         if isinstance(node, ast.Import):
             yield from (name.name.split(".")[0] for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -70,7 +70,9 @@ def undeclared(code: str, dependencies: Iterable[str]) -> set[str]:
 
     A package may be imported under another name than it is installed by, as yaml from PyYAML: known ones count.
     """
-    words = {word for told in dependencies for word in re.findall(r"[a-z0-9_]+", told.lower().replace("-", "_"))}
+    words = {
+        word for dependency in dependencies for word in re.findall(r"[a-z0-9_]+", dependency.lower().replace("-", "_"))
+    }
     words |= {_MODULES[word] for word in words if word in _MODULES}
     return {name for name in imports(code) if name not in sys.stdlib_module_names and name.lower() not in words}
 

@@ -262,9 +262,9 @@ def draw(random: Random, *, most: int = _MOST, kinds: Sequence[str] | None = Non
         raise ValueError(f"constraints: most is {most!r}; it must be a whole number from 1 on")
     names = list(kinds or KINDS)
     chosen: list[str] = []
-    wanted = random.randint(1, most)
+    count = random.randint(1, most)
     for name in random.sample(names, len(names)):
-        if len(chosen) < wanted and not any(clash(KINDS[name], KINDS[other]) for other in chosen):
+        if len(chosen) < count and not any(clash(KINDS[name], KINDS[other]) for other in chosen):
             chosen.append(name)
     constraints = [_constraint(random, name) for name in chosen]
     lines = [f"- {one['words']}" for one in constraints]

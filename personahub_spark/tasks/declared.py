@@ -381,9 +381,9 @@ def _is_one_text(task: Declaration, fields: Sequence[str]) -> bool:
 
 def _check_kept(task: Declaration) -> None:
     for name, kept in task.kept.items():
-        wanted = "array" if kept == "arguments" else "string"
-        if task.output[name]["type"] != wanted:
-            raise ValueError(f"kept.{name} is {kept}, so the field's type must be {wanted}")
+        type_ = "array" if kept == "arguments" else "string"
+        if task.output[name]["type"] != type_:
+            raise ValueError(f"kept.{name} is {kept}, so the field's type must be {type_}")
     for name, needed in task.output_with.items():
         for option, value in needed.items():
             if option not in task.options or value not in (task.options[option].values or ()):

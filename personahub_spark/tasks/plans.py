@@ -67,10 +67,10 @@ def calculate(steps: Mapping[str, str], given: Mapping[str, Fraction]) -> dict[s
 
     ValueError for anything but names, whole numbers and the four operations.
     """
-    known = dict(given)
+    values = dict(given)
     for name, expression in steps.items():
-        known[name] = _value(_parsed(expression), known)
-    return {name: known[name] for name in steps}
+        values[name] = _value(_parsed(expression), values)
+    return {name: values[name] for name in steps}
 
 
 def other_numbers(text: str, plan: Plan) -> bool:
@@ -96,11 +96,11 @@ def _parsed(expression: str) -> ast.expr:
     return ast.parse(expression, mode="eval").body
 
 
-def _value(node: ast.expr, known: Mapping[str, Fraction]) -> Fraction:
+def _value(node: ast.expr, values: Mapping[str, Fraction]) -> Fraction:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return _OPERATORS[type(node.op)](_value(node.left, known), _value(node.right, known))
-    if isinstance(node, ast.Name) and node.id in known:
-        return known[node.id]
+        return _OPERATORS[type(node.op)](_value(node.left, values), _value(node.right, values))
+    if isinstance(node, ast.Name) and node.id in values:
+        return values[node.id]
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return Fraction(node.value)
     raise ValueError(f"{ast.unparse(node)} is no number, known name or one of + - * /")
@@ -141,18 +141,18 @@ def _plan(
         return {key: Template(part[key]).substitute(words) for key in ("what", "unit")}
 
     quantities = [{"number": exact(number), **filled(structure["quantities"][name])} for name, number in given.items()]
-    asked, answer = filled(structure["asked"]), list(results.values())[-1]
+    question, answer = filled(structure["asked"]), list(results.values())[-1]
     lines = [f"- {one['number']} {one['unit']}: {one['what']}" for one in quantities]
     plan = {
         "structure": structure["name"],
         "quantities": quantities,
-        "asked": asked,
+        "asked": question,
         "steps": [f"{name} = {text} = {exact(results[name])}" for name, text in structure["steps"].items()],
     }
     amounts = tuple(_amount(number, structure["quantities"][name]["unit"]) for name, number in given.items())
-    told = {*results.values(), _amount(answer, asked["unit"])}
+    result_values = {*results.values(), _amount(answer, question["unit"])}
     return Drawn(
-        texts={"plan_words": "\n".join(["Given:", *lines, f"Asked: {asked['what']} (in {asked['unit']})"])},
-        data=Plan(amounts, tuple(sorted(told - {*amounts}))),
+        texts={"plan_words": "\n".join(["Given:", *lines, f"Asked: {question['what']} (in {question['unit']})"])},
+        data=Plan(amounts, tuple(sorted(result_values - {*amounts}))),
         fields={"plan": plan, "plan_answer": exact(answer)},
     )

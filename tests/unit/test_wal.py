@@ -94,7 +94,7 @@ def test_an_attempt_that_died_leaves_its_answers_and_the_calls_it_died_of(tmp_pa
     del first  # no close, no flush
     assert stored(folder) == []
     second = writer(folder)
-    assert second.known == {"done"}
+    assert second.finished == {"done"}
     assert (second.suspects, second.killers) == ({"in flight"}, set())
     assert stored(folder) == [row("done", vector=b"\xff\x00", text='quoted " and \\ and é')]
     second.starting("in flight", alone=True)
@@ -113,7 +113,7 @@ def test_calls_of_another_stage_are_asked_again_without_suspicion_but_its_answer
     first.add(row("a"))
     del first
     second = writer(tmp_path / "w0", stage="tuesday")
-    assert (second.known, second.suspects, second.killers) == ({"a"}, set(), set())
+    assert (second.finished, second.suspects, second.killers) == ({"a"}, set(), set())
 
 
 def test_calls_that_were_ended_with_another_task_are_under_no_suspicion_that_they_were_not_under_before(
@@ -141,7 +141,7 @@ def test_a_line_that_was_cut_off_is_no_row(tmp_path: Path) -> None:
     (spool,) = tmp_path.rglob("*.jsonl")
     with spool.open("ab") as file:
         file.write(b'{"end": "b", "row": {"request_key": "b", "te')
-    assert writer(tmp_path / "w0").known == {"a"}
+    assert writer(tmp_path / "w0").finished == {"a"}
 
 
 def test_suspicion_outlives_a_task_that_ended_whole_with_requests_unfinished(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_full_store_accuses_no_request_and_loses_no_answer(tmp_path: Path, mon
             log.add(row("a"))
         log.abandon()
     second = writer(tmp_path / "w0")
-    assert (second.known, second.suspects, second.killers) == ({"a"}, set(), set())
+    assert (second.finished, second.suspects, second.killers) == ({"a"}, set(), set())
     assert stored(tmp_path / "w0") == [row("a")]
 
 
@@ -237,7 +237,7 @@ def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_f
             tries += act != "die"
             died.update({tries - 1} if act == "fail" else ())
             log = writer(folder, nth_try=tries, died_in=died)
-            assert log.known == answered
+            assert log.finished == answered
             if act == "end":
                 flying = {key: "suspect" for key, how in flying.items() if how != "start"}
             else:

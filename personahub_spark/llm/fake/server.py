@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
-        self._wanted = 0  # bytes without which there is no use in looking
+        self._needed = 0  # bytes without which there is no use in looking
         self._busy = False
         self._called = False
         self._pending: _Pending | None = None
@@ -175,7 +175,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        if not self._busy and len(self._received) >= self._wanted:
+        if not self._busy and len(self._received) >= self._needed:
             self._next()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -198,12 +198,12 @@ class Connection(asyncio.Protocol):
             return
         head = bytes(self._received[: end + 2])
         length = _LENGTH.search(head)
-        self._wanted = end + 4 + (int(length[1]) if length else 0)
-        if len(self._received) < self._wanted:
+        self._needed = end + 4 + (int(length[1]) if length else 0)
+        if len(self._received) < self._needed:
             return
-        body = bytes(memoryview(self._received)[end + 4 : self._wanted])
-        del self._received[: self._wanted]
-        self._wanted = 0
+        body = bytes(memoryview(self._received)[end + 4 : self._needed])
+        del self._received[: self._needed]
+        self._needed = 0
         self._busy = True
         method, target, _ = head[: head.index(b"\r\n")].decode("latin-1").split(" ", 2)
         path, _, query = target.partition("?")
