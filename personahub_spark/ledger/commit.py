@@ -1,4 +1,4 @@
-"""From the log into the ledger: what tasks kept becomes rows of ``llm_calls``, in numbered transactions."""
+"""Commits the write-ahead log to the ledger: its shards become rows of ``llm_calls``, in numbered transactions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ COMMIT_WAIT_S = 600.0
 
 
 class Committer:
-    """Makes what the log of ``plan`` holds rows of the ledger."""
+    """Commits the log of ``plan`` to the ledger."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._commits = wal.Commits(f"{plan.folder}/commits")
 
     def fold(self) -> Spend:
-        """Commit what a run that died left behind, in shards and in spools on this machine."""
+        """Commit the shards that an interrupted run left, and its spools on this machine."""
         for wave in self._plan.waves() if self._plan.exists() else ():
             wal.salvage(self._plan.shards(wave), arrow_schema(CALLS))
         unfinished = self._commits.unfinished()
@@ -38,7 +38,7 @@ class Committer:
         return spend
 
     def commit(self, wave: int) -> Spend:
-        """Commit the shards of ``wave``; what was new."""
+        """Commit the shards of ``wave``; returns what was new."""
         names = [shard.name for shard in wal.shards(self._plan.shards(wave))]
         if not names:
             files.delete(self._plan.shards(wave))
@@ -48,7 +48,7 @@ class Committer:
         return self._commit(number, wave, names)
 
     def copy(self, wave: int, rows: DataFrame) -> Spend:
-        """Commit ``rows`` of a recorded ledger, with the stamps they have there, as the answers of ``wave``."""
+        """Commit ``rows`` of a recorded ledger as the answers of ``wave``, with the stamps that they have there."""
         totals = spend_of(rows)
         number = self._commits.next()
         self._commits.begin(number, wave, [])
@@ -61,14 +61,14 @@ class Committer:
         return totals
 
     def _commit(self, number: int, wave: int, names: Sequence[str]) -> Spend:
-        """Make the shards rows of the ledger, at most one a key, then drop them; what was new there.
+        """Append the shards to the ledger, at most one row for a key, and delete them; returns what was new.
 
-        Safe to repeat: the table skips a transaction that it has seen, and a known key adds nothing.
+        Safe to repeat: the table skips a transaction that it has seen, and a key that it has adds nothing.
         """
         context, folder = self._plan.context, self._plan.shards(wave)
         store = context.store
         best = Window.partitionBy("request_key").orderBy("status", "latency_ms", "response_id")
-        # One listing of the folder is faster than a look at each of a thousand shards.
+        # One listing of the folder is faster than opening a thousand shards one by one.
         shards = stored_parquet(context.spark, CALLS, folder)
         outcomes = (
             shards.where(F.col("_metadata.file_name").isin(list(names)))
@@ -76,9 +76,9 @@ class Committer:
             .where(F.col("_nth") == 1)
             .select(*CALLS.fieldNames())
         )
-        # Another step may have asked the same meanwhile: whoever commits later sees what the other did.
+        # Another step may have asked the same question meanwhile; the later commit must see the earlier one.
         with locks.lease(f"{store.state_root}/locks", f"commit-{LLM_CALLS.name}", wait_s=COMMIT_WAIT_S):
-            # A batch file of an earlier run may bring keys from anywhere.
+            # A batch file of an earlier run may hold keys of any wave.
             calls = store.read(LLM_CALLS) if self._plan.endpoint.mode == "batch" else self._plan.calls(wave)
             new = outcomes.join(calls.select("request_key"), on="request_key", how="left_anti")
             totals = spend_of(new)

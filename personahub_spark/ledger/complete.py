@@ -1,10 +1,10 @@
 """Ask models, each question once, and keep every answer before anyone reads it.
 
-:func:`complete_all` turns requests into rows of ``llm_calls``. *Plan*: the requests are evaluated once and written
-down, split in waves by their keys. *Stage*, wave by wave: Spark tasks ask what the ledger does not have yet; their only
-sink is the write-ahead log (``wal``). *Commit*: the log's shards become rows of the ledger, in numbered transactions.
-A plan is named by what it was made from, so a run that died is taken up where it was: finished waves are not looked at
-again, and what the log holds is folded in first.
+:func:`complete_all` turns requests into rows of ``llm_calls``. *Plan*: the requests are evaluated once and stored,
+split into waves by their keys. *Stage*, wave by wave: Spark tasks ask what the ledger does not have yet and write only
+to the write-ahead log (``wal``). *Commit*: the log's shards become rows of the ledger, in numbered transactions.
+A plan is named by a hash of its inputs, so the next run resumes an interrupted one: it first commits what the log
+holds, and it skips finished waves.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from personahub_spark.store.table import Table
 
 
 class Asked(NamedTuple):
-    """``requests`` as they were given, evaluated once, to read as often as needed until the step ends; ``spend`` is
-    what asking them added to the ledger."""
+    """``requests``: the rows that were given, evaluated once; they can be read until the step ends. ``spend``: what
+    asking them added to the ledger."""
 
     requests: DataFrame
     spend: Spend
@@ -56,17 +56,17 @@ def complete_all(
     recipe: str = "",
     inputs: Sequence[Table] = (),
 ) -> Asked:
-    """See to it that every request of ``requests`` has its outcome in ``llm_calls``.
+    """Ask every request of ``requests`` that has no outcome in ``llm_calls`` yet, and store the outcomes there.
 
-    ``requests`` has ``request_key`` and ``request`` (canonical JSON, see ``llm.wire``), duplicates allowed, and any
-    other columns; it is evaluated once, also when a run that died is taken up: such a run's plan is known by ``step``,
-    ``recipe`` and the versions of ``inputs``, the tables that ``requests`` comes from. ``rows``: how many requests
-    there are, or about. Read the outcomes by joining ``llm_calls`` on ``request_key``: a request without a row there
-    was put off (outage, budget) and is asked again by the next run.
+    ``requests`` has ``request_key``, ``request`` (canonical JSON, see ``llm.wire``) and any other columns; duplicates
+    are allowed. It is evaluated once, also when an interrupted run is resumed: the plan of that run is found by
+    ``step``, ``recipe`` and the versions of ``inputs``, the tables that ``requests`` comes from. ``rows`` is the number
+    of requests, which may be approximate. Read the outcomes by joining ``llm_calls`` on ``request_key``: a request
+    without a row there was put off (outage, budget), and the next run asks it again.
 
-    In a dry run nothing is sent, and what asking would cost is said. In a replay nothing is sent either. Raises
-    RunStoppedError, after keeping what was answered, when the endpoint refuses the whole run; PersonaHubError when the
-    same step is running elsewhere, a replay lacks an answer, or a cap cannot be kept.
+    A dry run sends nothing and shows the estimated cost. A replay sends nothing either. Raises RunStoppedError, after
+    keeping the answers, when the endpoint refuses the whole run; PersonaHubError when the same step is running
+    elsewhere, a replay lacks an answer, or a cap cannot be kept.
     """
     store = context.store
     if store.dry_run:
@@ -84,16 +84,16 @@ def complete_all(
         else:
             plan.write(requests, rows)
         spend += Stage(plan).complete()
-        store.hand_over(plan.folder)  # not before: whoever comes after a failure goes on from here
+        store.hand_over(plan.folder)  # only now: after a failure the next run resumes from this folder
         return Asked(plan.requests(), spend)
 
 
 def embed_all(
     context: Context, texts: DataFrame, endpoint: Endpoint, *, step: str, rows: int, dimensions: int | None = None
 ) -> Asked:
-    """See to it that every text of ``texts`` (``id``, ``text``) has its vector in ``llm_calls``, many asked at once.
+    """Get the vector of every text of ``texts`` (``id``, ``text``) into ``llm_calls``, many texts in one call.
 
-    ``Asked.requests`` has ``id`` and ``request_key``; ``vectors`` gives the vectors. Otherwise as ``complete_all``.
+    ``Asked.requests`` has ``id`` and ``request_key``; ``vectors`` reads the vectors. Otherwise as ``complete_all``.
     """
     model = endpoint.model
     arrow = pa.schema([(name, pa.string()) for name in ("id", "request_key", "request")])
@@ -111,7 +111,7 @@ def embed_all(
 
 
 def vectors(requests: DataFrame, calls: DataFrame) -> DataFrame:
-    """Those of ``requests`` (``id``, ``request_key``) that have a vector: ``id``, ``vector``.
+    """``id`` and ``vector`` of those ``requests`` (``id``, ``request_key``) that have a vector.
 
     Vectors are float32, little-endian bytes, of length one: the dot product of two is their cosine.
     """
@@ -121,14 +121,14 @@ def vectors(requests: DataFrame, calls: DataFrame) -> DataFrame:
 
 @contextlib.contextmanager
 def _alone(context: Context, step: str) -> Iterator[None]:
-    """Nobody else runs ``step`` on this store until what was staged is dropped, for that is what they would use."""
+    """No other process runs ``step`` on this store until the staged rows are dropped: it would use the same ones."""
     if step not in context.store.held:
         context.store.hold(step, locks.lease(f"{context.store.state_root}/locks", step))
     yield
 
 
 def _recover(context: Context, endpoint: Endpoint, step: str, current: Plan) -> Spend:
-    """Fold outcomes that interrupted runs of ``step`` left behind into the ledger; only the current plan goes on."""
+    """Commit the outcomes that interrupted runs of ``step`` left, and delete all plans but the current one."""
     spend = Spend()
     for name in files.names(f"{context.store.state_root}/plans", folders=True):
         if name.rpartition("-")[0] != step:

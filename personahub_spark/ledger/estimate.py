@@ -1,4 +1,4 @@
-"""What asking would take: requests that have no outcome, their tokens and cost."""
+"""Estimates of a run: its requests without an outcome, their tokens and their cost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Estimate:
 
 
 def estimate(context: Context, missing: DataFrame, endpoint: Endpoint) -> _Estimate:
-    """How many distinct requests ``missing`` holds, and in a sentence what asking them takes, from a sample of them."""
+    """The number of distinct requests in ``missing``, and a sentence with their tokens and cost, from a sample."""
     rows = missing.limit(SAMPLE_ROWS).collect()
     if not rows:
         return _Estimate(0, "nothing to ask, every answer is known")
@@ -61,7 +61,7 @@ def _input_tokens(request: Request) -> int:
 
 
 def unanswered(requests: DataFrame, calls: DataFrame) -> DataFrame:
-    """``request_key`` and ``request`` of the distinct ``requests`` that ``calls`` has no outcome of."""
+    """``request_key`` and ``request`` of the distinct ``requests`` that have no outcome in ``calls``."""
     distinct = requests.select("request_key", "request").dropDuplicates(["request_key"])
     return distinct.join(calls.select("request_key"), on="request_key", how="left_anti")
 

@@ -21,7 +21,7 @@ from personahub_spark.settings.models import Endpoint, Price
 
 @dataclass(frozen=True)
 class Caller:
-    """The call stage of one Spark task: asks what the log does not hold yet; its only sink is the log."""
+    """The call stage of one Spark task: asks what the log does not hold yet, and writes only to the log."""
 
     endpoint: Endpoint
     price: Price | None
@@ -47,7 +47,7 @@ class Caller:
             flush_s=self.flush_s,
         )
         manifest = Manifest()
-        apart: list[StoredRequest] = []  # one of these may have killed an earlier attempt: each is asked alone
+        apart: list[StoredRequest] = []  # one of these may have killed an earlier attempt, so each is asked alone
         try:
             for key in writer.killers:
                 writer.add(self._killer(key))
@@ -56,7 +56,7 @@ class Caller:
             for request in apart:
                 writer.starting(request.key, alone=True)
                 self._ask([request], writer, manifest)
-        except OSError:  # the store cannot be written, or who gives the requests is gone
+        except OSError:  # the store cannot be written, or the source of the requests has failed
             writer.abandon()
             raise
         finally:
@@ -73,7 +73,7 @@ class Caller:
             keep(outcome, writer, self.endpoint, self.step, manifest)
 
     def _killer(self, key: str) -> dict[str, Any]:
-        """The row of a request that two attempts of the task died of."""
+        """The row of a request that killed two attempts of the task."""
         message = "the task that asked this died twice meanwhile, the second time while it asked nothing else"
         return {
             "request_key": key, "step": self.step, "model": self.endpoint.model, "prompt_version": "",
@@ -95,7 +95,7 @@ def _pulled(parts: Iterable[pa.RecordBatch], writer: wal.Writer, apart: list[Sto
 
 
 def keep(outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step: str, manifest: Manifest) -> None:
-    """Into the log with it, if it is one for the ledger; count it."""
+    """Count an outcome, and add it to the log if it belongs into the ledger."""
     if outcome is None:
         writer.flush_if_due()
     elif outcome.status in ("answered", "failed"):
@@ -107,9 +107,9 @@ def keep(outcome: Outcome | None, writer: wal.Writer, endpoint: Endpoint, step: 
         else:
             writer.drop(outcome.request_key)
         if outcome.status == "stopped":
-            writer.flush()  # whoever stopped the run may not wait for calls that are still in flight
+            writer.flush()  # a stopped run may not wait for the calls that are still in flight
         usage, why = outcome.usage, outcome.error_class or "unknown"
-        spent = Spend(1)  # of what it took to no end, as far as the endpoint said
+        spent = Spend(1)  # tokens that were spent without an answer, as far as the endpoint reports them
         if not outcome.is_usage_known:
             spent = Spend(1, cost_microusd=None)
         elif usage is not None:

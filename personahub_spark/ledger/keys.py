@@ -15,12 +15,11 @@ from personahub_spark.settings.models import Endpoint
 
 @contextmanager
 def readable_keys(spark: SparkSession, endpoint: Endpoint) -> Iterator[None]:
-    """While it lasts, this process and the Python workers of frames that are made meanwhile can read all keys of
-    ``endpoint``: those that only the driver can look up are environment variables there (``Address.key_variable``).
+    """Inside this context, this process and the Python workers of frames made in it can read all keys of ``endpoint``.
 
-    Spark passes them to workers with the code that they run, beside it: they are in no plan, event or pickled function,
-    and as safe as everything else that Spark sends (``spark.network.crypto.enabled``). Raises PersonaHubError where a
-    key cannot be looked up.
+    Keys that only the driver can look up become environment variables (``Address.key_variable``). Spark sends these to
+    workers beside the code that they run: they are in no plan, event or pickled function, and as safe as everything
+    else that Spark sends (``spark.network.crypto.enabled``). Raises PersonaHubError if a key cannot be looked up.
     """
     keys = {
         str(address.key_variable): _credential(spark, address.api_key_credential)
@@ -44,9 +43,9 @@ def _credential(spark: SparkSession, name: str) -> str:
         if provider == "databricks":
             scope, _, key = alias.partition("/")
             return str(importlib.import_module("pyspark.dbutils").DBUtils(spark).secrets.get(scope, key))
-        # Hadoop's credential providers have no Python of their own; this is how PySpark reaches Hadoop's settings.
+        # Hadoop's credential providers have no Python API; this is how PySpark reaches Hadoop's settings.
         password = spark.sparkContext._jsc.hadoopConfiguration().getPassword(alias)
-    except Exception as error:  # whatever the provider raises, none of it may show
+    except Exception as error:  # the provider's own message might show the key
         raise PersonaHubError(f"the credential {name} could not be looked up ({type(error).__name__})") from None
     if password is None:
         raise PersonaHubError(

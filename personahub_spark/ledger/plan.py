@@ -1,4 +1,4 @@
-"""What a step asks, frozen in a folder, so that a run that died is taken up where it was."""
+"""The requests of a step, stored in a folder, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class Plan:
         self.folder = f"{context.store.state_root}/plans/{name}"
 
     def exists(self) -> bool:
-        """Whether it is written down whole."""
+        """Whether it is stored completely."""
         return "plan.json" in files.names(self.folder)
 
     def write(self, requests: DataFrame, rows: int) -> None:
-        """Evaluate ``requests`` and write them down, in waves of about ``calls.wave_rows``."""
+        """Evaluate ``requests`` and store them, in waves of about ``calls.wave_rows``."""
         files.delete(self.folder)
-        # Batches of requests are cut by whoever makes batch files.
+        # In batch mode the module ``llm.batches`` cuts the requests.
         waves = 1 if self.endpoint.mode == "batch" else max(1, -(-rows // self.context.calls.wave_rows))
         share = F.conv(F.substring("request_key", 1, 8), 16, 10).cast("double") / float(1 << 32)
         split = requests.withColumn("wave", F.floor(share * waves).cast("int"))
         if waves > 1:
             split = split.repartition(waves, "wave")
         split.write.partitionBy("wave").parquet(f"{self.folder}/requests")
-        # Tables remember the numbers of a name's transactions for good, and a plan's folder may be made anew.
+        # Tables remember transaction numbers by name forever, and a plan's folder may be deleted and made again.
         note = {"waves": waves, "columns": requests.schema.jsonValue(), "transactions": uuid.uuid4().hex}
         self._note({**note, "missing": max(rows, 1)})
         estimated = estimate(
@@ -54,7 +54,7 @@ class Plan:
         self._note({**note, "missing": estimated.requests})
 
     def recount(self) -> None:
-        """Note how many requests of an interrupted plan are still missing, without a look at finished waves."""
+        """Count again the requests without an outcome in an interrupted plan, without reading finished waves."""
         noted = self._noted()
         written = set(files.names(f"{self.folder}/requests", folders=True))
         places = [f"{self.folder}/requests/wave={n}" for n in self.waves_left() if f"wave={n}" in written]
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def rows_missing(self) -> int:
-        """Requests without an outcome when the plan was written or taken up."""
+        """Requests without an outcome when the plan was stored or resumed."""
         return int(self._noted()["missing"])
 
     @property
@@ -80,7 +80,7 @@ class Plan:
         return str(self._noted()["transactions"])
 
     def waves(self) -> range:
-        """All waves of a plan that is whole."""
+        """All waves of a plan that is complete."""
         return range(self._noted()["waves"])
 
     def waves_left(self) -> list[int]:
@@ -109,7 +109,7 @@ class Plan:
         return unanswered(stored, self.calls(wave))
 
     def calls(self, wave: int) -> DataFrame:
-        """That part of the ledger where the keys of ``wave`` are; its files hold ranges of keys, so few are read."""
+        """The rows of the ledger in the key range of ``wave``; files hold ranges of keys, so few of them are read."""
         waves = self._noted()["waves"]
         calls = self.context.store.read(LLM_CALLS)
         first, beyond = (-(-(number << 32) // waves) for number in (wave, wave + 1))

@@ -27,7 +27,7 @@ MANIFEST = StructType(
 
 
 class Manifest(dict[tuple[str, str], Spend]):
-    """How many requests ended in which status, and why; of those without an outcome, what was paid for them."""
+    """The number of requests by status and reason; for those without an outcome, also what they cost."""
 
     def add(self, status: str, why: str, spent: Spend) -> None:
         self[status, why] = self.get((status, why), Spend()) + spent

@@ -1,4 +1,4 @@
-"""What a task got and started, on its machine's disk, for the attempt after it."""
+"""A task's outcomes and started requests on the local disk, for the task's next attempt."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any
 
 import pyarrow as pa
 
-_FORGOTTEN_S = 7 * 86_400  # a spool of a run that nobody took up
+_FORGOTTEN_S = 7 * 86_400  # a spool of a run that was never resumed
 
 
 def tidy() -> None:
-    """Leave no folder for spools where none is left on this machine."""
+    """Delete the spool folder of this machine if it is empty."""
     with contextlib.suppress(OSError):
         private_folder().rmdir()
 
 
 class Spool:
-    """JSON lines on the local disk: a try, requests that started, outcomes. Whole lines survive the process.
+    """JSON lines on the local disk: tries, requests that started, outcomes. Complete lines survive the process.
 
-    It is a help, not a promise: where the disk refuses, the shards alone keep their word.
+    The spool is best effort: if the disk fails, only the shards remain.
     """
 
     def __init__(self, folder: str, partition: int, schema: pa.Schema, stage: str, nth_try: int) -> None:
@@ -40,8 +40,8 @@ class Spool:
         self._file: io.FileIO | None = None
 
     def left(self, died_in: Collection[int]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-        """Rows by key, and of requests without a row what is to be thought of them: ``suspect``, or ``alone`` (in
-        flight as the only one) when a process of the same stage died."""
+        """Rows by key, and a state for each request in flight when a process of the same stage died: ``suspect``, or
+        ``alone`` where it was the only one."""
         rows: dict[str, dict[str, Any]] = {}
         started: dict[str, str] = {}
         by: dict[str, Any] = {}
@@ -53,7 +53,7 @@ class Spool:
             try:
                 entry = json.loads(line)
             except ValueError:
-                continue  # the line that its writer died at
+                continue  # the incomplete last line of a process that died
             if "stage" in entry:
                 by = entry
             elif "start" in entry:
@@ -62,21 +62,22 @@ class Spool:
                 started.pop(entry["end"], None)
                 if entry["row"] is not None:
                     rows[entry["end"]] = self._revived(entry["row"])
-        if by.get("stage") != self._by["stage"]:  # whoever ended it ended all its workers: that is no call's fault
+        # Another stage was ended with all its workers: no request is at fault.
+        if by.get("stage") != self._by["stage"]:
             return rows, {}
         if by["try"] == self._by["try"] or by["try"] in died_in:
             return rows, {key: "alone" if how == "alone" else "suspect" for key, how in started.items()}
         return rows, {key: "suspect" for key, how in started.items() if how != "together"}
 
     def begin(self) -> None:
-        """Start anew with only what is in flight or under suspicion."""
+        """Rewrite it with only the requests that are in flight or suspected."""
         lines: list[dict[str, Any]] = [self._by]
         lines += [{"start": key, "how": how} for key, how in self.started.items()]
         whole = b"".join(_line(entry) for entry in lines)
         with contextlib.suppress(OSError):
             try:
                 self._replace(whole)
-            except FileNotFoundError:  # another run left no folder where it saw no spool
+            except FileNotFoundError:  # another run deleted the empty folder
                 self._path = private_folder() / self._path.name
                 self._replace(whole)
             if self._file is not None:
@@ -125,7 +126,7 @@ def _plain(value: object) -> str:
 
 
 def private_folder() -> Path:
-    """A folder that only this user can read: answers lie in it for seconds."""
+    """A folder that only this user can read, since it holds answers for some seconds."""
     folder = Path(tempfile.gettempdir()) / f"personahub-{os.getuid()}"
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The call stage: what a plan lacks is asked, wave by wave, and committed while the next wave is asked."""
+"""The call stage: asks the missing requests of a plan, wave by wave, and commits a wave while the next is asked."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from personahub_spark.store.store import stored_parquet
 
 log = logging.getLogger(__name__)
 ALL_PUT_OFF = {"outage", "retry_after_too_long", "gate_lost", "budget_reached"}
-"""Reasons to put a call off that hold for all calls of a run."""
+"""Reasons for putting off a call that apply to all calls of a run."""
 _PUT_OFF_ADVICE = {
     "timeout": "no reply in time: a later run asks again; if it is the same ones each time, raise timeout_s of the "
     "model, or let answers be shorter by max_tokens",
 }
-"""What to say of calls that were put off where the name of the reason does not say what to do."""
+"""Advice on calls that were put off, where the name of the reason does not tell what to do."""
 
 
 class RunStoppedError(PersonaHubError):
-    """The endpoint said something that no retry mends (wrong key, unknown model, quota); answers so far are kept."""
+    """The endpoint refused the whole run (wrong key, unknown model, quota); the answers so far are kept."""
 
 
 class Stage:
-    """Gets what ``plan`` lacks: by calls from Spark tasks, by batch files from the driver, or from a recorded store."""
+    """Gets the missing answers of ``plan``: by calls from Spark tasks, batch files, or from a recorded store."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -66,7 +66,7 @@ class Stage:
         self._trouble = Counter[str]()  # what passed gates before this one
 
     def complete(self) -> Spend:
-        """Ask what is missing, wave by wave."""
+        """Ask the missing requests, wave by wave."""
         total = self._plan.rows_missing
         left = self._plan.waves_left() if total else []
         if not left:
@@ -93,7 +93,7 @@ class Stage:
                 try:
                     manifest = ask(wave, price, used)
                 except KeyboardInterrupt:
-                    # What could not be written down any more is in spools on this machine, among its temporary files.
+                    # Answers that could not be written to the store are in spools, in this machine's temporary folder.
                     endings.when_stopped(functools.partial(wal.salvage, self._plan.shards(wave), arrow_schema(CALLS)))
                     raise
                 asking_s += time.monotonic() - began
@@ -120,11 +120,11 @@ class Stage:
         return self._committed + Spend(limit_share=self._limit_share(used, asking_s))
 
     def _may_commit_while_asking(self) -> bool:
-        """Whether the next wave may be asked while this one is made rows of the ledger.
+        """Whether the next wave may be asked while this one is committed.
 
-        Not where calls may take every core, since the commit, and whoever waits for it, would wait for them; not under
-        a cap, which counts what is in the ledger and in the log, and so what is on its way twice; nor with batch files,
-        which may bring the answers of the next wave along.
+        Not if calls may take every core, since the commit would wait for them. Not with a cost cap: it counts the
+        ledger and the log, and would count answers twice while they move. Not with batch files, which may also hold
+        answers of the next wave.
         """
         context = self._context.spark.sparkContext
         conf = context.getConf()
@@ -133,19 +133,19 @@ class Stage:
         return a_core_is_left and self._context.calls.max_cost_usd is None and self._endpoint.mode == "calls"
 
     def _finish_wave(self, wave: int, *, is_whole: bool) -> None:
-        """Make rows of what was answered of ``wave``; it is done with, if that is all of it."""
+        """Commit the answers of ``wave``; ``is_whole``: mark the wave as finished."""
         try:
             failed = sum(shard.failed for shard in wal.shards(self._plan.shards(wave)))
             self._committed += self._committer.commit(wave)
             self._failed += failed
-        except Exception:  # whoever waits for it hears of it, which may be later, or busy with a failure of its own
+        except Exception:  # raised again where the result is awaited, which may be late or never
             log.error("%s: answers of wave %d could not be made rows; they are kept in the log", self._step, wave)
             raise
         if is_whole:
             self._plan.finish(wave)
 
     def _ask_in_tasks(self, wave: int, price: Price | None, used: Counter[str]) -> Manifest:
-        """The call stage of a wave: how many requests ended in which status, and why; ``used`` counts what was sent."""
+        """Ask a wave; returns the number of requests by status and reason. ``used`` counts what was sent."""
         stage, tries = uuid.uuid4().hex, Tries()
         parts = self._parts(wave)
         if not parts:
@@ -157,7 +157,7 @@ class Stage:
                     rows = self._calls_of(parts, wave, price, gate.place, stage, tries.failed).collect()
             except PersonaHubError:
                 raise
-            except Exception as error:  # a lost worker or executor; what its tasks had is in the log
+            except Exception as error:  # a lost worker or executor; the answers of its tasks are in the log
                 tries.add(error, kept=sum(shard.rows for shard in wal.shards(self._plan.shards(wave))))
                 if tries.are_futile:
                     raise PersonaHubError(
@@ -180,7 +180,7 @@ class Stage:
             return manifest
 
     def _open_gate(self, price: Price | None) -> Gate:
-        """A gate for one try of a call stage: tasks of an earlier try, if they are still there, are shut out by it."""
+        """A gate for one try of a call stage; it admits no calls of tasks of an earlier try that still run."""
         calls = self._context.calls
         return Gate(
             self._endpoint,
@@ -200,14 +200,14 @@ class Stage:
         stage: str,
         failed: Sequence[int | None],
     ) -> DataFrame:
-        """One task for each of ``parts``, without a shuffle: who loses an executor loses that one's tasks only."""
+        """One task for each of ``parts``, without a shuffle: a lost executor costs only its own tasks."""
         shards = self._plan.shards(wave)
         caller = Caller(self._endpoint, price, shards, self._step, place, wal.FLUSH_S, stage, tuple(failed))
         requests = [stored_parquet(self._context.spark, ASKED, part).coalesce(1) for part in parts]
         return functools.reduce(DataFrame.union, requests).mapInArrow(caller, MANIFEST)
 
     def _parts(self, wave: int) -> list[str]:
-        """What is missing of ``wave``, written down in a folder for each task."""
+        """Store the missing requests of ``wave`` in one folder for each task; returns the folders."""
         folder = f"{self._plan.folder}/asking"
         workers = F.lit(self._endpoint.workers)
         part = F.pmod(F.xxhash64("request_key"), workers)
@@ -216,7 +216,7 @@ class Stage:
         return [f"{folder}/{name}" for name in files.names(folder, folders=True)]
 
     def _check_mode(self) -> None:
-        """PersonaHubError where calls would pay for what batch files have paid for already."""
+        """PersonaHubError if calls would pay again for requests that are in open batch files."""
         batches = Journal(f"{self._context.store.state_root}/batches/{self._step}").chunks()
         if self._endpoint.mode == "calls" and batches:
             raise PersonaHubError(
@@ -225,7 +225,7 @@ class Stage:
             )
 
     def _ask_in_batches(self, wave: int, price: Price | None, used: Counter[str]) -> Manifest:
-        """The same by the provider's batch files, from the driver."""
+        """As ``_ask``, but by the provider's batch files, from the driver."""
         context, endpoint = self._context, self._endpoint
         try:
             key = key_of(endpoint)
@@ -254,7 +254,7 @@ class Stage:
         return manifest
 
     def _replay(self, left: Sequence[int]) -> Spend:
-        """Take the answers of ``left`` from the recorded ledger, with the stamps they have there."""
+        """Copy the answers of the waves ``left`` from the recorded ledger, with the stamps that they have there."""
         place = f"{files.absolute(self._context.calls.replay or '')}/{LLM_CALLS.name}"
         recorded = self._context.spark.read.format("delta").load(place)
         spend = Spend()
@@ -274,10 +274,10 @@ class Stage:
         return spend
 
     def _spent_so_far(self) -> Decimal:
-        """Micro-dollars of this run that count against its cap; 0 where there is none."""
+        """Micro-dollars of this run that count against its cap; 0 without a cap."""
         if self._context.calls.max_cost_usd is None:
             return Decimal(0)
-        # What was counted while calls were made may be more than the ledger knows: of some calls nobody can tell.
+        # The live count may be higher than the ledger's: it also has calls whose cost is unknown, at their maximum.
         return max(self._context.purse.spent, self._spent_in_run())
 
     def _spent_in_run(self) -> Decimal:

@@ -1,9 +1,9 @@
-"""The write-ahead log of answers: what was paid for is on disk before anyone reads it. No Spark in here.
+"""The write-ahead log of answers: a paid answer is on disk before it is read. This module does not use Spark.
 
-A plan's folder holds ``shards/w000000/`` (answers of a wave that are not in the ledger yet, whole files written every
-few seconds by the tasks that asked) and ``commits/`` (which shards went into which transaction). Beside the shards
-each task keeps a spool on its own machine's disk, written at every call: a worker that dies takes only its calls in
-flight with it, and the next attempt knows which calls those were."""
+A plan's folder holds ``shards/w000000/`` (answers of a wave that are not in the ledger yet, complete files that the
+asking tasks write every few seconds) and ``commits/`` (which shards went into which transaction). Each task also keeps
+a spool on its machine's local disk, written at every call: a worker that dies loses only its calls in flight, and the
+next attempt knows which calls those were."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _SHARD = re.compile(r"p(?P<partition>\d+)-[0-9a-f]{32}-n(?P<rows>\d+)-f(?P<faile
 
 @dataclass(frozen=True)
 class Shard:
-    """A whole file of outcomes; its name says whose it is, how many rows it has, how many of them ``failed``, and what
-    they cost (micro-dollars)."""
+    """A complete file of outcomes. Its name holds the partition, the number of rows, how many of them ``failed``, and
+    their cost (micro-dollars)."""
 
     name: str
     partition: int
@@ -44,7 +44,7 @@ class Shard:
 
 
 def shards(folder: str) -> list[Shard]:
-    """The shards in ``folder``, in order of name; none where it does not exist."""
+    """The shards in ``folder``, sorted by name; none if the folder does not exist."""
     matches = (_SHARD.fullmatch(name) for name in files.names(folder))
     return [
         Shard(f[0], *(int(f[part]) for part in ("partition", "rows", "failed", "microusd")))
@@ -54,21 +54,21 @@ def shards(folder: str) -> list[Shard]:
 
 
 def salvage(folder: str, schema: pa.Schema) -> None:
-    """Make shards of what tasks of a run that died left in their spools on this machine."""
+    """Turn the spools that an interrupted run left on this machine into shards."""
     for spool in private_folder().glob(f"{spool_name(folder)}-p*.jsonl"):
         Writer(folder, int(spool.stem.rpartition("-p")[2]), schema).close()
     tidy()
 
 
 class Writer:
-    """What one task has got: rows go to the spool at once, and to a shard every ``flush_s`` or ``FLUSH_ROWS``.
+    """Writes the outcomes of one task: to the spool at once, and to a shard every ``flush_s`` or ``FLUSH_ROWS``.
 
-    ``schema``: of the rows, with a string ``request_key`` and a decimal ``cost_microusd``. On opening, what an earlier
-    attempt on this machine left in its spool becomes a shard. ``known`` then holds the keys that need not be asked.
+    ``schema`` is that of the rows, with a string ``request_key`` and a decimal ``cost_microusd``. On opening, the spool
+    of an earlier attempt on this machine becomes a shard. ``finished`` then holds the keys that need not be asked.
     ``suspects`` were in flight when an attempt of the same ``stage`` died, and may have killed it; ``killers`` were
-    then asked alone and it died again. An attempt of this try of the stage (``nth_try``) that left requests in flight
-    has died, be it because its whole executor was lost; those of an earlier try may have been ended because another
-    task failed, unless the try is in ``died_in``. Without a ``stage`` nothing is suspected.
+    then asked alone, and it died again. An attempt of this try of the stage (``nth_try``) that left requests in flight
+    has died, perhaps with its whole executor. One of an earlier try may have been ended because another task failed,
+    unless the try is in ``died_in``. Without a ``stage`` nothing is suspected.
     """
 
     def __init__(
@@ -96,42 +96,42 @@ class Writer:
         self._spool.started = unfinished
         self._rows = [row for key, row in left.items() if key not in self.finished]
         self.finished |= left.keys()
-        self.flush()  # before the spool is begun anew
+        self.flush()  # before the spool is overwritten
         self._spool.begin()
 
     def starting(self, key: str, *, alone: bool = False) -> None:
-        """A request is about to be sent."""
+        """Record that a request is about to be sent."""
         self._spool.start(key, "alone" if alone else "together")
 
     def add(self, row: dict[str, Any]) -> None:
-        """An outcome that will be a row of the ledger."""
+        """Record an outcome that becomes a row of the ledger."""
         self._rows.append(row)
         self._spool.finish(row["request_key"], row)
         self.flush_if_due()
 
     def drop(self, key: str) -> None:
-        """A request that ended without a row, and not because its stage was ended."""
+        """Record that a request ended without a row, and not because its stage was ended."""
         self._spool.finish(key, None)
 
     def take_back(self, key: str) -> None:
-        """A request that was not asked to its end: it is under no suspicion that it was not under before."""
+        """Record that a request was interrupted: it is suspected only if it was before."""
         if self._spool.started.get(key, "together") == "together":
             self._spool.finish(key, None)
         else:
             self._spool.start(key, "suspect")
 
     def abandon(self) -> None:
-        """Whatever ends the attempt now, it is not what is in flight."""
+        """Record that the attempt ends for a reason other than its requests in flight."""
         for key in [*self._spool.started]:
             self.take_back(key)
 
     def flush_if_due(self) -> None:
-        """Write a shard when enough rows or seconds have passed."""
+        """Write a shard if there are enough rows, or enough time has passed."""
         if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= self._flush_s:
             self.flush()
 
     def flush(self) -> None:
-        """Write a shard of what there is."""
+        """Write all rows to a shard."""
         self._flushed_at = time.monotonic()
         if not self._rows:
             return
@@ -146,7 +146,7 @@ class Writer:
         self._spool.begin()
 
     def close(self) -> None:
-        """Everything to a shard; the spool is of no use any more, unless requests are under suspicion."""
+        """Write all rows to a shard, and delete the spool unless it holds suspected requests."""
         self.flush()
         if not self._spool.started:
             self._spool.delete()
@@ -164,15 +164,15 @@ class Writer:
 class Commits:
     """Which shards of a plan went into which transaction, numbered from 0 without a gap.
 
-    A transaction is written down before it begins: after a crash exactly the same one is tried again, so that a table
-    that has seen its number may skip it.
+    A transaction is recorded before it begins. After a crash exactly the same one is tried again, so a table that has
+    its number already may skip it.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
     def begin(self, number: int, wave: int, names: Sequence[str]) -> None:
-        """Write down transaction ``number``; PersonaHubError when it is not the next one, or one is unfinished."""
+        """Record transaction ``number``; PersonaHubError if it is not the next one, or another one is unfinished."""
         begun, done = self._numbers("begun"), self._numbers("done")
         if number != len(begun) or begun != done:
             raise PersonaHubError(
@@ -183,7 +183,7 @@ class Commits:
         files.write_whole(self._folder, f"{number:06d}.begun", content)
 
     def done(self, number: int) -> None:
-        """Transaction ``number`` is in the table."""
+        """Record that transaction ``number`` is in the table."""
         files.write_whole(self._folder, f"{number:06d}.done", b"")
 
     def next(self) -> int:
