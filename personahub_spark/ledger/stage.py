@@ -221,7 +221,7 @@ class Stage:
         if self._endpoint.mode == "calls" and batches:
             raise PersonaHubError(
                 f"{self._step}: {len(batches)} batch files of an earlier run are still at the endpoint, and their "
-                "answers will be billed; set mode: batch until they are told, then ask by calls"
+                "answers will be billed; keep mode: batch until they have come back, then ask by calls"
             )
 
     def _ask_in_batches(self, wave: int, price: Price | None, used: Counter[str]) -> Manifest:
@@ -266,7 +266,7 @@ class Stage:
                 raise PersonaHubError(
                     f"{self._step}: the ledger recorded at {place} lacks {lacking.count():,} of the answers that "
                     f"this run needs (the first: {first[0]['request_key']}); replay with the settings, inputs and code "
-                    "of the recorded run, or ask a model by taking calls.replay away"
+                    "of the recorded run, or remove calls.replay to ask a model"
                 )
             rows = recorded.join(missing.select("request_key"), on="request_key", how="left_semi")
             spend += self._committer.copy(wave, rows)

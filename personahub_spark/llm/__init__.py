@@ -1,1 +1,1 @@
-"""Talking to OpenAI-compatible endpoints: no Spark in here, so its tests are instant."""
+"""Clients for OpenAI-compatible endpoints. This package does not use Spark."""

@@ -1,8 +1,8 @@
-"""Asking by batch files (the shape of OpenAI's Batch API): half the price, an answer within a day, no call in flight.
+"""Asking by batch files (OpenAI's Batch API): half the price, an answer within a day, no call in flight.
 
-Requests are cut into chunks; each is uploaded as a file and made one batch. What is meant to be done is written to a
-:class:`Journal` before it is done, and a batch carries the name of its chunk, so whatever dies in between, the next
-run finds the batch again instead of paying for a second one. A chunk leaves the journal once its outcomes are kept.
+Requests are cut into chunks; each is uploaded as a file and becomes one batch. Each action is written to a
+:class:`Journal` before it happens, and a batch carries the name of its chunk, so after a crash the next run finds the
+batch instead of paying for a second one. A chunk leaves the journal once its outcomes are stored.
 """
 
 from __future__ import annotations
@@ -56,35 +56,35 @@ from personahub_spark.llm.wire import (
 )
 from personahub_spark.settings.models import Endpoint, Price
 
-# What providers take in one file.
+# The limits of providers for one file.
 MAX_LINES = 50_000
 MAX_BYTES = 200_000_000
 MAX_OPEN = 16
 MAX_POLL_S = 60.0
-# A batch may take a day: so often what is left of a cap is looked at again once all under way has ended.
+# A batch may take a day, so the rest of a cap is used in at most this many rounds of batches.
 ROUNDS_OF_MONEY = 3
 
 _Url = Literal["/v1/chat/completions", "/v1/embeddings"]
 _URLS: dict[Api, _Url] = {"chat.completions": "/v1/chat/completions", "embeddings": "/v1/embeddings"}
-_CHUNK = "chunk"  # under this a batch's metadata holds the name of its chunk
-_SHAPING = ("tools", "functions", "dimensions")  # what of ``sampling`` decides how an answer is read
+_CHUNK = "chunk"  # the key in a batch's metadata for the name of its chunk
+_SHAPING = ("tools", "functions", "dimensions")  # keys of ``sampling`` that decide how an answer is read
 _CLOCK_SLACK_S = 86_400
-_TRANSFER_S = 600.0  # a file goes up or down, or a question about it is answered, where no limit is set
+_TRANSFER_S = 600.0  # for an upload, a download or a status call, if the endpoint sets no limit
 _LONGEST_MS = 2**31 - 1
 _BAD_VECTOR = Failure("row", "bad_vector", "the endpoint's vector for this input cannot be used")
 
-# How a batch ends: the class of those of its requests that did not come back, and why they did not.
+# By how a batch ended: the error class of its requests without a result, and the reason.
 _REST = {
     "completed": ("batch_line_missing", "did not return this request"),
     "expired": ("batch_expired", "expired before this request's turn"),
     "cancelled": ("batch_cancelled", "was cancelled before this request's turn"),
 }
 
-# Of these the endpoint says that they were not asked; what else did not come back may have been billed.
+# The endpoint reports that these were not asked; all others without a result may have been billed.
 _UNASKED = ("batch_expired", "batch_cancelled", "batch_queue_full")
 _STOPPED = Failure("retry", "run_stopped", "the run stopped before this request had its answer")
 
-# Everything that a call to the endpoint raises, once _sdk_errors has translated it.
+# All errors of a call to the endpoint, as translated by _sdk_errors.
 _TROUBLE = (StatusError, UnreachableError, TimeoutError, BadReplyError)
 
 _Result = TypeVar("_Result")
@@ -92,7 +92,7 @@ _Result = TypeVar("_Result")
 
 @final
 class Journal:
-    """What was meant and done with each chunk: small files, each written whole and once, in a folder for each chunk.
+    """The intended and finished actions of each chunk: small files, each written once, in a folder for each chunk.
 
     ``place`` is a folder on any file system that ``files`` knows; one run at a time may use it.
     """
@@ -101,15 +101,15 @@ class Journal:
         self._place = place
 
     def chunks(self) -> list[str]:
-        """Names of all chunks that were not forgotten, in order."""
+        """Names of all chunks in the journal, sorted."""
         return files.names(self._place, folders=True)
 
     def note(self, chunk: str, event: str, content: Mapping[str, Any]) -> None:
-        """Write down ``event`` of ``chunk``; it is durable when this returns."""
+        """Record ``event`` of ``chunk``; it is durable when this returns."""
         files.write_whole(f"{self._place}/{chunk}", f"{event}.json", json.dumps(content).encode())
 
     def noted(self, chunk: str, event: str) -> dict[str, Any] | None:
-        """What was noted of it, or None."""
+        """The content of ``event`` of ``chunk``, or None."""
         if f"{event}.json" not in files.names(f"{self._place}/{chunk}"):
             return None
         system, folder = files.filesystem(f"{self._place}/{chunk}")
@@ -139,22 +139,23 @@ def run_batches(
     max_bytes: int = MAX_BYTES,
     max_open: int = MAX_OPEN,
 ) -> Generator[Outcome | None, None, None]:
-    """Exactly one Outcome for each request, as batches end; None about every ``tick_s`` while there is none.
+    """Yields exactly one Outcome for each request, as batches end; None about every ``tick_s`` while there is none.
 
-    First the batches of earlier runs in ``journal`` are taken up: their outcomes are told too (even where their
-    requests are not among ``requests``), and a request that is in one of them is not sent again. Requests are distinct
-    and pulled lazily, for at most ``max_open`` chunks at once of ``max_lines`` lines and ``max_bytes`` bytes. When a
-    chunk's outcomes are all told, ``flush`` is called; it returns when they are kept, and the chunk is forgotten.
+    Batches of earlier runs in ``journal`` are resumed first: their outcomes are yielded too (even if their requests are
+    not among ``requests``), and a request that is in one of them is not sent again. Requests are distinct and pulled
+    lazily, for at most ``max_open`` chunks at once of ``max_lines`` lines and ``max_bytes`` bytes. When all outcomes of
+    a chunk were yielded, ``flush`` is called; it returns when they are stored, and the chunk leaves the journal.
 
-    Expired, cancelled and lost lines are ``deferred``, an answer that was paid for and cannot be read ``failed``. When
-    the endpoint refuses the whole run (a wrong key, no quota) one outcome is ``stopped`` and the others ``deferred``;
-    when it cannot be reached for ``outage_limit_s``, all are.
-    Either way, batches that exist go on and are taken up by the next run, as they are when this generator is closed.
-    The first address of ``endpoint`` is used, with ``key`` (None: none is needed); prices are those of batches; an
-    answer that breaks its schema is not asked again. A request is sent only if the most it can cost still fits
-    ``budget``, those under way at their most; what does not fit is ``deferred``. ``name`` begins the chunks' names.
-    ``on_progress`` gets the lines that are done and those sent so far. Raises PersonaHubError with the endpoint's
-    words when it refuses a file.
+    Expired, cancelled and lost lines are ``deferred``; a paid answer that cannot be read is ``failed``. When the
+    endpoint refuses the whole run (a wrong key, no quota), one outcome is ``stopped`` and the others ``deferred``; when
+    it cannot be reached for ``outage_limit_s``, all are ``deferred``. In both cases, and when this generator is closed,
+    existing batches go on, and the next run resumes them.
+
+    Only the first address of ``endpoint`` is used, with ``key`` (None: none is needed). Prices are those of batches. An
+    answer that breaks its schema is not asked again. A request is sent only if its maximum cost fits ``budget``, with
+    the batches under way counted at their maximum; otherwise it is ``deferred``. ``name`` begins the chunks' names.
+    ``on_progress`` gets the numbers of lines done and sent. Raises PersonaHubError with the endpoint's message when it
+    refuses a file.
     """
     with _Remote(endpoint, key) as remote:
         run = _Run(
@@ -190,7 +191,7 @@ class _Client(openai.OpenAI):
 
 
 class _StopError(Exception):
-    """No request of this run would succeed; ``failure`` is None where an outcome has said so already."""
+    """No request of this run would succeed; ``failure`` is None if an outcome has reported it already."""
 
     def __init__(self, failure: Failure | None) -> None:
         super().__init__()
@@ -206,7 +207,7 @@ class _OutageError(Exception):
 
 
 class _RefusedError(Exception):
-    """The endpoint does not take what was sent."""
+    """The endpoint refuses what was sent."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__()
@@ -216,9 +217,9 @@ class _RefusedError(Exception):
 class _Chunk:
     """Requests that go, or went, into one batch.
 
-    ``untold``: those without an outcome, by key, each without what it asks (see ``_shape``). ``dearest``: the most
-    micro-dollars that all of them can cost, None where that has no limit; ``cost``: what those with an outcome did,
-    None when some of it is unknown.
+    ``untold``: the requests without an outcome, by key, each without its content (see ``_shape``). ``dearest``: the
+    maximum cost of the chunk in micro-dollars, None if it has no limit. ``cost``: the cost of its requests with an
+    outcome, None if some of it is unknown.
     """
 
     def __init__(self, name: str, untold: dict[str, Request], created_at: float, dearest: Decimal | None) -> None:
@@ -232,7 +233,7 @@ class _Chunk:
         self.batch_id: str | None = None
 
     def count(self, outcome: Outcome) -> None:
-        """Count what an outcome cost: nothing where nothing was written; of an answer without usage nobody knows."""
+        """Add the cost of an outcome: 0 if no answer was written, unknown for an answer without usage."""
         cost = outcome.cost_microusd
         unasked = outcome.status == "deferred" and outcome.error_class not in ("timeout", "bad_reply", "broken_off")
         if cost is None and (unasked or outcome.error_class in UNBILLED):
@@ -244,7 +245,7 @@ class _Chunk:
         return f"{self.name}.jsonl"
 
     def intent(self, endpoint: Endpoint) -> dict[str, Any]:
-        """What ``of_intent`` reads again."""
+        """The content of the journal's ``intent``, for ``of_intent``."""
         keys: dict[str, list[str]] = {}
         for key, shape in self.untold.items():
             keys.setdefault(shape.to_json(), []).append(key)
@@ -266,11 +267,11 @@ class _Chunk:
 
 
 class _Draft:
-    """Lines of a chunk on their way into a batch, on disk because they may be many."""
+    """The lines of a chunk before it becomes a batch, on disk because there may be many."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
-        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
+        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the sender closes it
         self.size_bytes = 0
         self.dearest: Decimal | None = Decimal(0)
         self.shapes: dict[str, Request] = {}
@@ -285,13 +286,13 @@ class _Draft:
 
 
 def _open_chunks(journal: Journal, endpoint: Endpoint, say: Callable[[str], None]) -> Iterator[_Chunk]:
-    """The chunks of earlier runs at this endpoint; ``batch_id`` is set where it was noted."""
+    """The chunks of earlier runs at this endpoint, with their ``batch_id`` if the journal has it."""
     for name in journal.chunks():
         intent = journal.noted(name, "intent")
         if intent is None or journal.noted(name, "done") is not None:
             journal.forget(name)
         elif (intent["base_url"], intent["model"]) != (endpoint.base_url, endpoint.model):
-            say(f"batch chunk {name} went to {intent['model']} at {intent['base_url']}, and waits for a run with these")
+            say(f"batch chunk {name} is at {intent['base_url']} for {intent['model']}, and waits for a run with these")
         else:
             chunk = _Chunk.of_intent(name, intent)
             noted = journal.noted(name, "batch")
@@ -300,7 +301,7 @@ def _open_chunks(journal: Journal, endpoint: Endpoint, say: Callable[[str], None
 
 
 class _Remote:
-    """The endpoint's files and batches. Everything raises one of ``_TROUBLE``, and is tried once."""
+    """The endpoint's files and batches. Each method tries once, and raises only errors of ``_TROUBLE``."""
 
     def __init__(self, endpoint: Endpoint, key: str | None) -> None:
         self.endpoint = endpoint
@@ -311,7 +312,7 @@ class _Remote:
         self._client = _Client(
             api_key=key or "none",
             base_url=endpoint.base_url,
-            max_retries=0,  # a creation whose reply was lost must not be repeated unseen
+            max_retries=0,  # the SDK must not repeat a creation whose reply was lost
             timeout=timeout_s,
             http_client=httpx2.Client(
                 timeout=timeout_s,
@@ -330,7 +331,7 @@ class _Remote:
         self._client.close()
 
     def find(self, chunk: _Chunk) -> str | None:
-        """The id of the batch that was created for ``chunk``, if one was."""
+        """The id of the batch of ``chunk``, if one was created."""
         with _sdk_errors():
             for batch in self._client.batches.list(limit=100):
                 if batch.created_at < chunk.created_at - _CLOCK_SLACK_S:
@@ -340,13 +341,13 @@ class _Remote:
         return None
 
     def upload(self, chunk: _Chunk, lines: IO[bytes]) -> str:
-        """The id of the file that ``lines`` became."""
+        """Upload ``lines``; returns the id of the file."""
         lines.seek(0)
         with _sdk_errors():
             return _expect(FileObject, self._client.files.create(file=(chunk.file_name, lines), purpose="batch")).id
 
     def create(self, chunk: _Chunk, api: Api, file_id: str) -> str:
-        """The id of a new batch."""
+        """Create a batch; returns its id."""
         with _sdk_errors():
             created = self._client.batches.create(
                 input_file_id=file_id,
@@ -357,7 +358,7 @@ class _Remote:
             return _expect(Batch, created).id
 
     def batch(self, chunk: _Chunk) -> Batch | None:
-        """How the chunk's batch is getting on; None where the endpoint knows it no longer."""
+        """The state of the chunk's batch; None if the endpoint does not have it any more."""
         try:
             with _sdk_errors():
                 return _expect(Batch, self._client.batches.retrieve(str(chunk.batch_id)))
@@ -367,7 +368,7 @@ class _Remote:
             raise
 
     def download(self, file_id: str) -> Iterator[bytes]:
-        """The lines of a file, one by one. Only a newline ends one: JSON may hold what else is taken for an end."""
+        """The lines of a file, one by one, split at newlines only: JSON may hold other line separators."""
         with _sdk_errors(), self._client.files.with_streaming_response.content(file_id) as reply:
             rest = b""
             for piece in reply.iter_bytes():
@@ -376,7 +377,7 @@ class _Remote:
             yield rest
 
     def delete_uploads(self, chunk: _Chunk) -> None:
-        """Delete input files of ``chunk``, as far as the endpoint lists and deletes files."""
+        """Delete input files of ``chunk``, if the endpoint can list and delete files."""
         with contextlib.suppress(*_TROUBLE), _sdk_errors():
             for file in self._client.files.list(purpose="batch"):
                 if file.created_at < chunk.created_at - _CLOCK_SLACK_S:
@@ -385,7 +386,7 @@ class _Remote:
                     self._client.files.delete(file.id)
 
     def delete_files(self, *file_ids: str | None) -> None:
-        """Delete files, as far as the endpoint does that."""
+        """Delete files, if the endpoint can do that."""
         for file_id in file_ids:
             if file_id is not None:
                 with contextlib.suppress(*_TROUBLE), _sdk_errors():
@@ -393,7 +394,7 @@ class _Remote:
 
 
 class _Reader:
-    """What lines of batches mean."""
+    """Reads lines of batch results as outcomes."""
 
     def __init__(self, endpoint: Endpoint, price: Price | None, secret: str | None) -> None:
         self._endpoint = endpoint
@@ -404,7 +405,7 @@ class _Reader:
         self.stopped = False
 
     def outcome(self, chunk: _Chunk, line: bytes, latency_ms: int) -> Outcome | None:
-        """What a line of an output or error file says; None when it says nothing new about the chunk."""
+        """The outcome in a line of an output or error file; None if it is no new one of the chunk."""
         try:
             record = loads(line)
             key, response, error = record["custom_id"], record.get("response"), record.get("error")
@@ -416,7 +417,7 @@ class _Reader:
         if shape is None:
             return None
         if status is None:
-            # Expired, cancelled, or given up for reasons of the endpoint's own: it was not asked.
+            # Expired, cancelled, or given up by the endpoint: it was not asked.
             code, words = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, None)
             message = clean(str(words or "the endpoint gave this request up")[:MAX_MESSAGE], self._secret) or ""
             failure = Failure("retry", code if isinstance(code, str) else "batch_error", message)
@@ -425,13 +426,13 @@ class _Reader:
             if status != 200:
                 raise StatusError(status, raw)
             return self._answered(key, shape, raw, latency_ms)
-        except Exception as problem:  # whatever one line brings is that row's failure, a value
+        except Exception as problem:  # an error in one line fails that row only
             failure = classify(problem, self._endpoint, secret=self._secret)
-            # What the server broke off may succeed another time.
+            # An answer that the server broke off may succeed next time.
             paid = isinstance(problem, BadReplyError) and problem.billed and not isinstance(problem, BrokenOffError)
             usage = problem.usage if isinstance(problem, BadReplyError) else None
             is_known = usage is not None or not (isinstance(problem, BadReplyError) and problem.billed)
-        # What was paid for and cannot be read would be paid for again by each run that asks again.
+        # A paid reply that cannot be read: each run that asks again would pay again.
         became: Status = "failed" if paid or failure.kind == "row" else "deferred"
         if failure.kind == "run" and not self.stopped:
             became, self.stopped = "stopped", True
@@ -531,7 +532,7 @@ class _Run:
         self._taken_up: set[str] = set()  # keys in batches of earlier runs
         self._held: tuple[Request, bytes] | None = None  # pulled, but for a later chunk
         self._exhausted = False
-        self._is_short = False  # of money, until what is under way has ended
+        self._is_short = False  # of money, until the batches under way have ended
         self._rounds = 0
         self._sent_lines = self._ended_lines = 0
 
@@ -541,7 +542,7 @@ class _Run:
                 yield from self._take_up(chunk)
             wait_s = 0.0 if self._open else self.poll_s
             while True:
-                if self._is_short and not self._open:  # what batches cost less than they might is there to spend
+                if self._is_short and not self._open:  # batches that cost less than their maximum leave money
                     self._is_short, self._rounds = False, self._rounds + 1
                 while len(self._open) < self.max_open and not self._exhausted and not self._is_short:
                     draft = yield from self._cut(source)
@@ -560,12 +561,12 @@ class _Run:
             yield from self._put_off(outage.failure)
         except _RefusedError as refused:
             raise PersonaHubError(
-                f"{self.remote.endpoint.base_url} does not let us see to the batches of earlier runs, or of this one: "
-                f"{refused.failure.message}; they are not forgotten, run again when that is mended"
+                f"{self.remote.endpoint.base_url} refuses access to the batches of this run or of earlier ones: "
+                f"{refused.failure.message}; the batches are kept on record; solve that and run again"
             ) from None
 
     def _take_up(self, chunk: _Chunk) -> Generator[None, None, None]:
-        """Go on with a chunk of an earlier run; if its batch was never created, its requests are as good as new."""
+        """Resume a chunk of an earlier run; if its batch was never created, its requests are sent as new ones."""
         self._open[chunk.name] = chunk
         self.budget.reserve(chunk.dearest or Decimal(0))
         if chunk.batch_id is None:
@@ -580,7 +581,7 @@ class _Run:
         self.say(f"batch {chunk.batch_id} of an earlier run is taken up: {chunk.size:,} requests")
 
     def _cut(self, source: Iterator[Request | StoredRequest]) -> Generator[Outcome | None, None, _Draft | None]:
-        """The next chunk's lines; None where there are no more requests, or none is affordable before a chunk ends."""
+        """The next chunk's lines; None if no requests are left, or the budget has no room until a chunk ends."""
         draft: _Draft | None = None
         ticked_at = time.monotonic()
         while True:
@@ -631,7 +632,7 @@ class _Run:
             draft.add(request, line, dearest)
 
     def _fits(self, dearest: Decimal | None) -> bool:
-        """Whether a request may be sent: not while a batch is under way whose cost has no limit, if there is a cap."""
+        """Whether the budget allows a request. With a cap, none is sent during a batch whose cost has no limit."""
         if self.budget.cap is None:
             return True
         unbounded = any(chunk.dearest is None for chunk in self._open.values())
@@ -648,7 +649,7 @@ class _Run:
 
             def upload() -> str:
                 if next(uploads):
-                    self.remote.delete_uploads(chunk)  # one may have come, and its reply been lost
+                    self.remote.delete_uploads(chunk)  # it may have been created, and the reply lost
                 return self.remote.upload(chunk, draft.file)
 
             def create() -> str:
@@ -662,19 +663,19 @@ class _Run:
             self._forget(chunk)
             raise PersonaHubError(
                 f"{self.remote.endpoint.base_url} does not take a batch file of {chunk.size:,} requests: "
-                f"{refused.failure.message}; mend that, or set the model's mode to calls"
+                f"{refused.failure.message}; solve that, or set the model's mode to calls"
             ) from None
         self.journal.note(chunk.name, "batch", {"id": chunk.batch_id})
         self._sent_lines += chunk.size
         self.say(f"batch {chunk.batch_id} is created: {chunk.size:,} requests")
 
     def _look(self) -> Generator[Outcome | None, None, bool]:
-        """See to every open batch; whether one ended."""
+        """Poll every open batch; returns whether one ended."""
         ended = False
         for chunk in list(self._open.values()):
             batch = yield from self._patiently(partial(self.remote.batch, chunk))
             if batch is None:
-                failure = Failure("retry", "batch_gone", f"the endpoint knows batch {chunk.batch_id} no longer")
+                failure = Failure("retry", "batch_gone", f"the endpoint does not have batch {chunk.batch_id} any more")
                 yield from self._finish(chunk, failure)
             elif batch.status == "failed":
                 yield from self._invalid(chunk, batch)
@@ -689,7 +690,7 @@ class _Run:
         return ended
 
     def _collect(self, chunk: _Chunk, batch: Batch) -> Generator[Outcome | None, None, None]:
-        """Tell what a batch that has ended says, line by line, and that the rest is put off."""
+        """Yield the outcomes of a batch that has ended, line by line, and defer the rest."""
         ended_at = batch.completed_at or batch.expired_at or batch.cancelled_at or batch.created_at
         latency_ms = min(max(0, ended_at - batch.created_at) * 1000, _LONGEST_MS)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
@@ -715,12 +716,12 @@ class _Run:
             raise _StopError(None)
 
     def _invalid(self, chunk: _Chunk, batch: Batch) -> Generator[Outcome, None, None]:
-        """The endpoint has refused the file as a whole: nothing of it was answered."""
+        """The endpoint refused the whole file: nothing in it was answered."""
         errors = (batch.errors.data if batch.errors else None) or []
         words = "; ".join(f"{e.code}: {e.message}" + (f" (line {e.line})" if e.line else "") for e in errors[:3])
         reason = clean(" ".join(words.split())[:MAX_MESSAGE], self.remote.secret) or "it does not say why"
         if any(error.code == "token_limit_exceeded" for error in errors) and len(self._open) > 1:
-            failure = Failure("retry", "batch_queue_full", f"batch {batch.id} found no room: {reason}")
+            failure = Failure("retry", "batch_queue_full", f"the endpoint's queue had no room for batch {batch.id}: {reason}")
             yield from self._finish(chunk, failure, batch.input_file_id)
             return
         self.remote.delete_files(batch.input_file_id)
@@ -730,7 +731,7 @@ class _Run:
         )
 
     def _finish(self, chunk: _Chunk, failure: Failure, *file_ids: str | None) -> Generator[Outcome, None, None]:
-        """Put off what has no outcome, and be done with the chunk once all of it is kept."""
+        """Defer the requests without an outcome, and forget the chunk once all outcomes are stored."""
         lost = len(chunk.untold)
         if lost and failure.error_class not in _UNASKED:
             chunk.cost = None
@@ -748,7 +749,7 @@ class _Run:
         del self._open[chunk.name]
 
     def _stop(self, failure: Failure | None) -> Generator[Outcome, None, None]:
-        """Say once that the run is stopped, unless that was said; what has no outcome yet is put off."""
+        """Yield one ``stopped`` outcome, unless there was one; defer all requests without an outcome."""
         waiting = next((chunk.untold for chunk in self._open.values() if chunk.untold), None)
         if failure is not None and waiting is not None:
             key, shape = waiting.popitem()
@@ -756,7 +757,7 @@ class _Run:
         yield from self._put_off(_STOPPED)
 
     def _put_off(self, failure: Failure) -> Generator[Outcome, None, None]:
-        """Put off every request that was pulled and has no outcome. The journal keeps their chunks."""
+        """Defer every pulled request without an outcome. The journal keeps their chunks."""
         for chunk in self._open.values():
             yield from self._put_off_chunk(chunk, failure)
         if self._held is not None:
@@ -772,7 +773,7 @@ class _Run:
             yield self.reader.unanswered(key, "deferred", failure, shape.prompt_version)
 
     def _patiently(self, call: Callable[[], _Result]) -> Generator[None, None, _Result]:
-        """What ``call`` returns, tried until it does or ``_Patience`` ends."""
+        """The result of ``call``, tried until it returns or ``_Patience`` ends."""
         patience = _Patience(self)
         while True:
             try:
@@ -788,7 +789,7 @@ class _Run:
 
 
 class _Patience:
-    """How long one call to the endpoint is tried."""
+    """Decides how long one call to the endpoint is tried."""
 
     def __init__(self, run: _Run) -> None:
         self._run = run
@@ -798,7 +799,7 @@ class _Patience:
     def wait(self, error: Exception) -> Generator[None, None, None]:
         """Wait before the next attempt, after one that ended with ``error``.
 
-        Raises _StopError, _RefusedError or _OutageError where there is no use in it.
+        Raises _StopError, _RefusedError or _OutageError if another attempt would be useless.
         """
         run = self._run
         failure = classify(error, run.remote.endpoint, secret=run.remote.secret)
@@ -820,7 +821,7 @@ class _Patience:
 
 @contextlib.contextmanager
 def _sdk_errors() -> Iterator[None]:
-    """Raise what the SDK raises as what ``classify`` knows."""
+    """Translate the SDK's errors into those that ``classify`` knows."""
     try:
         yield
     except openai.APIStatusError as error:
@@ -831,26 +832,26 @@ def _sdk_errors() -> Iterator[None]:
     except (openai.APIConnectionError, httpx2.HTTPError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, httpx2.DecodingError):
-            raise BadReplyError("the reply's content encoding cannot be undone") from None
+            raise BadReplyError("the reply's content encoding cannot be decoded") from None
         raise UnreachableError from cause
     except (openai.APIResponseValidationError, json.JSONDecodeError):
         raise BadReplyError("the reply is not what the batch API says") from None
 
 
 def _expect(kind: type[_Result], reply: object) -> _Result:
-    """The SDK takes whatever a 200 holds; we do not."""
+    """The SDK accepts any body of a 200; this checks it."""
     if not isinstance(reply, kind) or not isinstance(getattr(reply, "id", None), str):
         raise BadReplyError(f"the reply holds no {kind.__name__}")
     return reply
 
 
 def _body(content: object) -> bytes:
-    """The body of a reply as it came; one that streams stands in its line as a text."""
+    """The body of a reply as it came; a streamed reply is a text in its line."""
     return (content if isinstance(content, str) else json.dumps(content)).encode(errors="replace")
 
 
 def _shape(request: Request) -> Request:
-    """A request without what it asks: what is needed to read its answer, equal for all requests of a task."""
+    """A request without its content: what is needed to read its answer, equal for all requests of a task."""
     return Request(
         model=request.model,
         messages=[{"content": ""}],
@@ -862,8 +863,8 @@ def _shape(request: Request) -> Request:
 
 
 def _line(request: Request) -> bytes:
-    """The line of a batch file. An endpoint that refused base64 would fail every line, hours later, so that vectors
-    are asked for without a word on their encoding."""
+    """The line of a batch file. It does not name an encoding for vectors: an endpoint that refuses base64 would fail
+    every line hours later."""
     body = embeddings_body([request], encoding="unsaid") if request.api == "embeddings" else request.body()
     start = json.dumps({"custom_id": request.key, "method": "POST", "url": _URLS[request.api]})[:-1]
     return start.encode() + b', "body": ' + body + b"}\n"

@@ -1,4 +1,4 @@
-"""What is asked, and how its attempts go: rows, the calls that they share, the addresses that calls go to."""
+"""The state of requests and their attempts: rows, the calls that they share, the addresses of calls."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from personahub_spark.llm.wire import Request, Status, StoredRequest, VectorEnco
 from personahub_spark.settings.models import Address, Price
 from personahub_spark.text import estimate_tokens
 
-# What providers take in one call for embeddings.
+# The limit of providers for one embeddings call.
 MAX_INPUT_TOKENS = 300_000
 # A slow source must not keep the first inputs of a call waiting for the last ones.
 PACK_WAIT_S = 0.5
-# After so many of its own this run gives a request up: replies that were paid for and cannot be read, replies that
-# cannot be read at all, answers that the server broke off, attempts without a reply in time.
+# A request is given up for this run after this many: paid replies that cannot be read, unreadable replies of any kind,
+# answers that the server broke off, attempts that timed out.
 PAID_BAD_REPLIES, BAD_REPLIES, BROKEN_OFF, TIMEOUTS = 2, 3, 3, 3
 
 
 class Row:
-    """How far one request has come, and what it has cost so far."""
+    """The progress of one request, and its cost so far."""
 
     def __init__(self, source: Request | StoredRequest) -> None:
         self.key = source.key
         self.request: Request
         self.prompt_version = ""
-        # Of an input for an embedding: about how long it is, and what it can share a call with.
+        # For an embedding input: its approximate length, and a key of the inputs that it can share a call with.
         self.tokens = 1
         self.kind = ""
         self.attempts = 0
@@ -46,13 +46,13 @@ class Row:
         self._source = source
 
     def read(self) -> None:
-        """See what is asked; whatever that raises."""
+        """Read the request; raises any error of that."""
         self.request = self._source.read() if isinstance(self._source, StoredRequest) else self._source
         self.prompt_version = self.request.prompt_version
         if self.request.api == "embeddings":
             self.tokens = max(1, estimate_tokens(self.request.text))
             self.kind = canonical([self.request.model, self.request.sampling])
-            canonical(self.request.text)  # what cannot be sent must not take others with it
+            canonical(self.request.text)  # raises if it cannot be sent; in a shared call it would fail other rows
 
     def charge(self, usage: Usage | None, cost: Decimal | None) -> None:
         if usage is not None and self.is_known:
@@ -61,15 +61,15 @@ class Row:
             self.cost = cost if self.cost is None else self.cost + cost
 
     def lose_count(self) -> None:
-        """What an answer took is not known, and so what the row did."""
+        """The usage of an answer is unknown, so the row's usage and cost are unknown too."""
         self.is_known, self.usage, self.cost = False, None, None
 
 
 class Call:
-    """One question to the endpoint, for one row or several, and how its attempts went.
+    """One call to the endpoint, for one row or several, and the state of its attempts.
 
-    ``patience`` is for inputs of embeddings (0: this is no such call): attempts until one of several is suspected of
-    taking the endpoint down. ``number`` tells calls apart.
+    ``patience`` is for embeddings (0: this is no such call): the attempts after which one of several inputs is
+    suspected of crashing the endpoint. ``number`` identifies the call.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Call:
         self.ask_instead(body)
 
     def ask_instead(self, body: Body) -> None:
-        """Ask something else for the same rows, within what is left of their time."""
+        """Ask something else for the same rows, within their remaining time."""
         self.tries = 0
         self.is_billed = False  # for a reply that could not be read
         self._bad_replies = self._broken_off = self.timeouts = 0
@@ -122,7 +122,7 @@ class Call:
         return self._bodies[how]
 
     def work_done(self, usage: Usage | None) -> int:
-        """What the server had to do for its reply."""
+        """The server's work for its reply, in the unit of ``Patience.work``."""
         if usage is None:
             return self.work
         return Patience.work(usage.input_tokens - usage.cached_tokens, usage.output_tokens)
@@ -140,7 +140,7 @@ class Call:
             row.target = target
 
     def end_attempt(self, usage: Usage | None, cost: Decimal | None, *, was_billed: bool) -> None:
-        """The attempt is over; what it is known to have taken is shared among the rows."""
+        """End the attempt, and share its known usage and cost among the rows."""
         latency_ms = round((time.monotonic() - self._began) * 1000)
         for row in self._rows:
             row.attempts += 1
@@ -158,11 +158,11 @@ class Call:
     def end_after(
         self, failure: Failure, *, was_billed: bool, paused_s: float, answers: int, is_last: bool
     ) -> UnansweredError | None:
-        """How the call ends now that an attempt failed; None: another attempt may mend it.
+        """How the call ends after a failed attempt; None: another attempt may succeed.
 
-        ``paused_s`` is how long outages held calls so far, ``answers`` how many calls were answered: they tell a
-        request that hangs, or is always broken off, from an endpoint that does so to all. ``is_last``: there is no
-        time, or no leave, for another attempt.
+        ``paused_s`` is how long outages have held calls so far, ``answers`` the number of answered calls: they
+        distinguish a request that hangs, or is always broken off, from an endpoint that does so to all. ``is_last``:
+        another attempt is not possible or not admitted.
         """
         self.is_billed = self.is_billed or was_billed
         if failure.kind == "row":
@@ -177,14 +177,14 @@ class Call:
         if failure.error_class == "broken_off":
             self._broken_off += 1
             if self._broken_off >= BROKEN_OFF:
-                # Each run that asks again would pay again; but where nobody else was answered, it is the endpoint.
+                # Each run that asks again would pay again. If no other call was answered, the endpoint is at fault.
                 others = answers > self._answers
                 return UnansweredError("failed" if others else "deferred", failure, is_divisible=True)
         if failure.error_class == "timeout":
             if paused_s > self._paused_s:
                 self.timeouts, self._paused_s = 0, paused_s
             self.timeouts += 1
-            # Put off, not failed: with more time, or a quicker server, the same request may well be answered.
+            # Deferred, not failed: with a longer limit or a faster server the same request may be answered.
             if self.timeouts >= TIMEOUTS:
                 return UnansweredError("deferred", failure, is_divisible=True)
         if several and failure.error_class in ("timeout", "server_error") and self.tries >= self._patience:
@@ -193,7 +193,7 @@ class Call:
 
 
 class UnansweredError(Exception):
-    """A call ends without an answer. ``is_divisible``: one of its rows may be to blame."""
+    """A call ends without an answer. ``is_divisible``: one of its rows may be the cause."""
 
     def __init__(self, status: Status, failure: Failure, *, is_divisible: bool = False) -> None:
         super().__init__(failure.error_class)
@@ -203,7 +203,7 @@ class UnansweredError(Exception):
 
 
 class Pack:
-    """Inputs for embeddings that go into one call: of one model and one sampling, and not too many tokens."""
+    """Embedding inputs of one call: they have one model and one sampling, and not too many tokens."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -224,7 +224,7 @@ class Pack:
 
 
 class Target:
-    """An address, its key, the connections to it, and how long it may take."""
+    """An address with its key, its connections and its time limits."""
 
     def __init__(self, address: Address, model: str, key: str | None, transport: Transport, patience: Patience) -> None:
         self.address = address
@@ -237,7 +237,7 @@ class Target:
 
 
 def place_of(address: Address) -> str:
-    """host:port/path, without what may be secret in an address."""
+    """host:port/path of an address, without credentials."""
     parts = urlsplit(address.base_url)
     return parts.netloc.rpartition("@")[2] + parts.path
 

@@ -1,4 +1,4 @@
-"""Asking one model many things at once, from inside a Spark task or anywhere else."""
+"""Asks one model many requests at once, from inside a Spark task or anywhere else."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ from personahub_spark.settings.models import Address, Endpoint, Price
 
 STOP_GRACE_S = 5.0
 MAX_PROBES = 120
-"""Probes of a closed address by one request; then it is put off, for it may itself be what does not work."""
+"""Probes of a closed address by one request; then it is deferred, since it may itself be the cause."""
 RESERVE = 0.25
 _WATCH_S = 0.25
 _CLOSE_S = 1.0
 _KEY_CHARACTERS = 65536
 
-_VECTOR_ITEM = 4  # bytes of a number
+_VECTOR_ITEM = 4  # bytes of a float32
 
-# How else to ask for vectors who refuses one way. Some give them in base64 alone, and want none of it said.
+# The encoding to try after one that an address refused. Some addresses send only base64 and refuse encoding_format.
 _NEXT_ENCODING: dict[VectorEncoding, VectorEncoding] = {"base64": "float", "float": "unsaid"}
 
 _STOPPED = Failure("retry", "run_stopped", "the run stopped before this request had its answer")
@@ -72,18 +72,18 @@ def outcomes(
     gate: GatePlace | None = None,
     tick_s: float = 1.0,
 ) -> Generator[Outcome | None, None, None]:
-    """Exactly one Outcome for each request, as they finish; None at least every ``tick_s`` while none does.
+    """Yields exactly one Outcome for each request, as they finish; None at least every ``tick_s`` while none does.
 
-    Requests are pulled in the caller's thread, inputs for embeddings many to a call. Never more than
-    ``endpoint.in_flight`` calls are under way; ``RESERVE`` times as many wait, so that a call begins as soon as one
-    ends, whatever the caller is busy with; nothing is pulled further ahead of what was yielded. Each attempt ends
-    within ``timeout_s``, each request within ``deadline_s``, not counting what it waits for leave to call: that
-    ``gate`` gives, for all tasks of a run (None: for this process alone), and with it the address. After a ``stopped``
-    outcome nothing more is pulled or sent; what is in flight has ``STOP_GRACE_S`` to finish, and then is ``deferred``.
-    Closing the generator cancels what is in flight. What one request raises, wherever, fails its row, not the caller.
+    Requests are pulled in the caller's thread; many embedding inputs share a call. At most ``endpoint.in_flight`` calls
+    are under way. ``RESERVE`` times as many requests wait, so that a call begins as soon as another ends even if the
+    caller is busy; no more are pulled ahead. Each attempt ends within ``timeout_s``, each request within
+    ``deadline_s``, not counting the wait for admission. ``gate`` admits calls for all tasks of a run (None: for this
+    process alone), and chooses the address. After a ``stopped`` outcome nothing more is pulled or sent; requests in
+    flight have ``STOP_GRACE_S`` to finish, and are then ``deferred``. Closing the generator cancels the requests in
+    flight. An error in one request fails its row, not the caller.
 
-    A paid answer that is not the JSON asked for is shown its fault and asked again, ``endpoint.reasks`` times; the last
-    one is kept. Keys are read here, where calls are made (see ``key_of``); without one the first request is
+    If a paid answer is not the requested JSON, the model is told the fault and asked again, ``endpoint.reasks`` times;
+    the last answer is kept. Keys are read in this process (see ``key_of``); without a key the first request is
     ``stopped``, unsent.
     """
     source = iter(requests)
@@ -102,7 +102,7 @@ def outcomes(
                 grace_ends = math.inf
             wait_s = max(0.0, min(yielded_at + tick_s, grace_ends) - now)
             if pulling and run.calls < most_calls:
-                # One request for each look at what is finished: a slow source holds back neither outcomes nor ticks.
+                # Pull one request between two polls for outcomes: a slow source then delays neither outcomes nor ticks.
                 wait_s, pulled = 0.0, next(source, None)
                 if pulled is not None:
                     run.start(pulled)
@@ -125,18 +125,18 @@ def outcomes(
 
 
 class _Runtime:
-    """A process's one event loop, on a thread of its own, and its connections."""
+    """The event loop of the process, on its own thread, and its connections."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._transports: dict[tuple[str | None, ...], Transport] = {}
-        # How addresses give vectors, by their URL and model, as far as they have given some or refused another way.
+        # The encoding of vectors by URL and model, for addresses that have sent vectors or refused an encoding.
         self.encodings: dict[tuple[str, str], VectorEncoding] = {}
         threading.Thread(target=self.loop.run_forever, name="personahub-llm", daemon=True).start()
         atexit.register(self._close, os.getpid())
 
     def transport(self, endpoint: Endpoint, address: Address) -> Transport:
-        """The connections to an address, on the loop; kept from run to run while the environment stays the same."""
+        """The connections to an address; reused by later runs while the environment stays the same."""
         way = (endpoint.transport, address.base_url, proxy_for(address.base_url), *map(os.environ.get, CA_VARIABLES))
         if way not in self._transports:
             self._transports[way] = connect(endpoint.transport, address.base_url)
@@ -152,7 +152,7 @@ class _Runtime:
                 asyncio.run_coroutine_threadsafe(close(), self.loop).result(timeout=_CLOSE_S)
 
 
-# By process id: a fork has no thread of its parent's, and must not touch, nor finalise, its parent's connections.
+# By process id: a fork does not have its parent's threads, and must not use or close its parent's connections.
 _runtimes: dict[int, _Runtime] = {}
 _runtimes_lock = threading.Lock()
 
@@ -165,7 +165,7 @@ def _runtime() -> _Runtime:
 
 
 class _Run:
-    """The calls of one ``outcomes``: started and cancelled from its thread, made on the loop's."""
+    """The calls of one ``outcomes``: started and cancelled from the caller's thread, made on the loop's thread."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class _Run:
         price: Price | None,
         place: GatePlace | None,
     ) -> None:
-        self.calls = 0  # begun, and not known to be over
+        self.calls = 0  # begun, and not reported as over
         self.stopping = asyncio.Event()
         self.stopped_by: Failure | None = None
         self._loop = runtime.loop
@@ -191,7 +191,7 @@ class _Run:
         self._rng = Random()
         self._pack = Pack()
         self._tasks: set[asyncio.Task[None]] = set()
-        # From thread to thread: rows whose call is to begin; outcomes, and None where a call is over.
+        # Between the threads: rows whose call shall begin; outcomes, and None when a call is over.
         self._beginning: deque[list[Row]] = deque()
         self._begins_soon = False
         self._telling: list[Outcome | None] = []
@@ -202,7 +202,7 @@ class _Run:
     # --- on the caller's thread
 
     def start(self, request: Request | StoredRequest) -> None:
-        """Begin one request; PersonaHubError when it has no key, for then it has no outcome either."""
+        """Begin one request; PersonaHubError if it has no key, since it can have no outcome then."""
         row = Row(request)
         try:
             row.read()
@@ -220,13 +220,13 @@ class _Run:
             self.start_pack()
 
     def start_pack(self) -> None:
-        """Begin the call for the inputs that wait for more of them."""
+        """Begin the call for the inputs that were waiting to share one."""
         if self._pack.rows:
             self._begin(self._pack.rows)
             self._pack = Pack()
 
     def next_finished(self, wait_s: float) -> Outcome | None:
-        """An outcome that is there within ``wait_s``; None when there is none."""
+        """An outcome that arrives within ``wait_s``; None if there is none."""
         if not self._ready:
             try:
                 self._ready.extend(self._finished.get(block=wait_s > 0, timeout=wait_s))
@@ -240,7 +240,7 @@ class _Run:
         return None
 
     def cancel(self) -> None:
-        """End every call under way; what has no answer yet is ``deferred``."""
+        """End every call under way; rows without an answer are ``deferred``."""
         self._loop.call_soon_threadsafe(self._cancel)
 
     def close(self) -> None:
@@ -292,7 +292,7 @@ class _Run:
             self._refused(Failure("run", "unusable_environment", str(error)))
 
     async def _watch(self) -> None:
-        """Stop when the gate ends the run, though no call may ask it for leave just then."""
+        """Stop when the gate ends the run, even if no call is waiting for admission."""
         while self._gate.ended is None:
             await asyncio.sleep(_WATCH_S)
         self._refused(self._gate.ended)
@@ -317,7 +317,7 @@ class _Run:
             self._gate.close()
 
     def _tell(self, item: Outcome | None) -> None:
-        """Hand over to the caller's thread; what finishes in one turn of the loop goes together."""
+        """Hand outcomes to the caller's thread, all of one turn of the loop at once."""
         if not self._telling:
             self._loop.call_soon(self._tell_all)
         self._telling.append(item)
@@ -327,7 +327,7 @@ class _Run:
         self._finished.put(telling)
 
     async def _ask(self, rows: list[Row]) -> None:
-        """Bring the rows of one call to their outcomes, whatever happens."""
+        """Run one call until all its rows have an outcome, whatever happens."""
         try:
             if self._shut is not None:
                 raise self._refused(self._shut)
@@ -341,7 +341,7 @@ class _Run:
         self._tell(None)
 
     async def _complete(self, row: Row) -> None:
-        """Ask for one answer, and again while it is not the JSON that was asked for."""
+        """Ask for one answer, and again while it is not the requested JSON."""
         request = row.request
         check = check_for(request.response_format)
         call = self._call([row], "/chat/completions", request.body, request.max_output_tokens)
@@ -352,7 +352,7 @@ class _Run:
             except (UnansweredError, asyncio.CancelledError):
                 if answer is None:
                     raise
-                break  # an answer that was shown its fault is paid for: it is kept
+                break  # the faulty answer was paid for, so it is kept
             answer = reply, answer_class(reply, request)
             fault = check.fault(reply.text) if check and answer[1] == "ok" and reply.text is not None else None
             if fault is None:
@@ -371,10 +371,10 @@ class _Run:
         encoding: VectorEncoding = "base64",
         dimensions: int | None = None,
     ) -> None:
-        """Ask for the vectors of several inputs at once; one that spoils it for all is found by halving.
+        """Ask for the vectors of several inputs at once; an input that fails the whole call is found by halving.
 
-        ``encoding`` is how addresses are asked that have not given any vector yet, ``dimensions`` how many a vector
-        must have, where the request does not say.
+        ``encoding`` is for addresses that have not sent vectors yet. ``dimensions`` is the required length of vectors
+        if the request does not set it.
         """
         requests = [row.request for row in rows]
         call = self._call(rows, "/embeddings", partial(embeddings_body, requests), 0, patience)
@@ -411,9 +411,9 @@ class _Run:
         await self._embed(rows[middle:], patience=1, encoding=encoding)
 
     def _other_encoding(self, call: Call, failure: Failure) -> VectorEncoding | None:
-        """How else to ask the address of ``call``, which may have refused the encoding without a word of that.
+        """The next encoding for the address of ``call``, which may have refused this one without naming it.
 
-        None where it gave vectors before. An error of the server is often an outage, so that it is told less.
+        None if the address has sent vectors before. A server error is often an outage, so it counts only for base64.
         """
         if call.target is None or call.target.way in self._encodings:
             return None
@@ -427,13 +427,13 @@ class _Run:
         return Call(rows, path, body, max_output_tokens, self._price, deadline, patience, next(self._numbers))
 
     async def _reply(self, call: Call, read: _Reader[_R]) -> _R:
-        """What the endpoint replies to ``call``, in as many attempts as it takes; UnansweredError when it does not."""
+        """The endpoint's reply to ``call``, in as many attempts as needed; UnansweredError if there is none."""
         while True:
             permit = await self._admitted(call)
             target = self._targets[permit.address]
             usage: Usage | None = None
             was_billed = refuses_encoding = False
-            failure: Failure | None = _STOPPED  # which it is when it gets cancelled
+            failure: Failure | None = _STOPPED  # if it is cancelled
             call.begin_attempt(target, answers=self._successes)
             encoding = self._encodings.get(target.way, call.encoding)
             successes, calls = self._successes, self._slots.busy
@@ -444,7 +444,7 @@ class _Run:
                     raw = await target.transport.post(call.path, body, target.key)
                 reply = read(raw, secret=target.secret)
                 usage, failure, was_billed = reply.usage, None, True
-            except Exception as error:  # whatever one attempt raises is a value
+            except Exception as error:  # any error of an attempt becomes a Failure
                 failure = classify(error, self._endpoint, target.address, secret=target.secret)
                 refuses_encoding = call.is_for_vectors and is_about_encoding(error)
                 if isinstance(error, BadReplyError):
@@ -474,7 +474,7 @@ class _Run:
             await self._next_attempt(call, permit, failure, was_billed=was_billed)
 
     async def _admitted(self, call: Call) -> Permit:
-        """Leave to call. What that takes is no time of the request's."""
+        """Wait for admission. The wait does not count against the request's deadline."""
         asked_at = time.monotonic()
         await self._slots.enter()
         try:
@@ -490,9 +490,9 @@ class _Run:
         return permit
 
     async def _next_attempt(self, call: Call, permit: Permit, failure: Failure, *, was_billed: bool) -> None:
-        """Return when ``call`` may try again; UnansweredError when it should not."""
+        """Return when ``call`` may try again; UnansweredError if it should not."""
         if failure.kind == "run":
-            # The gate gives up this address; whether there is another shows when leave is asked for again.
+            # The gate drops this address; the next admission shows whether there is another one.
             call.refusals += 1
             if call.refusals > len(self._targets):
                 raise self._refused(failure)
@@ -501,17 +501,17 @@ class _Run:
         if fails_alone and self._other_encoding(call, failure) is not None:
             raise UnansweredError("deferred", failure, is_divisible=True)
         if permit.probe and failure.kind == "retry" and not was_billed:
-            call.tries -= 1  # the address was known to be out of order: no attempt of the request's
+            call.tries -= 1  # the address was known to be down, so this does not count as an attempt
             call.probes += 1
             if call.probes == MAX_PROBES:
                 raise UnansweredError("deferred", failure)
             return
         pause_s = backoff_s(call.tries, None, self._rng, now=0.0) or 0.0
         if failure.error_class in OUTAGE:
-            # By then it is known whether there is an outage to sit out.
+            # By then the gate knows whether there is an outage to wait for.
             pause_s = max(pause_s, min(2 * Breaker.GRACE_S, call.left_s() / 3))
         if asked_s(failure.retry_after, time.time()) is not None:
-            pause_s = 0.0  # the gate knows when that address may be asked again; another one may be asked now
+            pause_s = 0.0  # the gate makes this address wait; another one may be called now
         is_last = call.tries >= self._endpoint.max_attempts or pause_s >= call.left_s()
         end = call.end_after(
             failure, was_billed=was_billed, paused_s=self._gate.paused_s, answers=self._successes, is_last=is_last
@@ -562,7 +562,7 @@ class _Run:
 
 
 class _Slots:
-    """As many calls at once as the endpoint takes; those that wait go in the order they came."""
+    """Limits the calls at once to what the endpoint takes; waiting calls go first in, first out."""
 
     def __init__(self, ceiling: int, *, one_first: bool) -> None:
         self.busy = 0
@@ -580,20 +580,20 @@ class _Slots:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn  # whoever made it also took the slot
+            await turn  # set by _go_on, which also took the slot
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.leave()
             raise
 
     def abolish(self) -> None:
-        """Let all who wait go on; how many they are no longer matters."""
+        """Let all waiting calls go on, without a limit."""
         self._concurrency = Concurrency(sys.maxsize)
         self._go_on()
 
     def leave(self, permit: Permit | None = None, failure: Failure | None = None, *, answers: int = 0) -> None:
-        """Give the slot up, with what became of the call that was made in it, if one was, and how many others were
-        answered meanwhile."""
+        """Release the slot. ``permit`` and ``failure``: of the call made in it, if any; ``answers``: how many other
+        calls were answered meanwhile."""
         if permit is not None and failure is not None and failure.error_class == "rate_limited":
             self._concurrency.refused(began=permit.began, now=time.monotonic())
         elif permit is not None and failure is not None and failure.error_class == "timeout":
@@ -612,7 +612,7 @@ class _Slots:
 
 
 def key_of(address: Address) -> str | None:
-    """The key of an address, None where it needs none; NotAdmitted when it cannot be had."""
+    """The key of an address, None if it needs none; NotAdmitted if the key cannot be read."""
     if address.key_variable is not None:
         key = os.environ.get(address.key_variable, "")
     elif address.api_key_file is not None:

@@ -1,4 +1,4 @@
-"""What an answer cost, and what many did."""
+"""The cost of one answer, and of many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from personahub_spark.settings.models import Price
 
 
 def cost_microusd(usage: Usage | None, price: Price | None) -> Decimal | None:
-    """Exact micro-dollars with six decimals, cached input at its own price; None, never zero, where unknown.
+    """Exact micro-dollars with six decimals, cached input at its own price; None, never zero, if unknown.
 
     A price is dollars per million tokens, so tokens times price are micro-dollars.
     """
@@ -27,9 +27,9 @@ def cost_microusd(usage: Usage | None, price: Price | None) -> Decimal | None:
 
 
 def dearest_microusd(input_bytes: int, max_output_tokens: int | None, price: Price | None) -> Decimal | None:
-    """The most that a call can cost; None where its output has no limit, or the price is unknown.
+    """The maximum cost of a call; None if its output has no limit, or the price is unknown.
 
-    No tokenizer makes more tokens of a text than it has bytes, and the body of a call has more than its texts.
+    The bytes of the body bound the input tokens: no tokenizer makes more tokens of a text than it has bytes.
     """
     if price is None or max_output_tokens is None:
         return None
@@ -50,10 +50,10 @@ def shared_cost(cost: Decimal, weights: Sequence[int]) -> list[Decimal]:
 
 @dataclass(frozen=True)
 class Spend:
-    """Requests that got an outcome, and what they took; ``cost_microusd`` is None when some of it is unknown.
+    """The number of requests with an outcome, and their usage; ``cost_microusd`` is None if some of it is unknown.
 
-    ``limit_share`` is the part of the endpoint's limit (requests or tokens a minute, whichever is nearer) that was used
-    while they were asked, the highest where there were several stretches; None where no limit is set.
+    ``limit_share`` is the used part of the endpoint's limit (requests or tokens a minute, whichever is nearer) while
+    they were asked, the highest of several stretches; None if no limit is set.
     """
 
     requests: int = 0
@@ -75,6 +75,6 @@ class Spend:
 
 @dataclass
 class Purse:
-    """What a run was seen to spend against its cap, in micro-dollars, calls without a row in the ledger included."""
+    """What a run has spent of its cap, in micro-dollars, including calls without a row in the ledger."""
 
     spent: Decimal = Decimal(0)

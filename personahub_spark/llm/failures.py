@@ -1,4 +1,4 @@
-"""What a call that brought no answer means for the request and for the run."""
+"""Classifies the error of a call: what it means for the request and for the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from personahub_spark.text import one_line
 
 MAX_MESSAGE = 300
 
-# Keys, and what stands before the @ of an address.
+# Keys, and credentials before the @ of an address.
 _KEYS = re.compile(r"\bbearer\s+[^\s\"',;]+|\bsk-[\w*.-]{4,}|(?<=://)[^\s/@]+(?=@)", re.IGNORECASE)
 
 _QUOTA_CODES = {"insufficient_quota", "insufficient_user_quota", "billing_hard_limit_reached", "billing_not_active"}
@@ -43,7 +43,7 @@ class Failure:
 
 
 class StatusError(Exception):
-    """A reply with another status than 200; ``body`` are its bytes, ``retry_after`` is that header."""
+    """A reply with a status other than 200; ``body`` are its bytes, ``retry_after`` is that header."""
 
     def __init__(self, status: int, body: bytes, retry_after: str | None = None) -> None:
         super().__init__(f"status {status}")
@@ -57,13 +57,13 @@ class UnreachableError(Exception):
 
 
 class ReplyTooLargeError(Exception):
-    """The reply is longer than we read."""
+    """The reply is longer than the limit."""
 
 
 def classify(
     error: Exception, endpoint: Endpoint, address: Address | None = None, *, secret: str | None = None
 ) -> Failure:
-    """What ``error``, raised by one call to ``address`` of ``endpoint`` (None: its first), means.
+    """The Failure for ``error``, raised by one call to ``address`` of ``endpoint`` (None: its first).
 
     ``secret`` is the key that must not appear in the message.
     """
@@ -79,7 +79,7 @@ def classify(
 
 
 def is_about_encoding(error: Exception) -> bool:
-    """Whether ``error``, of a call for vectors, says that the endpoint does not give them as they were asked for."""
+    """Whether ``error``, of a call for vectors, is about the requested encoding."""
     if isinstance(error, StatusError):
         is_of_request = error.status in (400, 404, 405, 415, 422) or error.status >= 500
         return is_of_request and _ENCODING.search(error.body[:_LONGEST_MESSAGE].decode(errors="replace")) is not None
@@ -89,7 +89,7 @@ def is_about_encoding(error: Exception) -> bool:
 
 
 def missing_key(address: Address) -> Failure:
-    """What should hold the key of ``address`` holds none that could be sent."""
+    """The Failure if the place of ``address``'s key holds no usable key."""
     if address.api_key_file is not None:
         beginning = f"the file {address.api_key_file} holds no usable key where the calls are made; put it there on "
     elif address.api_key_credential is not None:
@@ -102,7 +102,7 @@ def missing_key(address: Address) -> Failure:
 
 
 def _status_within(error: BadReplyError) -> int | None:
-    """Some routers answer 200 and put the status of whom they asked into the body; not where an answer had begun."""
+    """The status in the body of a 200: some routers put the upstream status there if no answer had begun."""
     if isinstance(error, BrokenOffError) or not isinstance(error.error, dict):
         return None
     status = whole_number(error.error.get("code"))
@@ -139,7 +139,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def of_status(status: int, body: object, endpoint: Endpoint, address: Address) -> Failure:
-    """What a reply with another status than 200 means; ``body`` is the error object in it, or what it holds instead."""
+    """The Failure for a reply with a status other than 200; ``body`` is its error object, or its whole content."""
     message = _message_of(body)
     low = message.lower()
     codes = {str(body.get(name)).lower() for name in ("code", "type")} if isinstance(body, dict) else set()
@@ -188,7 +188,7 @@ def _error_object(raw: bytes) -> object:
 
 
 def _message_of(body: object) -> str:
-    """The endpoint's own words in an error body of any of the shapes in use."""
+    """The endpoint's message in an error body of any common shape."""
     if isinstance(body, dict):
         return next((str(body[name]) for name in ("message", "error", "detail") if body.get(name)), "")
     return "" if body is None else str(body)

@@ -1,4 +1,4 @@
-"""What a finish reason means: servers use many names for few things, and only known names mean that a text is whole."""
+"""The meaning of finish reasons: servers use many names for few things. Only known names mean a complete text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Ending = Literal["complete", "tool_call", "cut_off", "filtered", "refusal", "fault"]
 
-# All that says that the model came to an end by itself. Some servers send no reason at all.
+# Names for an answer that the model ended itself. Some servers send no reason at all.
 _COMPLETE = {
     *("stop", "stopped", "stop_sequence", "stop_sequence_reached", "stop_string", "stop_string_found", "stop_token"),
     *("stop_word", "stop_criteria_met", "end", "ended", "end_turn", "end_of_text", "end_of_sequence", "end_of_turn"),
@@ -28,11 +28,11 @@ _FAULT = {
     *("insufficient", "timeout", "unavailable", "overloaded", "exhausted", "disconnect", "disconnected", "interrupted"),
     *("preempted", "preemption", "crash", "crashed", "shutdown", "unloaded", "network", "rate"),
 }
-# A limit that is told as an error, and a tool call that could not be written: asked again, they would end so again.
+# A limit reported as an error, and a tool call that could not be written: asking again would end the same way.
 _LIMIT = {"limit", "length", "tokens", "malformed"}
-# Names that some servers write where others write nothing.
+# Names that some servers send instead of no reason.
 _UNSAID = {"", "null", "none"}
-# From good to bad: where a stream names several reasons, the worst is the one that counts.
+# From good to bad: if a stream names several reasons, the worst one counts.
 _RANKS: tuple[Ending, ...] = ("complete", "tool_call", "cut_off", "refusal", "filtered", "fault")
 _LONGEST_REASON = 100
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -40,7 +40,7 @@ _PREFIX = re.compile(r"\A(?:finish|stop)_?reason_")
 
 
 def told_reason(choice: Mapping[str, Any]) -> str | None:
-    """The finish reason of a choice as text, None where it says none; some servers put its name into an object."""
+    """The finish reason of a choice as text, None without one; some servers put its name into an object."""
     for name in ("finish_reason", "finishReason"):
         reason = choice.get(name)
         if isinstance(reason, dict):
@@ -53,7 +53,7 @@ def told_reason(choice: Mapping[str, Any]) -> str | None:
 
 
 def worst(reason: str | None, other: str) -> str:
-    """Which of two reasons of one answer counts; ``reason`` where they mean the same."""
+    """Which of two reasons of one answer counts; ``reason`` if they mean the same."""
     if reason is None:
         return other
     return max(reason, other, key=lambda name: _RANKS.index(ending(name)))
@@ -61,10 +61,10 @@ def worst(reason: str | None, other: str) -> str:
 
 @lru_cache(maxsize=1024)
 def ending(finish_reason: str | None) -> Ending:
-    """How an answer ended, by the name its server gave to that, in any case and spelling.
+    """How an answer ended, by the server's finish reason in any case and spelling.
 
-    ``complete``, also where no name was given: the text is whole. ``fault``: something of the server's broke off. A
-    name that is not known is ``cut_off``, since nobody says that the text is whole.
+    ``complete``, also without a reason: the text is complete. ``fault``: the server broke off. An unknown reason is
+    ``cut_off``, since the text may be incomplete.
     """
     if finish_reason is None or finish_reason.strip().lower() in _UNSAID:
         return "complete"
@@ -85,5 +85,5 @@ def ending(finish_reason: str | None) -> Ending:
 
 
 def may_be_cut(finish_reason: str | None) -> bool:
-    """Whether the text may be only the beginning of an answer."""
+    """Whether the text may be incomplete."""
     return ending(finish_reason) in ("cut_off", "fault")

@@ -55,12 +55,12 @@ from personahub_spark.settings.models import Endpoint, Price
 
 log = logging.getLogger(__name__)
 
-# Long enough for everything one task has in flight; a line that is longer comes from no task of ours.
+# Enough for everything that one task has in flight; a longer line cannot come from a task.
 MAX_LINE = 1 << 20
-# Free calls are told of together; the breaker waits longer than this for successes.
+# Free calls are reported together; the breaker waits longer than this for successes.
 REPORT_S = 0.1
 HANDSHAKE_S = 10.0
-# Tasks of a program that is told to end have so long to write down what they have, and calls under way to come back.
+# When the program is told to end, tasks have this long to write their answers, and calls under way to finish.
 ENDED_S = 1.5
 
 _GATE_LOST = Failure("retry", "gate_lost", "the run's gate on the driver cannot be reached, so no call can be admitted")
@@ -71,7 +71,7 @@ _Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class GatePlace:
-    """Where a task finds the gate of its run, and what lets it in. It is pickled into tasks; its token is a secret."""
+    """The address of a run's gate, and the secret token that admits a task. It is pickled into tasks."""
 
     host: str
     port: int
@@ -80,10 +80,10 @@ class GatePlace:
 
 @dataclass(frozen=True)
 class Permit:
-    """Leave to make one call at ``endpoint.addresses[address]``; hand it back with ``GateClient.settle``.
+    """The permission for one call at ``endpoint.addresses[address]``; return it with ``GateClient.settle``.
 
-    ``probe``: the address is closed, and this call finds out whether it works again; its failure is no attempt of
-    the row. ``number`` is 0 where the gate keeps no account of single calls. ``began`` is ``time.monotonic()``.
+    ``probe``: the address is closed, and this call tests whether it works again; its failure does not count as an
+    attempt of the row. ``number`` is 0 if the gate does not track single calls. ``began`` is ``time.monotonic()``.
     """
 
     address: int
@@ -93,7 +93,7 @@ class Permit:
     began: float
 
 
-class NotAdmitted(Exception):  # noqa: N818 - no error of ours: a value that ends one request
+class NotAdmitted(Exception):  # noqa: N818 - not an error of the package: it ends one request
     """The call must not be made; ``failure`` says why: kind ``run`` ends the run, ``retry`` puts this request off."""
 
     def __init__(self, failure: Failure) -> None:
@@ -103,9 +103,8 @@ class NotAdmitted(Exception):  # noqa: N818 - no error of ours: a value that end
 
 @dataclass(frozen=True)
 class Passed:
-    """What passed a gate so far. ``spent_microusd`` counts calls of unknown cost (a task was lost, a call timed out) as
-    the most that they can have cost; ``timeouts`` are attempts without a reply in time, ``retries`` second attempts and
-    later ones."""
+    """Counts of a gate so far. ``spent_microusd`` counts calls of unknown cost (a task was lost, a call timed out) at
+    their maximum; ``timeouts`` are attempts without a reply in time, ``retries`` second and later attempts."""
 
     admitted: int
     tokens: int
@@ -118,8 +117,8 @@ class Passed:
 class Gate:
     """The gate of one run, on the driver: a TCP server on a thread of its own while the context lasts.
 
-    ``place`` is there once the context is entered. Raises PersonaHubError when there is a cap but no price (such calls
-    cannot be bounded), and on entry when ``host`` is no address of this machine.
+    ``place`` exists once the context is entered. Raises PersonaHubError if there is a cap but no price (the cost of
+    such calls cannot be bounded), and on entry if ``host`` is not an address of this machine.
     """
 
     place: GatePlace
@@ -183,14 +182,14 @@ class Gate:
 
     @property
     def passed(self) -> Passed:
-        """What passed the gate so far; also after the context has ended."""
+        """The gate's counts so far; also after the context has ended."""
         admission = self._admission
         return Passed(
             admission.admitted, admission.tokens, admission.timeouts, admission.retries, admission.budget.spent
         )
 
     def stop(self, reason: str) -> None:
-        """End the run from outside: every task stops within a second, with ``reason``."""
+        """End the run: every task stops within a second, with ``reason``."""
         self._on_loop(lambda: self._hub.stop(Failure("run", "run_stopped", reason)))
 
     def _on_loop(self, act: Callable[[], _T]) -> _T:
@@ -224,14 +223,14 @@ class GateClient:
         self._outbox: _Message = {}
         self._free = _FreeCalls()
         self._flush_soon = False
-        self._untold_failure = False  # the gate is asked with it, for it may decide otherwise
+        self._untold_failure = False  # the next call asks the gate, since the failure may change its decision
         self._report_later: asyncio.TimerHandle | None = None
         self._paused_s = 0.0
         self._held_since: float | None = None
 
     @classmethod
     async def open(cls, place: GatePlace | None, endpoint: Endpoint) -> GateClient:
-        """A client of the gate at ``place``, or of one of its own inside this process; NotAdmitted if unreachable."""
+        """A client of the gate at ``place``, or of its own gate in this process; NotAdmitted if unreachable."""
         loop = asyncio.get_running_loop()
         client = cls(endpoint, loop)
         if place is None:
@@ -250,16 +249,16 @@ class GateClient:
 
     @property
     def paused_s(self) -> float:
-        """How long nothing could be admitted because no address was open, so far: deadlines are extended by it."""
+        """The time so far in which no address was open; deadlines are extended by it."""
         return self._paused_s + (0.0 if self._held_since is None else time.monotonic() - self._held_since)
 
     @property
     def ended(self) -> Failure | None:
-        """Why no further call of the run is admitted; None while calls are."""
+        """Why no further call of the run is admitted; None while calls are admitted."""
         return self._outlook.final
 
     async def admit(self, *, tokens: int, dearest_microusd: Decimal | None) -> Permit:
-        """Leave for one call of about ``tokens`` tokens that costs at most ``dearest_microusd``; waits as needed.
+        """A permit for one call of about ``tokens`` tokens that costs at most ``dearest_microusd``; waits as needed.
 
         May be cancelled. Raises NotAdmitted.
         """
@@ -281,19 +280,19 @@ class GateClient:
             self._waiting.pop(number, None)
             self._say("drop", number)
             if answered.done() and not answered.cancelled():
-                answered.exception()  # seen, so that nobody is told of it
+                answered.exception()  # read, so that asyncio does not log it
             raise
 
     def settle(
         self, permit: Permit, *, tokens: int | None, cost_microusd: Decimal | None, failure: Failure | None
     ) -> None:
-        """Say what became of a call: what it used (None: unknown), and its failure (None: it succeeded).
+        """Report the end of a call: what it used (None: unknown), and its failure (None: it succeeded).
 
         Every permit is settled once, also when its call was cancelled. Never blocks.
         """
         self._untold_failure |= failure is not None
         if failure is not None and failure.kind == "run":
-            # The gate will say so to everybody; no call of this task goes there in the meantime.
+            # The gate will tell all tasks; until then no call of this task goes to that address.
             self._open_addresses = [k for k in self._open_addresses if k != permit.address]
             self._outlook = replace(self._outlook, free=self._outlook.free and bool(self._open_addresses))
         if permit.number:
@@ -308,12 +307,12 @@ class GateClient:
             self._report_later = self._loop.call_later(REPORT_S, self._flush)
 
     def retry(self) -> None:
-        """Say that a request goes on to another attempt."""
+        """Report that a request goes on to another attempt."""
         self._outbox["retries"] = self._outbox.get("retries", 0) + 1
         self._flush_in_this_round()
 
     def close(self) -> None:
-        """Leave; calls that were not settled count as billed."""
+        """Leave the gate; calls that were not settled count as billed."""
         self._flush()
         if self._report_later is not None:
             self._report_later.cancel()
@@ -373,7 +372,7 @@ class GateClient:
             self._held_since = None
 
     def _lose(self) -> None:
-        """The gate is gone: nothing is admitted any more."""
+        """The connection to the gate is lost: nothing is admitted any more."""
         self._outlook = Outlook(free=False, held=False, lost=frozenset(), final=_GATE_LOST, affordable=None)
         for answered, _ in self._waiting.values():
             if not answered.done():
@@ -382,7 +381,7 @@ class GateClient:
 
 
 class _FreeCalls:
-    """What became of calls that were made without asking, until the gate is told."""
+    """Results of calls that were made without asking, until they are reported to the gate."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -413,7 +412,7 @@ class _FreeCalls:
 
 
 class _Hub:
-    """An Admission with a clock: hears its members, answers them, and looks again when it is time."""
+    """An Admission with a clock and members: it reads their messages, and answers when their time has come."""
 
     def __init__(self, admission: Admission, loop: asyncio.AbstractEventLoop) -> None:
         self._admission = admission
@@ -425,20 +424,20 @@ class _Hub:
         self._timer: asyncio.TimerHandle | None = None
 
     def join(self, send: Callable[[_Message], None]) -> int:
-        """A new member, to whom messages go by ``send``; the first says how things are."""
+        """Add a member, which gets messages by ``send``; the first one is the current outlook."""
         member = next(self._ids)
         self._members[member] = send
         send({"outlook": _outlook_message(self._admission.outlook(self._loop.time()))})
         return member
 
     def leave(self, member: int) -> None:
-        """The member is gone, in whatever way."""
+        """Remove a member that has left or was lost."""
         self._members.pop(member, None)
         self._admission.leave(member)
         self._act()
 
     def receive(self, member: int, message: _Message) -> None:
-        """What a member says. Raises what comes of reading a message that is none of ours."""
+        """Take a message of a member. Raises any error of reading a malformed message."""
         now = self._loop.time()
         for number, tokens, dearest in message.get("ask", ()):
             self._admission.ask(member, int(number), tokens=int(tokens), dearest=_money(dearest))
@@ -474,7 +473,7 @@ class _Hub:
             self._admission.hear_failure(address, failure, _asked_s(failure), began=now - age_s, now=now)
 
     def _act(self) -> None:
-        """Answer and tell what can be said now, and set the timer."""
+        """Send the answers and the outlook that are due now, and set the timer."""
         now = self._loop.time()
         messages: dict[int, _Message] = {}
         for answer in self._admission.decide(now):
@@ -517,7 +516,7 @@ class _Hub:
 
 
 class _Link(Protocol):
-    """The way from a client to its gate."""
+    """The connection from a client to its gate."""
 
     def send(self, message: _Message) -> None: ...
     def close(self) -> None: ...
@@ -538,7 +537,7 @@ class _LocalLink:
 
 
 class _Lines(asyncio.Protocol):
-    """A connection that carries one JSON object a line; one that breaks this, or begins too long a line, is closed."""
+    """A connection with one JSON object a line; it is closed if a line is malformed or too long."""
 
     max_line = MAX_LINE
     _transport: asyncio.Transport | None = None
@@ -557,7 +556,7 @@ class _Lines(asyncio.Protocol):
             self._transport.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
     def close(self) -> None:
-        """Close when what was sent is written."""
+        """Close after the sent lines are written."""
         if self._transport is not None:
             self._transport.close()
 
@@ -588,7 +587,7 @@ class _Lines(asyncio.Protocol):
 
 
 class _TaskConnection(_Lines):
-    """The gate's end: lets a task in when it knows the token."""
+    """The gate's end: admits a task that knows the token."""
 
     max_line = 1024
 
@@ -626,7 +625,7 @@ class _TaskConnection(_Lines):
 
 
 class _GateConnection(_Lines):
-    """The task's end; ``welcomed`` once the gate has let the task in."""
+    """The task's end; ``welcomed`` is set once the gate has admitted the task."""
 
     def __init__(
         self,
@@ -660,7 +659,7 @@ def _signed(token: str, nonce: str) -> str:
 
 
 def _packed(failure: Failure | None, *, whole: bool = False) -> list[str | None] | None:
-    """A failure as it travels; what one call was told matters to the gate only where it ends the run."""
+    """A failure as JSON; its message matters to the gate only if it ends the run."""
     if failure is None:
         return None
     message = failure.message if whole or failure.kind == "run" else ""
@@ -689,7 +688,7 @@ def _asked_s(failure: Failure | None) -> float | None:
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Let a peer be missed that vanished without a word: within about half a minute, where the system can."""
+    """Detect a peer that vanished without closing, within about half a minute, if the system can."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):

@@ -1,7 +1,7 @@
-"""When a call may be made, and how long to wait before asking again: decisions only, no clock and no sleep.
+"""Decides when a call may be made, and how long to wait before a retry. There is no clock and no sleep here.
 
-Times are seconds of one clock that only goes forward, passed in as ``now``. :class:`Admission` is all of it together,
-for one endpoint and all its tasks; the other classes decide one thing each.
+Times are seconds of one monotonic clock, passed in as ``now``. :class:`Admission` combines everything for one endpoint
+and all its tasks; the other classes decide one thing each.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from personahub_spark.settings.models import Address, Endpoint, Price
 BASE_S = 0.5
 CAP_S = 60.0
 
-# Failures of an address, not of what it was asked.
+# Failures of an address, not of a request.
 OUTAGE = {"connection", "server_error", "timeout"}
-# Failures that only an address which works can bring about; busy is not broken.
+# Failures that only a working address can produce: it is busy, not broken.
 _REPLIED = {
     *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
     *("reply_too_large", "bad_vector", "broken_off"),
 }
-# Failures that say that no answer was written. Any other may have been billed without our knowing.
+# Failures after which no answer was written. After any other the call may have been billed.
 UNBILLED = {
     *("rate_limited", "conflict", "bad_request", "too_large", "context_length", "content_filter"),
     *("connection", "server_error", "unusable_request"),
@@ -39,21 +39,21 @@ UNBILLED = {
 def backoff_s(attempt: int, retry_after: str | None, rng: Random, *, now: float) -> float | None:
     """Seconds to wait after failed attempt number ``attempt`` (from 1); None: too long to wait, defer the request.
 
-    Without ``retry_after`` (the header: seconds, or an HTTP date) it is exponential with full jitter, at most
-    ``CAP_S``. With it, the wait is never shorter than asked; more than ``CAP_S`` is deferred. A header that cannot be
-    read is no header. ``now`` is Unix time in seconds.
+    Without ``retry_after`` (the header: seconds, or an HTTP date) the wait is exponential with full jitter, at most
+    ``CAP_S``. With it, the wait is never shorter than the header says; more than ``CAP_S`` is deferred. An unreadable
+    header counts as none. ``now`` is Unix time in seconds.
     """
     wait_s = asked_s(retry_after, now)
     if wait_s is None:
         return rng.uniform(0, min(CAP_S, BASE_S * 2.0 ** min(attempt - 1, 30)))
     if wait_s > CAP_S:
         return None
-    # Everybody who was refused in the same second would otherwise come back in the same second.
+    # Without jitter, all calls refused in one second would come back in one second.
     return wait_s + rng.uniform(0, BASE_S)
 
 
 def asked_s(retry_after: str | None, now: float) -> float | None:
-    """Seconds that a Retry-After header asks for, None where it is absent or unreadable; ``now`` is Unix time."""
+    """Seconds that a Retry-After header asks for, None if it is absent or unreadable; ``now`` is Unix time."""
     if retry_after is None:
         return None
     try:
@@ -70,10 +70,10 @@ def asked_s(retry_after: str | None, now: float) -> float | None:
 
 
 class Concurrency:
-    """How many calls one task has out at once: ``limit``, between 1 and ``ceiling``, where it begins.
+    """The ``limit`` of a task's concurrent calls: between 1 and ``ceiling``, where it begins.
 
-    It is halved by a refusal (429) and by a call that ran into its time limit while few were answered, at most once a
-    round trip; each round trip without one adds a fixed step. ``one_first``: until the first answer it is 1.
+    A refusal (429), or a call that timed out while few were answered, halves it, at most once a round trip; each round
+    trip without one adds a fixed step. ``one_first``: until the first answer it is 1.
     """
 
     def __init__(self, ceiling: int, *, one_first: bool = False) -> None:
@@ -94,16 +94,16 @@ class Concurrency:
         self._limit = min(float(self._ceiling), self._limit + self._step / self._limit)
 
     def refused(self, *, began: float, now: float) -> None:
-        """A call that began at ``began`` was refused; those that began before the last cut knew nothing of it."""
+        """A call that began at ``began`` was refused; calls that began before the last cut are ignored."""
         if began >= self._cut_at:
             self._limit = max(1.0, self._limit / 2)
             self._cut_at = now
 
     def timed_out(self, *, began: float, now: float, answers: int) -> None:
-        """A call that began at ``began`` had no reply in time, while ``answers`` others had theirs.
+        """A call that began at ``began`` timed out, while ``answers`` others were answered.
 
-        Where each place had some, it is that call. Else they are too many for the endpoint; without any, one at a time
-        shows whether it works at all.
+        With at least one answer for each slot, that call is at fault. With fewer, the calls are too many for the
+        endpoint; with none, one call at a time shows whether it works at all.
         """
         if answers < 2 * self.limit:
             if not answers and began >= self._cut_at:
@@ -112,13 +112,13 @@ class Concurrency:
 
 
 class Patience:
-    """How long one attempt at an address may take: far longer than at the rate at which it answered so far.
+    """The time limit of one attempt at an address: far longer than its measured rate of answers needs.
 
-    ``fixed_s``: always so long; None: as measured. Until the first answer no attempt has more than FIRST_MOST_S, so
-    that an address that never answers is found out in half an hour. After it the rate counts, but an answer of a few
-    tokens shows no rate, only how long any answer takes: no limit is more than MOST_TIMES the longest answer, until
-    calls run into it. The limit is there to find out about an address that hangs; what it must not do is to end what a
-    slow one is working on, for that begins again from nothing. Times are of the caller's clock.
+    ``fixed_s``: a fixed limit; None: a measured one. Until the first answer no attempt has more than FIRST_MOST_S, so
+    an address that never answers is detected in half an hour. After it the rate counts. A short answer shows only the
+    minimum time of any answer, not the rate, so no limit is more than MOST_TIMES the longest answer, until calls time
+    out. The limit shall detect an address that hangs; it must not end calls of a slow one, which would begin again from
+    the start. Times are of the caller's clock.
     """
 
     FIRST_S_PER_TOKEN = 0.2
@@ -126,11 +126,11 @@ class Patience:
     LEAST_S = 60.0
     MARGIN = 4.0
     MOST_TIMES = 20.0
-    # A token takes so many times as long to write as to read, about.
+    # A token takes about this many times as long to write as to read.
     WRITTEN = 8
     UNBOUNDED = 2048
     ROUNDS = 3
-    """So often in a row all calls ran into their limits, and the address is too slow."""
+    """After this many rounds in a row in which all calls timed out, the address is too slow."""
     _MEMORY = 32
 
     def __init__(self, fixed_s: float | None) -> None:
@@ -143,12 +143,12 @@ class Patience:
 
     @classmethod
     def work(cls, tokens_in: int, tokens_out: int | None) -> int:
-        """What is to be done for a call, in tokens read."""
+        """The work of a call, in tokens read."""
         return tokens_in + cls.WRITTEN * (cls.UNBOUNDED if tokens_out is None else tokens_out)
 
     def limit_s(self, work: int, *, most: int, timeouts: int) -> float:
-        """The limit of an attempt at ``work``, one of at most ``most`` at once, of a call that ran into its limit
-        ``timeouts`` times."""
+        """The limit of an attempt at ``work``, one of at most ``most`` at once, after ``timeouts`` timeouts of its
+        call."""
         if self._fixed_s is not None:
             return self._fixed_s
         doubled = 2.0 ** max(timeouts, self._rounds)
@@ -159,13 +159,13 @@ class Patience:
         return max(self.LEAST_S, min(self.MARGIN * pace * work, self.MOST_TIMES * longest_s)) * doubled
 
     def answered(self, work: int, *, calls: int, took_s: float) -> None:
-        """A call with ``work`` was answered, of ``calls`` at once."""
+        """A call with ``work`` was answered in ``took_s``, one of ``calls`` at once."""
         self._seen.append((took_s / max(1, work), took_s, max(1, calls)))
         self._rounds = 0
         self._waiting_for.clear()
 
     def timed_out(self, call: int, *, began: float, now: float) -> None:
-        """An attempt of ``call``, any number that tells calls apart, began at ``began`` and had no reply in time."""
+        """An attempt of ``call`` (its number) that began at ``began`` timed out."""
         self._waiting_for.add(call)
         if began >= self._round_ended:
             self._rounds += 1
@@ -173,7 +173,7 @@ class Patience:
 
     @property
     def is_at_end(self) -> bool:
-        """Whether there is no use in waiting any longer. A single call may be at fault, where others were answered."""
+        """Whether waiting longer is useless. If other calls were answered, a single call may be at fault."""
         several = len(self._waiting_for) > 1 or not self._seen
         return self._fixed_s is None and self._rounds >= self.ROUNDS and several
 
@@ -185,7 +185,7 @@ SLOW_ADVICE = (
 
 
 def too_slow(model: str, limit_s: float) -> Failure:
-    """An address did not answer in time in any of ROUNDS rounds of calls."""
+    """The Failure of an address that timed out in all of ROUNDS rounds of calls."""
     return Failure(
         "run",
         "too_slow",
@@ -196,9 +196,9 @@ def too_slow(model: str, limit_s: float) -> Failure:
 
 @dataclass(frozen=True)
 class Charge:
-    """What one call took of its address's limits: the ``tokens`` it was charged for.
+    """The ``tokens`` that one call was charged against its address's limits.
 
-    ``overfull``: its second may have had too many with it. ``began_with_room``: that second had some left before it.
+    ``overfull``: with it, its second may have had too many. ``began_with_room``: before it, that second had some left.
     """
 
     estimate: int
@@ -359,7 +359,7 @@ class Breaker:
     """Whether an address works: ``closed_since`` is None while it does.
 
     It closes when calls keep failing and none that began after the first of these failures has succeeded, and opens
-    with the first success of such a call. Successes are heard of a little late, so it takes ``GRACE_S`` to decide.
+    with the first success of such a call. Successes are reported a little late, so it decides after ``GRACE_S``.
     """
 
     FAILURES = 5
@@ -373,7 +373,7 @@ class Breaker:
 
     @property
     def due_at(self) -> float:
-        """When it closes, if nothing else is heard until then."""
+        """When it closes, if no success is reported until then."""
         failing = self._failing_since is not None and self.closed_since is None
         if not failing or self._failures < self.FAILURES or self._failures < self._older_successes:
             return math.inf
@@ -398,7 +398,7 @@ class Breaker:
 
 
 class Budget:
-    """Micro-dollars: what a call may cost at most is reserved before it starts, so the cap holds whatever happens."""
+    """A budget in micro-dollars: a call's maximum cost is reserved before it starts, so the cap always holds."""
 
     def __init__(self, cap: Decimal | None, spent: Decimal) -> None:
         self.cap = cap
@@ -407,7 +407,7 @@ class Budget:
 
     @property
     def remaining(self) -> Decimal:
-        """What is not spent of the cap that there is."""
+        """The rest of the cap; there must be one."""
         return (self.cap or Decimal(0)) - self.spent
 
     def fits(self, dearest: Decimal) -> bool:
@@ -417,7 +417,7 @@ class Budget:
         self.reserved += dearest
 
     def settle(self, dearest: Decimal, cost: Decimal | None, *, billed: bool) -> None:
-        """A call that had reserved ``dearest`` cost ``cost``; if nobody knows, and it may be ``billed``, all of it."""
+        """A call that had reserved ``dearest`` cost ``cost``; None: all of it if it may be ``billed``, else 0."""
         self.reserved -= dearest
         if cost is not None:
             self.spent += cost
@@ -446,10 +446,10 @@ class No:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What every task should know.
+    """The state that every task knows.
 
-    ``free``: calls may be made without asking, at any address not in ``gone``. ``held``: no address is open.
-    ``final``: no further call is made at all. ``affordable``: no call that may cost more micro-dollars will be made.
+    ``free``: calls may be made without asking, at any address not in ``lost``. ``held``: no address is open.
+    ``final``: no further call is made at all. ``affordable``: calls that may cost more micro-dollars are refused.
     """
 
     free: bool
@@ -460,7 +460,7 @@ class Outlook:
 
 
 class Turns:
-    """Addresses in turn, each as often as its weight says."""
+    """Takes turns among addresses, in proportion to their weights."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = weights
@@ -469,7 +469,7 @@ class Turns:
 
     def choose(self, candidates: Sequence[int]) -> int:
         """One of ``candidates`` (not empty)."""
-        # One that stood aside does not make up for it.
+        # An address that was skipped does not catch up.
         chosen = min(candidates, key=lambda k: (max(self._passed[k], self._last), k))
         self._last = max(self._passed[chosen], self._last)
         self._passed[chosen] = self._last + 1 / self._weights[chosen]
@@ -492,14 +492,14 @@ class _Call:
 
 
 class _Place:
-    """One address, and what holds it up."""
+    """One address, and the limits and failures that hold its calls back."""
 
     def __init__(self, address: Address) -> None:
         self.pacer = Pacer(address.requests_per_minute, address.tokens_per_minute)
         self.breaker = Breaker()
         self.paused_until = -math.inf
         self.lost_to: Failure | None = None
-        self.is_slow = False  # what failed last did not answer in time
+        self.is_slow = False  # the last failure was a timeout
         self.probed_at = -math.inf
         self.probes = 0
 
@@ -508,18 +508,18 @@ class _Place:
 
 
 class Admission:
-    """Which calls of which members may be made now: limits, outages, the budget, and turns among members.
+    """Decides which calls of which members may be made now, by limits, outages, the budget, and turns of members.
 
-    Members ask by a number of their own; :meth:`decide` answers those whose time has come and says in ``wake_at`` when
-    to look again if nothing happens. What is heard (:meth:`settle`, :meth:`hear`) takes effect in the next ``decide``.
-    ``shut_since``: since when no address works, None while one does.
+    Members ask with numbers of their own. :meth:`decide` answers the calls whose time has come, and sets ``wake_at`` to
+    the time when it should be called again if nothing happens. Reports (:meth:`settle`, :meth:`hear`) take effect in
+    the next ``decide``. ``shut_since``: since when no address works, None while one does.
     """
 
     PROBE_S = 1.0
-    # A probe without an answer keeps the next one back for so long.
+    # The next probe waits this long for one without an answer.
     PROBE_PATIENCE_S = 10.0
-    # Where a call is too large for what is left of a second's tokens, so many are looked at for one that is not. None
-    # is passed over for longer.
+    # If a call is too large for the rest of a second's tokens, this many are tried for one that fits. No call is passed
+    # over for longer than the patience.
     LOOK = 16
     PATIENCE_S = 10.0
 
@@ -548,14 +548,14 @@ class Admission:
 
     @property
     def is_silent(self) -> bool:
-        """Whether calls ran out of time, and none was answered so far."""
+        """Whether calls timed out, and none was answered so far."""
         return self.timeouts > 0 and not self._was_answered
 
     def ask(self, member: int, number: int, *, tokens: int, dearest: Decimal | None) -> None:
         self._asks.setdefault(member, OrderedDict())[number] = _Ask(tokens, dearest)
 
     def withdraw(self, member: int, number: int) -> None:
-        """The call will not be made, whether it was admitted already or not."""
+        """Cancel a call, whether it was admitted already or not."""
         asks = self._asks.get(member, OrderedDict())
         if asks.pop(number, None) is not None and not asks:
             del self._asks[member]
@@ -565,7 +565,7 @@ class Admission:
             self._places[call.address].probes -= call.probe
 
     def leave(self, member: int) -> None:
-        """A member is gone. Nobody knows what became of its calls, so they count as billed."""
+        """Remove a member. The results of its calls are unknown, so they count as billed."""
         self._asks.pop(member, None)
         for call in self._calls.pop(member, {}).values():
             self.budget.settle(call.dearest, None, billed=True)
@@ -583,7 +583,7 @@ class Admission:
         began: float,
         now: float,
     ) -> None:
-        """What became of an admitted call that began at ``began``; ``asked_s`` is its Retry-After, in seconds."""
+        """Report the end of an admitted call that began at ``began``; ``asked_s`` is its Retry-After, in seconds."""
         call = self._calls.get(member, {}).pop(number, None)
         if call is None:
             return
@@ -591,7 +591,7 @@ class Admission:
         place.probes -= call.probe
         billed = _may_be_billed(failure)
         self.budget.settle(call.dearest, cost, billed=billed)
-        if tokens is None and billed:  # then by limits, too, it used the most that it can have
+        if tokens is None and billed:  # count its maximum against the limits too
             tokens = max(call.charge.estimate, round(call.charge.tokens))
         if failure is not None and failure.error_class == "rate_limited":
             place.pacer.refused(call.charge)
@@ -601,18 +601,18 @@ class Admission:
         self._judge(call.address, failure, asked_s, began, now)
 
     def hear(self, *, calls: int, tokens: int, cost: Decimal) -> None:
-        """Free calls that were settled since the last word."""
+        """Report free calls that ended since the last report."""
         self.admitted += calls
         self.tokens += tokens
         self.budget.settle(Decimal(0), cost, billed=True)
 
     def hear_success(self, address: int, *, calls: int, began: float) -> None:
-        """Free calls at ``address`` that succeeded; the youngest began at ``began``."""
+        """Report free calls at ``address`` that succeeded; the youngest began at ``began``."""
         self._was_answered = True
         self._places[address].breaker.succeeded(began=began, calls=calls)
 
     def hear_failure(self, address: int, failure: Failure, asked_s: float | None, *, began: float, now: float) -> None:
-        """A free call at ``address`` that failed."""
+        """Report a free call at ``address`` that failed."""
         self._judge(address, failure, asked_s, began, now)
 
     def stop(self, failure: Failure) -> None:
@@ -620,7 +620,7 @@ class Admission:
         self.final = self.final or failure
 
     def decide(self, now: float) -> list[Go | No]:
-        """Answers to those whose time has come, in order."""
+        """The answers to calls whose time has come, in order."""
         self._pass_time(now)
         answers: list[Go | No] = []
         picked, blocked_until = self._pick(now)
@@ -646,7 +646,7 @@ class Admission:
         )
 
     def why_held(self, now: float) -> str | None:
-        """One sentence on why no call is admitted now, None where some are."""
+        """One sentence on why no call is admitted now, None if some are."""
         if self.final is not None:
             return self.final.message
         if any(place.open(now) for place in self._places):
@@ -672,7 +672,7 @@ class Admission:
             self.final = self.final or Failure("retry", "outage", self._outage(now))
 
     def _outage(self, now: float) -> str:
-        """What is the matter, in a sentence."""
+        """The outage in one sentence."""
         shut_s = now - (self.shut_since or now)
         if all(place.is_slow for place in self._places if place.lost_to is None):
             return (
@@ -682,7 +682,7 @@ class Admission:
         return f"no address of the endpoint has worked for {shut_s:.0f} s"
 
     def _next_change(self, now: float) -> float:
-        """When something changes by itself."""
+        """The time of the next change without a report."""
         times = [place.breaker.due_at for place in self._places]
         times += [place.paused_until for place in self._places if place.paused_until > now]
         if self.shut_since is not None and self.final is None:
@@ -701,7 +701,7 @@ class Admission:
         return budget_reached(ask.dearest, remaining)
 
     def _pick(self, now: float) -> tuple[Go | No | None, float]:
-        """The next answer; without one None, and when to look again."""
+        """The next answer, or None; and when to look again."""
         again_at = math.inf
         for member, number, ask in self._in_turn():
             failure = self.final or self._unaffordable(ask)
@@ -714,7 +714,7 @@ class Admission:
                 return self._admit(member, number, ask, ready, now), now
             again_at = min(again_at, at)
             if now - ask.passed_over_at > self.PATIENCE_S:
-                break  # nobody goes before it
+                break  # no other call goes before it
             ready, at = self._ready(0, now)
             if not ready:
                 again_at = min(again_at, at)
@@ -723,14 +723,14 @@ class Admission:
         return None, again_at
 
     def _in_turn(self) -> Iterator[tuple[int, int, _Ask]]:
-        """The first calls of all members, then their second ones: those that are looked at together."""
+        """The first calls of all members, then their second ones, and so on, up to LOOK."""
         for place in range(-(-self.LOOK // max(1, len(self._asks)))):
             for member, asks in itertools.islice(self._asks.items(), self.LOOK):
                 for number, ask in itertools.islice(asks.items(), place, place + 1):
                     yield member, number, ask
 
     def _ready(self, tokens: int, now: float) -> tuple[list[int], float]:
-        """Addresses that take a call now: one to probe, or all that are open; with none, when to look again."""
+        """Addresses that take a call now: one to probe, or all open ones; and when to look again if there is none."""
         ready, again_at = [], math.inf
         to_probe: int | None = None
         for k, place in enumerate(self._places):
@@ -787,7 +787,7 @@ class Admission:
 
 
 def cap_microusd(max_cost_usd: Decimal | None, endpoint: Endpoint, price: Price | None) -> Decimal | None:
-    """A run's cap in micro-dollars, None where there is none; PersonaHubError when no price bounds what calls cost."""
+    """A run's cap in micro-dollars, None without one; PersonaHubError if there is no price to bound a call's cost."""
     if max_cost_usd is None:
         return None
     if price is None:
@@ -799,12 +799,12 @@ def cap_microusd(max_cost_usd: Decimal | None, endpoint: Endpoint, price: Price 
 
 
 def unbounded_call() -> Failure:
-    """A call whose cost has no limit cannot be held to a cap."""
+    """The Failure of a call whose cost has no limit, in a run with a cap."""
     return Failure("run", "unbounded_call", "a call without a limit of tokens cannot be held to max_cost_usd")
 
 
 def budget_reached(dearest_microusd: Decimal, left_microusd: Decimal) -> Failure:
-    """A call that may cost ``dearest_microusd`` is put off, since only ``left_microusd`` of the cap are left."""
+    """The Failure of a call that may cost ``dearest_microusd`` while only ``left_microusd`` of the cap are left."""
     return Failure(
         "retry",
         "budget_reached",

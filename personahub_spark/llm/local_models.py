@@ -1,7 +1,7 @@
-"""Local models: small models that come as ordinary Python wheels, and a server for the language models among them.
+"""Local models: small models in Python wheels, and a server for the language models among them.
 
-``python -m personahub_spark.llm.local_models list | fetch NAME | serve NAME``. For laptops, demos and tests; a real run
-points an endpoint at a hosted model or a server of its own. Serving needs the package ``xllamacpp``.
+``python -m personahub_spark.llm.local_models list | fetch NAME | serve NAME``. They are for laptops, demos and tests; a
+real run uses a hosted model or its own server. Serving needs the package ``xllamacpp``.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from personahub_spark.llm import shared_prompts
 _START_LIMIT_S = 120.0
 _MIB = 1024 * 1024
 _SHARED_MIB = 256
-"""Memory for what slots of a server share of their prompts."""
+"""Memory for the prompts that the slots of a server share."""
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file: in which packages its parts lie, in order, and what they must add up to."""
+    """A file: the packages with its parts, in order, and the size and sha256 of the whole."""
 
     parts: tuple[tuple[str, str], ...]
     """(requirement, member of its wheel) of each part."""
@@ -54,9 +54,9 @@ class LocalModel(LocalFile):
 
     licence: str
     context: int
-    """Tokens that the model was trained to see at once."""
+    """The context length that the model was trained with, in tokens."""
     slot_tokens: int
-    """Tokens of context that each parallel request gets when served: prompt and answer together."""
+    """Tokens of context of each parallel request when served: prompt and answer together."""
 
 
 MODELS: dict[str, LocalModel] = {
@@ -110,17 +110,17 @@ EMBEDDERS: dict[str, LocalEmbedder] = {
 
 
 def model(name: str) -> LocalModel:
-    """The declared model called ``name``; PersonaHubError when there is none."""
+    """The declared model called ``name``; PersonaHubError if there is none."""
     if name not in MODELS:
         raise PersonaHubError(f"there is no local model {name!r}; choose one of {', '.join(MODELS)}")
     return MODELS[name]
 
 
 def fetch(name: str, *, say: Callable[[str], None] | None = None) -> Path:
-    """The verified model file called ``name``, fetched with pip into ``files.cache_root`` when it is not there.
+    """The path of the verified model file called ``name``, fetched with pip into ``files.cache_root`` if missing.
 
-    A cached file is trusted by its size and time once its sha256 was seen to be right. ``say`` takes lines of progress
-    (default: standard error). Raises PersonaHubError where the name is unknown, or network, disk or content fail.
+    After its sha256 was checked once, a cached file is trusted by its size and time. ``say`` takes lines of progress
+    (default: standard error). Raises PersonaHubError if the name is unknown, or network, disk or content fail.
     """
     path = cache_root() / "models" / f"{name}.gguf"
     _have(name, model(name), path, say or _to_stderr)
@@ -149,9 +149,9 @@ def serve(
     """The base URL (…/v1) of a llama.cpp server for the model, on loopback, while the context lasts.
 
     ``port`` 0 takes a free one; ``parallel`` requests run at once, each with the model's ``slot_tokens``; ``threads``
-    None is one per core; ``say`` as for ``fetch``, and told of other servers on this machine. The server is a child
-    process that dies with this one; its log lies in the cache. Raises PersonaHubError when the model cannot be fetched,
-    the port is taken or the server does not come up.
+    None is one per core; ``say`` as for ``fetch``, and for a warning of other servers on this machine. The server is a
+    child process that dies with this one; its log is in the cache. Raises PersonaHubError if the model cannot be
+    fetched, the port is taken or the server does not start.
     """
     fetch(name, say=say)
     cache = cache_root()
@@ -163,8 +163,8 @@ def serve(
     command += ["--parallel", str(parallel), "--until-stdin-ends"]
     command += ["--threads", str(threads)] if threads else []
     with log_path.open("wb") as log:
-        # The pipe is never written to: it ends when this process does, however it dies, and the server with it.
-        # Ctrl-C in a terminal is for this process, which may have calls to end before the server goes.
+        # Nothing is written to the pipe: it closes when this process ends for any reason, and the server ends then.
+        # A session of its own: Ctrl-C must not end the server while this process still finishes calls.
         server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait_until_up(server, port, log_path)
@@ -175,7 +175,7 @@ def serve(
 
 
 def _have(name: str, file: LocalFile, path: Path, tell: Callable[[str], None]) -> None:
-    """Fetch the file at ``path`` where it is not there as it should be."""
+    """Fetch the file at ``path`` if it is missing or wrong."""
     stamp = path.with_suffix(".verified.json")
     folder = path.parent
     try:
@@ -227,7 +227,7 @@ def _sha256(path: Path) -> str:
 
 
 def _check_disk(folder: Path, file: LocalFile) -> None:
-    # The file, and the wheel of the part that is on its way.
+    # The file, and one wheel at a time.
     needed = file.bytes + file.bytes // len(file.parts) + 64 * _MIB
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -238,7 +238,7 @@ def _check_disk(folder: Path, file: LocalFile) -> None:
 
 
 def _assemble(name: str, file: LocalFile, path: Path, tell: Callable[[str], None]) -> None:
-    """Downloads part after part, so that no more than one wheel lies beside the growing file."""
+    """Download part after part, so that at most one wheel lies beside the growing file."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
         whole = Path(scratch) / path.name
@@ -262,7 +262,7 @@ def _assemble(name: str, file: LocalFile, path: Path, tell: Callable[[str], None
 def _download(requirement: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
-    # What pip unpacks goes with the folder that its wheels are in, also when it is ended.
+    # pip's temporary files are deleted with the folder of its wheels, also when pip is killed.
     environment = os.environ | {"TMPDIR": str(folder.parent)}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     wheels = list(folder.glob("*.whl"))
@@ -286,7 +286,7 @@ def _member(wheel: Path, member: str) -> Iterator[bytes]:
 
 
 def free_port(port: int = 0) -> int:
-    """``port``, or any free one for 0; PersonaHubError when nothing can listen there now."""
+    """``port``, or any free one for 0; PersonaHubError if it cannot be used."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -299,7 +299,7 @@ def free_port(port: int = 0) -> int:
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
-    # Loopback is asked directly: a proxy from the environment would not find it.
+    # Without a proxy of the environment, which cannot reach loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     give_up = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < give_up:
@@ -336,7 +336,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def _entry(cache: Path, process: int) -> Path:
-    """The file by which a server says that it runs; it is locked for as long as that is true."""
+    """The file that lists a running server; the server keeps it locked."""
     return cache / "serving" / f"{socket.gethostname()}-{process}.json"
 
 
@@ -346,11 +346,11 @@ def _listed(cache: Path, name: str, port: int) -> Iterator[None]:
     entry.parent.mkdir(parents=True, exist_ok=True)
     fresh = entry.with_suffix(".new")
     with fresh.open("w", encoding="utf-8") as file:
-        with contextlib.suppress(OSError):  # without a lock it may be missed, and the server runs all the same
+        with contextlib.suppress(OSError):  # best effort: without the lock other servers do not see this one
             fcntl.flock(file, fcntl.LOCK_EX)
         json.dump({"name": name, "process": os.getpid(), "port": port}, file)
         file.flush()
-        fresh.replace(entry)  # nobody finds it unlocked
+        fresh.replace(entry)  # only now, when it is locked
         try:
             yield
         finally:
@@ -358,9 +358,9 @@ def _listed(cache: Path, name: str, port: int) -> Iterator[None]:
 
 
 def _warn_of_others(cache: Path, tell: Callable[[str], None]) -> None:
-    """Say which other servers run on this machine; entries of dead ones go."""
+    """Warn of other servers on this machine, and delete entries of dead ones."""
     for entry in (cache / "serving").glob(f"{glob.escape(socket.gethostname())}-*.json"):
-        # Writable, because NFS locks no file that was opened for reading. What cannot be looked at is left out.
+        # Writable, because NFS locks no file that was opened for reading. Unreadable entries are skipped.
         with contextlib.suppress(OSError, ValueError), entry.open("r+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -375,14 +375,14 @@ def _warn_of_others(cache: Path, tell: Callable[[str], None]) -> None:
 
 def _serve_here(name: str, port: int, parallel: int, threads: int | None, until_stdin_ends: bool) -> None:
     try:
-        # Only who serves a model needs this package.
+        # Only serving needs this package.
         llama = importlib.import_module("xllamacpp")
     except ImportError as error:
         raise PersonaHubError(f"serving a model needs the package xllamacpp ({error}); install it with pip") from None
     params = llama.CommonParams()
     path = fetch(name)
     cache = path.parent.parent
-    if not until_stdin_ends:  # else whoever started this process has said so
+    if not until_stdin_ends:  # otherwise the parent process has warned already
         _warn_of_others(cache, _to_stderr)
     params.model.path = str(path)
     params.model_alias = {name}
@@ -390,11 +390,11 @@ def _serve_here(name: str, port: int, parallel: int, threads: int | None, until_
     port, params.port = free_port(port), free_port()
     params.n_parallel = parallel
     params.n_ctx = model(name).slot_tokens * parallel
-    # Each slot keeps its last prompt, so that what the next has in common with it is not computed again; by way of this
-    # memory slots take it from each other, see ``shared_prompts``.
+    # Each slot keeps its last prompt, so a common prefix with the next one is not computed again. Through this memory
+    # slots share prefixes, see ``shared_prompts``.
     params.cache_prompt = True
     params.cache_ram_mib = _SHARED_MIB
-    # No page of a browser on this machine has any business here.
+    # Web pages in a browser on this machine must not reach the server.
     params.ui = False
     params.endpoint_slots = False
     params.cors_origins = ""

@@ -1,4 +1,4 @@
-"""One request for an endpoint's list of models, which costs nothing: is it there, is the key right, the model known?"""
+"""One free request for an endpoint's list of models, which checks the address, the key and the model's name."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _RIGHTS = ("scope", "permission")
 
 
 def look(endpoint: Endpoint, address: Address, *, key: str | None) -> Failure | None:
-    """What is wrong at ``address``; None where nothing is, or the server does not say.
+    """What is wrong at ``address``; None if nothing is, or the server does not tell.
 
-    Two replies tell something: status 401, and a list without the model. All other replies pass, for many servers have
-    no such list, or show it to other keys than those that may ask. Kinds: ``retry`` is a server that could not be
-    reached, ``run`` what no waiting mends, ``row`` a model that is not listed, which many servers take all the same.
-    Raises PersonaHubError where the environment names an unusable proxy or certificates.
+    Only two replies are faults: status 401, and a list without the model. All others pass, since many servers have no
+    such list, or show it only to certain keys. Kinds: ``retry``: the server could not be reached; ``run``: waiting does
+    not help; ``row``: the model is not listed, which many servers accept all the same. Raises PersonaHubError if the
+    environment names an unusable proxy or unusable certificates.
     """
     url = f"{address.base_url.rstrip('/')}/models"
     proxy = proxy_for(url)
@@ -43,7 +43,7 @@ def look(endpoint: Endpoint, address: Address, *, key: str | None) -> Failure | 
                 body += piece
                 if len(body) > _LIST_BYTES or time.monotonic() > give_up:
                     return None
-    except (httpx2.ReadTimeout, httpx2.WriteTimeout):  # it is there, and slow
+    except (httpx2.ReadTimeout, httpx2.WriteTimeout):  # it exists, but is slow
         return None
     except (httpx2.HTTPError, OSError) as error:
         unreachable = UnreachableError()
@@ -51,7 +51,7 @@ def look(endpoint: Endpoint, address: Address, *, key: str | None) -> Failure | 
         return classify(unreachable, endpoint, address, secret=key)
     if reply.status_code == 401 and address.api_key_credential is None:
         if any(word in body.decode(errors="replace").lower() for word in _RIGHTS):
-            return None  # a key that may ask, but not see the list
+            return None  # a key that may call models, but not list them
         return classify(StatusError(401, body), endpoint, address, secret=key)
     listed = _listed(body) if reply.status_code == 200 else []
     if listed and not _is_listed(endpoint.model, listed):
@@ -62,7 +62,7 @@ def look(endpoint: Endpoint, address: Address, *, key: str | None) -> Failure | 
 
 
 def _listed(body: bytes) -> list[str]:
-    """Names in a list of models, as OpenAI's or a bare one; none where it is no such list."""
+    """Names in a list of models, in OpenAI's form or a bare list; none if it is neither."""
     try:
         listing = json.loads(body)
     except ValueError:
@@ -73,13 +73,14 @@ def _listed(body: bytes) -> list[str]:
 
 
 def _near(model: str, listed: Collection[str]) -> list[str]:
-    """At most three names that are nearly ``model``, whatever their case."""
+    """At most three names similar to ``model``, ignoring case."""
     by_lower = {name.lower(): name for name in listed}
     return [by_lower[name] for name in get_close_matches(model.lower(), by_lower, n=3, cutoff=0.5)]
 
 
 def _is_listed(model: str, listed: Collection[str]) -> bool:
-    """Servers take more names than they list: without a tag, with a way to serve it, below a folder, by a pattern."""
+    """Whether a server takes ``model``. Servers take more names than they list: without a tag, with a suffix for the
+    provider, without the folder, by a pattern."""
     for name in listed:
         if model in (name, name.removesuffix(":latest"), name.rpartition("/")[2]) or model.partition(":")[0] == name:
             return True

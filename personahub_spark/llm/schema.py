@@ -1,4 +1,4 @@
-"""Whether an answer is the JSON that its request asked for."""
+"""Checks whether an answer is the JSON that its request asked for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_FAULT_CHARS = 300
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with an answer; ``message`` is one line that tells the model, and may quote the answer."""
+    """What is wrong with an answer; ``message`` is one line for the model, which may quote the answer."""
 
     kind: Literal["invalid_json", "schema_mismatch"]
     message: str
@@ -29,7 +29,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Check:
-    """What an answer must be: JSON, and by ``validator`` when there is one."""
+    """Checks an answer: it must be JSON, and match ``validator`` if there is one."""
 
     validator: Validator | None
 
@@ -43,7 +43,7 @@ class Check:
             return None if isinstance(value, dict) else Fault("schema_mismatch", "it is not a JSON object")
         try:
             mismatch = next(self.validator.iter_errors(value), None)
-        except Exception as error:  # the schema refers to what is not there, or never ends: nothing can match it
+        except Exception as error:  # a reference in the schema is missing or endless, so nothing can match it
             return Fault("schema_mismatch", _one_line(f"the schema cannot be applied: {error}"))
         return (
             None
@@ -53,9 +53,9 @@ class Check:
 
 
 def check_for(response_format: Mapping[str, Any] | None) -> Check | None:
-    """How to check the answers to requests with ``response_format``; None where no JSON was asked for.
+    """The check of answers to requests with ``response_format``; None if that does not ask for JSON.
 
-    Raises PersonaHubError when its schema is none, or refers to another document: nothing is ever fetched.
+    Raises PersonaHubError if its schema is invalid, or refers to another document, which would have to be fetched.
     """
     kind = None if response_format is None else response_format.get("type")
     if response_format is None or kind not in ("json_schema", "json_object"):
@@ -75,7 +75,7 @@ def _check(text: str) -> Check:
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         kind.check_schema(schema)
     except (jsonschema.SchemaError, RecursionError) as error:
-        raise PersonaHubError(f"the JSON schema of a request is none: {_one_line(error)}") from None
+        raise PersonaHubError(f"the JSON schema of a request is invalid: {_one_line(error)}") from None
     foreign = next((ref for ref in _references(schema) if not ref.startswith("#")), None)
     if foreign is not None:
         raise PersonaHubError(f"the JSON schema of a request refers to {foreign!r}; put what it needs under $defs")

@@ -1,10 +1,10 @@
-"""Before a llama.cpp server: what many prompts begin with is read once, for all of its slots.
+"""A proxy for a llama.cpp server: a common prefix of many prompts is read once for all slots.
 
-Each slot of such a server keeps the prompt that it read last, and of the next one reads only what is new. But slots
-share nothing: the same instructions are read by each of them. So the second request with the same beginning waits until
-the server is idle. Then the beginning is sent alone, which is little work for the slot that knows it already. After it
-each slot gets a prompt of one token and then the beginning: with the first, the server moves to memory what its slots
-hold, and with the second the slot takes the beginning from there. All else goes through as it is.
+Each slot of such a server caches its last prompt, and of the next one reads only the new part. But slots share nothing,
+so each of them reads the same instructions. Therefore the second request with the same prefix waits until the server is
+idle. Then the prefix is sent alone, which is little work for the slot that has it already. After that, each slot gets a
+prompt of one token and then the prefix: with the first, the server moves the slot's prompt to memory; with the second,
+the slot loads the prefix from there. All other requests pass unchanged.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ log = logging.getLogger(__name__)
 
 _MAX_BODY = 256 * 1024 * 1024
 _PASSED_ON = ("content-type", "accept", "accept-encoding", "authorization")
-# Of a reply, what concerns only the way to its server; see RFC 9110, 7.6.1.
+# Hop-by-hop headers of a reply; see RFC 9110, 7.6.1.
 _OF_ONE_WAY = {
     *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"),
     *("te", "trailer", "transfer-encoding", "upgrade"),
 }
 _WORTH_SHARING = 200
-"""Characters of a beginning from which on it is worth the requests that share it."""
+"""The least length of a prefix, in characters, that is worth the requests that share it."""
 _REMEMBERED = 500
 _TRIES = 2
-# What decides, beside the messages, how a prompt begins.
+# Keys that decide, beside the messages, how a prompt begins.
 _SHAPING = ("model", "tools", "chat_template_kwargs")
 
 
 async def run(server: str, port: int, slots: int, ended: Awaitable[object]) -> None:
-    """Serve at ``port`` of loopback, for the server of so many ``slots`` at the URL ``server``, until ``ended``."""
+    """Serve at ``port`` of loopback, for the server at the URL ``server`` with so many ``slots``, until ``ended``."""
     no_limit = aiohttp.ClientTimeout(total=None, sock_connect=None)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(
@@ -61,7 +61,7 @@ class _Front:
         self._server = server
         self._slots = slots
         self._session = session
-        self._tries_left: dict[bytes, int] = {}  # by beginning, the one seen last at the end
+        self._tries_left: dict[bytes, int] = {}  # by prefix, the most recent one last
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -92,7 +92,7 @@ class _Front:
                 self._idle.set()
 
     async def _pass_on(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        """The server's reply, passed on piece by piece as it comes."""
+        """Pass the server's reply on, piece by piece as it comes."""
         answer: web.StreamResponse | None = None
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         try:
@@ -111,21 +111,21 @@ class _Front:
                 await answer.write_eof()
                 return answer
         except aiohttp.ClientError as error:
-            if answer is not None:  # it has begun: that it ends too soon is all that can be said
+            if answer is not None:  # the reply has begun, so closing the connection is the only way to report the error
                 if request.transport is not None:
                     request.transport.abort()
                 return answer
             return web.json_response({"error": {"message": f"the model's server is gone ({error})"}}, status=502)
 
     async def _share(self, beginning: dict[str, Any]) -> bool:
-        """Whether the server replied to all that shares ``beginning``."""
+        """Share ``beginning`` among the slots; returns whether the server replied to all requests for that."""
         alone = {**beginning, "messages": [*beginning["messages"], {"role": "user", "content": ""}], "max_tokens": 1}
         try:
             await self._post("/v1/chat/completions", alone)
             for slot in range(self._slots):
                 await self._post("/v1/completions", {"prompt": ".", "max_tokens": 1, "id_slot": slot})
                 await self._post("/v1/chat/completions", {**alone, "id_slot": slot})
-        except aiohttp.ClientError as error:  # a help, no more
+        except aiohttp.ClientError as error:  # sharing is only an optimisation
             log.warning("what prompts begin with could not be shared among the slots: %s", error)
             return False
         return True
@@ -133,12 +133,12 @@ class _Front:
     async def _post(self, path: str, body: dict[str, Any]) -> None:
         async with self._session.post(f"{self._server}{path}", json=body) as reply:
             await reply.read()
-            if reply.status >= 500:  # any other refusal stays one
+            if reply.status >= 500:  # other refusals would be repeated
                 reply.raise_for_status()
 
 
 def _beginning(body: bytes) -> dict[str, Any] | None:
-    """What a request for an answer begins with, before its last message; None where that is too little to share."""
+    """The prefix of a request, before its last message; None if it is too short to share."""
     try:
         request = json.loads(body)
         *first, last = request["messages"]

@@ -1,4 +1,4 @@
-"""A chat completion that was streamed though nobody asked for that, put together again."""
+"""Assembles a chat completion that a server streamed without being asked to."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _NO_ERROR = frozenset({"", "0", "0.0", "200", "ok", "success", "succeeded", "non
 
 
 def is_stream(text: str) -> bool:
-    """Whether ``text``, which is no JSON, looks like events of a server."""
+    """Whether ``text``, which is no JSON, looks like server-sent events."""
     return text.lstrip().startswith(_FIELDS)
 
 
 def without_comments(text: str) -> str:
-    """``text`` without the comments that a server sends first, to keep a connection alive."""
+    """``text`` without the leading comments that a server sends to keep a connection alive."""
     match = _COMMENTS.match(text)
     return text[match.end() :] if match else text
 
 
 def says_something(error: object) -> bool:
-    """Whether ``error`` is one: some servers always send an error object, with nothing or a success in it."""
+    """Whether ``error`` reports an error: some servers always send an error object, empty or with a success in it."""
     if isinstance(error, dict):
         return any(map(_is_said, error.values()))
     return _is_said(error)
 
 
 def events(text: str) -> Iterator[tuple[str, bool]]:
-    """The data of each event, and whether the server calls it an error.
+    """The data of each event, and whether it is an error event.
 
-    Of an event whose lines are JSON by themselves, as some servers write them, each line is one.
+    If each line of an event is JSON by itself, as some servers write it, each line counts as an event.
     """
     data: list[str] = []
     is_error = False
@@ -58,9 +58,9 @@ def events(text: str) -> Iterator[tuple[str, bool]]:
 
 @dataclass
 class Assembly:
-    """The first choice of a streamed completion, chunk by chunk; ``body`` is what it would have been in one piece.
+    """Collects the first choice of a streamed completion, chunk by chunk; ``body`` is the body in one piece.
 
-    ``has_choice``: an answer began. ``is_whole``: it came to its end. ``error`` is what a chunk said went wrong.
+    ``has_choice``: an answer began. ``is_whole``: it came to its end. ``error``: the error of a chunk.
     """
 
     has_choice: bool = False
@@ -73,10 +73,10 @@ class Assembly:
     _finish_reason: str | None = None
 
     def add(self, chunk: dict[str, Any], *, is_error: bool = False) -> None:
-        """The next chunk; ``is_error``: the server calls it one."""
+        """Add the next chunk; ``is_error``: it came in an error event."""
         choices = chunk.get("choices")
         choice: dict[str, Any] = next(filter(_is_first, choices if isinstance(choices, list) else ()), {})
-        # Some tell the usage in every chunk, up to there, or in parts; some within the choice, or under another name.
+        # Some servers send a partial usage in every chunk, or send it within the choice or by another name.
         for holder in (chunk, choice, chunk.get("x_groq")):
             if isinstance(holder, dict) and holder.get("usage"):
                 self._body["usage"] = _merged(self._body.get("usage"), holder["usage"])
@@ -103,11 +103,11 @@ class Assembly:
                     self._pieces[name] = [value]
 
     def spoil(self) -> None:
-        """An event that cannot be read, so that it may have said anything."""
+        """Note an event that cannot be read, so a part of the answer may be missing."""
         self._is_ordinary = False
 
     def end(self) -> None:
-        """The server says that nothing follows but the usage."""
+        """The server has sent its end mark; only the usage may follow."""
         self._has_ended = True
         self.is_whole = self.is_whole or (self.has_choice and self._is_ordinary)
 
@@ -129,7 +129,7 @@ def _is_first(choice: object) -> bool:
 
 
 def _is_error(chunk: dict[str, Any]) -> bool:
-    """Whether a chunk is one as a whole: it says so, or has a message where the answer should be."""
+    """Whether a chunk is an error as a whole: it is marked so, or has a message instead of an answer."""
     status = chunk.get("status")
     if any("error" in str(chunk.get(name)).lower() for name in ("object", "type")):
         return True
@@ -141,7 +141,7 @@ def _is_error(chunk: dict[str, Any]) -> bool:
 
 
 def _merged(before: Any, news: Any) -> Any:
-    """Usage of which ``news`` is news: a zero or a null takes nothing back."""
+    """The usage with the counts of ``news``; a zero or a null does not overwrite a count."""
     if not isinstance(before, dict) or not isinstance(news, dict):
         return before if isinstance(before, dict) else news
     merged = dict(before)
@@ -155,7 +155,7 @@ def _merged(before: Any, news: Any) -> Any:
 
 
 def _joined(name: str, pieces: list[Any]) -> Any:
-    """What the deltas of one field are together."""
+    """The deltas of one field, joined."""
     present = [piece for piece in pieces if piece is not None and piece != ""]
     if present and name != "role" and all(isinstance(piece, str) for piece in present):
         return _PAIR.sub(_character, "".join(present))
@@ -165,10 +165,10 @@ def _joined(name: str, pieces: list[Any]) -> Any:
 
 
 def _character(pair: re.Match[str]) -> str:
-    """The one character of two halves that came in two deltas."""
+    """The character whose two surrogates came in two deltas."""
     return pair[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _parts(content: object) -> list[Any]:
-    """Content as a list of parts; some servers send parts while a model thinks, and then a text."""
+    """Content as a list of parts; some servers send parts during reasoning, and then a text."""
     return content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []

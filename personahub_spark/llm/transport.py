@@ -1,4 +1,4 @@
-"""HTTP to one address: two clients behind one contract, and the environment's proxies and certificates for both."""
+"""HTTP to one address: two clients with one interface, and the environment's proxies and certificates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from personahub_spark.llm.wire import BadReplyError
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_VECTORS_BYTES = 256 * 2**20
 _MAX_ERROR_BYTES = 2**20
-# Bounds on the work that a body can make without growing: encodings one over the other, and parts that are empty.
+# Bounds on work that does not make a body larger: nested encodings, and empty parts.
 _MOST_ENCODINGS = 4
 _MOST_MEMBERS = 10_000
 _PIECE = 2**14
@@ -35,18 +35,18 @@ CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 _ENCODINGS = "personahub_content_encodings"
 
-# It writes a line a call at INFO, with the whole address, which may hold credentials.
+# It logs a line for each call at INFO, with the whole address, which may hold credentials.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class Transport(Protocol):
-    """Posts to one address. Of one event loop; it has neither retries nor time limits of its own."""
+    """Posts to one address, on one event loop; it has neither retries nor time limits of its own."""
 
     async def post(self, path: str, body: bytes, key: str) -> bytes:
-        """The body of the 200 that answers ``body``.
+        """Post ``body``; returns the body of the reply, if its status is 200.
 
-        Raises StatusError for any other status, UnreachableError when there is no complete reply, ReplyTooLargeError,
-        and BadReplyError where its content encoding cannot be undone: none is asked for. Redirects are not followed.
+        Raises StatusError for any other status, UnreachableError if there is no complete reply, ReplyTooLargeError, and
+        BadReplyError if its content encoding, which was not asked for, cannot be decoded. Follows no redirects.
         """
 
     async def close(self) -> None:
@@ -56,9 +56,9 @@ class Transport(Protocol):
 def connect(
     kind: Literal["openai", "aiohttp"], base_url: str, environment: Mapping[str, str] = os.environ
 ) -> Transport:
-    """The transport to ``base_url``, through the proxy and with the certificates that the environment names now.
+    """The transport to ``base_url``, with the proxy and the certificates that the environment names now.
 
-    Raises PersonaHubError when what is named there cannot be used.
+    Raises PersonaHubError if these cannot be used.
     """
     proxy = proxy_for(base_url, environment)
     secure = any(url is not None and url.startswith("https:") for url in (base_url, proxy))
@@ -67,9 +67,9 @@ def connect(
 
 
 def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The proxy between here and ``url``: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, unless NO_PROXY names its host.
+    """The proxy for ``url``: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, unless NO_PROXY names its host.
 
-    Calls to this machine never go through one.
+    Calls to this machine never use one.
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
@@ -82,28 +82,28 @@ def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> str | No
     if urlsplit(proxy).scheme not in ("http", "https"):
         raise PersonaHubError(
             f"the proxy that the environment names for {parts.scheme} addresses is no http or https proxy; "
-            "name such a one, or put the endpoint's host into NO_PROXY"
+            "name one of these, or put the endpoint's host into NO_PROXY"
         )
     return proxy
 
 
 def trusted_certificates(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext:
-    """TLS that trusts what SSL_CERT_FILE, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names, else what the system does."""
+    """A TLS context that trusts SSL_CERT_FILE, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE, or else the system's store."""
     for name in CA_VARIABLES:
         place = environment.get(name)
         if place:
             file, folder = (None, place) if os.path.isdir(place) else (place, None)
             try:
                 return ssl.create_default_context(cafile=file, capath=folder)
-            except OSError as error:  # what OpenSSL says is one too
+            except OSError as error:  # OpenSSL's errors are OSErrors too
                 raise PersonaHubError(
-                    f"{name} names {place}, which holds no certificates that can be read ({error}); mend or unset it"
+                    f"{name} names {place}, which holds no certificates that can be read ({error}); correct or unset it"
                 ) from None
     return httpx2.create_ssl_context()
 
 
 class _OpenAI:
-    """By the openai package."""
+    """Posts with the openai package."""
 
     def __init__(self, base_url: str, proxy: str | None, trusted: ssl.SSLContext | None) -> None:
         self._client = _Client(
@@ -148,17 +148,17 @@ class _Client(openai.AsyncOpenAI):
 
 
 class _Connections(httpx2.AsyncBaseTransport):
-    """A pool of connections for each call at once: one pool for all would look at all of them for each call.
+    """A pool of connections for each concurrent call: one pool for all would search all connections for each call.
 
-    Whoever calls bounds the calls; a bound here would only let them wait a second time.
+    The caller limits the calls; a limit here would only make them wait twice.
     """
 
     def __init__(self, proxy: str | None, trusted: ssl.SSLContext | None) -> None:
         self._proxy = proxy
-        # Without TLS there is nothing to verify.
+        # Without TLS nothing is verified.
         self._trusted = trusted or httpx2.create_ssl_context(verify=False)
         self._pools: list[httpx2.AsyncHTTPTransport] = []
-        self._idle: list[httpx2.AsyncHTTPTransport] = []  # the last one used is taken first
+        self._idle: list[httpx2.AsyncHTTPTransport] = []  # last in, first out
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if not self._idle:
@@ -172,7 +172,7 @@ class _Connections(httpx2.AsyncBaseTransport):
             self._idle.append(pool)
             raise
         assert isinstance(response.stream, httpx2.AsyncByteStream)
-        # Undone by us, within bounds: without the header the client hands the body on as it came.
+        # Decoded here, within bounds: without the header the client returns the body as it came.
         response.extensions[_ENCODINGS] = response.headers.pop("content-encoding", "")
         pieces = _bounded(response.stream, response.status_code, request.url.path)
         response.stream = _Body(pieces, response.stream, lambda: self._idle.append(pool))
@@ -204,7 +204,7 @@ class _Body(httpx2.AsyncByteStream):
 
 
 class _AioHttp:
-    """By a bare aiohttp session, which takes a fifth of the processor time."""
+    """Posts with an aiohttp session, which takes a fifth of the processor time."""
 
     def __init__(self, base_url: str, proxy: str | None, trusted: ssl.SSLContext | None) -> None:
         self._base_url = base_url.rstrip("/")
@@ -239,7 +239,7 @@ class _AioHttp:
 
 
 async def _bounded(pieces: AsyncIterable[bytes], status: int, path: str) -> AsyncIterator[bytes]:
-    """A reply's body; ReplyTooLargeError when an answer is too large. Of other replies the beginning says enough."""
+    """A reply's body; ReplyTooLargeError if an answer is too large. Other replies are cut."""
     most, size = _most_bytes(path), 0
     async for piece in pieces:
         size += len(piece)
@@ -251,7 +251,7 @@ async def _bounded(pieces: AsyncIterable[bytes], status: int, path: str) -> Asyn
 
 
 def _whole(status: int, content: bytes, encodings: str, headers: Mapping[str, str], path: str) -> bytes:
-    """The body of a 200, its encodings undone; StatusError for any other status, with its body as far as it is read."""
+    """The decoded body of a 200; StatusError for any other status, with the part of the body that was read."""
     if status != 200:
         with contextlib.suppress(BadReplyError, ReplyTooLargeError):
             content = _decoded(content, encodings, _MAX_ERROR_BYTES)
@@ -260,7 +260,7 @@ def _whole(status: int, content: bytes, encodings: str, headers: Mapping[str, st
 
 
 def _decoded(content: bytes, encodings: str, most: int) -> bytes:
-    """``content`` without its ``encodings``, a Content-Encoding header, and no larger than ``most`` bytes."""
+    """``content`` decoded by ``encodings``, a Content-Encoding header; at most ``most`` bytes."""
     names = [name.strip().lower() for name in encodings.split(",")]
     applied = [name for name in names if name not in ("", "identity")]
     if len(applied) > _MOST_ENCODINGS:
@@ -283,14 +283,14 @@ def _inflated(content: bytes, encoding: str, most: int) -> bytes:
         members += 1
         if members > _MOST_MEMBERS:
             raise zlib.error(f"it has more than {_MOST_MEMBERS} parts")
-        # "deflate" comes with the header of zlib, and without.
+        # Servers send "deflate" with the header of zlib, and without it.
         begin = content[at : at + 2]
         is_bare = encoding == "deflate" and (begin[0] & 0x0F != 8 or int.from_bytes(begin, "big") % 31 != 0)
         inflating = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | 32)
         while not inflating.eof:
             if at >= len(content):
                 raise zlib.error("its end is missing")
-            # By pieces: what a part leaves over is copied each time.
+            # In pieces: the unused rest of a part is copied each time.
             piece = content[at : at + _PIECE]
             pieces.append(inflating.decompress(piece, most + 1 - size))
             size += len(pieces[-1])
@@ -336,5 +336,5 @@ def _goes_direct(host: str, port: int | None, no_proxy: str) -> bool:
             if "/" in entry and ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False):
                 return True
         except ValueError:
-            pass  # one of the two is no address
+            pass  # one of the two is not an IP address
     return False

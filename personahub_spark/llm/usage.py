@@ -1,4 +1,4 @@
-"""The tokens that a call took, read from any form in which servers count them; what cannot be read is unknown."""
+"""The tokens of a call, read from any form in which servers count them; an unreadable count is unknown."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-# No call takes so many. A count beyond is a fault of the server, and would use up any budget.
+# No call takes so many tokens. A larger count is a server's error, and would use up any budget.
 MOST_TOKENS = 100_000_000
 
-# What names mean, in snake case. Of several names of one kind the largest count is taken: a server that sends two
-# sends the same number twice, or leaves one at zero.
+# The meaning of names, in snake case. Of several names of one kind the largest count is taken: a server that sends two
+# repeats the number, or leaves one at zero.
 _CACHED = dict.fromkeys(("cached_tokens", "cached_input_tokens", "cached_prompt_tokens"), "cached")
 _IN_DETAILS = {**_CACHED, "cache_read_input_tokens": "cached"}
 _OUT_DETAILS = dict.fromkeys(("reasoning_tokens", "thinking_tokens", "thoughts_token_count"), "reasoning")
@@ -26,7 +26,7 @@ _NAMES: dict[str, str | dict[str, str]] = {
     **dict.fromkeys(("num_cached_tokens", "cached_content_token_count"), "cached"),
     "prompt_cache_hit_tokens": "hit",
     "prompt_cache_miss_tokens": "missed",
-    # Anthropic's input_tokens are without those that its two names for the cache count; see _input.
+    # Anthropic's input_tokens do not include the tokens that its two names for the cache count; see _input.
     "input_tokens": "bare_input",
     "cache_read_input_tokens": "cache_read",
     **dict.fromkeys(("cache_creation_input_tokens", "cache_write_input_tokens"), "cache_written"),
@@ -60,7 +60,7 @@ class Usage:
     def shared(self, weights: Sequence[int]) -> list[Usage]:
         """Parts in proportion to ``weights`` (not all 0), whole tokens that add up to this exactly.
 
-        What is cached or reasoning is no more than its whole in any part.
+        In each part, cached tokens are at most the input, and reasoning tokens at most the output.
         """
         others = zip(_shares(self.input_tokens, weights), _shares(self.output_tokens, weights), strict=True)
         parts = [Usage(tokens_in, 0, tokens_out, 0) for tokens_in, tokens_out in others]
@@ -74,10 +74,10 @@ class Usage:
 
 
 def read_usage(usage: object, *, wrote: bool, of_vectors: bool = False) -> Usage | None:
-    """What the usage object of a reply says; None where it does not say, or what it says cannot be.
+    """The usage object of a reply; None if it has no usable counts.
 
-    ``wrote``: the reply holds something that a model wrote; then no output is no count. Without a count of the input,
-    or of the output, the total must tell it. Of ``of_vectors`` there is no output, and the total is the input.
+    ``wrote``: the reply holds something that a model wrote, so an output of 0 is unusable. A missing count of the input
+    or the output is derived from the total. ``of_vectors``: there is no output, and the total is the input.
     """
     counts: dict[str, int] = {}
     try:
@@ -88,7 +88,7 @@ def read_usage(usage: object, *, wrote: bool, of_vectors: bool = False) -> Usage
 
 
 def whole_number(value: object) -> int | None:
-    """The whole number, from 0 on, that ``value`` is: 100, 100.0, "100" or "100.0"; None for anything else."""
+    """``value`` as a whole number from 0 on: 100, 100.0, "100" or "100.0"; None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -102,7 +102,7 @@ def whole_number(value: object) -> int | None:
 
 
 def _gather(usage: object, names: Mapping[str, Any], counts: dict[str, int]) -> None:
-    """Put the largest count of each kind that is told into ``counts``; ValueError where something is no count."""
+    """Put the largest count of each kind into ``counts``; ValueError if a value is no count."""
     if not isinstance(usage, dict):
         raise ValueError("no usage")
     for name, value in usage.items():
@@ -110,7 +110,7 @@ def _gather(usage: object, names: Mapping[str, Any], counts: dict[str, int]) -> 
         if kind is None or value is None:
             continue
         if isinstance(kind, dict):
-            if isinstance(value, dict):  # others tell details by a list, which is no count of ours
+            if isinstance(value, dict):  # some servers send a list of details, which is not needed
                 _gather(value, kind, counts)
             continue
         count = whole_number(value)
@@ -128,9 +128,9 @@ def _usage(counts: Mapping[str, int], *, wrote: bool, of_vectors: bool) -> Usage
         tokens_out = tokens_out or 0
         tokens_in = tokens_in if total is None else max(tokens_in or 0, total - tokens_out)
     elif reasoning > (tokens_out or 0) and tokens_out is not None and total is None:
-        tokens_out += reasoning  # it is counted beside the output
+        tokens_out += reasoning  # it is not part of the output count
     elif total is not None and tokens_in is not None:
-        # What no part accounts for is counted beside the output, like reasoning.
+        # The rest of the total is output that is counted separately, such as reasoning.
         tokens_out = max(total - tokens_in, total - tokens_in if tokens_out is None else tokens_out)
     elif total is not None and tokens_out is not None:
         tokens_in = total - tokens_out
@@ -144,7 +144,7 @@ def _usage(counts: Mapping[str, int], *, wrote: bool, of_vectors: bool) -> Usage
 
 
 def _input(counts: Mapping[str, int], cached: int) -> int | None:
-    """Tokens in, those from and for a cache included; a total that is just input and output has them inside."""
+    """Input tokens, including those of caches; if the total is just input and output, they are included already."""
     beside = counts.get("cache_read", 0) + counts.get("cache_written", 0)
     if "input" in counts:
         tokens_in = max(counts["input"], counts.get("bare_input", 0))

@@ -1,4 +1,4 @@
-"""What goes to an endpoint and what comes back, as values."""
+"""Requests to an endpoint and its replies, as values."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Status = Literal["answered", "failed", "deferred", "stopped"]
 VectorEncoding = Literal["base64", "float", "unsaid"]
 AnswerClass = Literal["ok", "cut_off", "filtered", "refusal", "empty", "invalid_json", "schema_mismatch", "tool_call"]
 
-# What the request itself sets, and what would make a reply that is not one answer.
+# Keys that the request itself sets, or that would make a reply other than one answer.
 _NOT_SAMPLING = frozenset({"model", "messages", "response_format", "stream", "n", "input", "encoding_format"})
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-# A placeholder such as "none" or "EMPTY" is no secret, and taking it out would maim ordinary text.
+# A placeholder such as "none" or "EMPTY" is no secret, and replacing it would damage ordinary text.
 _SHORTEST_SECRET = 8
-# Longer numbers than this are no counts, and Python refuses to read very long ones.
+# A longer number is no count, and Python refuses to read very long ones.
 _LONGEST_NUMBER = 300
 _TEXT_PARTS = ("text", "output_text")
 
@@ -42,9 +42,9 @@ class Request:
     """One question to one model; equal content has an equal ``key``, whatever the order of its dicts.
 
     ``sampling`` is sent as it is (temperature, max_tokens, …). ``sample_index`` and ``prompt_version`` are not sent:
-    they tell samples of one prompt, and versions of one task, apart. Of api ``embeddings`` the one message's
-    ``content`` is the input text, and ``sampling`` may hold ``dimensions``: see ``embedding``. Raises PersonaHubError
-    when ``sampling`` names what is not sampling, or ``api`` is not known.
+    they distinguish samples of one prompt, and versions of one task. With api ``embeddings``, the ``content`` of the
+    only message is the input text, and ``sampling`` may hold ``dimensions``: see ``embedding``. Raises PersonaHubError
+    if ``sampling`` has a key that is not for sampling, or ``api`` is unknown.
     """
 
     model: str
@@ -74,9 +74,9 @@ class Request:
 
     @classmethod
     def from_json(cls, text: str, *, key: str | None = None) -> Request:
-        """The request that ``to_json`` wrote, with the same key; PersonaHubError when ``text`` is none.
+        """The request that ``to_json`` wrote, with the same key; PersonaHubError if ``text`` is not one.
 
-        ``key`` is its key, where that is known already; it is believed.
+        ``key`` is its key, if known already; it is not checked.
         """
         try:
             request = cls(**json.loads(text))
@@ -87,7 +87,7 @@ class Request:
         return request
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces; PersonaHubError where a value is no JSON or no valid Unicode."""
+        """Canonical JSON: sorted keys, no spaces; PersonaHubError if a value is no JSON or no valid Unicode."""
         return canonical(
             {
                 "api": self.api,
@@ -102,7 +102,7 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        """sha256 of ``to_json``, 64 hex digits: what the ledger knows an answer by."""
+        """sha256 of ``to_json``, 64 hex digits: the key of the answer in the ledger."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property
@@ -112,15 +112,15 @@ class Request:
 
     @property
     def max_output_tokens(self) -> int | None:
-        """How long the answer may get, reasoning included; None where the request does not say."""
+        """The maximum length of the answer, reasoning included; None if the request does not set it."""
         if self.api == "embeddings":
             return 0
-        # Where both are said, servers differ in which they heed.
+        # If both are set, servers differ in which one they use.
         limits = [self.sampling.get(name) for name in ("max_completion_tokens", "max_tokens")]
         return max((limit for limit in limits if isinstance(limit, int)), default=None)
 
     def body(self, *, more: Sequence[Mapping[str, Any]] = (), service_tier: str | None = None) -> bytes:
-        """What is sent: canonical like the key, so that equal keys send equal bytes.
+        """The body that is sent: canonical JSON, so equal keys send equal bytes.
 
         ``more`` are messages after those of the request. Keys are sorted in ``response_format`` too, so a model writes
         the fields of a schema in alphabetical order.
@@ -138,23 +138,23 @@ class Request:
 
 @dataclass(frozen=True)
 class StoredRequest:
-    """A request as it was written down; it is read where it is asked, so that a text that is none fails one row."""
+    """A stored request; it is parsed where it is asked, so that an invalid text fails one row only."""
 
     key: str
     text: str
 
     def read(self) -> Request:
-        """The request; PersonaHubError when the text is none."""
+        """The request; PersonaHubError if the text is invalid."""
         return Request.from_json(self.text, key=self.key)
 
 
 def embeddings_body(
     requests: Sequence[Request], *, service_tier: str | None = None, encoding: VectorEncoding = "base64"
 ) -> bytes:
-    """What is sent for the vectors of several texts at once; they have one model and one ``sampling``.
+    """The body of a call for the vectors of several texts, which have one model and one ``sampling``.
 
-    ``encoding`` is how the vectors are asked for; whichever it is, ``read_vectors`` takes what comes. ``unsaid`` brings
-    lists of numbers, and there is nothing in it to refuse.
+    ``encoding`` is the requested form of the vectors; ``read_vectors`` reads any form. With ``unsaid`` the body has no
+    ``encoding_format``, which servers answer with lists of numbers.
     """
     body = {
         **requests[0].sampling,
@@ -170,7 +170,7 @@ def embeddings_body(
 
 @dataclass(frozen=True)
 class Reply:
-    """What the body of a 200 says; ``tool_call``: the model wants a tool to be called."""
+    """The content of a chat completion; ``tool_call``: the model wants a tool to be called."""
 
     text: str | None
     finish_reason: str | None
@@ -183,10 +183,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Vectors:
-    """What the body of a 200 says to a request for embeddings.
+    """The content of an embeddings reply.
 
-    ``vectors`` are in the order of the inputs: float32, little-endian, of length one; None where an input got none
-    that can be used (not finite, zero, not of the dimensions that were asked for, or not of those that most have).
+    ``vectors`` are in the order of the inputs: float32, little-endian, of length one; None for an unusable vector (not
+    finite, zero, or not of the requested dimensions, or else of those that most have).
     """
 
     vectors: list[bytes | None]
@@ -197,16 +197,15 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request.
+    """The outcome of a request.
 
-    ``answered``: a paid answer, even when it is cut off, filtered or empty: ``answer_class`` says which. ``failed``:
-    will not succeed unchanged. ``deferred``: ask again another day. ``stopped``: no request of this run would succeed.
-    Without an answer ``text``, ``finish_reason``, ``answer_class``, ``vector``, ``model_returned`` and ``response_id``
-    are None; with one the two error fields are. ``usage`` and ``cost_microusd`` are sums over all replies to the
-    request that were billed, also those that could not be read; None where nothing is known. ``is_usage_known``: each
-    billed reply told what it took, so that a usage of None means that there was none. ``vector`` is that of
-    an embedding: float32, little-endian, of length one. ``latency_ms`` is that of the last attempt; ``endpoint`` is
-    host:port/path of the address that was asked last.
+    ``answered``: a paid answer, even if it is cut off, filtered or empty: ``answer_class`` says which. ``failed``: the
+    request cannot succeed unchanged. ``deferred``: ask it again in a later run. ``stopped``: no request of this run
+    would succeed. Without an answer ``text``, ``finish_reason``, ``answer_class``, ``vector``, ``model_returned`` and
+    ``response_id`` are None; with one the two error fields are None. ``usage`` and ``cost_microusd`` are sums over all
+    billed replies to the request, also unreadable ones; None if unknown. ``is_usage_known``: each billed reply had a
+    usage, so that a usage of None means that nothing was billed. ``vector`` of an embedding: float32, little-endian, of
+    length one. ``latency_ms`` is that of the last attempt; ``endpoint`` is host:port/path of the last address.
     """
 
     request_key: str
@@ -231,8 +230,8 @@ class Outcome:
 class BadReplyError(Exception):
     """A reply with status 200 that holds no answer.
 
-    ``error`` is the error object in its body, where there is one. ``billed``: a model wrote something, so that the
-    reply was most likely paid for; ``usage`` is what it says it took, None where that is not known.
+    ``error`` is the error object in its body, if there is one. ``billed``: a model wrote something, so the reply was
+    most likely paid for; ``usage`` is its usage, None if unknown.
     """
 
     def __init__(self, message: str, error: object = None, *, billed: bool = False, usage: Usage | None = None) -> None:
@@ -243,19 +242,19 @@ class BadReplyError(Exception):
 
 
 class BrokenOffError(BadReplyError):
-    """A reply that the server gave up before the answer was whole; asked again, it may succeed."""
+    """A reply that the server ended before the answer was complete; asked again, it may succeed."""
 
     def __init__(self, message: str, error: object = None, *, usage: Usage | None = None) -> None:
         super().__init__(message, error, billed=True, usage=usage)
 
 
 def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
-    """The answer in the body of a chat completion, every text cleaned; BadReplyError where there is none.
+    """The answer in the body of a chat completion, every text cleaned; BadReplyError if there is none.
 
-    A body that streams is read as well. A refusal comes back as the text, with finish_reason ``refusal``. An empty
-    ``choices`` is an empty answer: it was paid for, and asking again would not change it. What a model thought is no
-    part of the text. The content type is not looked at. Raises BrokenOffError where the server says, by an error or
-    by the finish reason, that it did not come to the end.
+    Streamed bodies are read as well. A refusal comes back as the text, with finish_reason ``refusal``. An empty
+    ``choices`` is an empty answer: it was paid for, and asking again would not change it. Reasoning is not part of the
+    text. The content type is ignored. Raises BrokenOffError if an error or the finish reason shows that the server did
+    not complete the answer.
     """
     body = _read(raw)
     choices, error = body.get("choices"), body.get("error") if says_something(body.get("error")) else None
@@ -289,7 +288,7 @@ def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
 
 
 def answer_class(reply: Reply, request: Request) -> AnswerClass:
-    """What kind of answer ``reply`` is to ``request``, as far as that shows without reading its text."""
+    """The class of ``reply`` to ``request``, as far as it shows without reading the text."""
     if reply.refused:
         return "refusal"
     ended = ending(reply.finish_reason)
@@ -304,9 +303,9 @@ def answer_class(reply: Reply, request: Request) -> AnswerClass:
 
 
 def read_vectors(raw: bytes, count: int, *, dimensions: int | None = None, secret: str | None = None) -> Vectors:
-    """The vectors of ``count`` inputs in the body of an embeddings reply; BadReplyError when it is not one for each.
+    """The vectors of ``count`` inputs in the body of an embeddings reply; BadReplyError if their number differs.
 
-    Base64 of little-endian float32, and lists of numbers, are read. ``dimensions`` is how many each should have.
+    It reads base64 of little-endian float32, and lists of numbers. ``dimensions`` is the required length of vectors.
     """
     body = _read(raw)
     data = body.get("data")
@@ -319,7 +318,7 @@ def read_vectors(raw: bytes, count: int, *, dimensions: int | None = None, secre
         raise BadReplyError(f"the reply holds {len(data)} vectors for {count} inputs", billed=True, usage=usage)
     places = _places([entry.get("index") for entry in entries])
     if places is None:
-        raise BadReplyError("the reply's vectors contradict each other in what they are of", billed=True, usage=usage)
+        raise BadReplyError("the indices of the reply's vectors contradict each other", billed=True, usage=usage)
     vectors: list[bytes | None] = [None] * count
     for place, entry in zip(places, entries, strict=True):
         vectors[place] = _unit_vector(entry.get("embedding"), dimensions)
@@ -331,14 +330,14 @@ def read_vectors(raw: bytes, count: int, *, dimensions: int | None = None, secre
 
 
 def loads(text: str | bytes) -> Any:
-    """The JSON that ``text`` is, also where it holds a number that Python would refuse as too long."""
+    """``text`` parsed as JSON, also if it holds a number that Python would refuse as too long."""
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text), "surrogatepass")
     return _DECODER.decode(text)
 
 
 def clean(text: str | None, secret: str | None = None) -> str | None:
-    """``text`` as any table can store it, without the key: NUL and lone surrogates become U+FFFD, the key ``[key]``."""
+    """``text`` in a form that any table can store: NUL and lone surrogates become U+FFFD, the key ``[key]``."""
     if text is None:
         return None
     if secret is not None and len(secret) >= _SHORTEST_SECRET:
@@ -347,7 +346,7 @@ def clean(text: str | None, secret: str | None = None) -> str | None:
 
 
 def canonical(value: object) -> str:
-    """``value`` as JSON with sorted keys and no spaces; PersonaHubError where it is no JSON or no valid Unicode."""
+    """``value`` as JSON with sorted keys and no spaces; PersonaHubError if it is no JSON or no valid Unicode."""
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()
@@ -366,7 +365,7 @@ def _read(raw: bytes) -> dict[str, Any]:
             return _read(rest.encode("utf-8", "surrogatepass"))
         if is_stream(text):
             return _assembled(text)
-        # What begins like an answer and does not end like one was written by a model; a web page was not.
+        # A body that begins as JSON but is incomplete was written by a model; a web page was not.
         billed = text.lstrip().startswith("{")
         raise BadReplyError(f"the reply's body of {len(raw)} bytes is not JSON", billed=billed) from None
     if not isinstance(body, dict):
@@ -375,7 +374,7 @@ def _read(raw: bytes) -> dict[str, Any]:
 
 
 def _assembled(text: str) -> dict[str, Any]:
-    """The body that a streamed completion would have had in one piece."""
+    """The body of a streamed completion in one piece."""
     assembly = Assembly()
     for data, is_error in events(text):
         if data.strip() == "[DONE]":
@@ -384,7 +383,7 @@ def _assembled(text: str) -> dict[str, Any]:
         try:
             chunk = loads(data)
         except (ValueError, RecursionError):
-            chunk = {"message": data} if is_error else None  # None: half an event
+            chunk = {"message": data} if is_error else None  # None: an incomplete event
         if isinstance(chunk, dict):
             assembly.add(chunk, is_error=is_error)
         else:
@@ -403,7 +402,7 @@ _DECODER = json.JSONDecoder(parse_int=_int)
 
 @dataclass(frozen=True)
 class _Content:
-    """What a message says. ``wrote``: a model wrote something of it. ``fault``: it is no message."""
+    """The content of a message. ``wrote``: a model wrote a part of it. ``fault``: why it is no message."""
 
     text: str | None
     refused: bool
@@ -416,7 +415,7 @@ _NOTHING = _Content(None, False, False, False, "the reply's first choice holds n
 
 
 def _content_of(message: Mapping[str, Any]) -> _Content:
-    """What is said in ``message``; some models send a list of parts instead of a string."""
+    """The content of ``message``; some models send a list of parts instead of a string."""
     content = message.get("content")
     refusal = message.get("refusal")
     is_call = bool(message.get("tool_calls") or message.get("function_call"))
@@ -429,7 +428,7 @@ def _content_of(message: Mapping[str, Any]) -> _Content:
         refusal = refusal or next((part.get("refusal") for kind, part in of_kind if kind == "refusal"), None)
         is_call = is_call or "tool_use" in kinds
         thought = thought or bool(parts)
-        # A part of another type, or that is marked so, is what the model thought, or no text.
+        # Parts of other types, and those marked as thought, are reasoning or no text.
         content = "".join(_text(part) for kind, part in of_kind if kind in _TEXT_PARTS and not part.get("thought"))
     elif content is not None and not isinstance(content, str):
         fault = f"the reply's content is a JSON {type(content).__name__}, not text"
@@ -448,10 +447,9 @@ def _text(part: Mapping[str, Any]) -> str:
 
 
 def _places(indices: Sequence[object]) -> Sequence[int] | None:
-    """The input that each vector is of, by what each says as its index; None where they contradict each other.
+    """The position of each vector's input, by the vectors' ``index``; None if these contradict each other.
 
-    Some servers count from another number than 0. Where indices say nothing (they are the same for all, or words) the
-    order does.
+    Some servers do not count from 0. If the indices tell nothing (all are the same, or words), the order counts.
     """
     in_order = range(len(indices))
     numbers = [whole_number(index) for index in indices]
@@ -468,7 +466,7 @@ def _places(indices: Sequence[object]) -> Sequence[int] | None:
 def _unit_vector(embedding: object, dimensions: int | None) -> bytes | None:
     try:
         if isinstance(embedding, str):
-            letters = "".join(embedding.split()).rstrip("=")  # some break lines, or leave the padding out
+            letters = "".join(embedding.split()).rstrip("=")  # some servers break lines, or leave the padding out
             raw = base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
             vector = np.frombuffer(raw, dtype="<f4").astype(np.float64)
         elif isinstance(embedding, list):

@@ -2,14 +2,14 @@
 
 ``python -m personahub_spark.llm.fake --port 0`` prints its base URL when it is ready; ``FakeEndpoint`` runs it as a
 process of its own, of which there may be several. It serves ``POST /v1/chat/completions``, ``POST /v1/embeddings``,
-``GET /v1/models`` (none is listed, for it takes any name), files and batches (``/v1/files``, ``/v1/batches``), and for
-tests ``GET /_counts``, ``POST /_script`` and ``POST /_reset``. The model of every reply is ``fake/…``, so its rows say
-what they are. A token is a word between spaces.
+``GET /v1/models`` (an empty list: it takes any name), files and batches (``/v1/files``, ``/v1/batches``), and for
+tests ``GET /_counts``, ``POST /_script`` and ``POST /_reset``. The model of every reply is ``fake/…``, so its rows can
+be recognised. A token is a word between spaces.
 
 A script is a list of rules; the first that matches decides, and without one the reply follows from the request alone.
 
-- ``match``: regular expression, searched in all message contents, or inputs, joined by newlines; default: any. So a
-  rule with a ``status`` of 400 that matches one input of an embedding request refuses the whole request.
+- ``match``: regular expression, searched in all message contents, or inputs, joined by newlines; default: any. A rule
+  with ``status`` 400 that matches one input of an embedding request refuses the whole request.
 - ``path``: regular expression, searched in ``POST /v1/files`` and the like; default: completions and embeddings, also
   as lines of a batch. A ``status`` that is not 200 then has no effect (nothing is created), a ``fault`` comes after it.
 - ``encoding_format``: the rule holds for embeddings in this form only (``base64``, ``float``)
@@ -17,9 +17,9 @@ A script is a list of rules; the first that matches decides, and without one the
 - ``reply``: template of the text, with ``{digest}`` (sha256 of the messages, hex), ``{line}`` (last line of the last
   message that is not empty) and ``{number}`` (from the digest); other braces stay
 - ``finish_reason`` (``stop``), ``refusal`` (its text), ``tool_calls`` (a list), ``choices`` (how many)
-- ``cached_tokens``: a number, or ``prefix``: as many as begin an earlier prompt too, in blocks of 8;
-  ``reasoning_tokens``: a number, part of the output. ``usage``: the form in which completions tell what they took (see
-  ``usage_forms``; ``plain``). ``dimensions`` of vectors where the request names none (384)
+- ``cached_tokens``: a number, or ``prefix``: the length of the prefix shared with an earlier prompt, in blocks of 8;
+  ``reasoning_tokens``: a number, part of the output. ``usage``: the form of the usage object of completions (see
+  ``usage_forms``; ``plain``). ``dimensions`` of vectors if the request names none (384)
 - ``status`` (200), ``headers``, ``body`` (the reply's raw body)
 - ``delay_s``, and ``latency``: ``{"mean_ms": 200, "sigma": 1.0, "seed": 0}``, lognormal with that mean
 - ``fault``: ``hang`` (no reply), ``reset`` (connection reset), ``garbage`` (no HTTP), ``drip`` (a byte now and then),
@@ -59,9 +59,9 @@ KEY_VARIABLE = "PERSONAHUB_FAKE_KEY"
 
 @final
 class FakeEndpoint:
-    """The fake as a process: started on entry, ended on exit, or when this process ends in whatever way.
+    """The fake as a process: started on entry, ended on exit, or when this process ends for any reason.
 
-    With ``key`` it answers 401 to who does not send it.
+    With ``key``, calls without that key get a 401.
     """
 
     def __init__(self, script: list[dict[str, Any]] | None = None, *, key: str | None = None) -> None:
@@ -95,11 +95,11 @@ class FakeEndpoint:
 
     @property
     def pid(self) -> int:
-        """Its process, so that its CPU time can be told from its clients'."""
+        """Its process id, to measure its CPU time apart from its clients'."""
         return self._process.pid
 
     def counts(self, path: str | None = None) -> dict[str, int]:
-        """What it has seen since the start or the last ``reset``: calls of models, or what came to one ``path``.
+        """Counts since the start or the last ``reset``: of calls of models, or of one ``path``.
 
         ``requests``; ``refused`` of them by ``limits``; ``billed``: 200s produced whole, read or not; their
         ``input_tokens`` (of them ``cached_tokens``) and ``output_tokens`` (of them ``reasoning_tokens``); ``distinct``
@@ -127,11 +127,11 @@ class FakeEndpoint:
         self._call("/_script", json.dumps(rules).encode())
 
     def reset(self) -> None:
-        """All counts to zero, the script unused, no files and no batches."""
+        """Set all counts to zero and the script to unused; delete all files and batches."""
         self._call("/_reset", b"")
 
     def _call(self, path: str, data: bytes | None = None) -> Any:
-        # No proxy of the environment stands between us and loopback.
+        # Calls to loopback must not use a proxy of the environment.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(self.url.removesuffix("/v1") + path, data, timeout=60) as reply:

@@ -28,7 +28,7 @@ async def _serve(port: int, server: Server) -> None:
 
 
 def main() -> None:
-    """Serve until interrupted; exit code 2 and one sentence when the script or the port is no good."""
+    """Serve until interrupted; exit code 2 and one sentence if the script or the port is unusable."""
     parser = argparse.ArgumentParser(prog="personahub_spark.llm.fake", description="A fake endpoint on loopback.")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--script", type=Path, help="JSON file with a list of rules")

@@ -41,7 +41,7 @@ class BatchApi:
         return len(self._batches)
 
     def advance(self) -> None:
-        """Bring every batch to where it is by now."""
+        """Move every batch on to its state at this time."""
         for batch in self._batches.values():
             batch.advance(time.time())
 
@@ -148,7 +148,7 @@ class BatchApi:
 
 
 class _Batch:
-    """One batch. Its lines are answered, in an order of its own, as time goes by; looking at it moves it on."""
+    """One batch. Its lines are answered in a random order as time passes; polling it moves it on."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class _Batch:
         return {**self._entry, **{name: int(at) for name, at in self._times.items()}, "request_counts": counts}
 
     def look(self) -> None:
-        """Somebody asks how far it is."""
+        """A client polls its status."""
         self._looks += 1
         self.advance(time.time())
 
@@ -293,7 +293,7 @@ class _RefusedError(Exception):
 
 def _line(custom_id: str, response: dict[str, Any] | None, error: dict[str, Any] | None) -> bytes:
     whole = {"id": f"batch_req_{custom_id[:16]}", "custom_id": custom_id, "response": response, "error": error}
-    # As endpoints write it: not only ASCII, and so with characters that some readers take for ends of lines.
+    # Not escaped to ASCII, as endpoints write it, so it may hold characters that some readers take for line ends.
     return json.dumps(whole, ensure_ascii=False).encode(errors="surrogatepass") + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""What the fake answers: bodies of completions and embeddings, which follow from the request and its rule alone."""
+"""The fake's replies: bodies of completions and embeddings, determined by the request and its rule."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BadCallError(Exception):
 
 
 class Call(Protocol):
-    """A request to a model, read; ``text`` is what rules are matched with."""
+    """A parsed request to a model; ``text`` is what rules are matched with."""
 
     text: str
     model: str
@@ -36,13 +36,13 @@ class Call(Protocol):
 
 
 class Cache:
-    """Prompts seen so far, by their prefixes of whole blocks of ``CACHE_BLOCK`` tokens."""
+    """The prompts so far, by their prefixes of whole blocks of ``CACHE_BLOCK`` tokens."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
 
     def hit(self, tokens: list[str]) -> int:
-        """How many of ``tokens`` begin an earlier prompt too; from now on, this is one."""
+        """The number of first ``tokens`` that an earlier prompt shares; adds this prompt."""
         hit, key = 0, 0
         for end in range(CACHE_BLOCK, len(tokens) + 1, CACHE_BLOCK):
             key = hash((key, *tokens[end - CACHE_BLOCK : end]))
@@ -104,7 +104,7 @@ class Chat:
 
 
 class Embedding:
-    """Embeddings of one or more texts: unit vectors that follow from each text alone; like texts need not be near."""
+    """Embeddings of one or more texts: unit vectors determined by each text; similar texts need not be near."""
 
     def __init__(self, body: bytes) -> None:
         try:
@@ -200,7 +200,7 @@ def _number(digest: str) -> int:
 
 
 def _instance(schema: dict[str, Any], name: str, digest: str) -> Any:
-    """A value of ``schema``: the plain kinds that our own tasks ask for."""
+    """A value of ``schema``, for the kinds of schemas that the tasks of this package use."""
     if schema.get("enum"):
         return schema["enum"][_number(digest) % len(schema["enum"])]
     kind = schema.get("type", "string")

@@ -1,4 +1,4 @@
-"""What a script may say, checked when it is set, and the state of it that requests use up."""
+"""The entries of a script, checked when it is set, and their state, which requests use up."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Latency:
 @final
 @dataclass
 class Rule:
-    """One entry of a script that says how to reply; see the package's docstring."""
+    """One entry of a script that decides replies; see the package's docstring."""
 
     match: str = ""
     path: str = MODEL_CALLS
@@ -77,7 +77,7 @@ class Rule:
         self._hits: Counter[int | None] = Counter()
 
     def takes(self, call: str, text: str, body: int, encoding_format: str | None = None) -> bool:
-        """Whether this rule is for the request, which then counts as one of its ``times``."""
+        """Whether this rule matches the request; if so, it counts as one of its ``times``."""
         if not self.place.search(call) or (self.match and not self.pattern.search(text)):
             return False
         if self.encoding_format not in (None, encoding_format):
@@ -109,7 +109,7 @@ class Limits:
         self.windows: list[dict[str, int]] = []
 
     def admit(self, now: float, tokens: int) -> tuple[str | None, dict[str, str]]:
-        """Count one call; the limit it passed (``requests``, ``tokens``; None: admitted), and headers that say so."""
+        """Count one call; returns the limit it exceeds (``requests``, ``tokens``; None: admitted), and its headers."""
         if self._began is None:
             self._began = now
         place, inside = divmod(now - self._began, self.window_s)
@@ -148,7 +148,7 @@ class Limits:
 
 @dataclass
 class Outage:
-    """A time in which nothing is served; it is counted from the first request after the script was set."""
+    """A time in which nothing is served, counted from the first request after the script was set."""
 
     for_s: float
     after_s: float = 0
@@ -160,7 +160,7 @@ class Outage:
         self.times: list[float] = []
 
     def holds(self, now: float) -> bool:
-        """Whether a request that comes ``now`` falls into it; if so, ``seen`` notes it, in seconds from the start."""
+        """Whether a request at ``now`` falls into it; if so, ``seen`` records it, in seconds from the start."""
         if self._began is None:
             self._began = now + self.after_s
         if not 0 <= now - self._began < self.for_s:
@@ -171,7 +171,7 @@ class Outage:
 
 @dataclass
 class BatchScript:
-    """How batches that are created from now on fare."""
+    """How batches created from now on proceed."""
 
     validating_s: float = 0
     delay_s: float = 0

@@ -20,7 +20,7 @@ from personahub_spark.llm.fake.usage_forms import Tokens
 
 DRIP_S = 0.2
 
-# What is sent of a reply whose fault lets the model write it whole; the others send nothing of it, or bill at the end.
+# Faults whose reply is not billed, or billed only at the end.
 _UNBILLED = frozenset({"hang", "reset", "garbage", "drip"})
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*(\d+)")
 _KEY = re.compile(rb"(?i)\r\nauthorization:[ \t]*bearer[ \t]+([^\r\n]*)")
@@ -28,7 +28,7 @@ _CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding:")
 
 
 class Tally:
-    """What was asked of one path, and what of it was billed."""
+    """Counts of one path: its requests, and what was billed."""
 
     def __init__(self) -> None:
         self.requests = self.refused = 0
@@ -58,7 +58,7 @@ class Tally:
 
 
 class Server:
-    """All that connections share."""
+    """The state that all connections share."""
 
     def __init__(self, script: Script, *, key: str | None = None, latency: Latency | None = None) -> None:
         self.script = script
@@ -96,7 +96,7 @@ class Server:
         }
 
     def administer(self, call: str, body: bytes) -> tuple[int, bytes]:
-        """What only tests ask."""
+        """Calls for tests only."""
         if call == "GET /_counts":
             return 200, json.dumps(self.counts()).encode()
         if call == "POST /_reset":
@@ -111,14 +111,14 @@ class Server:
         return 404, error_body(f"{call} is not served here")
 
     def serve(self, call: str, query: str, head: bytes, body: bytes) -> tuple[Rule, int, bytes]:
-        """The reply to what is no call of a model: the list of models, files and batches."""
+        """The reply to all other calls: the list of models, files and batches."""
         path = call.partition(" ")[2]
         self.other[re.sub(r"^(/v1/(files|batches)/)[^/]+", r"\1{id}", path)] += 1
         rule = self.script.rule(call, "", hash(body))
         if rule.status != 200:
             return rule, rule.status, _scripted(rule)
         if call == "GET /v1/models":
-            # Any name of a model will do, so none is listed.
+            # It takes any name of a model, so it lists none.
             return rule, 200, b'{"object": "list", "data": []}' if rule.body is None else rule.body.encode()
         status, reply = self.batches.serve(call, query, head, body, self.script.batch)
         return rule, status, reply
@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
-        self._needed = 0  # bytes without which there is no use in looking
+        self._needed = 0  # bytes that must have arrived before the request is parsed
         self._busy = False
         self._called = False
         self._pending: _Pending | None = None
@@ -188,11 +188,11 @@ class Connection(asyncio.Protocol):
         if pending.timer:
             pending.timer.cancel()
         if pending.rule.fault not in _UNBILLED:
-            # Billed even when the client is gone: models are paid for what they write, read or not.
+            # Billed even if the client is gone: models are paid for what they write, read or not.
             pending.bill()
 
     def _next(self) -> None:
-        """Serve the request that is there, if it is there whole."""
+        """Serve the received request, if it is complete."""
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
             return
@@ -282,7 +282,7 @@ class Connection(asyncio.Protocol):
             self._send(rule, status, reply, {})
 
     def _send(self, rule: Rule, status: int, reply: bytes, headers: dict[str, str]) -> None:
-        """Write the reply as the rule's fault has it."""
+        """Write the reply with the rule's fault."""
         if self._transport.is_closing():
             return
         if rule.headers:
@@ -300,7 +300,7 @@ class Connection(asyncio.Protocol):
             return self._transport.close()
         if fault == "reset_body":
             self._transport.write(_head(status, headers, len(reply)) + reply[: len(reply) // 2])
-            # What is written must be on its way before the reset overtakes it.
+            # The written bytes must be sent before the reset.
             self._loop.call_later(DRIP_S, self._reset)
             return None
         if fault == "drip":
@@ -348,7 +348,7 @@ def _scripted(rule: Rule) -> bytes:
 
 
 def _scripted_tokens(rule: Rule) -> Tokens:
-    """What a scripted body says that it used; it need not say so."""
+    """The usage in a scripted body, which may have none."""
     try:
         usage = json.loads(rule.body or "")["usage"]
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)

@@ -1,4 +1,4 @@
-"""Forms in which the fake tells what a completion took: those that servers use, and those that say nothing."""
+"""Forms of the fake's usage object: those that real servers use, and those that cannot be read."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ READABLE: dict[str, Callable[[Tokens], object]] = {
     "reasoning_beside": _reasoning_beside,
     "input_and_total": _input_and_total,
 }
-"""By name, as rules name them: those that tell what was billed."""
+"""By name, as rules name them: the forms that report what was billed."""
 
 UNREADABLE: dict[str, Callable[[Tokens], object]] = {
     "null": lambda tokens: None,
@@ -105,11 +105,11 @@ UNREADABLE: dict[str, Callable[[Tokens], object]] = {
     "total_alone": lambda tokens: {"total_tokens": tokens.input + tokens.output},
     "output_alone": lambda tokens: {"completion_tokens": tokens.output},
 }
-"""Those that do not."""
+"""The forms that do not."""
 
 FORMS = READABLE | UNREADABLE
 
-# Python writes no number of so many digits.
+# Python refuses to write a number of so many digits.
 _LONG = "a number of 5000 digits"
 
 
