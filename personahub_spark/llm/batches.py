@@ -721,7 +721,7 @@ class _Run:
         words = "; ".join(f"{e.code}: {e.message}" + (f" (line {e.line})" if e.line else "") for e in errors[:3])
         reason = clean(" ".join(words.split())[:MAX_MESSAGE], self.remote.secret) or "it does not say why"
         if any(error.code == "token_limit_exceeded" for error in errors) and len(self._open) > 1:
-            failure = Failure("retry", "batch_queue_full", f"the endpoint's queue had no room for batch {batch.id}: {reason}")
+            failure = Failure("retry", "batch_queue_full", f"the queue had no room for batch {batch.id}: {reason}")
             yield from self._finish(chunk, failure, batch.input_file_id)
             return
         self.remote.delete_files(batch.input_file_id)

@@ -303,11 +303,11 @@ class Store:
 
         Only for what can be made again, or is told elsewhere. Each row must agree with one of ``keys`` at most.
         """
-        agree = " AND ".join(f"known.{name} = gone.{name}" for name in keys.columns)
+        agree = " AND ".join(f"stored.{name} = removed.{name}" for name in keys.columns)
         if self.dry_run:
             return self.read(table).join(keys, on=keys.columns, how="left_semi").count()
         merged = self._spark.sql(
-            f"MERGE INTO {_unformatted(self._reference(table.name))} AS stored USING {{keys}} AS gone ON {agree} "
+            f"MERGE INTO {_unformatted(self._reference(table.name))} AS stored USING {{keys}} AS removed ON {agree} "
             "WHEN MATCHED THEN DELETE",
             keys=keys,
         )
