@@ -10,7 +10,7 @@ _shown_by_others = sys.excepthook
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """End with one sentence where Ctrl-C comes while a program still imports; any other error is shown as before."""
+    """End with one sentence on Ctrl-C while a program still imports; any other error is shown as usual."""
     codes = [frame.f_code for frame, _ in traceback.walk_tb(trace)]
     # The program is a module itself.
     modules = [code for code in codes if code.co_name == "<module>" or code.co_filename.startswith("<frozen importlib")]
@@ -22,5 +22,5 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
     sys.exit(130)
 
 
-# Here, so that it holds for all programs: some of what they import takes seconds, and none of it is begun before this.
+# Set here, before any other import of a program: some imports take seconds.
 sys.excepthook = _show

@@ -1,8 +1,7 @@
-"""Ask a task about subjects: which are due, what they are asked, what the answers say, and a count of all.
+"""Ask the questions of a task: find those that are due, ask them, read the answers, and count the outcomes.
 
-Frames of questions have ``id`` (of the question: a row asks one), one column for each text that the task needs, and
-``sample`` where a subject is asked several times. What could not be read goes to quarantine here; whoever asks keeps
-the rest.
+A frame of questions has one row for each question: ``id``, one column for each text that the task needs, and ``sample``
+if a subject is asked several times. Unreadable answers go to quarantine here; the caller stores the rest.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ _READINGS = StructType(
 
 
 class Readings(NamedTuple):
-    """What became of questions."""
+    """The answers to questions, as read by a task."""
 
     rows: DataFrame
-    """Evaluated once. Of a question the outputs first, then failures, numbered by ``nth`` from 0: id, call_key, status,
-    and text, text_id (content hash of the text), output (JSON) and checks; or failure, line and answer. All but id,
-    call_key, status (null: put off) and nth is null where there is no answer."""
+    """Evaluated once. For each question its outputs, then its failures, numbered by ``nth`` from 0. All rows have id,
+    call_key and status (null: put off); outputs also have text, text_id (content hash of the text), output (JSON) and
+    checks; failures have failure, line and answer. A question without an answer has one row, with nulls."""
     outcomes: dict[str, int]
-    """What became of the questions; adds up to their number."""
+    """The number of questions by outcome; adds up to their number."""
     added: dict[str, int]
-    """Rows that went to quarantine."""
+    """The number of new rows of quarantine, by table."""
     spend: Spend
 
     @property
@@ -71,11 +70,11 @@ def ask_new(
     inputs: Sequence[Table],
     keep: Callable[[Readings], Mapping[str, int]],
 ) -> StepResult:
-    """Ask about those of ``questions`` that are not ``done`` (their ids) and not in quarantine, and ``keep`` the rest.
+    """Ask those of ``questions`` that are neither ``done`` (ids) nor in quarantine, and ``keep`` what was read.
 
-    ``plan`` names what is asked beside the task's recipe, and ``inputs`` the tables that decide which questions are
-    due: see ``ledger.complete``. ``keep`` writes what was read, and gives back the rows added, by table; where a row of
-    it marks a question as done, that one must come last, for a run that dies in between asks again.
+    ``plan`` and the task's recipe name the plan, and ``inputs`` are the tables that decide which questions are due: see
+    ``ledger.complete``. ``keep`` writes the outputs and returns the rows added, by table. It must write the row that
+    marks a question as done last, so that a run that dies before that asks the question again.
     """
     done = done.select("id").union(quarantined(context.store, source(step, task)))
     due = questions.join(done.withColumn("done", F.lit(True)).distinct(), on="id", how="left")
@@ -93,7 +92,7 @@ def ask_new(
 def ask(
     context: Context, task: Task, questions: DataFrame, *, step: str, rows: int, plan: str, inputs: Sequence[Table]
 ) -> Readings:
-    """Ask about all of ``questions``, of which there are ``rows``; what cannot be read is in quarantine then."""
+    """Ask all ``questions``, ``rows`` in number; unreadable answers go to quarantine."""
     store = context.store
     requested, spend = complete_all(
         context,
@@ -116,24 +115,24 @@ def ask(
     counts = tally(readings.join(quarantined_before, on="line", how="left"), has_checks=bool(task.checks))
     new = counts.pop("new_failures")
     rejected = unreadable(readings, source(step, task))
-    # Before the outputs: of a question that has any, none of these lines marks it as done.
+    # Before the outputs: the quarantine marks a question as done only if it has no outputs.
     added = {QUARANTINE.name: context.add_new(QUARANTINE, rejected, expected=new)}
     return Readings(readings, counts, added, spend)
 
 
 def source(step: str, task: Task) -> str:
-    """How quarantine names what ``step`` asked by the task's recipe."""
+    """The ``source`` in quarantine of answers that ``step`` got by the task's recipe."""
     return f"{step}:{task.recipe}"
 
 
 def quarantined(store: Store, source: str) -> DataFrame:
-    """``id``: lines in quarantine of ``source``."""
+    """``id``: the lines of ``source`` in quarantine."""
     return store.read(QUARANTINE).where(F.col("source") == source).select(F.col("line").alias("id"))
 
 
 def last_of_share(fraction: float) -> str:
-    """Eight hex digits: ids that begin with no higher ones are a ``fraction`` of all. Ids are hashes, so this share of
-    the hub stays the same while the hub grows."""
+    """The highest first eight hex digits of a ``fraction`` of all ids. Ids are hashes, so this selects a stable share
+    while the hub grows."""
     return format(min(int(fraction * 16**8), 16**8 - 1), "08x")
 
 
@@ -156,7 +155,7 @@ def answers(requested: DataFrame, calls: DataFrame) -> DataFrame:
 
 
 def read(answers: DataFrame, task: Task) -> DataFrame:
-    """``answers``, with the texts (and samples) that were asked about if the task reads them, as ``Readings.rows``."""
+    """``answers`` (with the subject's texts and sample if the task reads them) as ``Readings.rows``."""
 
     def readings(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         common = {"id": row["id"], "call_key": row["call_key"], "status": row["status"], "nth": 0}
@@ -182,9 +181,9 @@ def read(answers: DataFrame, task: Task) -> DataFrame:
 
 
 def unreadable(readings: DataFrame, source: str) -> DataFrame:
-    """What could not be read, as rows of ``quarantine``; ``source`` names the step and its recipe.
+    """The failures among ``readings`` as rows of ``quarantine``; ``source`` names the step and its recipe.
 
-    The line of an answer of which nothing was read is the id of the question; that of one part of it has more.
+    If nothing of an answer was read, the line is the question's id; for a part of an answer, a number follows it.
     """
     return readings.where(F.col("failure").isNotNull()).select(
         F.lit(source).alias("source"),
@@ -197,8 +196,8 @@ def unreadable(readings: DataFrame, source: str) -> DataFrame:
 
 
 def tally(readings: DataFrame, *, has_checks: bool) -> dict[str, int]:
-    """Questions by what became of them: read (with checks: passed, failed_checks), unreadable, failed, deferred (put
-    off); and new_failures, lines that could not be read and were not in quarantine."""
+    """The number of questions by outcome: read (with checks: passed, failed_checks), unreadable, failed, deferred (put
+    off); and new_failures, the number of unreadable lines that were not in quarantine before."""
     first, is_read = F.col("nth") == 0, F.col("text").isNotNull()
     classes: dict[str, Column] = {"read": is_read}
     if has_checks:
@@ -216,7 +215,7 @@ def tally(readings: DataFrame, *, has_checks: bool) -> dict[str, int]:
 def mapped(
     rows: DataFrame, change: Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]], schema: StructType
 ) -> DataFrame:
-    """What ``change`` makes of each row, in Python: one crossing, in Arrow batches."""
+    """The rows that ``change`` makes of each row, in Python, by Arrow batches."""
     arrow = pa.schema([(column.name, _ARROW[column.dataType.typeName()]) for column in schema])
 
     def each(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""Folders and whole files on any file system, without a JVM: executors' Python has none."""
+"""Folders and complete files on any file system, without a JVM: Python on executors has none."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?=/)(?://(?P<host>[
 
 BEAT_S = 3600.0
 DEAD_S = 7 * 24 * 3600.0
-"""Who showed no sign of life for so long is dead, and not asleep over a weekend. What it left only costs disk."""
+"""After this long without a heartbeat a process is dead, not asleep over a weekend. Its files only take disk space."""
 
 
 def cache_root() -> Path:
-    """Folder for what is fetched once: ``$PERSONAHUB_CACHE``, or ``~/.cache/personahub``."""
+    """The folder for downloads: ``$PERSONAHUB_CACHE``, or ``~/.cache/personahub``."""
     return Path(os.environ.get("PERSONAHUB_CACHE") or "~/.cache/personahub").expanduser()
 
 
 def absolute(place: str) -> str:
-    """``place`` as an absolute path, or as it is where it has a scheme (``s3a://…``)."""
+    """``place`` as an absolute path, or unchanged if it has a scheme (``s3a://…``)."""
     return place.rstrip("/") if _ADDRESS.match(place) else os.path.abspath(place)
 
 
 def local_path(place: str) -> str | None:
-    """The path of a place on this machine, an absolute one or ``file:/…``; None for one elsewhere."""
+    """The path of a place on this machine (an absolute path or ``file:/…``); None for other file systems."""
     address = _ADDRESS.match(place)
     if address is None:
         return place
@@ -45,8 +45,7 @@ def local_path(place: str) -> str | None:
 def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     """The file system of an absolute path or an address, and the path there; Hadoop's s3a is Arrow's s3.
 
-    As in Hadoop's paths, every character stands for itself. Raises PersonaHubError where Arrow knows no such file
-    system.
+    As in Hadoop's paths, no character is an escape. Raises PersonaHubError if Arrow does not support the file system.
     """
     path = local_path(place)
     if path is not None:
@@ -71,10 +70,10 @@ def _system(address: str) -> tuple[pafs.FileSystem, str]:
 
 
 def write_whole(place: str, name: str, content: bytes) -> None:
-    """Write ``content`` as ``place``/``name``, so that no reader ever sees a part of it."""
+    """Write ``content`` as ``place``/``name`` atomically: no reader ever sees a part of it."""
     files, folder = filesystem(place)
     files.create_dir(folder, recursive=True)
-    # An object store shows an object when it is whole; a file system shows a file while it grows.
+    # An object store shows only complete objects; a file system shows a file while it is written.
     grows = files.type_name in ("local", "hdfs")
     written = f"{folder}/.{name}" if grows else f"{folder}/{name}"
     with files.open_output_stream(written) as stream:
@@ -84,7 +83,7 @@ def write_whole(place: str, name: str, content: bytes) -> None:
 
 
 def read_whole(place: str, name: str) -> bytes:
-    """The content of ``place``/``name``; FileNotFoundError when there is none."""
+    """The content of ``place``/``name``; FileNotFoundError if there is none."""
     files, folder = filesystem(place)
     with files.open_input_stream(f"{folder}/{name}") as stream:
         content: bytes = stream.read()
@@ -92,7 +91,7 @@ def read_whole(place: str, name: str) -> bytes:
 
 
 def names(place: str, *, folders: bool = False) -> list[str]:
-    """Names of the whole files (or folders) in ``place``, in order; none where it does not exist."""
+    """Names of the complete files (or folders) in ``place``, sorted; none if it does not exist."""
     files, path = filesystem(place)
     file_type = pafs.FileType.Directory if folders else pafs.FileType.File
     entries = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
@@ -100,25 +99,24 @@ def names(place: str, *, folders: bool = False) -> list[str]:
 
 
 def delete_file(place: str, name: str) -> None:
-    """Delete ``place``/``name``, if it is there."""
+    """Delete ``place``/``name``, if it exists."""
     files, folder = filesystem(place)
     if files.get_file_info(f"{folder}/{name}").type == pafs.FileType.File:
         files.delete_file(f"{folder}/{name}")
 
 
 def delete(place: str) -> None:
-    """Delete a folder and all in it, if it is there."""
+    """Delete a folder and its content, if it exists."""
     files, path = filesystem(place)
     if files.get_file_info(path).type == pafs.FileType.Directory:
         files.delete_dir(path)
 
 
 class Scratch:
-    """Room for folders that are soon done with, below ``place``, which processes on many machines share.
+    """Temporary folders below ``place``, which processes on many machines share.
 
-    While anything is in it the process shows a sign of life each ``beat_s`` seconds. The first use sweeps away what was
-    left by processes that were killed: folders of ``place`` without such a sign for ``DEAD_S``, by the clock of the
-    file system.
+    While it has folders, the process writes a heartbeat every ``beat_s`` seconds. The first use deletes the folders of
+    killed processes: those without a heartbeat for ``DEAD_S``, by the clock of the file system.
     """
 
     def __init__(self, place: str, *, beat_s: float = BEAT_S) -> None:
@@ -128,7 +126,7 @@ class Scratch:
         self._swept = False
 
     def folder(self) -> str:
-        """A place for a new folder; nothing is there yet."""
+        """The path of a new folder, which does not exist yet."""
         if self._own is None:
             self._own = f"{self._place}/{uuid.uuid4().hex}"
             write_whole(self._own, _ALIVE, b"")
@@ -141,7 +139,7 @@ class Scratch:
         return f"{self._own}/{uuid.uuid4().hex}"
 
     def drop(self) -> None:
-        """Delete all that is in it."""
+        """Delete all its folders."""
         if self._own is not None:
             own, self._own = self._own, None
             self._stop.set()
@@ -153,7 +151,7 @@ class Scratch:
             try:
                 write_whole(own, _ALIVE, b"")
             except OSError as error:
-                log.warning("no sign of life could be written to %s: %s", own, error)
+                log.warning("the heartbeat could not be written to %s: %s", own, error)
 
 
 _ALIVE = "alive"
@@ -167,13 +165,13 @@ def _sweep(place: str, own: str) -> None:
             last = _last_sign(files, f"{path}/{name}")
             if now is not None and last is not None and now - last > DEAD_S:
                 delete(f"{place}/{name}")
-                log.info("what a process that was killed had left in %s/%s is deleted", place, name)
-        except OSError as error:  # perhaps another process sweeps it at this moment
-            log.warning("%s/%s could not be swept: %s", place, name, error)
+                log.info("deleted %s/%s, the files of a process that was killed", place, name)
+        except OSError as error:  # perhaps another process is deleting it at the same time
+            log.warning("%s/%s could not be deleted: %s", place, name, error)
 
 
 def _last_sign(files: pafs.FileSystem, folder: str) -> float | None:
-    """When a sign of life was written in ``folder``, or else when it was changed; None: not known."""
+    """The time of the last heartbeat in ``folder``, or else of its last change; None: unknown."""
     signs = files.get_file_info([f"{folder}/{_ALIVE}", folder])
     newest = next((info for info in signs if info.type != pafs.FileType.NotFound), None)
     return None if newest is None or newest.mtime_ns is None else newest.mtime_ns / 1e9

@@ -1,4 +1,4 @@
-"""What all jobs have as programs: options and exit codes.
+"""The options and exit codes that all jobs share.
 
 0 all done; 2 something to mend first, in one sentence; 3 done but for calls put off to a later run.
 """
@@ -48,7 +48,7 @@ def exit_if_put_off(results: dict[str, StepResult]) -> None:
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """The options that all jobs have."""
+    """A parser with the options of all jobs."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--conf", default="conf/local.yaml", help="settings file (default: %(default)s)")
     made.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="one setting over the file's")

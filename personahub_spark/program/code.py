@@ -24,7 +24,7 @@ def package_zip(target: Path) -> Path:
 
 @functools.cache
 def code_version() -> str:
-    """Version of the package and a hash of its files: two runs with the same one ran the same code."""
+    """The version of the package and a hash of its files: runs with the same code have the same one."""
     digest = hashlib.sha256()
     for name, content in _package_files():
         digest.update(name.encode() + b"\0" + content)
@@ -33,12 +33,12 @@ def code_version() -> str:
 
 @functools.cache
 def shipped() -> Path:
-    """The package's zip, in a folder of this process: nobody else can put another one there."""
+    """The package's zip, in a folder of this process, where no other process can replace it."""
     return package_zip(endings.run_folder() / f"personahub_spark-{code_version()}.zip")
 
 
 def _package_files() -> Iterator[tuple[str, bytes]]:
-    """Name inside the package and content of each of its files, in order, also where the package lies in a zip."""
+    """The name inside the package and the content of each of its files, sorted, also if the package is in a zip."""
 
     def walk(folder: Traversable, inside: str) -> Iterator[tuple[str, bytes]]:
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):

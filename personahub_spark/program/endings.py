@@ -1,12 +1,12 @@
-"""How a program ends: when a signal tells it to, and what it leaves behind, which is nothing.
+"""How a program ends on a signal, without leaving processes or temporary files.
 
-A program is told to end by Ctrl-C, SIGTERM, or a terminal that is closed. It says one sentence at once, and nothing
-after it. Its blocks are left as by an exception, so that tasks stop asking and write down what they have; after
-``GRACE_S`` seconds, or at a second signal, it ends wherever it is. That loses nothing: what is on disk is whole at
-every moment, and the next run goes on from there.
+Ctrl-C, SIGTERM and a closed terminal end a program. It prints one sentence at once, and nothing after it. Its blocks
+are left as by an exception, so that tasks stop asking and store their answers. After ``GRACE_S`` seconds, or at a
+second signal, it ends wherever it is. Nothing is lost by that: the files on disk are always complete, and the next run
+continues from them.
 
-All temporary files of a run, Java's too, lie in one folder (``run_folder``) that goes with the process. What a process
-that was killed could not delete is deleted by the next one on the same machine.
+All temporary files of a run, Java's too, are in one folder (``run_folder``) that is deleted with the process. The next
+process on the same machine deletes the folders of processes that were killed.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from typing import NoReturn
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SENTENCE = "stopped; what was answered so far is kept, run again to go on"
 GRACE_S = 2.5
-"""How long a program has to leave its blocks. The rest of its end takes at most KILL_S and TIDY_S, with Spark on a
-cluster CLUSTER_S more: less than 5 seconds together, with a cluster less than 6."""
+"""The time for a program to leave its blocks. After that it ends within KILL_S and TIDY_S, with Spark on a cluster
+CLUSTER_S more: less than 5 seconds together, with a cluster less than 6."""
 KILL_S = 1.0
 TIDY_S = 1.2
 SAME_S = 0.5
-"""Signals that come so soon after the first are no second one."""
+"""Signals within this time after the first count as the same one."""
 CLUSTER_S = 1.0
-"""How long Spark has to tell a cluster that it ends."""
+"""The time for Spark to tell a cluster that it ends."""
 
 _PREFIX = "personahub-run-"
 _UNLOCKED = "personahub-unlocked-"
-"""Folders with this prefix are never swept: no lock would tell that their process lives."""
+"""Folders with this prefix are never deleted by other processes, since no lock shows whether their process lives."""
 _TRIES = 100
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised in the main thread of a program that a signal told to end."""
+    """Raised in the main thread of a program that a signal ends."""
 
 
 @contextlib.contextmanager
 def by_signals(sentence: str = SENTENCE) -> Iterator[None]:
-    """A signal that comes inside ends the program, which says ``sentence``; the code is 128 and the signal's number.
+    """A signal inside this context ends the program with ``sentence``; the exit code is 128 plus the signal's number.
 
-    Signals that the program was started to ignore (``nohup``, ``&`` in a script) are ignored. Does nothing where
-    somebody else has the signals: inside another such block, or outside the main thread.
+    Signals that the program was started to ignore (``nohup``, ``&`` in a script) are ignored. Does nothing inside
+    another such context, or outside the main thread.
     """
     global _program
     if _program is not None or threading.current_thread() is not threading.main_thread():
@@ -85,9 +85,9 @@ def by_signals(sentence: str = SENTENCE) -> Iterator[None]:
 
 
 def listen_again(*, cluster: bool = False) -> None:
-    """Take the signals back: PySpark takes SIGINT when Spark starts, and its handler breaks the call under way.
+    """Set the signal handlers again: PySpark sets one for SIGINT when Spark starts, which breaks the current call.
 
-    ``cluster``: Spark runs on one, and is given CLUSTER_S to tell it that it ends.
+    ``cluster``: Spark runs on a cluster, and gets CLUSTER_S to tell it that it ends.
     """
     if _program is not None:
         _program.cluster = cluster
@@ -95,19 +95,19 @@ def listen_again(*, cluster: bool = False) -> None:
 
 
 def when_told(act: Callable[[], object]) -> None:
-    """Let ``act`` be done in a thread of its own as soon as the program is told to end."""
+    """Run ``act`` in its own thread as soon as a signal ends the program."""
     if _program is not None:
         _program.first_acts.append(act)
 
 
 def when_stopped(act: Callable[[], object]) -> None:
-    """Let ``act`` be done once no process of a program that was told to end is left; it has TIDY_S."""
+    """Run ``act`` after all other processes of a program that a signal ends; it has TIDY_S."""
     if _program is not None:
         _program.last_acts.append(act)
 
 
 def at_end(act: Callable[[], object]) -> None:
-    """Let ``act`` be done when the program ends, however it does, after its session. Given twice, it is done once."""
+    """Run ``act`` once when the program ends for any reason, after its session."""
     if act not in _at_end:
         _at_end.append(act)
 
@@ -120,21 +120,21 @@ def _try(act: Callable[[], object]) -> None:
         act()
 
 
-@atexit.register  # with this import, so before any session: what is registered first is done last
+@atexit.register  # registered at import, before any session, because exit functions run in reverse order
 def _do_at_end() -> None:
     for act in _at_end:
         _try(act)
 
 
 def _end_with_parent(parent: int) -> None:
-    """Under ``spark-submit`` the parent is Spark: nothing is left to do without it."""
+    """End with the parent: under ``spark-submit`` it is Spark, without which the program cannot go on."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGTERM)  # not raise_signal, which would not wake the main thread
 
 
 class _Program:
-    """A program while signals may end it. A thread waits for them: the main thread may be busy outside Python."""
+    """A program that signals may end. A thread waits for them, since the main thread may be busy outside Python."""
 
     def __init__(self, sentence: str) -> None:
         self._sentence = sentence
@@ -157,7 +157,7 @@ class _Program:
         self.wakeup.close()
 
     def hear(self) -> None:
-        """Wait until the thread knows of every signal that came: whoever raised in this one may have been faster."""
+        """Wait until the thread has handled every signal so far: an exception in this thread may have been faster."""
         signal.set_wakeup_fd(-1)
         self.wakeup.shutdown(socket.SHUT_WR)
         self._heard.wait()
@@ -180,7 +180,7 @@ class _Program:
     def _wait(self) -> None:
         with self._woken:
             first = self._next()
-            if first is None:  # the block has ended
+            if first is None:  # the context has ended
                 self._heard.set()
                 return
             self._tell(first)
@@ -190,7 +190,7 @@ class _Program:
             told_at = time.monotonic()
             self._woken.settimeout(GRACE_S)
             with contextlib.suppress(TimeoutError):
-                # Programs like timeout send a signal to the process and to its group: that is one signal.
+                # Programs such as timeout send a signal to the process and to its group: that counts as one.
                 while self._next() is not None and time.monotonic() - told_at < SAME_S:
                     pass
             if not self._ending.acquire(timeout=TIDY_S + KILL_S + (CLUSTER_S if self.cluster else 0)):
@@ -214,9 +214,9 @@ class _Program:
                 return
             self.received = number
             clear = "\r\x1b[K" if os.isatty(2) else ""
-            with contextlib.suppress(OSError):  # the terminal may be what went away
+            with contextlib.suppress(OSError):  # the terminal may have been closed
                 os.write(2, f"{clear}{self._sentence}\n".encode())
-            # Whatever breaks from here on breaks because the program ends.
+            # Errors from here on are caused by the end of the program.
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 2)
             os.close(silence)
@@ -236,17 +236,17 @@ _program: _Program | None = None
 
 
 def run_folder(place: str | None = None) -> Path:
-    """The folder of this process in ``place`` (default: where temporary files go), deleted when it ends.
+    """The folder of this process in ``place`` (default: the folder of temporary files), deleted when it ends.
 
-    The first use deletes the folders that killed processes of this machine left there. A living process holds a lock on
-    its folder. Such a lock may be seen on its own machine alone, so the folders of other machines are left to them.
+    The first use deletes the folders of killed processes of this machine. A living process holds a lock on its folder.
+    Other machines may not see that lock, so their folders are not touched.
     """
     return _run_folder(place or tempfile.gettempdir())
 
 
 @functools.cache
 def _run_folder(place: str) -> Path:
-    if Path(place) in _run_folders:  # as where a session finds what the one before it put into the environment
+    if Path(place) in _run_folders:  # such as the second session of a process, which finds the environment of the first
         return Path(place)
     machine = f"{_PREFIX}{socket.gethostname()}-"
     of_this_machine = re.compile(re.escape(machine) + r"[0-9a-f]*-\w{8}")
@@ -261,9 +261,9 @@ def _run_folder(place: str) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=f"{machine}{_boot()}-", dir=place))
         try:
             lock = _locked(folder)
-        except (FileNotFoundError, BlockingIOError):  # another process is sweeping it
+        except (FileNotFoundError, BlockingIOError):  # another process is deleting it
             continue
-        except OSError:  # no lock can be had here
+        except OSError:  # the file system has no locks
             shutil.rmtree(folder, ignore_errors=True)
             break
         if folder.is_dir():
@@ -284,14 +284,14 @@ def _drop_at_exit() -> None:
 
 
 def _boot() -> str:
-    """What tells this start of the machine from others, in hexadecimal digits; empty where the system does not say."""
+    """An id of this boot of the machine, in hexadecimal digits; empty if the system has none."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
     return ""
 
 
 def _locked(folder: Path) -> int:
-    """The folder's descriptor, which holds the lock; OSError where another process has it."""
+    """The folder's descriptor, which holds the lock; OSError if another process has the lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -302,18 +302,18 @@ def _locked(folder: Path) -> int:
 
 
 def _drop_run_folders() -> None:
-    for folder in _run_folders:  # their locks go with the process
+    for folder in _run_folders:  # the locks end with the process
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill_children(*, gently: bool) -> None:
-    """End all processes below this one, also those that begin meanwhile; ``gently``: they are asked first."""
+    """End all processes below this one, also those that start meanwhile; ``gently``: first by SIGTERM."""
     children: set[int] = set()
     for number, patience_s in ((signal.SIGTERM, CLUSTER_S), (signal.SIGKILL, KILL_S))[0 if gently else 1 :]:
         give_up = time.monotonic() + patience_s
         signalled: set[int] = set()
         while time.monotonic() < give_up:
-            # Those of a parent that has ended are below this process no longer.
+            # Children of a parent that has ended are no longer below this process.
             children = {child for child in children.union(_descendants(os.getpid())) if _is_alive(child)}
             if not children:
                 return
@@ -334,7 +334,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Processes below ``pid``, as Linux tells of them; elsewhere they notice by their pipes that it is gone."""
+    """The processes below ``pid``, from Linux's /proc; on other systems they end when their pipes close."""
     pids = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():

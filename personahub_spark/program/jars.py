@@ -23,7 +23,7 @@ SCALA = "2.12"
 DELTA = ("io.delta", f"delta-spark_{SCALA}", "3.3.3")
 SPARK_NLP = (
     ("com.johnsnowlabs.nlp", f"spark-nlp_{SCALA}", "5.5.3"),
-    ("org.tensorflow", "tensorflow-core-api", "0.4.2"),  # plain classes that Spark NLP links to even for ONNX
+    ("org.tensorflow", "tensorflow-core-api", "0.4.2"),  # classes that Spark NLP links to even for ONNX
 )
 # Modules that Spark has itself, and native libraries of engines that this project does not use (hundreds of megabytes).
 EXCLUDED = (
@@ -123,7 +123,7 @@ def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
         try:
             (root / "jars").rename(folder)
         except OSError:
-            if not folder.is_dir():  # another start was faster, or the disk refused
+            if not folder.is_dir():  # another process was faster, or the disk failed
                 raise
 
 

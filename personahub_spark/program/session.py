@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 JVM_ENDS_S = 20.0
 TO_STDERR = "-XX:+DisplayVMOutputToStderr"
-"""For what the JVM itself says, as when it crashes."""
+"""For the JVM's own output, such as that of a crash."""
 
 CATALOG = "spark.sql.catalog.spark_catalog"
 ALWAYS = {
@@ -120,7 +120,7 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
     endings.listen_again(cluster=not whole.is_one_process(str(spark.sparkContext.master)))
     _refuse_speculation(spark.sparkContext.getConf())  # spark-submit or spark-defaults.conf may have turned it on
     spark.sparkContext.setLogLevel("ERROR")
-    # Ctrl-C reaches the workers too, and a Spark that lives on would write how they ended.
+    # Ctrl-C reaches the workers too, and a Spark that is still alive would log their end.
     endings.when_told(lambda: spark.sparkContext.setLogLevel("OFF"))
     if not whole.is_one_process(str(spark.sparkContext.master)):
         spark.sparkContext.addPyFile(str(shipped()))

@@ -1,4 +1,4 @@
-"""Run steps in a session: what a step gets, what it gives back, and what is recorded of it."""
+"""Runs steps in a session: a step's context, its result, and the record of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StepResult:
     files_skipped: int = 0
     """Files of unknown formats, which have no rows."""
     notes: tuple[str, ...] = ()
-    """What else there is to say of it, a line each."""
+    """Further lines to show."""
 
     @property
     def changed(self) -> bool:
@@ -47,7 +47,7 @@ class StepResult:
         return self.spend.requests > 0 or any(self.rows_added.values())
 
     def __add__(self, other: StepResult) -> StepResult:
-        """What two parts of a step did together."""
+        """The combined result of two parts of a step."""
         return StepResult(
             self.rows_in + other.rows_in,
             _added_up(self.outcomes, other.outcomes),
@@ -65,11 +65,11 @@ class Step:
     name: str
     run: Callable[[Context], StepResult]
     asks: Callable[[Settings], Sequence[str]] = field(default=lambda _: ())
-    """Names under ``models`` of the endpoints that it asks."""
+    """The names, under ``models``, of the endpoints that it asks."""
     check: Callable[[Settings], None] = field(default=lambda _: None)
-    """PersonaHubError where something that it needs on this machine is missing; before Spark starts."""
+    """Raises PersonaHubError before Spark starts if something that the step needs on this machine is missing."""
     on_request: bool = False
-    """Whether a pipeline has it only where the settings name it."""
+    """Whether a pipeline runs it only if the settings name it."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,17 @@ class Context:
     progress: Progress
     started_at: datetime
     before_asking: Callable[[Endpoint], None] = field(default=lambda _: None)
-    """Called with the endpoint before a step sends its first request, and not where there is none to send."""
+    """Called with the endpoint before a step sends its first request, if it sends any."""
     while_asking: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
-    """Entered when a step begins to ask, and left when all that it asks has an outcome."""
+    """Entered when a step begins to ask, and left when all its requests have an outcome."""
     put_off: list[Spend] = field(default_factory=list)
-    """What the step paid for calls that were then put off: they have no outcome, and no row in the ledger."""
+    """The cost of calls that were then put off: they have no outcome, and no row in the ledger."""
     purse: Purse = field(default_factory=Purse)
-    """Of all steps of the run."""
+    """The spending of all steps of the run."""
 
     @property
     def calls(self) -> CallSettings:
-        """Bounds of the run's calls."""
+        """The limits of the run's calls."""
         return self.settings.calls
 
     def add_new(self, table: Table, rows: DataFrame, *, expected: int | None = None) -> int:
@@ -103,20 +103,18 @@ class Context:
 
 
 def make_tables(context: Context) -> list[str]:
-    """Make the tables and views that are missing; names of the tables made. Who comes at the same time waits."""
-    if context.store.is_complete():  # nothing to wait for; a catalog that lasts may still learn the names
+    """Create the missing tables and views; returns the names of new tables. Other processes wait meanwhile."""
+    if context.store.is_complete():  # without a lock; a permanent catalog may still lack the names
         return context.store.create()
     with locks.lease(f"{context.store.state_root}/locks", "create_tables", wait_s=TABLES_WAIT_S):
         return context.store.create()
 
 
 def run_step(context: Context, step: Step) -> StepResult:
-    """Run one step, show how it goes, check that its counts add up, and record it if it changed anything.
+    """Run one step, show its progress, check that its counts add up, and record it if it changed anything.
 
-    Where tables are missing they are made first.
-
-    When a step fails with a PersonaHubError, the answers that it paid for are kept, and so is a record of what they
-    cost, with no rows.
+    Missing tables are created first. If a step fails with a PersonaHubError, its paid answers are kept, and a record of
+    their cost, with no rows.
     """
     started = time.monotonic()
     context = dataclasses.replace(context, started_at=now(), put_off=[])
@@ -163,18 +161,18 @@ def run_step(context: Context, step: Step) -> StepResult:
     return result
 
 
-# What steps call the rows that they put into quarantine.
+# The names of outcomes for rows that went to quarantine.
 _QUARANTINED = ("quarantined", "unreadable")
 
 
 def quarantined_share(result: StepResult) -> float:
-    """Part of the rows that a step looked at which went to quarantine; those done before were not looked at."""
+    """The share of a step's rows that went to quarantine, not counting rows done before."""
     looked_at = result.rows_in - result.outcomes.get("done_before", 0)
     return sum(result.outcomes.get(name, 0) for name in _QUARANTINED) / looked_at if looked_at > 0 else 0.0
 
 
 def run_steps(context: Context, steps: Sequence[Step]) -> dict[str, StepResult]:
-    """Run ``steps`` in their order; what each did, by name."""
+    """Run ``steps`` in their order; returns their results by name."""
     results: dict[str, StepResult] = {}
     for step in steps:
         if context.store.dry_run and any(result.changed for result in results.values()):
@@ -184,7 +182,7 @@ def run_steps(context: Context, steps: Sequence[Step]) -> dict[str, StepResult]:
 
 
 def now() -> datetime:
-    """Now. With its zone: PySpark takes a time without one for this machine's local time."""
+    """The time now, in UTC: PySpark takes a time without a zone for this machine's local time."""
     return datetime.now(UTC)
 
 
@@ -193,13 +191,13 @@ def _added_up(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
 
 
 def _calls_of(context: Context, step: str) -> DataFrame:
-    """What ``step`` added to the ledger in this run."""
+    """The rows that ``step`` added to the ledger in this run."""
     return context.store.read(LLM_CALLS).where((F.col("run_id") == context.run_id) & (F.col("step") == step))
 
 
 def _as_recorded(context: Context, step: str, replay: str) -> Context:
-    """``context`` with the run and time that ``step`` has in the recorded tables: of several runs, the first that left
-    more than a record."""
+    """``context`` with the run and time of ``step`` in the recorded tables: those of the first run that added rows or
+    sent requests."""
     runs = context.spark.read.format("delta").load(f"{files.absolute(replay)}/{RUNS.name}")
     left_something = F.expr("requests > 0 or exists(map_values(rows_added), added -> added > 0)")
     first = runs.where(F.col("step") == step).where(left_something).orderBy("created_at").limit(1).collect()
@@ -209,7 +207,7 @@ def _as_recorded(context: Context, step: str, replay: str) -> Context:
 
 
 def _lost(context: Context) -> Spend:
-    """What was paid for calls that left no row."""
+    """The cost of calls that left no row."""
     paid = [dataclasses.replace(spent, requests=0) for spent in context.put_off]
     return sum(paid, Spend())
 
@@ -222,7 +220,7 @@ def _record(context: Context, step: str, result: StepResult, duration_s: float) 
         *(lost.input_tokens, lost.output_tokens, lost.cost_microusd),
     )  # fmt: skip
     columns = pyspark.sql.types.StructType(list(RUNS.columns))
-    context.store.append(  # a run and its step are new, and runs at the same time do not wait for each other
+    context.store.append(  # the key is new, and concurrent runs do not conflict
         RUNS,
         context.spark.createDataFrame([row], columns),
         app_id=f"{context.run_id}:{step}",

@@ -1,1 +1,1 @@
-"""The Delta tables of the hub, and the one way rows get into them."""
+"""The Delta tables of the hub, and the only code that writes to them."""

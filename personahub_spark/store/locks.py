@@ -1,4 +1,4 @@
-"""Leases: only one process at a time does a certain thing on a store."""
+"""Leases: locks on a store, so that only one process at a time runs a step or a commit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def lease(folder: str, name: str, *, beat_s: float = 5.0, wait_s: float = 0.0) -> Iterator[None]:
-    """Only one process at a time holds the lease ``name``; a holder that dies is noticed within three beats.
+    """Hold the lease ``name``, which only one process at a time can do; a dead holder is detected within three beats.
 
-    PersonaHubError if another living process holds it for ``wait_s``, or took over because this process had not renewed
-    it.
+    PersonaHubError if another living process holds it longer than ``wait_s``, or took it over because this process did
+    not renew it.
     """
     mine = json.dumps(
         {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": time.strftime("%FT%TZ")}
@@ -38,7 +38,7 @@ def lease(folder: str, name: str, *, beat_s: float = 5.0, wait_s: float = 0.0) -
             f"{holder['since']}; two at once would ask and pay twice: wait for it to end, or end it"
         )
     files.write_whole(folder, name, f"{mine}\n0".encode())
-    # If two start at once, the later writer goes on; a write to a remote store takes longer than one to a local disk.
+    # If two start at once, the later writer wins; a write to a remote store takes longer than one to a local disk.
     time.sleep(0.05 if files.filesystem(folder)[0].type_name == "local" else 2.0)
     if not _is_mine(folder, name, mine):
         raise PersonaHubError(f"{name} was started twice at the same moment on this store; this one gives way")
@@ -82,7 +82,7 @@ def _living_holder(folder: str, name: str, beat_s: float) -> dict[str, Any] | No
     holder: dict[str, Any] = json.loads(content.split(b"\n")[0])
     if holder["host"] == socket.gethostname() and not _is_alive(int(holder["pid"])):
         return None
-    log.info("%s seems to be running elsewhere; looking whether it lives", name)
+    log.info("%s seems to be running elsewhere; checking whether that process is alive", name)
     give_up = time.monotonic() + 3 * beat_s
     while time.monotonic() < give_up:
         time.sleep(beat_s / 5)

@@ -1,7 +1,7 @@
-"""The tables and views of the hub, and the one way rows get into them.
+"""The tables and views of the hub, and the only code that writes to them.
 
-Every table is Delta, has a primary key that :meth:`Store.add_new` enforces, and says on every row which run wrote it.
-A row is added once: adding the same rows again adds nothing."""
+Every table is a Delta table with a primary key, which :meth:`Store.add_new` enforces, and each row names the run that
+wrote it. Adding the same rows again adds nothing."""
 
 from __future__ import annotations
 
@@ -86,20 +86,20 @@ VIEWS = (
     "failed_checks",
     "removals",
 )
-"""In the order they are made: a view may read those before it."""
+"""In the order of creation: a view may read those before it."""
 
 
 @functools.cache
 def view_query(name: str) -> str:
-    """The SELECT of a view, its tables as ``{name}``; its first line is a comment: the question it answers."""
+    """The SELECT of a view, with tables as ``{name}``; its first line is a comment with the question it answers."""
     return resources.files("personahub_spark.store.views").joinpath(f"{name}.sql").read_text(encoding="utf-8")
 
 
 class Store:
-    """The tables at one place. ``dry_run``: rows that would be added are counted, none is written.
+    """The tables of one store. ``dry_run``: rows that would be added are counted, none is written.
 
-    ``versions``: the tables as they were then, by name; nothing can be written, and a table that is not named is empty.
-    ``task_views``: queries of views beside those of the package, by name.
+    ``versions``: the versions of the tables to read, by name; then nothing can be written, and tables that are not
+    named are empty. ``task_views``: queries of further views, by name.
     """
 
     def __init__(
@@ -126,17 +126,17 @@ class Store:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Names of all views, in the order they are made."""
+        """Names of all views, in the order of creation."""
         return (*VIEWS, *self._task_views)
 
     def existing(self) -> list[str]:
-        """Names of the tables that are there; PersonaHubError when one lacks columns."""
+        """Names of the existing tables; PersonaHubError if one lacks columns."""
         return [table.name for table in TABLES if self._log(table) != [] and self._exists(table)]
 
     def is_complete(self) -> bool:
-        """Whether no table is missing, which is not looked at again once it was so.
+        """Whether all tables exist; once true, this is not checked again.
 
-        Where tables lie in folders of their own, that is seen without Spark.
+        For tables under ``store.root`` this check does not use Spark.
         """
         if not self._is_complete:
             self._is_complete = all(
@@ -145,11 +145,10 @@ class Store:
         return self._is_complete
 
     def create(self) -> list[str]:
-        """Make the tables that are missing; names of those that were made. One process at a time may do that.
+        """Create the missing tables; returns their names. Only one process at a time may do that.
 
-        Where the session's catalog lasts it gets to know the tables and views too; one that forgets them with the
-        session learns their names from ``use``. Raises PersonaHubError when the catalog has tables of these names at
-        another place.
+        A permanent catalog also gets the tables and views; a catalog that ends with the session gets them in ``use``.
+        Raises PersonaHubError if the catalog has tables of these names at another place.
         """
         existing = self.existing()
         missing = [table for table in TABLES if table.name not in existing]
@@ -162,13 +161,13 @@ class Store:
         return [table.name for table in missing]
 
     def at(self, versions: Mapping[str, int]) -> Store:
-        """These tables as they were at ``versions``, by name."""
+        """The same store, read at ``versions`` (by table name)."""
         return Store(self._spark, self._settings, versions=versions, task_views=self._task_views)
 
     def use(self, names: Collection[str] | None = None) -> None:
-        """Let SQL name the tables and views without their database; MissingTableError when they were not created.
+        """Let SQL name the tables and views without their database; MissingTableError if they do not exist.
 
-        ``names``: only those among them, which takes less time.
+        ``names``: only these tables and views, which takes less time.
         """
         selected = (
             self._with_what_they_read(names) if names is not None else {*self.views, *(table.name for table in TABLES)}
@@ -186,8 +185,8 @@ class Store:
                 self.view(name).createOrReplaceTempView(name)
 
     def _name(self, existing: Collection[str], selected: Collection[str]) -> None:
-        """Make the database and those tables and views that are ``selected``, as far as the catalog does not know them;
-        ``existing`` tables are there though it may not."""
+        """Add the database, and the ``selected`` tables and views, to the catalog if it lacks them; ``existing`` tables
+        are in storage, but perhaps not in the catalog."""
         self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
         for table in TABLES:
             exists = table.name in existing
@@ -199,9 +198,9 @@ class Store:
                 self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {self._query(name).format(**names)}")
 
     def read(self, table: Table) -> DataFrame:
-        """All rows of ``table``; PersonaHubError when it lacks columns.
+        """All rows of ``table``; PersonaHubError if it lacks columns.
 
-        Raises MissingTableError when it was not created; to a dry run such a table is empty.
+        Raises MissingTableError if it does not exist; in a dry run a missing table is empty.
         """
         try:
             return self._stored(table)
@@ -211,7 +210,7 @@ class Store:
             return self._spark.range(0).select(*[F.lit(None).cast(c.dataType).alias(c.name) for c in table.schema])
 
     def view(self, name: str, *, given: Mapping[str, DataFrame] | None = None) -> DataFrame:
-        """What the view answers now; ``given``: rows that stand for all rows of a table, by its name."""
+        """The rows of the view; ``given``: frames to use in place of tables, by table name."""
         given = given or {}
         query, used = self._query(name), self._read_by(name)
         tables = [table for table in TABLES if table.name in used]
@@ -222,11 +221,11 @@ class Store:
     def add_new(
         self, table: Table, rows: DataFrame, *, run_id: str, created_at: datetime, expected: int | None = None
     ) -> int:
-        """Add those ``rows`` whose key ``table`` does not have yet; how many those were.
+        """Add those ``rows`` whose key ``table`` does not have yet; returns their number.
 
-        ``rows`` has the table's columns without the stamps, in any order. ``expected``: how many must be new, counted
-        apart from ``rows``; with 0 they are not evaluated. Raises PersonaHubError when columns or types differ or
-        another number was new, and fails the write when two rows have the same key.
+        ``rows`` has the table's columns without ``run_id`` and ``created_at``, in any order. ``expected``: the number
+        of new rows, counted in another way; with 0, ``rows`` is not evaluated. Raises PersonaHubError if columns or
+        types differ, or another number of rows was new; the write fails if two rows have the same key.
         """
         _check_columns(table, rows)
         if expected == 0:
@@ -279,11 +278,11 @@ class Store:
         run_id: str | None = None,
         created_at: datetime | None = None,
     ) -> int:
-        """Add ``rows``, whose keys are known to be new, as transaction ``version`` of ``app_id``; how many were added.
+        """Add ``rows``, whose keys must be new, as transaction ``version`` of ``app_id``; returns the number added.
 
-        A transaction whose number is not above the last one of ``app_id`` is skipped: what it added the first time is
-        said again, where that is among the last ``COMMITS`` changes of the table, and else 0. Without
-        ``run_id`` and ``created_at`` the rows bring their stamps along.
+        A transaction whose number is not above the last one of ``app_id`` is skipped. It then returns the number added
+        the first time if that is among the last ``COMMITS`` changes of the table, or else 0. Without ``run_id`` and
+        ``created_at``, ``rows`` must have these columns.
         """
         if run_id is not None:
             _check_columns(table, rows)
@@ -299,9 +298,9 @@ class Store:
         return int(written["operationMetrics"]["numOutputRows"]) if written is not None else 0
 
     def remove(self, table: Table, keys: DataFrame) -> int:
-        """Take out the rows of ``table`` that agree with a row of ``keys`` in all its columns; how many those were.
+        """Delete the rows of ``table`` that match a row of ``keys`` in all its columns; returns their number.
 
-        Only for what can be made again, or is told elsewhere. Each row must agree with one of ``keys`` at most.
+        Only for rows that can be made again, or are recorded elsewhere. Each row must match at most one of ``keys``.
         """
         agree = " AND ".join(f"stored.{name} = removed.{name}" for name in keys.columns)
         if self.dry_run:
@@ -314,7 +313,7 @@ class Store:
         return int(merged.collect()[0]["num_deleted_rows"])
 
     def keep_versions(self, table: Table) -> None:
-        """Let no version of ``table`` from now on be cleaned away; those that Delta forgot before stay forgotten."""
+        """Keep all versions of ``table`` from now on; versions that Delta has deleted already stay deleted."""
         detail = self._detail(self._reference(table.name))
         if any(detail["properties"].get(name) != lasting for name, lasting in _LASTING.items()):
             stated = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in _LASTING.items())
@@ -326,7 +325,7 @@ class Store:
         return int(log[-1].split(".")[0]) if log else int(self._history(table, limit=1)[0]["version"])
 
     def _log(self, table: Table) -> list[str] | None:
-        """Names of the commits in Delta's log of ``table``, in their order; None where only Spark can look there."""
+        """Names of the commits in Delta's log of ``table``, in order; None if only Spark can read that folder."""
         if self._root is None:
             return None
         try:
@@ -338,7 +337,7 @@ class Store:
         return self._spark.sql(f"DESCRIBE HISTORY {self._reference(table.name)} LIMIT {limit}").collect()
 
     def _commits(self, table: Table) -> Iterator[Mapping[str, Any]]:
-        """What Delta noted of the last changes of ``table``, the newest first."""
+        """Delta's commit information of the last changes of ``table``, newest first."""
         log = self._log(table)
         if log is None:
             yield from (row.asDict() for row in self._history(table, limit=COMMITS))
@@ -350,8 +349,8 @@ class Store:
     def stage(self, rows: DataFrame) -> DataFrame:
         """``rows``, evaluated once: written under the state folder and read back.
 
-        A persisted frame would not do: Spark evaluates it again once a table that it was read from has changed. What
-        runs that were killed had staged is deleted some days later; see ``files.Scratch``.
+        A persisted frame is not enough: Spark evaluates it again when a table that it was read from changes. Staged
+        rows of killed runs are deleted some days later; see ``files.Scratch``.
         """
         if self.dry_run:  # changes no table, and leaves no file
             return rows.localCheckpoint()
@@ -360,17 +359,17 @@ class Store:
         return stored_parquet(self._spark, rows.schema, place)
 
     def hand_over(self, folder: str) -> None:
-        """Let ``folder`` go with what was staged."""
+        """Delete ``folder`` together with the staged rows."""
         self._handed_over.append(folder)
 
     def hold(self, name: str, context: AbstractContextManager[None]) -> None:
-        """Enter ``context``, and leave it when what was staged is dropped."""
+        """Enter ``context``, and leave it when the staged rows are dropped."""
         stack = contextlib.ExitStack()
         stack.enter_context(context)
         self.held[name] = stack
 
     def drop_staged(self) -> None:
-        """Delete what was staged; the frames are of no use afterwards."""
+        """Delete the staged rows; their frames cannot be read afterwards."""
         try:
             self._scratch.drop()
             while self._handed_over:
@@ -412,7 +411,7 @@ class Store:
         return True
 
     def _is_known(self, table: Table, *, exists: bool) -> bool:
-        """Whether the session's catalog has ``table``; PersonaHubError when it has another one of that name."""
+        """Whether the session's catalog has ``table``; PersonaHubError if it has another one of that name."""
         name = f"{self._database}.{table.name}"
         if not self._spark.catalog.tableExists(name):
             return False
@@ -437,7 +436,7 @@ class Store:
         return self._spark.sql(f"DESCRIBE DETAIL {reference}").collect()[0]
 
     def _reference(self, name: str) -> str:
-        """How SQL names a table, whether or not the session's catalog knows it."""
+        """The name of a table in SQL, whether or not the session's catalog has it."""
         if self._root is None:
             return f"{self._database}.{name}"
         place = f"{self._root}/{name}".replace("`", "``")
@@ -446,7 +445,7 @@ class Store:
     def _create_statement(self, table: Table, *, exists: bool) -> str:
         name = f"{self._database}.{table.name}"
         place = f" LOCATION {_quoted(f'{self._root}/{table.name}')}" if self._root is not None else ""
-        if place and exists:  # known to storage, perhaps not to this session's catalog
+        if place and exists:  # in storage, perhaps not in this session's catalog
             return f"CREATE TABLE IF NOT EXISTS {name} USING DELTA{place}"
         columns = ",\n".join(
             f"  {column.name} {column.dataType.simpleString()}{'' if column.nullable else ' NOT NULL'} "
@@ -460,11 +459,11 @@ class Store:
         )
 
     def _read_by(self, view: str) -> set[str]:
-        """Names of the tables and views that ``view`` reads itself."""
+        """Names of the tables and views that ``view`` reads directly."""
         return {part for _, part, _, _ in string.Formatter().parse(self._query(view)) if part}
 
     def _with_what_they_read(self, names: Collection[str]) -> set[str]:
-        """``names`` and those of all tables and views that views among them read."""
+        """``names``, and all tables and views that views among them read."""
         result = set(names)
         for view in reversed(self.views):
             if view in result:
@@ -475,7 +474,7 @@ class Store:
         return self._task_views[name] if name in self._task_views else view_query(name)
 
     def _write_first_commit(self, table: Table) -> None:
-        """Make ``table`` in its folder: what CREATE TABLE writes there, without a Spark job for each table."""
+        """Create ``table`` in its folder: write what CREATE TABLE would, without a Spark job for each table."""
         metadata = {
             "id": str(uuid.uuid4()),
             "description": table.comment,
@@ -485,31 +484,31 @@ class Store:
             "configuration": _properties(table),
             "createdTime": int(time.time() * 1000),
         }
-        # Other engines can read version 1 of the protocol; who writes must know NOT NULL (2) and CHECK (3).
+        # Reader version 1: other engines can read the table. Writers must support NOT NULL (2) and CHECK (3).
         protocol = {"minReaderVersion": 1, "minWriterVersion": 3 if table.checks else 2}
         made = {"timestamp": metadata["createdTime"], "operation": "CREATE TABLE", "operationParameters": {}}
         actions = ({"commitInfo": made}, {"metaData": metadata}, {"protocol": protocol})
         empty = {"tableSizeBytes": 0, "numFiles": 0, "numMetadata": 1, "numProtocol": 1, "allFiles": []}
         log = f"{self._root}/{table.name}/_delta_log"
         files.write_whole(log, f"{0:020}.json", "\n".join(map(json.dumps, actions)).encode())
-        # With it Delta knows what the table is without a look at its log.
+        # With this file Delta knows the table's state without replaying its log.
         checksum = {**empty, "setTransactions": [], "domainMetadata": [], "metadata": metadata, "protocol": protocol}
         files.write_whole(log, f"{0:020}.crc", json.dumps(checksum).encode())
 
 
-# Delta forgets versions after 30 days, and VACUUM the files of those after a week, unless it is told otherwise.
+# By default Delta drops versions after 30 days, and VACUUM deletes their files after a week.
 _LASTING = {
     "delta.logRetentionDuration": "interval 36500 days",
     "delta.deletedFileRetentionDuration": "interval 36500 days",
 }
 
 COMMITS = 100
-"""Of a table's changes, how many are looked at for a transaction."""
+"""The number of a table's last changes that are searched for a transaction."""
 
-# What Delta calls the files of its log that are changes of a table.
+# Names of the commit files in Delta's log.
 _COMMIT = re.compile(r"\d{20}\.json")
 
-# How Spark and Delta say that there is no such table.
+# Spark's and Delta's error classes for a missing table.
 _ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "SCHEMA_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND")
 
 
@@ -519,7 +518,7 @@ def _properties(table: Table) -> dict[str, str]:
 
 
 def _as_created(column: StructField) -> StructField:
-    """``column`` as CREATE TABLE makes it: nothing is said of nulls inside."""
+    """``column`` as CREATE TABLE makes it: without nullability of nested types."""
     kind: DataType = column.dataType
     if isinstance(kind, ArrayType):
         kind = ArrayType(kind.elementType, True)
@@ -529,19 +528,19 @@ def _as_created(column: StructField) -> StructField:
 
 
 def _unformatted(reference: str) -> str:
-    """``reference`` in a query that frames are put into: braces in the name of a place hold none of them."""
+    """``reference`` for a query with frames as parameters: braces in a path are escaped."""
     return reference.replace("{", "{{").replace("}", "}}")
 
 
 def stored_parquet(spark: SparkSession, schema: StructType, *folders: str) -> DataFrame:
-    """The Parquet files in ``folders``, whose names are no patterns: Spark would take them for some."""
+    """The Parquet files in ``folders``; characters that Spark would read as a glob pattern are escaped."""
     return spark.read.schema(schema).option("__globPaths__", "false").parquet(*folders)
 
 
 def catalog_lasts(spark: SparkSession) -> bool:
-    """Whether tables that the session's catalog knows are known to the next session too.
+    """Whether the session's catalog keeps its tables for the next session.
 
-    Spark's own catalog lasts only where a Hive metastore is behind it; one of the cluster's is taken at its word.
+    Spark's own catalog does so only with a Hive metastore; any other catalog is assumed to be permanent.
     """
     own = spark.conf.get("spark.sql.catalog.spark_catalog") == "org.apache.spark.sql.delta.catalog.DeltaCatalog"
     return not own or spark.conf.get("spark.sql.catalogImplementation") == "hive"

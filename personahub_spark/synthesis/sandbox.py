@@ -1,7 +1,7 @@
-"""Run Python programs that nobody trusts, such as a language model wrote.
+"""Runs untrusted Python programs, such as those of a language model.
 
-A bare interpreter without the environment of this process loads modules once and forks for each program; the fork locks
-itself before the program runs (``sandbox_process.py``).
+A bare interpreter, without the environment of this process, loads modules once and forks for each program; the fork
+locks itself before the program runs (``sandbox_process.py``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEVELS = ("A", "B", "none")
 """A: namespaces, Landlock, seccomp, limits. B: Landlock, seccomp, limits. none: limits of time, memory and output."""
 
 _START = "import socket; c = socket.socket(fileno=0); n = {}; exec(c.recv(1 << 18), n); n['serve'](c)"
-# One thread, for none can be started in a program; the same order of sets in each run.
+# One thread, since a program cannot start any; the same order of sets in each run.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 _ERROR_BYTES = 8192
 _CANARY_S = 120.0
@@ -57,9 +57,9 @@ class Outcome:
     """How a program ended.
 
     ``status`` is "ok", "error" (an exception, an exit code, a crash), "timeout", "memory", "output" (it printed more
-    than allowed), or "denied" (it ended by trying what it may not do; one that goes on after that is not "denied").
-    ``output`` is what it printed, ``error`` the last line that it wrote to its standard error: both are the program's
-    words, and nothing else is read from them. ``seconds`` is by the clock.
+    than allowed), or "denied" (it ended because it tried something that is not allowed; a program that goes on after
+    that is not "denied"). ``output`` is what it printed, ``error`` the last line of its standard error: both are
+    untrusted text of the program. ``seconds`` is wall time.
     """
 
     status: str
@@ -70,13 +70,13 @@ class Outcome:
 
 
 class Sandbox:
-    """Runs programs one after the other; threads take turns. It ends with its process, however that ends.
+    """Runs programs one after the other; threads take turns. It ends with this process, for any reason.
 
-    ``level``: one of LEVELS; the highest of A and B that works where it is None. ``modules``: what programs can import
-    beside the standard library; loaded once. ``time_s`` is by the clock; ``memory_mb`` comes on top of what the modules
-    take. A level but "none" is proved by a program that tries to get out.
+    ``level``: one of LEVELS; None: the higher one of A and B that works. ``modules``: what programs can import beside
+    the standard library; loaded once. ``time_s`` is wall time; ``memory_mb`` is added to the memory of the modules.
+    Levels A and B are tested by a program that tries to break out.
 
-    PersonaHubError where a module cannot be loaded, and where no level works.
+    PersonaHubError if a module cannot be loaded, or no level works.
     """
 
     def __init__(
@@ -114,18 +114,18 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End it, and a program that is running in it. May be called again."""
+        """End it, and a program that is running in it. Repeated calls are allowed."""
         with suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
         self._process.wait()
 
     def run(self, source: str) -> Outcome:
-        """Run ``source`` to its end or its limits. PersonaHubError where the sandbox itself is gone."""
+        """Run ``source`` to its end or its limits. PersonaHubError if the sandbox itself has ended."""
         return self._run(source, self._time_s)
 
     def _start(self, modules: list[str], memory_mb: int) -> str:
-        """What is in the way of the level, or ""."""
+        """Why the level does not work, or ""."""
         self._control, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with others:
             self._process = subprocess.Popen(
@@ -148,7 +148,7 @@ class Sandbox:
             return f"{sys.executable} ended before it was ready"
 
     def _way_out(self) -> str:
-        """What a program can do that it must not, or ""."""
+        """What a program can do although it is not allowed, or ""."""
         with tempfile.TemporaryDirectory() as folder:
             secret = Path(folder) / "secret"
             secret.write_text("a secret")
@@ -197,7 +197,7 @@ class Sandbox:
         )
 
     def _follow(self, output: int, errors: int) -> tuple[bytes, bytes, bool, dict[str, Any]]:
-        """Read what the program writes until its process is over: output, errors, whether it was too much, its end."""
+        """Read the program's output until its process ends: output, errors, whether it was too much, the answer."""
         held = {output: b"", errors: b""}
         kept = {output: slice(4 * self._output_chars + 4), errors: slice(-_ERROR_BYTES, None)}
         over = False
@@ -210,7 +210,7 @@ class Sandbox:
             while answer is None:
                 ready = {key.fd for key, _ in selector.select()}
                 if self._control.fileno() in ready:
-                    # What was written before the end is still in the pipes, and one read takes a full pipe.
+                    # The last output is still in the pipes, and one read empties a full pipe.
                     answer, ready = self._answer(), set(held)
                 for file in ready & selector.get_map().keys():
                     with suppress(BlockingIOError):
@@ -229,7 +229,7 @@ class Sandbox:
 
 
 def _status(code: int) -> str:
-    """By how a process ended that nobody here killed: the system's SIGKILL is for want of memory."""
+    """The status of a process that the sandbox did not kill: a SIGKILL of the system means lack of memory."""
     named = {0: "ok", DENIED: "denied", MEMORY: "memory"}
     signals = {-signal.SIGSYS: "denied", -signal.SIGKILL: "memory", -signal.SIGXCPU: "timeout"}
     return {**named, **signals}.get(code, "error")

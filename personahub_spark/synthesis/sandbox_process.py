@@ -1,7 +1,7 @@
 """The sandbox's own process: it loads modules once, then forks a process for each program, which locks itself first.
 
-``sandbox.py`` sends this source to a bare interpreter, so it imports the standard library only. This process never sees
-a program or what one prints: it hands open files on, waits, kills, and says how the program's process ended.
+``sandbox.py`` sends this source to a bare interpreter, so it imports only the standard library. This process never
+reads a program or its output: it passes open files on, waits, kills, and reports how the program's process ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from time import monotonic
 from typing import Any
 
 ERROR, DENIED, MEMORY = 1, 77, 78
-"""How a program's process exits that did not end well."""
+"""Exit codes of a program's process after an error."""
 
 PRELOADED = (
     "bisect", "calendar", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
@@ -50,16 +50,16 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "sysinfo": (99, 179), "time": (201, None), "times": (100, 153), "uname": (63, 160), "write": (1, 64),
     "writev": (20, 66),
 }  # fmt: skip
-# Those it may make with some arguments only.
+# Those that it may make only with certain arguments.
 OPEN, OPENAT, FCNTL, IOCTL, PRLIMIT64 = (2, None), (257, 56), (72, 25), (16, 29), (302, 261)
 PIVOT_ROOT = (155, 41)
-# What is not for reading: WRONLY, RDWR, CREAT, TRUNC, ASYNC, PATH, TMPFILE.
+# Flags other than for reading: WRONLY, RDWR, CREAT, TRUNC, ASYNC, PATH, TMPFILE.
 NOT_READING = 0x1 | 0x2 | 0x40 | 0x200 | 0x2000 | 0x200000 | 0x400000
 FCNTL_COMMANDS = (1, 2, 3, 1030)  # GETFD, SETFD, GETFL, DUPFD_CLOEXEC
-IOCTL_COMMANDS = (0x5401,)  # TCGETS, which is how isatty asks
+IOCTL_COMMANDS = (0x5401,)  # TCGETS, for isatty
 
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-"""The kernel's name for the machine's calls, and the column of ``CALLS``."""
+"""The kernel's number for the architecture, and its column in ``CALLS``."""
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050001, 0x80000000  # REFUSE: the call fails with EPERM
@@ -77,14 +77,14 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def serve(control: socket.socket) -> None:
-    """Run programs until ``control`` is closed or its other end's process is gone.
+    """Run programs until ``control`` is closed or the process at its other end has ended.
 
-    It gets the settings first and answers with what is in the way, or "". Then, for each program, come its time in
-    seconds and three files: its source, and where its output and its errors go. The answer says how it ended. Anything
-    else that comes while a program runs ends that program.
+    It first gets the settings, and answers with the reason why they do not work, or "". Then, for each program, it gets
+    the time limit in seconds and three files: the source, and the ends for output and errors. It answers how the
+    program ended. Any other message while a program runs ends that program.
     """
     settings = json.loads(control.recv(1 << 16))
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where the owner ignores it, there is nothing to wait for
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if the owner ignores it, waitpid finds no child
     try:
         owner = os.pidfd_open(settings["owner"])
         if os.getppid() != settings["owner"]:
@@ -101,7 +101,7 @@ def serve(control: socket.socket) -> None:
         if not message:
             return
         if len(files) != 3:
-            continue  # meant to end a program that has ended by itself
+            continue  # a message to end a program that has ended by itself
         began = monotonic()
         keeper = os.getpid()
         program = os.fork()
@@ -123,7 +123,7 @@ def serve(control: socket.socket) -> None:
 
 
 def _first_of(*files: int, seconds: float | None = None) -> int | None:
-    """The first of ``files`` that has something to read, or is closed at its other end; None where time is up."""
+    """The first of ``files`` that can be read, or is closed at its other end; None on timeout."""
     poll = select.poll()
     for file in files:
         poll.register(file, select.POLLIN)
@@ -132,9 +132,9 @@ def _first_of(*files: int, seconds: float | None = None) -> int | None:
 
 
 def _watch(program: int, control: socket.socket, owner: int, end: float) -> tuple[bool, bool]:
-    """Wait until the program's process is over, and kill it where it must not go on.
+    """Wait until the program's process ends, or kill it at its time limit or when the owner wants that.
 
-    Whether its time was up; whether there is nobody left to work for.
+    Returns whether its time was up, and whether the owner has ended.
     """
     process = os.pidfd_open(program)
     try:
@@ -153,7 +153,7 @@ def _watch(program: int, control: socket.socket, owner: int, end: float) -> tupl
 
 
 def _prepare(level: str, modules: list[str], control: socket.socket) -> tuple[int | None, int, int]:
-    """The rules of Landlock, an empty input, and the bytes that the address space has.
+    """The rules of Landlock, an empty input, and the size of the address space in bytes.
 
     At level A this process goes on in namespaces of its own.
     """
@@ -163,7 +163,7 @@ def _prepare(level: str, modules: list[str], control: socket.socket) -> tuple[in
     for name in (*PRELOADED, *modules):
         importlib.import_module(name)
     library = os.path.dirname(os.path.realpath(os.__file__))
-    # Not the folders of other packages: what can be imported does not depend on the machine.
+    # Without the folders of other packages, so that importable modules do not depend on the machine.
     sys.path[:] = [library, *(path for path in sys.path if path.endswith("lib-dynload"))]
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
@@ -202,7 +202,7 @@ def _enter_namespaces() -> None:
 
 
 def _leave_all_but(folders: list[str]) -> None:
-    """Only ``folders`` are left of all files, and nothing in them can be changed."""
+    """Remove all files but ``folders`` from view, and make these read-only."""
 
     def mount(source: str, target: str, kind: str | None, flags: int) -> None:
         type_ = kind.encode() if kind else None
@@ -234,7 +234,7 @@ def _go_on_as_first_process(control: socket.socket) -> None:
     os.close(child_waits)
     _check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
     if _first_of(ends_with_parent, seconds=0) is not None:
-        os._exit(0)  # the parent was gone before the kernel was told
+        os._exit(0)  # the parent ended before prctl
     os.close(ends_with_parent)
 
 
@@ -265,7 +265,7 @@ def _become(files: list[int], empty: int, rules: int | None, keeper: int, second
     _check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != keeper:
         return
-    # The time is watched by the keeper; this bound is there for the case that it cannot.
+    # The keeper limits the time; this limit is for the case that it cannot.
     limits = {resource.RLIMIT_CPU: seconds + 1, resource.RLIMIT_AS: memory}
     limits[resource.RLIMIT_CORE] = 0
     if rules is not None:
@@ -283,7 +283,7 @@ def _become(files: list[int], empty: int, rules: int | None, keeper: int, second
 
 
 def lock(rules: int) -> None:
-    """Give up all rights, for good: capabilities, files by ``rules``, and all but the system calls allowed."""
+    """Drop all rights permanently: capabilities, files by ``rules``, and all but the allowed system calls."""
     _check(libc.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24)), "capset")
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
     _check(libc.syscall(LANDLOCK_RESTRICT_SELF, rules, 0), "Landlock")
@@ -295,7 +295,7 @@ def lock(rules: int) -> None:
 
 
 def call_filter(machine: str) -> list[Instruction]:
-    """The program by which the kernel decides on each system call of a process on ``machine``."""
+    """The seccomp filter for system calls of a process on ``machine``."""
     if machine not in MACHINES:
         raise OSError(f"the system calls of {machine} are not known, only those of {' and '.join(MACHINES)}")
     kernels_name, column = MACHINES[machine]
@@ -309,7 +309,7 @@ def call_filter(machine: str) -> list[Instruction]:
     for numbers, commands in ((FCNTL, FCNTL_COMMANDS), (IOCTL, IOCTL_COMMANDS)):
         chosen = [line for each in commands for line in _when(each, [(RETURN, 0, 0, ALLOW)])]
         code += _when(numbers[column], [_argument(1), *chosen, (RETURN, 0, 0, REFUSE)])
-    # Its own limits, to be read.
+    # It may read its own limits.
     zero = [[_argument(*where), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)] for where in ((0,), (2,), (2, 4))]
     code += _when(PRLIMIT64[column], [*(line for lines in zero for line in lines), (RETURN, 0, 0, ALLOW)])
     return [*code, (RETURN, 0, 0, REFUSE)]
@@ -320,12 +320,12 @@ def _argument(number: int, half: int = 0) -> Instruction:
 
 
 def _when(value: int | None, then: list[Instruction]) -> list[Instruction]:
-    """``then`` where what was loaded is ``value``; nothing where there is no such value."""
+    """``then`` if the loaded word is ``value``; no instructions if ``value`` is None."""
     return [] if value is None else [(EQUAL, 0, len(then), value), *then]
 
 
 def _run(source: bytes) -> int:
-    """Run the program; how its process shall exit."""
+    """Run the program; returns the exit code for its process."""
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115

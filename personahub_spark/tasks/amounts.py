@@ -19,12 +19,12 @@ _TENS = {
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4,
           "fifth": 5, "fifths": 5, "tenth": 10, "tenths": 10}  # fmt: skip
-# Alone they name a place or a piece, no amount.
+# Alone these words name a place or a piece, not an amount.
 _PLACES = {"one", *_PARTS} - {"half"}
 _TIMES = {"twice": 2, "double": 2, "doubles": 2, "doubled": 2, "triple": 3, "triples": 3, "tripled": 3}
 
 _UNIT = r"(?P<percent>\s*(?:%|per\s?cent\b|percent\b|percentage\s+points?\b))|(?P<cents>\s*(?:¢|cents?\b))"
-# A digit right behind a letter is part of a name (A4, CO2); ordinals (3rd) give a place, no amount.
+# A digit right after a letter is part of a name (A4, CO2); ordinals (3rd) are no amounts.
 _DIGITS = re.compile(
     rf"""(?<![^\W\d_])(?<!\d)
     (?P<whole>\d{{1,3}}(?:[\u00a0\u202f\u2009'’]\d{{3}})+(?!\d)|\d+)
@@ -59,7 +59,7 @@ def amounts(text: str) -> list[frozenset[Fraction]]:
 
 
 def joined(text: str) -> str:
-    """``text`` with blanks inside numbers taken for thousands: "2 500" as "2500"."""
+    """``text`` without blanks between groups of thousands: "2 500" becomes "2500"."""
     return re.sub(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]*\d)", lambda match: match[0].replace(" ", ""), text)
 
 

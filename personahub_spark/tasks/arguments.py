@@ -1,6 +1,6 @@
-"""The arguments of a function, from what models write for them.
+"""The arguments of a function, read from any form in which models write them.
 
-That is a list of objects, a JSON schema, a dictionary by name, a list of names, or lines such as
+These are a list of objects, a JSON schema, a dictionary by name, a list of names, or lines such as
 ``city (str, optional): the city's name``.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from personahub_spark.tasks.reading import visible
 
 ARGUMENT = {"name": "string", "type": "string", "description": "string", "required": "boolean"}
-"""What each argument has, with its type in SQL. ``type`` is None where nothing says it; ``required`` is true then."""
+"""The keys of an argument, with their types in SQL. By default ``type`` is None and ``required`` is true."""
 
 TYPES = ("string", "integer", "number", "boolean", "array", "object")
 _OTHER_NAMES = {
@@ -32,7 +32,7 @@ _MAX_DEPTH = 3
 
 
 def arguments(value: object) -> list[dict[str, Any]]:
-    """The arguments that ``value`` tells, each with the keys of ``ARGUMENT``."""
+    """The arguments in ``value``, each with the keys of ``ARGUMENT``."""
     return list(_arguments(value, _MAX_DEPTH))
 
 
@@ -60,7 +60,7 @@ def _arguments(value: object, depth: int) -> Iterator[dict[str, Any]]:
 
 
 def _named(name: str, content: object) -> dict[str, Any]:
-    """The argument ``name`` as ``content``: a type, a description, or an object with such."""
+    """The argument ``name``; ``content`` is its type, its description, or an object with these."""
     kind, about, is_required = None, "", True
     if isinstance(content, dict):
         parts = {str(key).lower(): part for key, part in content.items()}
@@ -95,7 +95,7 @@ def _is_required(parts: dict[str, object], about: str) -> bool:
 
 
 def _of_text(text: str) -> Iterator[dict[str, Any]]:
-    """The arguments that lines name; what names none is a description without a name."""
+    """The arguments in lines of ``text``; a line without a name is a description without a name."""
     text = visible(text)
     if text.strip(" .").lower() in _NONE:
         return
@@ -115,7 +115,7 @@ def _of_text(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _kind(type_name: object) -> str | None:
-    """A type by its name in JSON schemas; another word as it is, None where there is none."""
+    """The type's name in JSON schemas; an unknown word unchanged; None for an empty one."""
     if not isinstance(type_name, str) or not type_name.strip():
         return None
     word = _line(type_name).lower()

@@ -1,4 +1,4 @@
-"""What an output can be checked for: each check has a name, one sentence, and parameters that a task's file sets.
+"""The checks of outputs: each has a name, one sentence, and parameters that a task's file sets.
 
 Checks judge text of any script by its surface: each is a cheap filter, none is a proof.
 """
@@ -33,14 +33,14 @@ class CheckedAnswer:
     is_cut: bool = False
     """Whether the answer may have been cut off."""
     in_other_language: bool = False
-    """Whether the answer was asked for in a language that need not be the subject's."""
+    """Whether the answer's language may differ from the subject's."""
     prefix: re.Pattern[str] | None = None
     examples: Sequence[str] = field(default=())
     """Texts of the prompt's examples."""
     drawn: Mapping[str, Any] = field(default_factory=dict)
     """The data of the subject's draws, by name of the draw."""
     options: Mapping[str, str | None] = field(default_factory=dict)
-    """Of the task, as they were chosen."""
+    """The chosen options of the task."""
 
     def parts(self) -> list[str]:
         """All texts of the output: fields, and entries of lists."""
@@ -63,10 +63,10 @@ class CheckKind:
 
     fails: Callable[..., bool]
     says: str
-    """What is wrong with such an answer, in a sentence."""
+    """The fault of such an answer, in a sentence."""
 
     def refuse_wrong(self, parameters: Mapping[str, Any]) -> None:
-        """Raise ValueError for an unknown parameter and for a missing one."""
+        """Raise ValueError for an unknown or missing parameter."""
         declared = dict(list(inspect.signature(self.fails).parameters.items())[1:])
         for name in parameters:
             if name not in declared:
@@ -95,12 +95,12 @@ def missing_prefix(answer: CheckedAnswer) -> bool:
     return answer.prefix is not None and answer.prefix.match(answer.written) is None
 
 
-@_check("A solution, or an answer that is not left blank, stands in the text.")
+@_check("The text contains a solution, or an answer that is not left blank.")
 def contains_solution(answer: CheckedAnswer) -> bool:
     return math_checks.contains_solution(answer.text)
 
 
-@_check("More things are asked for than ``most``.")
+@_check("The text asks for more than ``most`` things.")
 def too_many_subproblems(answer: CheckedAnswer, *, most: int) -> bool:
     return math_checks.asks(answer.text) > most
 
@@ -110,7 +110,7 @@ def no_question(answer: CheckedAnswer) -> bool:
     return math_checks.asks_nothing(answer.text)
 
 
-@_check("The output could be about anybody: it shares too few telling words with the persona.")
+@_check("The output could be about anybody: it shares too few specific words with the persona.")
 def persona_unused(answer: CheckedAnswer, *, of: str = "persona") -> bool:
     return not answer.in_other_language and math_checks.persona_unused("\n".join(answer.parts()), answer.texts[of])
 
@@ -136,7 +136,7 @@ def too_short(answer: CheckedAnswer, *, words: Mapping[str, int] | None = None, 
     return texts or any(0 < len(value) < entries for value in answer.output.values() if isinstance(value, list))
 
 
-@_check("Ages of a history go back, or beyond the one that an English persona begins with.")
+@_check("The ages of a history decrease, or exceed the age that an English persona begins with.")
 def impossible_ages(answer: CheckedAnswer, *, field: str, of: str = "persona") -> bool:
     ages = [int(age[0]) for age in (re.match(r"\d{1,3}(?=:)", event) for event in answer.output[field]) if age]
     stated = _AGE.match(answer.texts[of])
@@ -146,18 +146,18 @@ def impossible_ages(answer: CheckedAnswer, *, field: str, of: str = "persona") -
     return ages != sorted(ages)
 
 
-@_check("Half or more of the distinct words of a field are the persona's.")
+@_check("At least half of the distinct words of a field are the persona's.")
 def copies_persona(answer: CheckedAnswer, *, field: str, of: str = "persona") -> bool:
     words = token_set(answer.output[field] or "")
     return bool(words) and 2 * len(set(words) & set(tokens(answer.texts[of]))) >= len(words)
 
 
-@_check("So many words in a row (``run``) are those of the prompt's examples.")
+@_check("At least ``run`` words in a row are copied from the prompt's examples.")
 def copies_example(answer: CheckedAnswer, *, run: int) -> bool:
     return reading.copies_example(answer.parts(), answer.examples, run=run)
 
 
-@_check("An entry stands there twice, or more than a tenth of all runs of four words were said before.")
+@_check("An entry occurs twice, or more than a tenth of all runs of four words occurred before.")
 def repeats_itself(answer: CheckedAnswer) -> bool:
     entries = answer.entries()
     distinct = {normalise(entry).strip(" .。") for entry in entries}
@@ -165,31 +165,31 @@ def repeats_itself(answer: CheckedAnswer) -> bool:
     return len(distinct) < len(entries) or runs.total() - len(runs) > _REPEATED_SHARE * runs.total()
 
 
-@_check("A number of the plan is missing, or one that is not the plan's stands there; false without a plan.")
+@_check("A number of the plan is missing, or the text has another number; false without a plan.")
 def other_numbers(answer: CheckedAnswer) -> bool:
     return "math_plan" in answer.drawn and plans.other_numbers(answer.text, answer.drawn["math_plan"])
 
 
-@_check("The answer of the plan, or a result on the way to it, stands in the text; false without a plan.")
+@_check("The text contains the plan's answer, or an intermediate result; false without a plan.")
 def result_told(answer: CheckedAnswer) -> bool:
     return "math_plan" in answer.drawn and plans.result_told(answer.text, answer.drawn["math_plan"])
 
 
-@_check("Not just the last sentence asks; false without a plan.")
+@_check("A sentence other than the last one asks something, or none does; false without a plan.")
 def question_not_last(answer: CheckedAnswer) -> bool:
     return "math_plan" in answer.drawn and not math_checks.asks_once_at_end(answer.text)
 
 
-@_check("A constraint that was drawn is not stated with its numbers and words; false without any.")
+@_check("A drawn constraint is not stated with its numbers and words; false without any.")
 def constraint_unstated(answer: CheckedAnswer) -> bool:
     return constraints.unstated(answer.text, answer.drawn.get("constraints", ()))
 
 
-@_check("The text is in another script than its language: that of the options, else the persona's.")
+@_check("The text is not in the script of its language: that of the options, else the persona's.")
 def wrong_script(
     answer: CheckedAnswer, *, of: str = "persona", by: str = "", languages: Mapping[str, str] | None = None
 ) -> bool:
-    """``languages``: those that the answer is in with values of the option ``by``, whatever its language is."""
+    """``languages``: the language of the answer by value of the option ``by``; these values override its language."""
     language = (languages or {}).get(answer.options.get(by) or "", answer.options.get("language", "same"))
     if language is None:
         return False
@@ -198,7 +198,7 @@ def wrong_script(
     return None not in (expected, actual) and actual != expected
 
 
-@_check("The answer is none of the choices that were given.")
+@_check("The answer is none of the given choices.")
 def not_a_choice(answer: CheckedAnswer, *, field: str, option: str) -> bool:
     choices = answer.options.get(option)
     if not choices:
@@ -207,12 +207,12 @@ def not_a_choice(answer: CheckedAnswer, *, field: str, option: str) -> bool:
     return answered not in [normalise(choice).strip(" .。") for choice in re.split("[;；]", choices)]
 
 
-@_check("Fewer terms of the lore than ``least`` stand in the output, not counting the persona's own words.")
+@_check("The output contains fewer than ``least`` terms of the lore, not counting the persona's own words.")
 def lore_unused(answer: CheckedAnswer, *, least: int, lore: str = "lore", of: str = "persona") -> bool:
     output = "\n".join(answer.parts())
     terms = text_checks.lore_terms(answer.texts[lore])
     if text_checks.script(output) != text_checks.script(answer.texts[lore]):
-        return False  # in another script nothing can be said
+        return False  # texts in different scripts cannot be compared
     return len(text_checks.terms_used(output, answer.texts[lore], answer.texts[of])) < min(least, len(terms))
 
 
@@ -221,31 +221,31 @@ def name_taken(answer: CheckedAnswer, *, field: str, lore: str = "lore") -> bool
     return text_checks.is_name_of(answer.output[field] or "", answer.texts[lore])
 
 
-@_check("An argument has no name of its own that a function could use, or a type that is none of ``types``.")
+@_check("An argument has no unique valid name, or a type that is none of ``types``.")
 def invalid_arguments(answer: CheckedAnswer, *, field: str, types: Sequence[str]) -> bool:
     names = [one["name"] for one in answer.output[field]]
     kinds = [one["type"] for one in answer.output[field]]
     return not all(map(code_checks.is_name, names)) or len({*names}) < len(names) or not {*kinds} <= {*types}
 
 
-@_check("The field cannot name a function.")
+@_check("The field is no valid name of a function.")
 def invalid_name(answer: CheckedAnswer, *, field: str) -> bool:
     return not code_checks.is_name(answer.output[field] or "")
 
 
-@_check("The code of a field is no Python.")
+@_check("The code of a field is not valid Python.")
 def code_broken(answer: CheckedAnswer, *, fields: Sequence[str]) -> bool:
     return any(code_checks.tree(answer.output[name] or "") is None for name in fields)
 
 
-@_check("The code does not define the function of the interface with just its arguments.")
+@_check("The code does not define the interface's function with exactly its arguments.")
 def interface_unmet(answer: CheckedAnswer, *, field: str, of: str = "interface") -> bool:
     interface = _interface(answer.texts[of])
     function = code_checks.functions(answer.output[field] or "").get(str(interface.get("function_name")))
     return function is None or not code_checks.takes(function, arguments(interface.get("arguments")))
 
 
-@_check("The code imports what neither the standard library has nor the interface's dependencies name.")
+@_check("The code imports a module that is neither in the standard library nor among the interface's dependencies.")
 def undeclared_import(answer: CheckedAnswer, *, field: str, of: str = "interface") -> bool:
     named = _interface(answer.texts[of]).get("dependencies") or []
     dependencies = [str(one) for one in named] if isinstance(named, list) else [str(named)]

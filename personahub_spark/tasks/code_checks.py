@@ -1,4 +1,4 @@
-"""What generated Python must be, read from its syntax tree: nothing is run."""
+"""Checks of generated Python by its syntax tree: nothing is run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def tree(code: str) -> ast.Module | None:
-    """The syntax tree of ``code``; None where it is no Python, says nothing, or is nested deeper than can be read."""
+    """The syntax tree of ``code``; None if it is not valid Python, empty, or nested too deeply."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -56,7 +56,7 @@ def takes(function: _Function, arguments: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def imports(code: str) -> Iterator[str]:
-    """The top-level packages that ``code`` imports, in whatever place; of a relative import "."."""
+    """The top-level packages that ``code`` imports anywhere; "." for a relative import."""
     module = tree(code)
     for node in ast.walk(module) if module is not None else ():
         if isinstance(node, ast.Import):
@@ -66,9 +66,9 @@ def imports(code: str) -> Iterator[str]:
 
 
 def undeclared(code: str, dependencies: Iterable[str]) -> set[str]:
-    """What ``code`` imports that neither the standard library has nor ``dependencies`` name.
+    """The packages that ``code`` imports which are neither in the standard library nor among ``dependencies``.
 
-    A package may be imported under another name than it is installed by, as yaml from PyYAML: known ones count.
+    A package may have another name when it is imported, such as yaml for PyYAML: some known ones are recognised.
     """
     words = {
         word for dependency in dependencies for word in re.findall(r"[a-z0-9_]+", dependency.lower().replace("-", "_"))

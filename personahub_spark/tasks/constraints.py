@@ -1,6 +1,6 @@
-"""Constraints on a response that a program can check: drawn for an instruction, checked on what an assistant replies.
+"""Constraints on a response that a program can check: drawn for an instruction, checked on an assistant's response.
 
-Each kind has one predicate, true of a response that keeps it; it judges text of any script by its surface.
+Each kind has one predicate, which is true for a response that keeps it; it judges text of any script by its surface.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Kind:
     """A kind of constraint."""
 
     keeps: Callable[..., bool]
-    """True of a text that keeps it with the given parameters."""
+    """True for a text that keeps it with the given parameters."""
     says: str
     """How an instruction may put it; ``$n`` stands for a parameter."""
     parameters: Mapping[str, Sequence[int | str]]
@@ -36,9 +36,9 @@ class Kind:
     stated: tuple[str, ...]
     """Patterns that each occur in an instruction that states it, beside the parameters themselves."""
     rules: frozenset[str]
-    """What it decides about a response; two kinds that decide the same thing are never drawn together."""
+    """The properties of a response that it decides; two kinds that decide the same one are never drawn together."""
     excludes: frozenset[str]
-    """What else must be left open by the others."""
+    """Further properties that the other kinds must not decide."""
 
 
 def words_at_least(text: str, n: int) -> bool:
@@ -67,7 +67,7 @@ def bullets_exactly(text: str, n: int) -> bool:
 
 
 def steps_exactly(text: str, n: int) -> bool:
-    """Lines that are numbered from 1 to n, and no others."""
+    """Whether the numbered lines are numbered from 1 to n."""
     return [int(number) for number in re.findall(r"^[^\S\n]*(\d{1,3})[.)][^\S\n]+\S", text, re.MULTILINE)] == [
         *range(1, n + 1)
     ]
@@ -106,7 +106,7 @@ def no_digits(text: str) -> bool:
 
 
 def json_only(text: str) -> bool:
-    """One JSON object and nothing else; a fence of Markdown around it is fine."""
+    """Whether it is one JSON object and nothing else; a Markdown fence around it is allowed."""
     inner = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, re.DOTALL | re.IGNORECASE)
     try:
         return isinstance(json.loads(inner[1] if inner is not None else text), dict)
@@ -123,7 +123,7 @@ def ends_with(text: str, phrase: str) -> bool:
 
 
 def in_language(text: str, language: str) -> bool:
-    """Told by script: four of five letters are of the language's, in Japanese also kana, in Chinese none."""
+    """Judged by script: four of five letters are of the language's, in Japanese also kana, in Chinese none."""
     scripts = [unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in text if letter.isalpha()]
     own = sum(script in _SCRIPTS[language] for script in scripts)
     has_kana = any(script in ("HIRAGANA", "KATAKANA") for script in scripts)
@@ -133,7 +133,7 @@ def in_language(text: str, language: str) -> bool:
 
 
 def postscript(text: str) -> bool:
-    """The last line that is not empty begins with "P.S."."""
+    """Whether the last line that is not empty begins with "P.S."."""
     lines = [line for line in text.splitlines() if line.strip()]
     return bool(lines) and re.match(r"[*_\s]*P\.\s?S\.[*_:]*\s*\S", lines[-1]) is not None
 
@@ -152,7 +152,7 @@ def in_quotes(text: str) -> bool:
 
 
 def placeholders(text: str, n: int) -> bool:
-    """Names in square brackets; the text of a Markdown link is none."""
+    """Counts names in square brackets, but not the text of Markdown links."""
     return len(re.findall(r"\[[^\[\]\n]*\w[^\[\]\n]*\](?!\()", text)) >= n
 
 
@@ -243,7 +243,7 @@ KINDS: dict[str, Kind] = {kind.keeps.__name__: kind for kind in _LIST}
 
 
 def kept(text: str, constraint: Mapping[str, Any]) -> bool:
-    """Whether a response keeps a constraint, as a row's ``constraints`` has it."""
+    """Whether a response keeps a constraint of a row's ``constraints``."""
     return KINDS[constraint["kind"]].keeps(text, **constraint["parameters"])
 
 
@@ -272,7 +272,7 @@ def draw(random: Random, *, most: int = _MOST, kinds: Sequence[str] | None = Non
 
 
 def unstated(instruction: str, constraints: Sequence[Mapping[str, Any]]) -> bool:
-    """True when an English ``instruction`` lacks a number, a word or what else names one of the ``constraints``."""
+    """True if an English ``instruction`` lacks a number, a word or another sign of one of the ``constraints``."""
     return not all(_is_stated(instruction, one) for one in constraints)
 
 

@@ -27,7 +27,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an answer says: its ``output``, or the name of the ``failure``.
+    """A part of an answer, as read: its ``output``, or the name of the ``failure``.
 
     ``text`` is the part of the output that dedup and readers use; None for a failure. ``checks`` names the checks that
     the output fails; such an output is kept, and a filter decides about it.
@@ -57,9 +57,9 @@ def failed(name: str) -> Reading:
 
 
 class Task(ABC):
-    """A question that differs from subject to subject by the named texts alone.
+    """A question that differs between subjects only in the named texts.
 
-    What is the same for all subjects comes first, their texts last. Tasks are sent to executors, so they are pickled.
+    The common part of the question comes first, the subject's texts last. Tasks are pickled and sent to executors.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Task(ABC):
     inputs: tuple[str, ...] = ("persona",)
     """Names of the texts that a subject must have."""
     reads_texts: bool = True
-    """Whether ``read`` looks at the subject's texts; where it does not, its subjects come without them."""
+    """Whether ``read`` needs the subject's texts; otherwise it gets subjects without them."""
     checks: tuple[str, ...] = ()
     """Names of the checks that an output may fail."""
 
@@ -85,18 +85,18 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
-        """What ``answer`` to the question about ``subject`` says: outputs first, then failures; at least one."""
+        """The readings of ``answer`` to the question about ``subject``: outputs, then failures; at least one."""
 
     @cached_property
     def prompt_version(self) -> str:
-        """Changes whenever the wording or the output's schema does."""
+        """The version of the prompt, which changes with the wording and the output's schema."""
         return version(
             self.name, self._system, self._user(dict.fromkeys(self.inputs, "")), schema=self._response_format
         )
 
     @cached_property
     def recipe(self) -> str:
-        """Sixteen hex digits of everything but the subject that decides an answer: wording, schema, model, sampling.
+        """A hash of all that decides an answer but the subject: wording, schema, model, sampling. Sixteen hex digits.
 
         Checks are not part of it: rows keep the checks of the run that wrote them.
         """
