@@ -38,7 +38,13 @@ class Run:
         program = [str(ROOT / "jobs" / "run_pipeline.py"), "--conf", str(conf)]
         jar_paths = ",".join(map(str, jars(SparkSettings()))) if submit else ""
         spark_home = str(Path(pyspark.__file__).parent)
-        submitting = [f"{spark_home}/bin/spark-submit", "--master", "local[2]", "--jars", jar_paths]
+        few = {
+            "spark.ui.enabled": "false",
+            "spark.sql.shuffle.partitions": 2,
+            "spark.databricks.delta.snapshotPartitions": 1,
+        }
+        options = [part for key, value in few.items() for part in ("--conf", f"{key}={value}")]
+        submitting = [f"{spark_home}/bin/spark-submit", "--master", "local[2]", "--jars", jar_paths, *options]
         command = [*(submitting if submit else [sys.executable]), *program]
         with self.said.open("w") as said:
             self.process = subprocess.Popen(
