@@ -1,5 +1,5 @@
-"""The demo: run the pipeline on documents with a local model, which is served only where there is something to ask,
-and show what came out.
+"""The demo: run the pipeline on documents with a local model, which is served only if there is something to ask, and
+show the result.
 
 Documents and models other than the default ones get a store of their own. A second run on the same documents and model
 asks nothing and adds nothing.
@@ -89,14 +89,14 @@ def run(
         "models.default.model": model,
         "models.default.terms": local_models.MODELS[model].licence if model in local_models.MODELS else None,
         "models.default.base_url": endpoint or f"http://127.0.0.1:{port}/v1",
-        "personas.temperature": 0,  # the same texts give the same personas, near enough, on any machine
+        "personas.temperature": 0,  # the same texts give nearly the same personas on any machine
         "store.root": store,
         "calls.check_endpoints": endpoint is not None,  # one of ours starts when the first question is due
     }
     as_yaml = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
     chosen = loading.load(CONF, as_yaml)
     pipeline = run_pipeline.chosen(chosen)
-    preflight.check(chosen, pipeline)  # before anything is fetched; open_context does it again
+    preflight.check(chosen, pipeline)  # before any download; open_context checks it again
     with clock("downloads"):
         jars.jars(chosen.spark)
         local_models.fetch_embedder(chosen.embedding.model)
@@ -121,10 +121,10 @@ def run(
 
 
 class Clock:
-    """Seconds that were spent on what: the environment until now, then what is entered, the rest in Spark."""
+    """Seconds by activity: the environment until now, then the activities entered; the rest is Spark's."""
 
     def __init__(self) -> None:
-        # make says when it began, before it made the environment.
+        # make passes the time when it began, before it made the environment.
         began = os.environ.get("DEMO_BEGAN", "")
         self._began = float(began) if began.isdecimal() else time.time()
         self._spent = {"environment": time.time() - self._began, "downloads": 0.0, "model": 0.0}
@@ -146,7 +146,7 @@ class Clock:
 
 
 def own_name(documents: Path, model: str) -> str:
-    """A folder name for the store of these documents and this model: readable, and no other's."""
+    """A unique and readable folder name for the store of these documents and this model."""
     readable = re.sub(r"[^a-z0-9]+", "-", documents.stem.lower()).strip("-")[:30] or "documents"
     return f"{readable}-{hashlib.sha256(f'{documents.resolve()}:{model}'.encode()).hexdigest()[:8]}"
 

@@ -1,8 +1,8 @@
 """Show what the tiers of dedup do at several thresholds: how many personas stay, and how far apart those are.
 
-Reads personas and persona_embeddings and changes no table. Every pair of the compared personas is looked at, so that
-the figures are those of tiers and thresholds, and not of an index. Personas that surface dedup removed before
-embed_personas ran have no vector: where they should be in the study, run embed_personas first.
+Reads personas and persona_embeddings and changes no table. It compares every pair of personas, so the figures depend on
+tiers and thresholds only, not on an index. Personas that surface dedup removed before embed_personas ran have no
+vector: to include them, run embed_personas first.
 """
 
 import csv
@@ -25,7 +25,7 @@ def main() -> None:
     options.add_argument("--csv", type=Path, metavar="FILE", help="write the table there, too")
     arguments = options.parse_args()
     with exit_code():
-        if arguments.csv is not None and not arguments.csv.parent.is_dir():  # said now, not after the study
+        if arguments.csv is not None and not arguments.csv.parent.is_dir():  # checked now, not after the study
             raise PersonaHubError(f"--csv: there is no folder {arguments.csv.parent}; make it, or name another file")
         context = open_context(load(arguments.conf, arguments.set))
         outcomes = ablate(context, thresholds=arguments.thresholds, tiers=arguments.tiers, rows=arguments.rows)

@@ -1,4 +1,4 @@
-"""Show pairs of personas around a cosine, so that a person can say which dedup.semantic.threshold is right."""
+"""Show pairs of personas around a cosine, for choosing dedup.semantic.threshold by eye."""
 
 from decimal import Decimal
 

@@ -1,4 +1,4 @@
-"""Make the tables and views that are missing, as any other step does. Safe to repeat: what is there stays as it is."""
+"""Create the missing tables and views, as any other step does. Safe to repeat: existing ones are not changed."""
 
 from personahub_spark.program.cli import main
 from personahub_spark.program.steps import Context, Step, StepResult, make_tables

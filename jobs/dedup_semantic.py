@@ -1,4 +1,4 @@
-"""Take personas that mean the same as another one out of the hub, each with the kept one as its witness."""
+"""Remove personas from the hub that mean the same as another one, each with the kept one as its witness."""
 
 from personahub_spark.hub import removals
 from personahub_spark.program.cli import main

@@ -1,4 +1,4 @@
-"""Take personas that say the same in nearly the same words out of the hub, each with the kept one as its witness."""
+"""Remove personas from the hub that have nearly the same words as another, each with the kept one as its witness."""
 
 from personahub_spark.hub import removals
 from personahub_spark.program.cli import main

@@ -1,4 +1,4 @@
-"""Give each persona of the hub its vector, by the embedder of the settings: what semantic dedup compares."""
+"""Make a vector for each persona of the hub, with the embedder of the settings, for semantic dedup."""
 
 from personahub_spark.dedup.embeddings import check_jars
 from personahub_spark.hub.vectors import embed

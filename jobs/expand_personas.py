@@ -1,6 +1,6 @@
 """Persona-to-Persona: ask, hop by hop, who is close to each persona of the hub, and keep the personas found.
 
-After each hop surface dedup compares what was found with all there is, so that nobody is asked about twice.
+After each hop, surface dedup compares the new personas with all others, so that nobody is asked about twice.
 """
 
 from personahub_spark.hub import expansion

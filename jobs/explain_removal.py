@@ -1,4 +1,4 @@
-"""Say why a persona is not in the hub: explain_removal.py <persona id>, or explain_removal.py --audit 200.
+"""Explain why a persona is not in the hub: explain_removal.py <persona id>, or explain_removal.py --audit 200.
 
 The view ``removals`` has the same in SQL, without the words that differ.
 """
@@ -15,10 +15,10 @@ from personahub_spark.settings.loading import load
 def main() -> None:
     options = parser(__doc__)
     choice = options.add_mutually_exclusive_group(required=True)
-    choice.add_argument("persona_id", nargs="?", help="its first digits are enough where no other id has them")
-    choice.add_argument("--audit", type=int, metavar="N", help="show N removals of each tier, to be judged by eye")
+    choice.add_argument("persona_id", nargs="?", help="its first digits are enough if they are unique")
+    choice.add_argument("--audit", type=int, metavar="N", help="show N removals of each tier, to judge by eye")
     options.add_argument(
-        "--csv", type=Path, metavar="FILE", help="of --audit: write them there, with a column for the verdict"
+        "--csv", type=Path, metavar="FILE", help="with --audit: write them to this file, with a column for the verdict"
     )
     arguments = options.parse_args()
     if arguments.csv is not None and arguments.audit is None:

@@ -1,7 +1,7 @@
-"""Import personas that exist already, from the files of the settings' list imports, with their source and licence.
+"""Import existing personas from the files listed in the setting imports, with their source and licence.
 
-A file that was imported to its end is not read again, unless it was changed. Texts that come with a persona and a task
-go to syntheses; what cannot be read goes to quarantine, with file, line and reason.
+A file that was imported completely is not read again, unless it changed. Texts that come with a persona and a task go
+to syntheses; unreadable rows go to quarantine, with file, line and reason.
 """
 
 from personahub_spark.hub import importing

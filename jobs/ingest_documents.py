@@ -1,4 +1,4 @@
-"""Read files into the table documents; what cannot be read goes to quarantine, with file, line and reason."""
+"""Read files into the table documents; unreadable rows go to quarantine, with file, line and reason."""
 
 from personahub_spark.program.cli import main
 

@@ -1,9 +1,9 @@
-"""Ask the tables and views in SQL, by their names: query_tables.py "select * from hub limit 20"
+"""Query the tables and views in SQL, by their names: query_tables.py "select * from hub limit 20"
 
-Standard output gets the rows and nothing else. --format table: columns are cut to the terminal's width (or COLUMNS),
-in a file or pipe they are whole; control characters and line breaks are shown as escapes. csv: as RFC 4180 has it, with
-a heading; null is an empty field, nested values are JSON, bytes Base64. json: one object a line. Times are in UTC. That
-there are more rows is said on standard error. Exit codes: 0 done; 2 something to mend first, in one sentence.
+Standard output gets only the rows. --format table: columns are cut to the terminal's width (or COLUMNS), and whole in a
+file or pipe; control characters and line breaks are shown as escapes. csv: RFC 4180 with a heading; null is an empty
+field, nested values are JSON, bytes Base64. json: one object a line. Times are in UTC. A note on standard error says if
+there are more rows. Exit codes: 0 done; 2 an error for the user to fix, in one sentence.
 """
 
 import os
@@ -30,7 +30,7 @@ from personahub_spark.store.store import TABLES, VIEWS, view_query
 def main() -> None:
     arguments = options().parse_args()
     if isinstance(sys.stdout, TextIOWrapper):
-        if arguments.format == "table":  # a terminal may not know every character
+        if arguments.format == "table":  # a terminal may lack some characters
             sys.stdout.reconfigure(errors="backslashreplace")
         else:
             sys.stdout.reconfigure(encoding="utf-8")
@@ -44,7 +44,7 @@ def main() -> None:
             sys.stdout.flush()
         except (PySparkException, Py4JJavaError) as error:
             raise PersonaHubError(f"the query failed: {cause(error)}") from error
-        except BrokenPipeError:  # whoever reads the rows has enough of them
+        except BrokenPipeError:  # the reader of the pipe has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         if left_out:
@@ -63,7 +63,7 @@ def options() -> ArgumentParser:
     listed = [f"  {table.name:<20}{table.comment}" for table in TABLES]
     command_line.epilog = "\n".join(["views:", *views, "", "tables:", *listed])
     command_line.add_argument("query", help="one SQL statement")
-    command_line.add_argument("--release", metavar="TAG", help="ask the tables as they were at this release")
+    command_line.add_argument("--release", metavar="TAG", help="query the tables as they were at this release")
     command_line.add_argument(
         "--persona",
         action="append",

@@ -1,7 +1,7 @@
 """Release the hub under a tag, with a manifest; or list the releases, check one, or compare two.
 
-A release is a Delta version of each table: jobs/query_tables.py --release TAG reads it again. The versions of the
-tables are kept for good from their first release on. Release while no other job runs.
+A release is a Delta version of each table: jobs/query_tables.py --release TAG reads it again. From the first release
+on, all versions of the tables are kept. Release while no other job runs.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Print what calls cost and how they went: by run, by step with the cost of one kept row, by outcome, by latency."""
+"""Print the cost and outcomes of calls: by run, by step with the cost of one kept row, by outcome, by latency."""
 
 from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code

@@ -1,4 +1,4 @@
-"""Print what the hub is made of: novelty and cost by hop, and how many personas are of kinds rarely seen on the web."""
+"""Print statistics of the hub: novelty and cost by hop, and the number of personas of kinds rare on the web."""
 
 from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code

@@ -22,12 +22,12 @@ JOBS = (
     create_tables, ingest_documents, import_personas, withdraw, extract_personas, dedup_surface, expand_personas,
     embed_personas, dedup_semantic, synthesize,
 )  # fmt: skip
-"""In the order in which a pipeline has their steps."""
+"""In the order of their steps in a pipeline."""
 STEPS: dict[str, Step] = {job.STEP.name: job.STEP for job in JOBS}
 
 
 def chosen(settings: Settings) -> list[Step]:
-    """The steps that the settings name, or all that are not on request; SettingsError names one that there is not."""
+    """The steps that the settings name, or all that are not on request; SettingsError names an unknown one."""
     names = settings.pipeline.steps
     if names is None:
         return [step for step in STEPS.values() if not step.on_request]

@@ -1,4 +1,4 @@
-"""Write texts for the personas of the hub: one kind for each entry of the settings' list synthesis, and check them."""
+"""Write and check texts for the personas of the hub: one kind for each entry of the setting synthesis."""
 
 from personahub_spark.program.cli import main
 from personahub_spark.program.steps import Step

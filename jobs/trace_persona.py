@@ -1,6 +1,6 @@
-"""Say where personas come from, relation by relation, under which licence, at what cost: trace_persona.py <id> ...
+"""Show the lineage of personas, relation by relation, with licences and costs: trace_persona.py <id> ...
 
-The view ``persona_lineage`` has the same in SQL; here few rows are read, by their keys, however large the tables are.
+The view ``persona_lineage`` has the same in SQL; this job reads only few rows, by their keys, also in large tables.
 """
 
 from personahub_spark.program.cli import parser
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def lines_about(store: Store, persona_ids: list[str]) -> list[str]:
-    """Lines about each persona and each of its origins; PersonaHubError when one is not known."""
+    """Lines about each persona and each of its origins; PersonaHubError for an unknown id."""
     rows = trace(store, persona_ids).orderBy("persona_id", "hop", "call_key", "source", "file", "line").collect()
     on_the_way = {person for row in rows for person in row["path"]}
     personas = store.read(PERSONAS).where(F.col("persona_id").isin(sorted(on_the_way.union(persona_ids))))

@@ -1,7 +1,7 @@
-"""Withdraw a source, a licence or a document: what comes from it alone leaves the hub, with a record of who said so.
+"""Withdraw a source, a licence or a document: all that comes only from it leaves the hub. The decision is recorded.
 
-Without --source, --licence or --doc it looks again at what was withdrawn before: at what came since, and at what was
-found elsewhere since and comes back. Dedup decides at once about personas that had gone for withdrawn ones.
+Without --source, --licence or --doc it applies earlier withdrawals again: rows that came since leave the hub, and
+personas that were found elsewhere since return. Dedup then decides again about removals in favour of withdrawn ones.
 """
 
 import getpass
@@ -27,9 +27,9 @@ def main() -> None:
         "--licence", metavar="TEXT", help="withdraw all under this licence, as it is written in the tables"
     )
     what.add_argument("--doc", metavar="ID", help="withdraw this document")
-    options.add_argument("--why", help="the reason, for the record; needed with what is withdrawn")
+    options.add_argument("--why", help="the reason, for the record; required for a withdrawal")
     options.add_argument(
-        "--by", default=None, metavar="NAME", help="who says so, for the record (default: who runs this)"
+        "--by", default=None, metavar="NAME", help="who decided it, for the record (default: the current user)"
     )
     arguments = options.parse_args()
     values = dict(zip(KINDS, (arguments.source, arguments.licence, arguments.doc), strict=True))

@@ -1,6 +1,6 @@
 """Write docs/settings.md and docs/tables.md from the declarations: `make docs` runs this.
 
-A test fails while a page differs from what this would write.
+A test fails if a page is out of date.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def value(field: FieldInfo) -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a value may be, in brackets; empty where description and default say all."""
+    """The allowed values, in brackets; empty if description and default say enough."""
     described = field.description or ""
     choices = [] if all(f"{c}:" in described for c in choices_of(field.annotation)) else choices_of(field.annotation)
     limits = {name: getattr(m, name) for m in field.metadata for name in ("gt", "ge", "lt", "le") if hasattr(m, name)}

@@ -1,1 +1,1 @@
-"""What becomes of personas: their flags, their relations, where they come from, who leaves, what is released."""
+"""The hub of personas: quality flags, relations, lineage, removals, withdrawals and releases."""

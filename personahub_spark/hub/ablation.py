@@ -1,4 +1,4 @@
-"""What the tiers of dedup do at several thresholds."""
+"""Compares the tiers of dedup at several thresholds."""
 
 from __future__ import annotations
 

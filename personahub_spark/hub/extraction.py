@@ -26,7 +26,7 @@ PARTS = StructType([
 
 
 def extract(context: Context) -> StepResult:
-    """Ask about the documents that were not asked about, by each verb of the settings; keep the personas found."""
+    """Ask about documents that were not asked about yet, by each verb of the settings; keep the personas found."""
     result = StepResult(0, {})
     for verb in context.settings.personas.verbs:
         result += _extract(context, verb)
@@ -63,8 +63,9 @@ def _extract(context: Context, verb: Verb) -> StepResult:
 
 
 def _questions(documents: DataFrame, task: TextToPersona) -> DataFrame:
-    """What to ask about: id, document, lang. The start of a document has the document's id, other parts more."""
-    if task.settings.parts(task.verb) == 1:  # nothing of what follows after what is asked about need be looked at
+    """The texts to ask about: id, document, lang. The start of a document has the document's id, other parts a longer
+    one."""
+    if task.settings.parts(task.verb) == 1:  # text after the last part to ask about is not needed
         parts = documents.withColumn("chunk", F.lit(0)).withColumnRenamed("text", "document")
     else:
 

@@ -22,15 +22,16 @@ RUNTIME_FILTERS = {
     "spark.sql.optimizer.runtime.bloomFilter.creationSideThreshold": "1TB",
     "spark.sql.optimizer.runtime.bloomFilter.applicationSideScanSizeThreshold": "0",
 }
-"""Most questions are about few rows, so what joined tables have of other keys is left out before it is shuffled.
+"""Bloom filters for joins: most queries are about few rows, so rows of joined tables with other keys are dropped before
+the shuffle.
 
-By default Spark does that only where the side that says which keys is 10 MB at most, and takes that side to be as large
-as its whole table whatever the question leaves of it; and only where the other side is more than 10 GB.
+By default Spark does that only if the side that creates the filter has at most 10 MB, estimated by its whole table
+whatever the query selects of it, and the other side has more than 10 GB.
 """
 
 
 def filtering(settings: Settings) -> Settings:
-    """``settings`` with RUNTIME_FILTERS, where ``spark.conf`` does not say otherwise."""
+    """``settings`` with RUNTIME_FILTERS, unless ``spark.conf`` sets these."""
     spark = settings.spark.model_copy(update={"conf": {**RUNTIME_FILTERS, **settings.spark.conf}})
     return settings.model_copy(update={"spark": spark})
 
@@ -39,20 +40,20 @@ def use(spark: SparkSession, store: Store, query: str = "", *, personas: Collect
     """Let ``query`` name the tables and views; with ``personas`` the view ``persona_lineage`` has only these."""
     spark.catalog.dropTempView("persona_lineage")
     words = set(re.findall(r"\w+", query.lower()))
-    store.use(words if query and "show" not in words else None)  # SHOW TABLES lists what it does not name
+    store.use(words if query and "show" not in words else None)  # SHOW TABLES names no table, but lists all
     if personas:
         trace(store, personas).createOrReplaceTempView("persona_lineage")
 
 
 def show(rows: DataFrame, form: str, *, most_rows: int, out: TextIO) -> bool:
-    """Write ``rows`` to ``out`` in one of FORMATS, ``most_rows`` of them or all for 0; whether there are more.
+    """Write ``rows`` to ``out`` in one of FORMATS, ``most_rows`` of them or all for 0; returns whether there are more.
 
-    Raises PersonaHubError for JSON where two columns have one name.
+    Raises PersonaHubError for JSON if two columns have the same name.
     """
     names, kinds = rows.columns, [field.dataType for field in rows.schema]
-    if not names:  # a statement without an answer
+    if not names:  # a statement without a result
         return False
-    apart = rows.toDF(*(f"c{n}" for n in range(len(names))))  # two columns may have one name
+    apart = rows.toDF(*(f"c{n}" for n in range(len(names))))  # two columns may have the same name
     cells = [F.col(name) for name in apart.columns]
     if form == "json":
         twice = sorted({name for name in names if names.count(name) > 1})

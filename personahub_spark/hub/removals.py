@@ -1,4 +1,4 @@
-"""Both tiers of dedup over the tables: who leaves the hub for whom (paper section 2.3)."""
+"""Both tiers of dedup over the tables: which personas are removed in favour of which (paper section 2.3)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def by_words(context: Context) -> StepResult:
 
     now, added, hub = {}, {}, store.view("hub")
     if "new" in before:
-        # Whoever came first stays: a published persona is never displaced by a later one.
+        # The first persona stays: a published one is never displaced by a later one.
         arrival = F.struct(F.col("created_at").alias("arrived_at"), "hop").alias("priority")
         new = personas.where(unflagged).join(decided, on="persona_id", how="left_anti")
         published = stored.join(removals, on="persona_id", how="left_anti").select(
@@ -86,9 +86,10 @@ def _of_personas(rows: DataFrame) -> DataFrame:
 
 
 def _refuse_other_word_parameters(removals: DataFrame, stored: DataFrame, settings: SurfaceSettings) -> None:
-    """PersonaHubError when there are decisions or bands that these settings might not make.
+    """PersonaHubError if there are decisions or bands of other parameters.
 
-    Together with their own the two could remove a persona that others were removed for, and displace published ones.
+    Mixed with decisions of these settings, they could remove a persona that others were removed for, and displace
+    published ones.
     """
     version = parameters_version(settings)
     decided = removals.where(F.col("tier").isin(EXACT_TOKENS, SURFACE)).select("parameters_version")
@@ -117,7 +118,7 @@ def _refuse_to_displace(removed: DataFrame, removals: DataFrame) -> None:
 
 SEMANTIC_STEP = "dedup_semantic"
 GROWTH = 4
-"""Buckets are made anew when there are so many times the personas that they were made for."""
+"""Buckets are made again when the number of personas has grown by this factor."""
 
 
 def by_meaning(context: Context) -> StepResult:
@@ -130,7 +131,7 @@ def by_meaning(context: Context) -> StepResult:
     _refuse_other_vectors(removals, version)
     compared = compared.where(F.col("parameters_version") == version).withColumnRenamed("persona_id", "id")
 
-    # Who was compared before comes first, for they are published; then whoever arrived first.
+    # Personas that were compared before come first, since they are published; then by arrival.
     compared_before = compared.select("id").distinct().withColumn("fresh", F.lit(False))
     witnesses = removals.select(F.col("kept_id").alias("id")).distinct().withColumn("anchored", F.lit(True))
     hub = store.stage(
@@ -189,7 +190,7 @@ def by_meaning(context: Context) -> StepResult:
 
 
 def _refuse_other_vectors(removals: DataFrame, version: str) -> None:
-    """PersonaHubError when ``removals`` has decisions of this tier that these settings might not make."""
+    """PersonaHubError if ``removals`` has decisions of this tier by other parameters."""
     decided = removals.where(F.col("tier") == SEMANTIC).select("parameters_version").distinct().collect()
     others = sorted(row[0] for row in decided if row[0] != version)
     if others:
@@ -202,7 +203,7 @@ def _refuse_other_vectors(removals: DataFrame, version: str) -> None:
 
 
 def _centroids(context: Context, version: str, vectors: DataFrame, count: int, dim: int) -> Centroids:
-    """The buckets' middles: those made before, unless there are far more personas now."""
+    """The centroids of the buckets: the stored ones, unless there are far more personas now."""
     settings = context.settings.dedup.semantic
     if semantic.bucket_count(count, settings) == 1:
         return Centroids.single(dim)

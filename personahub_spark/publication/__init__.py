@@ -1,1 +1,1 @@
-"""What is told of the hub."""
+"""Reports about the hub."""

@@ -32,9 +32,8 @@ _TIERS = (EXACT_TOKENS, SURFACE, SEMANTIC)
 def summary(
     store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str, *, width: int = 120, most: int = 60
 ) -> str:
-    """What run ``run_id`` did and what the tables hold now, in lines that add up; then personas with their sources,
-    removed duplicates with the personas kept for them, and texts: ``most`` of each, a line each, cut to ``width``
-    columns.
+    """The counts of run ``run_id`` and of the tables, in lines that add up; then personas with their sources, removed
+    duplicates with the personas kept for them, and texts: ``most`` of each, one line each, cut to ``width`` columns.
 
     ``outcomes``: for each step of the run, its rows by outcome (``StepResult.outcomes``). Counts of rows are of this
     run; counts of personas, texts and calls are of the tables.

@@ -35,8 +35,8 @@ KINDS = ("string", "integer", "number", "boolean", "array", "object")
 
 
 Kept = Literal["lines", "code", "arguments"]
-"""How a field is kept that is more than a text of one line or a list of such: as a text with its line breaks, as code
-with its indentation, or as the arguments of a function (see ``arguments``)."""
+"""How a field is kept that is not one line of text or a list of lines: as text with line breaks, as code with its
+indentation, or as the arguments of a function (see ``arguments``)."""
 
 
 class _Part(BaseModel):
@@ -217,7 +217,7 @@ class Declaration(_Part):
         return self
 
     def fields_with(self, options: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
-        """The schemas of the fields that an answer has with ``options``, by name."""
+        """The schemas of an answer's fields with ``options``, by name."""
         return {
             name: schema
             for name, schema in self.output.items()
@@ -230,7 +230,7 @@ class Declaration(_Part):
 
     @property
     def fields(self) -> dict[str, str]:
-        """Types of the fields of a row's output, by name: those that the model writes, then those of draws."""
+        """The types of a row's output fields, by name: those that the model writes, then those of draws."""
         written = {name: str(schema["type"]) for name, schema in self.output.items()}
         return written | {field: kind for name in self.draw for field, kind in DRAWS[name].fields.items()}
 

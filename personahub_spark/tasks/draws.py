@@ -1,7 +1,7 @@
-"""Draws: what code adds to a subject. The same subject, sample and parameters always give the same draw.
+"""Draws: content that code adds to a subject. The same subject, sample and parameters always give the same draw.
 
 A task's file names its draws under ``draw``. A draw fills placeholders of the question, gives data to the checks, and
-adds fields to the row's output beside those that the model wrote.
+adds fields to the row's output beside those of the model.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class DrawKind:
     draw: Callable[..., Drawn]
     """Takes a seeded ``Random`` and the parameters of the task's file."""
     says: str
-    """What it draws, in a sentence."""
+    """A sentence that describes it."""
     texts: tuple[str, ...]
     """Names of its placeholders."""
     fields: Mapping[str, str]
-    """Types of its fields, by name; the words are those of a JSON schema's ``type``."""
+    """Types of its fields, by name, as in a JSON schema."""
     version: str = "1"
-    """Changes whenever the draw gives something else for the same seed: it is part of the task's recipe."""
+    """Changes whenever the draw's result for a seed changes; it is part of the task's recipe."""
 
     def refuse_wrong(self, parameters: Mapping[str, Any]) -> None:
-        """Raise ValueError for parameters that the draw cannot be made with."""
+        """Raise ValueError for invalid parameters."""
         try:
             self.draw(Random(0), **parameters)
         except TypeError as error:

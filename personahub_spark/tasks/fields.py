@@ -34,7 +34,7 @@ _YES, _NO = ("true", "yes"), ("false", "no")
 class Fields:
     """The fields of an answer: their JSON schemas, other words for their keys and headings, and how each is kept.
 
-    ``rest`` is the field of what follows a heading's first row, or has no heading at all, where it has none itself.
+    ``rest`` is a field without a heading of its own: it gets text after a heading's first row or without a heading.
     """
 
     schemas: Mapping[str, Mapping[str, Any]]
@@ -81,7 +81,7 @@ class Fields:
         return {}, failure if is_whole else "cut_off"
 
     def _json_with_code(self, text: str) -> object:
-        """The JSON object that ``text`` is, where a field is code: that has no TeX to put right."""
+        """``text`` as a JSON object, if a field is code, which has no TeX to repair."""
         if "code" not in self.kept.values():
             return None
         try:
@@ -91,7 +91,7 @@ class Fields:
         return value if isinstance(value, dict) else None
 
     def _is_broken_json(self, text: str) -> bool:
-        if "code" in self.kept.values():  # which may have such keys itself
+        if "code" in self.kept.values():  # which may have the same keys
             return text.lstrip()[:1] in ("{", "[")
         keys = "|".join(map(re.escape, self.schemas))
         return re.search(rf'\A\s*[\[{{]|"(?:{keys})"\s*:', text, re.IGNORECASE) is not None

@@ -91,7 +91,7 @@ def _listed_asks(problem: str) -> int:
     return longest
 
 
-# Words that say nothing about a persona, or that occur in any word problem.
+# Words that are not specific to a persona, or that occur in any word problem.
 _COMMON = frozenset(
     (resources.files("personahub_spark.tasks") / "common_words.txt").read_text(encoding="utf-8").split()
 )
@@ -105,9 +105,9 @@ _FEW_WORDS = 6
 
 
 def persona_unused(problem: str, persona: str) -> bool:
-    """True when the problem could be anybody's: it shares too few of the persona's telling words, in any inflection.
+    """True when the problem could be anybody's: it shares too few of the persona's specific words, in any inflection.
 
-    One shared word is enough for a persona of up to six telling words, two for a longer one. False if the two texts
+    One shared word is enough for a persona of up to six specific words, two for a longer one. False if the two texts
     are in different scripts, which cannot be compared.
     """
     of_persona, of_problem = telling(persona), telling(problem)
@@ -118,7 +118,7 @@ def persona_unused(problem: str, persona: str) -> bool:
 
 
 def telling(text: str) -> set[str]:
-    """The words of ``text`` that say something: neither common ones nor numbers."""
+    """The specific words of ``text``: neither common words nor numbers."""
     return {
         word
         for word in tokens(text)

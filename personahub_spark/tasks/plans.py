@@ -1,6 +1,6 @@
-"""Plans of math problems: code draws the quantities and knows the answer, a model only tells the scene.
+"""Plans of math problems: code draws the quantities and computes the answer, a model only writes the scene.
 
-What a plan may be stands in ``plans.yaml``. Numbers are exact fractions; expressions are parsed, never run.
+The structures of plans are in ``plans.yaml``. Numbers are exact fractions; expressions are parsed, never run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Plan:
 
     given: tuple[Fraction, ...]
     results: tuple[Fraction, ...]
-    """The answer and all that is calculated on the way to it."""
+    """The answer and all intermediate results."""
 
 
 def draw(random: Random, *, structures: Sequence[str] | None = None) -> Drawn:
@@ -74,17 +74,17 @@ def calculate(steps: Mapping[str, str], given: Mapping[str, Fraction]) -> dict[s
 
 
 def other_numbers(text: str, plan: Plan) -> bool:
-    """True when a number of the plan is missing in ``text``, or another number stands there."""
+    """True if ``text`` lacks a number of the plan, or has another number."""
     return not states_only(text, plan.given)
 
 
 def result_told(text: str, plan: Plan) -> bool:
-    """True when the answer or a result on the way to it stands in ``text``."""
+    """True if ``text`` contains the answer or an intermediate result."""
     return states_any(text, plan.results)
 
 
 def exact(number: Fraction) -> str:
-    """``number`` as a decimal where it has few digits, else as a fraction."""
+    """``number`` as a decimal if it has few digits, else as a fraction."""
     for decimals in range(5):
         if (number * 10**decimals).denominator == 1:
             return f"{Decimal(number.numerator) / number.denominator:.{decimals}f}"
@@ -119,7 +119,7 @@ def _is_plausible(structure: Mapping[str, Any], given: Mapping[str, Fraction], r
     *before, answer = results.values()
     units = [one["unit"] for one in structure["quantities"].values()]
     amounts = [_amount(number, unit) for number, unit in zip(given.values(), units, strict=True)]
-    # A number that stands twice, or is a result, could not be told from the other one in a text.
+    # Equal numbers, or a number that equals a result, could not be distinguished in a text.
     numbers = [*given.values(), *results.values()]
     return (
         len(set(numbers)) == len(numbers)

@@ -1,4 +1,4 @@
-"""What every task does first with an answer: it is data, and may be hostile, empty, or not an answer at all."""
+"""The first step of reading any answer, which is data, and may be hostile, empty, or not an answer at all."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _source(text: str) -> str:
 
 
 def seen(text: str) -> str:
-    """``text`` without what a reader does not see, its blanks and control characters of lines as they are."""
+    """``text`` without invisible characters; blanks and control characters of lines are kept."""
     return _UNSEEN.sub("", _CONTROLS.sub("", text)).replace("\r\n", "\n")
 
 
@@ -187,7 +187,7 @@ def code_block(text: str) -> str:
 
 
 def word_runs(texts: Iterable[str], length: int) -> Counter[tuple[str, ...]]:
-    """How often each run of ``length`` words stands in ``texts``."""
+    """How often each run of ``length`` words occurs in ``texts``."""
     words = [tokens(text) for text in texts]
     return Counter(run for text in words for run in zip(*(text[start:] for start in range(length)), strict=False))
 

@@ -1,4 +1,4 @@
-"""What a text must be beside the texts that it was written from: its script, the terms of a game's lore, its names.
+"""Checks of a text against the texts that it was written from: its script, the terms of a game's lore, its names.
 
 They judge text of any script by its surface: each is a cheap filter, none is a proof.
 """
@@ -26,7 +26,7 @@ _TITLES = frozenset({
 
 
 def script_of_language(code: str) -> str:
-    """The writing system of a language by its code: LATIN where no other is known."""
+    """The writing system of a language by its code; LATIN by default."""
     return _SCRIPTS.get(code, "LATIN")
 
 
@@ -42,20 +42,20 @@ def _script(letter: str) -> str:
 
 
 def lore_terms(lore: str) -> set[str]:
-    """The terms of ``lore``: names inside its sentences, or all its telling words where its script has no capitals."""
+    """The terms of ``lore``: names inside its sentences, or all its specific words if its script has no capitals."""
     names = {word.lower() for word in _IN_SENTENCE.findall(lore) if word[0].isupper()}
     return names if any(letter.isupper() for letter in lore) else telling(lore)
 
 
 def terms_used(text: str, lore: str, persona: str) -> set[str]:
-    """The terms of ``lore`` that stand in ``text`` and are not the persona's own words."""
+    """The terms of ``lore`` that occur in ``text`` and are not the persona's own words."""
     own = telling(persona)
     words = {word.lower() for word in _WORD.findall(text)} | telling(text)
     return (lore_terms(lore) & words) - own
 
 
 def is_name_of(name: str, lore: str) -> bool:
-    """Whether the first part of ``name`` that is no title stands in ``lore``, with a capital where those are used."""
+    """Whether the first part of ``name`` that is no title occurs in ``lore``, with a capital if its script has them."""
     words = _WORD.findall(lore)
     parts = [part for part in _WORD.findall(normalise(name)) if part not in _TITLES]
     if not parts:

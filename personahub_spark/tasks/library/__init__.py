@@ -1,1 +1,1 @@
-"""The tasks that the package has, each whole in one YAML file."""
+"""The package's tasks, each in one YAML file."""
