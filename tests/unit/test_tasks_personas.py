@@ -20,7 +20,7 @@ import personahub_spark
 from personahub_spark.llm.schema import check_for
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import Granularity, PersonaSettings, Verb
-from personahub_spark.tasks.contract import Reading
+from personahub_spark.tasks.contract import Reading, Subject
 from personahub_spark.tasks.personas import answers as persona_answers
 from personahub_spark.tasks.personas.answers import MAX_PERSONA_CHARS
 from personahub_spark.tasks.personas.text_to_persona import TextToPersona
@@ -196,6 +196,51 @@ def test_prompts_are_found_when_the_package_is_a_zip(tmp_path: Path) -> None:
 
 
 PERSONA = "A night nurse who tracks drug interactions."
+
+
+CLAUSES = "A warden of a tidal marsh who rings young avocets, counts them at dawn"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "kept"),
+    [
+        (f"{CLAUSES}, and fears thenewdykeandits.", f"{CLAUSES}."),
+        (f"{CLAUSES}; in Frisia/Holland.", f"{CLAUSES}."),
+        (f"{CLAUSES} with volunteers..TOWER is a hide, it seems.", f"{CLAUSES} with volunteers."),
+        (f"{CLAUSES} with volunteers.({{}}, {{}})`obj`.", f"{CLAUSES} with volunteers."),
+        # There is no clause to leave out: a last word that has run on is told by its form alone.
+        ("A warden of a tidal marsh who rings all of its young avocets with hisassistantsfromfourtowns.", None),
+        ("A warden of a tidal marsh who rings all of its young avocets and asks how.ringsare.", None),
+        ("A warden of a tidal marsh who rings all of its young avocets in the U.S. in spring.", "whole"),
+        ("A warden of a tidal marsh who rings all of its young avocets and terns at sunrise.", "whole"),
+        # What is left would be too short.
+        ("A warden, who rings all of the young avocets and terns of a tidal marsh at sunrise.", "whole"),
+    ],
+)
+def test_a_sentence_that_used_up_its_words_ends_before_what_it_may_have_run_on_with(
+    sentence: str, kept: str | None
+) -> None:
+    most = len(sentence.split())
+    assert persona_answers.ended(sentence, least=12, most=most) == (sentence if kept == "whole" else kept)
+    assert persona_answers.ended(sentence, least=12, most=most + 1) == sentence  # it could have gone on
+
+
+def test_only_where_a_schema_held_a_sentence_is_anything_left_out_of_it() -> None:
+    ending = "while the last ferry of the day waits at its pier and thenewdykeisopened."
+    text = f"{CLAUSES}, with a bus full of pupils from the town each week in May, {ending}"
+    assert len(text.split()) == 40
+    answer = json.dumps({"persona": text})
+    structured = TextToPersona(PersonaSettings(), JSON).read(answer, "stop", Subject("d", {}))[0]
+    shown = text[: text.index(", while")] + "."
+    assert (structured.text, structured.output) == (shown, {"persona": shown})
+    assert TextToPersona(PersonaSettings(), PLAIN).read(answer, "stop", Subject("d", {}))[0].text == text
+    assert TextToPersona(PersonaSettings(language="th"), JSON).read(answer, "stop", Subject("d", {}))[0].text == text
+
+    several = PersonaSettings(personas_per_question=2, max_personas_per_document=2)
+    run_on = f"{' '.join(['marsh'] * 39)} how.ringsare."
+    both = json.dumps({"personas": [run_on, text]})
+    readings = TextToPersona(several, JSON).read(both, "stop", Subject("d", {}))
+    assert [(reading.text, reading.failure) for reading in readings] == [(shown, None), (None, "cut_off")]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ _ORNAMENT = re.compile(
 )
 # A grammar may end a sentence after the last allowed word; no English sentence ends in one of these words.
 _BROKEN_OFF = re.compile(r"\s(?:the|and|whose|which|their|than|because|including|such as|as well as)\W*\Z")
+# After a full stop, or several, another sentence without a blank.
+_RUN_INTO = re.compile(r"(?<=[^\W\d_]{3})[.!?]+(?=[^\s\w.!?]*[A-Z({\[`])")
+_CLAUSE = re.compile(r"[,;](?=\s)")
+_RUN_ON = re.compile(r"[^\W\d_]{3}[./`][^\W\d_]{3}|[^\W\d_]{24}")
 _HEADING_MARK = re.compile(r"\A(?:#{1,6}\s+|>\s*)+")
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
@@ -172,6 +176,24 @@ def read_several(
     if fault is not None:
         failures.append(failed(fault))
     return (*personas, *failures) or (failed("empty"),)
+
+
+def ended(sentence: str, *, least: int, most: int) -> str | None:
+    """``sentence`` as far as it is surely whole, for one that a schema held to ``least`` to ``most`` words.
+
+    A schema lets no word begin after the last one, and a small model with more to say then runs on inside it:
+    ``…, focusing on strange mesons in matter andexcitationfunctions``. A sentence that used up its words ends before a
+    second one that was run into it, or else before its last clause, where ``least`` words are left. One without
+    clauses stays, unless its last word has run on: None.
+    """
+    if len(sentence.split()) < most:
+        return sentence
+    ends = [*[match.start() for match in _RUN_INTO.finditer(sentence)][:1]]
+    ends += reversed([match.start() for match in _CLAUSE.finditer(sentence)])
+    for end in ends:
+        if len(sentence[:end].split()) >= least:
+            return f"{sentence[:end]}."
+    return None if _RUN_ON.search(sentence.split()[-1]) else sentence
 
 
 def relation_of(words: str) -> Relation | None:

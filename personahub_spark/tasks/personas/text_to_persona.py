@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import Granularity, PersonaSettings, Verb
-from personahub_spark.tasks.contract import Reading, Subject, Task
-from personahub_spark.tasks.personas.answers import read_one, read_several
+from personahub_spark.tasks.contract import Reading, Subject, Task, failed
+from personahub_spark.tasks.personas.answers import ended, read_one, read_several
 from personahub_spark.tasks.wording import as_data, fill, in_language, json_format
 from personahub_spark.text import cut_at_sentence, parts
 
@@ -127,8 +127,26 @@ class TextToPersona(Task):
     def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
         """The personas in an answer, then the failures; see ``answers``."""
         if self.settings.personas_per_question == 1:
-            return (read_one(answer, finish_reason, examples=_EXAMPLES[self.settings.granularity, self.verb]),)
-        return read_several(answer, finish_reason, most=self.settings.personas_per_question)
+            examples = _EXAMPLES[self.settings.granularity, self.verb]
+            readings: tuple[Reading, ...] = (read_one(answer, finish_reason, examples=examples),)
+        else:
+            readings = read_several(answer, finish_reason, most=self.settings.personas_per_question)
+        if self._response_format is None or self.settings.language in _UNSPACED:
+            return readings
+        # Outputs come first.
+        return tuple(sorted(map(self._ended, readings), key=lambda reading: reading.text is None))
+
+    def _ended(self, reading: Reading) -> Reading:
+        """``reading`` without what its sentence may have run on with; see ``answers.ended``."""
+        if reading.text is None:
+            return reading
+        least, most = self._words
+        text = ended(reading.text, least=least, most=most)
+        return (
+            failed("cut_off")
+            if text is None
+            else replace(reading, text=text, output={**reading.output, "persona": text})
+        )
 
     @cached_property
     def _system(self) -> str:
@@ -182,7 +200,7 @@ class TextToPersona(Task):
         Words are counted by blanks, or by letters for languages without blanks. English needs more words than most
         languages: others may use half as many. Without a set language there is no minimum.
         """
-        least, most = _WORDS[self.settings.granularity]
+        least, most = self._words
         language = self.settings.language
         stop = _STOP
         if language in _UNSPACED:
@@ -191,9 +209,16 @@ class TextToPersona(Task):
         elif language in (None, "same"):
             words, stop = f"{_WORD}( {_WORD}){{0,{most - 1}}}", f"{_STOP}?"
         else:
-            least = least if language == "en" else max(2, least // 2)
             words = f"({_BETWEEN} ){{{least - 1},{most - 1}}}{_AT_END}"
         return {"type": "string", "pattern": f"^{words}{stop}$"}
+
+    @property
+    def _words(self) -> tuple[int, int]:
+        """Fewest and most words of a sentence: English needs more than most languages."""
+        least, most = _WORDS[self.settings.granularity]
+        return (
+            least if self.settings.language == "en" or self.settings.language in _UNSPACED else max(2, least // 2)
+        ), most
 
 
 def _spread(count: int) -> list[int]:
