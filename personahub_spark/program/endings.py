@@ -169,6 +169,8 @@ class _Program:
             tidying = threading.Thread(target=self._tidy, daemon=True)
             tidying.start()
             tidying.join(TIDY_S)
+            if tidying.is_alive():
+                _leave_run_folders_to_rm()
             os._exit(self._code)
 
     def _raise(self, number: int, _: FrameType | None) -> None:
@@ -304,6 +306,15 @@ def _locked(folder: Path) -> int:
 def _drop_run_folders() -> None:
     for folder in _run_folders:  # the locks end with the process
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leave_run_folders_to_rm() -> None:
+    """Delete what is left by a process that outlives this one: on a slow disk there may be much of it."""
+    left = [str(folder) for folder in _run_folders if folder.exists()]
+    nowhere = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
+    if left:
+        with contextlib.suppress(OSError):
+            os.posix_spawnp("rm", ["rm", "-rf", "--", *left], os.environ, file_actions=nowhere, setpgroup=0)
 
 
 def _kill_children(*, gently: bool) -> None:

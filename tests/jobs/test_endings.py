@@ -78,7 +78,8 @@ class Run:
         assert code == 128 + number, self.said.read_text()
         assert self.said.read_text() == f"{before}{endings.SENTENCE}\n"
         assert not [pid for pid in below if _is_alive(pid)]
-        assert [path for path in self.temporary.rglob("*") if path.is_file()] == []
+        # What a slow machine did not delete in time goes after the process.
+        assert eventually(lambda: not [path for path in self.temporary.rglob("*") if path.is_file()])
         assert {path.name for path in self.temporary.iterdir()} <= {f"personahub-{os.getuid()}"}
 
 

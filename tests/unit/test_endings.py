@@ -17,7 +17,7 @@ import pytest
 
 from personahub_spark.program import endings
 from personahub_spark.program.cli import exit_code
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, eventually
 
 ROOT = Path(__file__).parent.parent.parent
 SENTENCE = "stopped; what was answered so far is kept, run again to go on\n"
@@ -91,6 +91,15 @@ def test_a_program_that_cannot_leave_its_blocks_is_ended_where_it_is(busy: str, 
     found, _, said = ended(started)
     assert (found, said) == (130, SENTENCE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_temporary_files_that_take_long_to_delete_go_after_the_process(tmp_path: Path) -> None:
+    slow = "endings.TIDY_S = 0.0\nendings.at_end(lambda: time.sleep(1000))\nprint('up', flush=True)\ntime.sleep(1000)"
+    started = program(tmp_path, slow)
+    assert [path.name for path in tmp_path.rglob("file")] == ["file"]
+    started.send_signal(signal.SIGINT)
+    assert ended(started) == (130, "", SENTENCE)
+    assert eventually(lambda: list(tmp_path.iterdir()) == [])
 
 
 def test_signals_that_a_program_was_started_to_ignore_are_ignored(tmp_path: Path) -> None:
