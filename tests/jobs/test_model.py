@@ -38,8 +38,8 @@ def test_a_real_model_answers_through_the_whole_pipeline_once(
                     "base_url": base_url,
                     "structured_output": "json_schema",
                     "in_flight": 1,
-                    "timeout_s": PATIENCE_S,  # others may keep the machine busy
-                    "deadline_s": PATIENCE_S,
+                    "timeout_s": 10 * PATIENCE_S,  # others may keep the machine busy
+                    "deadline_s": 10 * PATIENCE_S,
                 }
             },
             synthesis=[{"sampling": {"max_tokens": 64}}],
