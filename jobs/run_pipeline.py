@@ -5,11 +5,14 @@ import difflib
 import create_tables
 import dedup_semantic
 import dedup_surface
+import embed_examples
 import embed_personas
 import expand_personas
 import extract_personas
 import import_personas
+import infer_example_personas
 import ingest_documents
+import load_examples
 import synthesize
 import withdraw
 
@@ -19,8 +22,8 @@ from personahub_spark.program.steps import Step
 from personahub_spark.settings.whole import Settings
 
 JOBS = (
-    create_tables, ingest_documents, import_personas, withdraw, extract_personas, dedup_surface, expand_personas,
-    embed_personas, dedup_semantic, synthesize,
+    create_tables, ingest_documents, import_personas, load_examples, withdraw, extract_personas, dedup_surface,
+    expand_personas, embed_personas, dedup_semantic, infer_example_personas, embed_examples, synthesize,
 )  # fmt: skip
 """In the order of their steps in a pipeline."""
 STEPS: dict[str, Step] = {job.STEP.name: job.STEP for job in JOBS}

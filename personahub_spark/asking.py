@@ -35,6 +35,7 @@ _READINGS = StructType(
         StructField("nth", IntegerType(), False),
         *[StructField(name, _STRING) for name in ("text", "text_id", "output")],
         StructField("checks", ArrayType(_STRING, False)),
+        StructField("examples", ArrayType(_STRING, False)),
         *[StructField(name, _STRING) for name in ("failure", "line", "answer")],
     ]
 )
@@ -45,8 +46,8 @@ class Readings(NamedTuple):
 
     rows: DataFrame
     """Evaluated once. For each question its outputs, then its failures, numbered by ``nth`` from 0. All rows have id,
-    call_key and status (null: put off); outputs also have text, text_id (content hash of the text), output (JSON) and
-    checks; failures have failure, line and answer. A question without an answer has one row, with nulls."""
+    call_key and status (null: put off); outputs also have text, text_id (content hash of the text), output (JSON),
+    checks and examples (ids of those in the prompt); failures have failure, line and answer. A question without an answer has one row, with nulls."""
     outcomes: dict[str, int]
     """The number of questions by outcome; adds up to their number."""
     added: dict[str, int]
@@ -175,6 +176,7 @@ def read(answers: DataFrame, task: Task) -> DataFrame:
                     "text_id": content_id(reading.text),
                     "output": json.dumps(reading.output, ensure_ascii=False),
                     "checks": list(reading.checks),
+                    "examples": list(reading.examples),
                 }
 
     return mapped(answers, readings, _READINGS)

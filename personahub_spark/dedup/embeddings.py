@@ -198,8 +198,10 @@ def model_of(settings: Settings) -> str:
     return settings.endpoint(chosen.model).model if chosen.by == "endpoint" else SparkNlpEmbedder(chosen).model
 
 
-def stored(embeddings: DataFrame, model: str, dimensions: int | None) -> tuple[DataFrame, int | None]:
-    """Rows of ``persona_embeddings`` by ``model``, of length ``dimensions`` if given; and the length of the vectors,
+def stored(
+    embeddings: DataFrame, model: str, dimensions: int | None, *, table: str = "persona_embeddings"
+) -> tuple[DataFrame, int | None]:
+    """Rows of ``table`` by ``model``, of length ``dimensions`` if given; and the length of the vectors,
     None without vectors.
 
     Raises PersonaHubError for vectors of several lengths.
@@ -210,7 +212,7 @@ def stored(embeddings: DataFrame, model: str, dimensions: int | None) -> tuple[D
     dims = sorted(row["dim"] for row in rows.where(F.col("vector").isNotNull()).select("dim").distinct().collect())
     if len(dims) > 1:
         raise PersonaHubError(
-            f"persona_embeddings has vectors of {model} of several lengths ({', '.join(map(str, dims))}); name one in "
+            f"{table} has vectors of {model} of several lengths ({', '.join(map(str, dims))}); name one in "
             "embedding.dimensions"
         )
     return rows, dims[0] if dims else dimensions
@@ -273,6 +275,6 @@ def check_jars(settings: Settings) -> None:
     others = spark.jars == "provided" or any(name.startswith("spark.jars") for name in spark.conf)
     if settings.embedding.by == "spark_nlp" and not spark.spark_nlp and not others:
         raise SettingsError(
-            "embed_personas needs Spark NLP, which is not loaded; set spark.spark_nlp to true, or embedding.by to "
+            "the embedder needs Spark NLP, which is not loaded; set spark.spark_nlp to true, or embedding.by to "
             "endpoint"
         )

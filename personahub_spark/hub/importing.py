@@ -110,6 +110,7 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         "task",
         F.create_map().cast("map<string, string>").alias("options"),
         F.lit("imported").alias("pattern"),
+        F.array().cast("array<string>").alias("examples"),
         "persona_id",
         F.col("persona_id").alias("subject_id"),
         F.lit(0).alias("sample"),

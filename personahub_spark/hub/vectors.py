@@ -1,27 +1,53 @@
-"""Make a vector for each persona of the hub, with the embedder of the settings, for semantic dedup."""
+"""Make a vector for each persona of the hub and for each example, with the embedder of the settings."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import StringType, StructField, StructType
 
+from personahub_spark.asking import mapped
 from personahub_spark.dedup.embeddings import SparkNlpEmbedder, halved, model_of, stored
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger.complete import Asked, embed_all, vectors
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS
 from personahub_spark.store.record_tables import LLM_CALLS
+from personahub_spark.store.table import Table
+from personahub_spark.store.text_tables import EXAMPLE_EMBEDDINGS
+from personahub_spark.text import content_id
 
-STEP = "embed_personas"
+STEP, STEP_OF_EXAMPLES = "embed_personas", "embed_examples"
+_TEXTS = StructType([StructField(name, StringType(), False) for name in ("id", "text")])
 
 
 def embed(context: Context) -> StepResult:
+    """The vectors of the hub's personas."""
+    hub = context.store.view("hub").select(F.col("persona_id").alias("id"), "text")
+    return _embed(context, hub, PERSONA_EMBEDDINGS, step=STEP)
+
+
+def embed_examples(context: Context) -> StepResult:
+    """The vectors of the examples that prompts may show, and of their personas."""
+
+    def texts(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        yield from ({"id": content_id(text), "text": text} for text in (row["text"], row["persona"]) if text)
+
+    told = mapped(context.store.view("examples_in_use").select("text", "persona"), texts, _TEXTS)
+    once = context.store.stage(told.groupBy("id").agg(F.min("text").alias("text")))
+    return _embed(context, once, EXAMPLE_EMBEDDINGS, step=STEP_OF_EXAMPLES)
+
+
+def _embed(context: Context, texts: DataFrame, table: Table, *, step: str) -> StepResult:
+    """Give those of ``texts`` (``id``, ``text``) that have none a vector in ``table``, whose key begins with the id."""
     settings, store = context.settings.embedding, context.store
-    model = model_of(context.settings)
-    stored_rows, dim = stored(store.read(PERSONA_EMBEDDINGS), model, settings.dimensions)
-    hub = store.view("hub").select(F.col("persona_id").alias("id"), "text")
-    done = stored_rows.select(F.col("persona_id").alias("id"), F.col("vector").isNotNull().alias("embedded"))
-    judged = hub.join(done, on="id", how="left")
+    model, key = model_of(context.settings), table.key[0]
+    stored_rows, dim = stored(store.read(table), model, settings.dimensions, table=table.name)
+    done = stored_rows.select(F.col(key).alias("id"), F.col("vector").isNotNull().alias("embedded"))
+    judged = texts.join(done, on="id", how="left")
     before = {row["embedded"]: row["count"] for row in judged.groupBy("embedded").count().collect()}
     outcomes = {"embedded_before": before.get(True, 0), "declined_before": before.get(False, 0)}
     rows_in, missing = sum(before.values()), before.get(None, 0)
@@ -29,7 +55,7 @@ def embed(context: Context) -> StepResult:
         return StepResult(rows_in, outcomes)
 
     pending = judged.where(F.col("embedded").isNull()).select("id", "text")
-    sent = _send(context, pending, missing)
+    sent = _send(context, pending, missing, step=step)
     if store.dry_run:  # Spark NLP takes too long for a dry run
         return StepResult(rows_in, {**outcomes, "to_embed": missing})
     answers = store.stage(_answers(sent, store.read(LLM_CALLS)) if sent else SparkNlpEmbedder(settings).embed(pending))
@@ -43,31 +69,29 @@ def embed(context: Context) -> StepResult:
     ).collect()[0]
     if tally["embedded"] and {tally["shortest"], tally["longest"]} != {dim or tally["longest"]}:
         raise PersonaHubError(
-            f"{STEP}: {model} gave vectors of {tally['shortest']} to {tally['longest']} numbers where "
+            f"{step}: {model} gave vectors of {tally['shortest']} to {tally['longest']} numbers where "
             f"{dim or 'one length'} was expected; name a length that it has in embedding.dimensions, or another model"
         )
     rows = answers.where(F.col("vector").isNotNull() | F.col("unread_share").isNotNull()).select(
-        F.col("id").alias("persona_id"),
+        F.col("id").alias(key),
         F.lit(model).alias("model"),
         F.lit(dim or tally["longest"] or 0).alias("dim"),
         "vector",
         "unread_share",
     )
     new = {"embedded": tally["embedded"], "declined": tally["declined"], "failed": tally["failed"]}
-    added = {
-        PERSONA_EMBEDDINGS.name: context.add_new(PERSONA_EMBEDDINGS, rows, expected=new["embedded"] + new["declined"])
-    }
+    added = {table.name: context.add_new(table, rows, expected=new["embedded"] + new["declined"])}
     outcomes |= {**new, "deferred": missing - sum(new.values())}
     return StepResult(rows_in, outcomes, added, sent.spend if sent else StepResult(0, {}).spend)
 
 
-def _send(context: Context, pending: DataFrame, missing: int) -> Asked | None:
+def _send(context: Context, pending: DataFrame, missing: int, *, step: str) -> Asked | None:
     """The requests to an endpoint; None if the vectors come from Spark NLP."""
     settings = context.settings.embedding
     if settings.by != "endpoint":
         return None
     endpoint = context.settings.endpoint(settings.model)
-    return embed_all(context, pending, endpoint, step=STEP, rows=missing, dimensions=settings.dimensions)
+    return embed_all(context, pending, endpoint, step=step, rows=missing, dimensions=settings.dimensions)
 
 
 def _answers(sent: Asked, calls: DataFrame) -> DataFrame:

@@ -32,6 +32,24 @@ class DocumentSettings(Group):
     lang: str | None = Field(default=None, description="language of rows that name none")
 
 
+class ExampleSettings(Group):
+    """Examples of what a task writes, in files of one source: for prompts that show some (``synthesis.*.pattern``)."""
+
+    paths: list[str] = Field(min_length=1, description="files and folders, as they are called: no patterns")
+    format: Literal["auto", "jsonl", "parquet"] = Field(default="auto", description="auto: by each file's ending")
+    unknown_files: Literal["skip", "refuse"] = Field(
+        default="skip", description="files of unknown formats in a folder; skip: warn and count them; refuse: stop"
+    )
+    task: str = Field(min_length=1, description="the task that they are examples of: its name in docs/tasks.md")
+    source: str = Field(min_length=1, description="name of the data set, by which it can be withdrawn")
+    licence: str | None = Field(default=None, description="licence of rows that name none")
+    columns: dict[Literal["text", "persona", "licence"], str] = Field(
+        default_factory=dict,
+        description="our column -> their field, if it is not the usual one (dots reach inside, a number into a list, "
+        "| gives alternatives)",
+    )
+
+
 class ImportFilterSettings(Group):
     """Overrides of ``filters`` for one import; null: as in ``filters``.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from personahub_spark.settings.group import Group
 from personahub_spark.settings.models import MAX_TOKENS, TEMPERATURE, TOP_P
@@ -14,6 +14,23 @@ class ChosenPersonas(Group):
     """Which personas of the hub a text is written for."""
 
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
+
+
+class ShotSettings(Group):
+    """Which examples a prompt shows: rows of the table ``examples`` of the same task.
+
+    Whoever was asked already is not asked again when examples are added, except where the fixed ones become others.
+    """
+
+    number: int = Field(default=3, ge=1, le=32, description="examples in a prompt")
+    choose: Literal["fixed", "random", "nearest", "farthest"] = Field(
+        default="fixed",
+        description="fixed: the same for all, by a hash of the seed; random: by a hash of seed, persona and sample; "
+        "nearest, farthest: by the cosine of the embeddings of the persona and of the example (of its persona, with "
+        "persona_few_shot)",
+    )
+    seed: int = Field(default=0, description="another seed chooses other fixed or random examples")
+    source: str | None = Field(default=None, description="only examples of this source; null: of all")
 
 
 class SamplingOverrides(Group):
@@ -35,8 +52,19 @@ class SynthesisSettings(Group):
         default_factory=dict,
         description="texts that the task needs besides the persona, the same for all: for example a game's lore",
     )
-    pattern: Literal["zero_shot"] = Field(default="zero_shot", description="prompt pattern (paper section 3)")
+    pattern: Literal["zero_shot", "few_shot", "persona_few_shot"] = Field(
+        default="zero_shot",
+        description="prompt pattern (paper section 3). zero_shot: no examples; few_shot: with examples; "
+        "persona_few_shot: each example with its persona",
+    )
+    shots: ShotSettings = Field(default=ShotSettings(), description="which examples the other two patterns show")
     samples: int = Field(default=1, ge=1, le=64, description="answers to draw for each persona")
     personas: ChosenPersonas = Field(default=ChosenPersonas(), description="whom to write for")
     model: str = Field(default="default", description="model to ask: its name under models")
     sampling: SamplingOverrides = Field(default=SamplingOverrides(), description="overrides of the task's own sampling")
+
+    @model_validator(mode="after")
+    def _shots_are_shown(self) -> Self:
+        if self.pattern == "zero_shot" and self.shots != ShotSettings():
+            raise ValueError("shots are for the patterns few_shot and persona_few_shot, and pattern is zero_shot")
+        return self

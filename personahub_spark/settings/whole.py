@@ -14,7 +14,7 @@ from personahub_spark.settings.dedup import DedupSettings, EmbeddingSettings
 from personahub_spark.settings.group import Group
 from personahub_spark.settings.models import CallSettings, Endpoint
 from personahub_spark.settings.personas import ExpansionSettings, FilterSettings, PersonaSettings
-from personahub_spark.settings.sources import DocumentSettings, ImportSettings
+from personahub_spark.settings.sources import DocumentSettings, ExampleSettings, ImportSettings
 from personahub_spark.settings.texts import SynthesisSettings
 
 
@@ -99,6 +99,9 @@ class Settings(Group):
     calls: CallSettings = CallSettings()
     documents: DocumentSettings = DocumentSettings()
     imports: list[ImportSettings] = Field(default_factory=list, description="data sets of personas to import")
+    examples: list[ExampleSettings] = Field(
+        default_factory=list, description="examples for prompts with the patterns few_shot and persona_few_shot"
+    )
     personas: PersonaSettings = PersonaSettings()
     expansion: ExpansionSettings = ExpansionSettings()
     filters: FilterSettings = FilterSettings()

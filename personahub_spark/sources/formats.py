@@ -220,17 +220,24 @@ def values_in(line: bytes, columns: Mapping[str, str]) -> tuple[dict[str, Any] |
 def lookup(record: Mapping[str, Any], paths: str) -> Any:
     """The value of ``record`` at ``paths``: | separates alternatives, of which the first that exists counts.
 
-    A path is one key, which may contain dots, or keys with dots between them.
+    A path is one key, which may contain dots, or keys with dots between them; a number is an entry of a list, from 0.
     """
     for path in paths.split("|"):
         value: Any = record.get(path)
         if value is None and "." in path:
             value = record
             for part in path.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
+                value = _inside(value, part)
         if value is not None:
             return value
     return None
+
+
+def _inside(value: Any, part: str) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(part)
+    is_entry = isinstance(value, list) and part.isascii() and part.isdecimal() and len(part) < 10
+    return value[int(part)] if is_entry and int(part) < len(value) else None
 
 
 def columns_without(file: File, paths: str) -> list[str] | None:
@@ -247,7 +254,10 @@ def columns_without(file: File, paths: str) -> list[str] | None:
 
 def _leads_to_values(fields: Iterable[pa.Field], parts: Sequence[str]) -> bool:
     kind = next((field.type for field in fields if field.name == parts[0]), None)
-    if kind is not None and len(parts) > 1:  # the keys of a map are not in the schema
+    if kind is not None and len(parts) > 1:
+        if _is_list(kind) and parts[1].isdecimal():
+            return _leads_to_values([pa.field(parts[1], kind.value_type)], parts[1:])
+        # The keys of a map are not in the schema.
         return pa.types.is_map(kind) or (pa.types.is_struct(kind) and _leads_to_values(kind, parts[1:]))
     return kind is not None and not pa.types.is_nested(kind)
 
@@ -569,10 +579,16 @@ def _start(group: Any) -> int:
 def _read_columns(schema: pa.Schema, columns: Mapping[str, str]) -> list[str]:
     """The columns that ``lookup`` needs."""
     needed = {path for paths in columns.values() for path in paths.split("|")}
-    heads = {path.split(".")[0] for path in needed if "." in path}
-    # Keys of a map are no columns: read the whole map.
+    paths = [path.split(".") for path in needed if "." in path]
+    # Keys of a map and entries of a list are no columns: read the whole column.
+    heads = {head for head, *_ in paths}
     maps = {field.name for field in schema if field.name in heads and pa.types.is_map(field.type)}
-    return sorted(needed | maps)
+    lists = {head for head, *rest in paths if any(map(str.isdecimal, rest))}
+    return sorted(needed | maps | lists)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(is_one(kind) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -41,7 +41,7 @@ from personahub_spark.store.hub_tables import (
 )
 from personahub_spark.store.record_tables import IMPORTS, LLM_CALLS, QUARANTINE, RELEASES, RUNS, WITHDRAWALS, WITHDRAWN
 from personahub_spark.store.table import Table
-from personahub_spark.store.text_tables import SYNTHESES
+from personahub_spark.store.text_tables import EXAMPLE_EMBEDDINGS, EXAMPLE_PERSONAS, EXAMPLES, SYNTHESES
 
 
 class MissingTableError(PersonaHubError):
@@ -61,6 +61,9 @@ TABLES = (
     PERSONA_REMOVALS,
     PERSONA_BANDS,
     SYNTHESES,
+    EXAMPLES,
+    EXAMPLE_PERSONAS,
+    EXAMPLE_EMBEDDINGS,
     LLM_CALLS,
     QUARANTINE,
     IMPORTS,
@@ -75,6 +78,7 @@ VIEWS = (
     "hub",
     "document_places",
     "documents_in_use",
+    "examples_in_use",
     "persona_lineage",
     "expansion_hops",
     "expansion_branches",

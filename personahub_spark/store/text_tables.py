@@ -1,10 +1,10 @@
-"""The tables of texts that were written for personas."""
+"""The tables of texts that were written for personas, and of the examples that their prompts show."""
 
 from __future__ import annotations
 
-from pyspark.sql.types import MapType
+from pyspark.sql.types import BinaryType, DoubleType, MapType
 
-from personahub_spark.store.table import INTEGER, NAMES, TEXT, Table, column
+from personahub_spark.store.table import INTEGER, LONG, NAMES, TEXT, Table, column
 
 SYNTHESES = Table(
     "syntheses",
@@ -18,7 +18,8 @@ SYNTHESES = Table(
         ),
         column("task", TEXT, "name of the task: math, profile, …", nullable=False),
         column("options", MapType(TEXT, TEXT, True), "the task's options, by name", nullable=False),
-        column("pattern", TEXT, "prompt pattern: zero_shot; or imported", nullable=False),
+        column("pattern", TEXT, "prompt pattern: zero_shot, few_shot or persona_few_shot; or imported", nullable=False),
+        column("examples", NAMES, "examples.example_id: those that its prompt showed, in order", nullable=False),
         column("persona_id", TEXT, "personas.persona_id: the persona it is written for", nullable=False),
         column("subject_id", TEXT, "id of the row that was asked about: the persona, or another row", nullable=False),
         column("sample", INTEGER, "which of several answers to one question, from 0", nullable=False),
@@ -35,5 +36,50 @@ SYNTHESES = Table(
     key=("synthesis_id",),
     checks={
         "asked_or_imported": "(call_key is null) = (source_key is not null)",
+        "pattern_known": "pattern in ('zero_shot', 'few_shot', 'persona_few_shot', 'imported')",
     },
+)
+
+EXAMPLES = Table(
+    "examples",
+    "Examples of what a task writes, for prompts that show some",
+    (
+        column("example_id", TEXT, "sha256 of task, text and source", nullable=False),
+        column("task", TEXT, "name of the task", nullable=False),
+        column("text", TEXT, "the example, as it was read", nullable=False),
+        column("persona", TEXT, "the persona that it was written for; null: not known"),
+        column("source", TEXT, "data set, by the settings", nullable=False),
+        column("licence", TEXT, "licence of the row or of its data set; null: not known"),
+        column("file", TEXT, "file where it was found first", nullable=False),
+        column("line", LONG, "its line there, from 1; in Parquet its row", nullable=False),
+    ),
+    key=("example_id",),
+    checks={"example_id_is_sha256": "example_id rlike '^[0-9a-f]{64}$'", "text_not_blank": "trim(text) <> ''"},
+)
+
+EXAMPLE_PERSONAS = Table(
+    "example_personas",
+    "Personas that were inferred for examples without one",
+    (
+        column("example_id", TEXT, "examples.example_id", nullable=False),
+        column("persona", TEXT, "who most likely wrote it, as a model says", nullable=False),
+        column("recipe", TEXT, "hash of prompt, model and sampling", nullable=False),
+        column("prompt_version", TEXT, "prompt that was used", nullable=False),
+        column("call_key", TEXT, "llm_calls.request_key", nullable=False),
+    ),
+    key=("example_id",),
+)
+
+EXAMPLE_EMBEDDINGS = Table(
+    "example_embeddings",
+    "Vectors of examples and of their personas, each computed once for a model and a length",
+    (
+        column("text_id", TEXT, "sha256 of the normal form of the text or persona", nullable=False),
+        column("model", TEXT, "the model; of Spark NLP: with a hash of what decides its vectors", nullable=False),
+        column("dim", INTEGER, "length of the model's vectors", nullable=False),
+        column("vector", BinaryType(), "float16, little-endian, of length one; null: the model cannot read the text"),
+        column("unread_share", DoubleType(), "share of the text that the model cannot read; null: not known"),
+    ),
+    key=("text_id", "model", "dim"),
+    checks={"vector_has_its_length": "vector is null or length(vector) = 2 * dim"},
 )

@@ -14,6 +14,7 @@ from personahub_spark.settings.whole import Settings
 from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
 from personahub_spark.store.record_tables import WITHDRAWN
 from personahub_spark.store.text_tables import SYNTHESES
+from personahub_spark.synthesis.examples import with_shots, with_vectors
 from personahub_spark.tasks.declared import Declaration, library
 from personahub_spark.tasks.prompted import PromptedTask
 
@@ -29,7 +30,12 @@ def check(settings: Settings) -> None:
 def synthesize(context: Context) -> StepResult:
     """For each entry of the settings' ``synthesis``, ask for texts for its personas."""
     result = StepResult(0, {})
-    for entry, task in _tasks(context.settings):
+    # What is missing for a later entry is said before the first one is asked.
+    tasks = [
+        (entry, with_shots(context, entry, task, number))
+        for number, (entry, task) in enumerate(_tasks(context.settings))
+    ]
+    for entry, task in tasks:
         result += _write(context, entry, task)
     return result
 
@@ -82,10 +88,10 @@ def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> St
     return ask_new(
         context,
         task,
-        _questions(hub, entry.samples),
+        with_vectors(context, _questions(hub, entry.samples), task),
         step=STEP,
         done=written.select(_id("subject_id")),
-        plan=f"{last}:{entry.samples}",
+        plan=f"{last}:{entry.samples}:{task.shots.pool_hash if task.shots is not None else ''}",
         inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, SYNTHESES),
         keep=keep,
     )
@@ -113,6 +119,7 @@ def _rows(outputs: DataFrame, entry: SynthesisSettings, task: PromptedTask) -> D
         F.lit(task.name).alias("task"),
         F.create_map(*[F.lit(part).cast("string") for part in options]).cast("map<string, string>").alias("options"),
         F.lit(entry.pattern).alias("pattern"),
+        "examples",
         place[0].alias("persona_id"),
         place[0].alias("subject_id"),
         F.coalesce(place[1].cast("int"), F.lit(0)).alias("sample"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from personahub_spark.tasks import code_checks, constraints, math_checks, plans, reading, text_checks
 from personahub_spark.tasks.arguments import arguments
+from personahub_spark.tasks.copies import copies
 from personahub_spark.tasks.tex import garbled
 from personahub_spark.text import normalise, token_set, tokens
 
@@ -29,14 +30,16 @@ class CheckedAnswer:
     written: str
     """The text as the model wrote it, with its prefix."""
     texts: Mapping[str, str]
-    """The subject's texts, by name."""
+    """The subject's texts, and those that were drawn for it, by name."""
     is_cut: bool = False
     """Whether the answer may have been cut off."""
     in_other_language: bool = False
     """Whether the answer's language may differ from the subject's."""
     prefix: re.Pattern[str] | None = None
     examples: Sequence[str] = field(default=())
-    """Texts of the prompt's examples."""
+    """Texts of the examples in the task's own wording."""
+    shots: Sequence[str] = field(default=())
+    """Texts of the examples that the pattern added to the prompt (see ``patterns``)."""
     drawn: Mapping[str, Any] = field(default_factory=dict)
     """The data of the subject's draws, by name of the draw."""
     options: Mapping[str, str | None] = field(default_factory=dict)
@@ -80,6 +83,8 @@ class CheckKind:
 
 CHECKS: dict[str, CheckKind] = {}
 """By name."""
+IMPLICIT = ("copies_shot",)
+"""Checks of every task, whose files do not name them."""
 
 
 def _check(says: str) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
@@ -155,6 +160,11 @@ def copies_persona(answer: CheckedAnswer, *, field: str, of: str = "persona") ->
 @_check("At least ``run`` words in a row are copied from the prompt's examples.")
 def copies_example(answer: CheckedAnswer, *, run: int) -> bool:
     return reading.copies_example(answer.parts(), answer.examples, run=run)
+
+
+@_check("Words in a row, names or numbers are those of an example that the pattern showed, and not the persona's.")
+def copies_shot(answer: CheckedAnswer) -> bool:
+    return bool(answer.shots) and copies(answer.parts(), answer.shots, own=answer.texts.values())
 
 
 @_check("An entry occurs twice, or more than a tenth of all runs of four words occurred before.")

@@ -37,6 +37,8 @@ class Reading:
     failure: str | None = None
     checks: tuple[str, ...] = ()
     output: Mapping[str, Any] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+    """Ids of the examples that the prompt showed, in their order."""
 
 
 @dataclass(frozen=True)

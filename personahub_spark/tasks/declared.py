@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from personahub_spark.errors import SettingsError
-from personahub_spark.tasks.checks import CHECKS
+from personahub_spark.tasks.checks import CHECKS, IMPLICIT
 from personahub_spark.tasks.draws import DRAWS
 
 NAME = r"^[a-z][a-z0-9_]*$"
@@ -27,8 +27,9 @@ FORM = "form"
 """``by: form`` chooses words by the form of the answer: ``json`` if the endpoint enforces schemas, else ``text``."""
 FORMS = ("json", "text")
 COLUMNS = {
-    "synthesis_id", "pattern", "sample", "subject_id", "persona_id", "persona", "lang", "hop", "passed", "recipe",
-    "prompt_version", "model", "model_returned", "model_terms", "cost_microusd", "call_key", "run_id",
+    "synthesis_id", "pattern", "examples", "sample", "subject_id", "persona_id", "persona", "lang", "hop", "passed",
+    "recipe", "prompt_version", "model", "model_returned", "model_terms", "cost_microusd", "call_key", "run_id",
+    *IMPLICIT,
 }  # fmt: skip
 """Columns that every task's view has (see ``views``): a field, option or check may not have such a name."""
 KINDS = ("string", "integer", "number", "boolean", "array", "object")
@@ -146,6 +147,8 @@ class Declaration(_Part):
     @classmethod
     def _exist(cls, checks: tuple[Check, ...]) -> tuple[Check, ...]:
         for check in checks:
+            if check.name in IMPLICIT:
+                raise ValueError(f"every task has the check {check.name}; leave it out")
             if check.name not in CHECKS:
                 near = difflib.get_close_matches(check.name, CHECKS, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"checks are: {', '.join(CHECKS)}"

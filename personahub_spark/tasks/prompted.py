@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from string import Template
@@ -12,15 +12,18 @@ from typing import Any
 
 from personahub_spark.llm.finish import may_be_cut
 from personahub_spark.settings.models import Endpoint, SamplingSettings
-from personahub_spark.tasks.checks import CHECKS, CheckedAnswer
+from personahub_spark.tasks.checks import CHECKS, IMPLICIT, CheckedAnswer
 from personahub_spark.tasks.contract import Drawn, Reading, Subject, Task, failed
 from personahub_spark.tasks.declared import FORM, Declaration
 from personahub_spark.tasks.draws import DRAWS, draw
 from personahub_spark.tasks.fields import Fields
+from personahub_spark.tasks.patterns import VECTOR, Shot, Shots
 from personahub_spark.tasks.reading import content, opening, visible
 from personahub_spark.tasks.wording import as_data, in_language, json_format, json_object
 
 _MAX_ANSWER_CHARS = 20_000
+_SHOWN = "_examples"  # the examples of one question, among its texts
+_GAP, _OPENED, _CLOSED = re.compile(r"\n[^\S\n]*\n\s*"), re.compile(r"<\w+>"), re.compile(r"</\w+>")
 _BROKEN_JSON = re.compile(r"""\A[\[{]\s*["\[{}]""")
 
 
@@ -34,6 +37,8 @@ class PromptedTask(Task):
     settings: SamplingSettings
     shared_texts: Mapping[str, str] = field(default_factory=dict)
     """Declared inputs that are the same for all subjects."""
+    shots: Shots | None = None
+    """The examples that the prompts show; None with the pattern zero_shot."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -41,11 +46,17 @@ class PromptedTask(Task):
 
     @property
     def inputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        brought = self.shots.inputs if self.shots is not None else ()
+        return (*self._own_inputs, *brought)
+
+    @property
+    def _own_inputs(self) -> tuple[str, ...]:
+        """Inputs of the declaration that differ from subject to subject."""
         return tuple(name for name in self.declaration.inputs if name not in self.shared_texts)
 
     @property
     def checks(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(check.name for check in self.declaration.checks)
+        return (*(check.name for check in self.declaration.checks), *(IMPLICIT if self.shots is not None else ()))
 
     def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
         """The output in an answer, and the names of the checks that it fails.
@@ -76,23 +87,26 @@ class PromptedTask(Task):
 
     def _judged(self, output: Mapping[str, Any], text: str, written: str, subject: Subject, *, is_cut: bool) -> Reading:
         drawn = self._draws(subject)
+        told = {name: said for one in drawn.values() for name, said in one.texts.items()}
+        texts = {**self.shared_texts, **subject.texts, **told}
+        shots = self.shots.chosen(subject) if self.shots is not None else ()
         answer = CheckedAnswer(
             output,
             text,
             written,
-            {**self.shared_texts, **subject.texts},
+            {name: said for name, said in texts.items() if name != VECTOR},
             is_cut=is_cut,
             in_other_language=self.options.get("language", "same") not in (None, "same"),
             prefix=self._prefix,
             examples=self._example_texts,
+            shots=[said for shot in shots for said in shot.texts],
             drawn={name: one.data for name, one in drawn.items()},
             options=self.options,
         )
-        failing = tuple(
-            check.name for check in self.declaration.checks if CHECKS[check.name].fails(answer, **check.parameters)
-        )
+        parameters = {check.name: check.parameters for check in self.declaration.checks}
+        failing = tuple(name for name in self.checks if CHECKS[name].fails(answer, **parameters.get(name, {})))
         kept = {name: value for one in drawn.values() for name, value in one.fields.items()}
-        return Reading(text, None, failing, {**output, **kept})
+        return Reading(text, None, failing, {**output, **kept}, tuple(shot.example_id for shot in shots))
 
     def _written(self, text: str) -> str | None:
         """The plain text of an answer, or the task's text field if the answer is JSON; None for broken JSON or JSON
@@ -193,13 +207,39 @@ class PromptedTask(Task):
         return Template(self.declaration.system).substitute(self._words).strip()
 
     def _user(self, texts: Mapping[str, str]) -> str:
-        data = {name: as_data(text, name) for name, text in {**self.shared_texts, **texts}.items()}
-        undrawn = dict.fromkeys(self.declaration.drawn_texts, "")
-        return Template(self.declaration.user).substitute({**self._words, **undrawn, **data}).strip()
+        given = {**self.shared_texts, **texts}
+        shown = given.pop(_SHOWN, None)
+        data = {name: as_data(text, name) for name, text in given.items()}
+        words = {**self._words, **dict.fromkeys(self.declaration.drawn_texts, ""), **data}
+        if self.shots is None:
+            return Template(self.declaration.user).substitute(words).strip()
+        constant, about_subject = (Template(part).substitute(words).strip() for part in self._divided)
+        examples = shown or self._block(self.shots.fixed if self.shots.are_fixed else ())
+        return "\n\n".join(filter(None, (constant, examples, about_subject)))
+
+    def _block(self, shots: Iterable[Shot]) -> str:
+        return self.shots.block(shots, self.declaration.inputs) if self.shots is not None else ""
+
+    @cached_property
+    def _divided(self) -> tuple[str, str]:
+        """The wording of ``user`` before and from the first paragraph that holds a text of the subject, or that stands
+        in one tag with it: examples come between, behind all that is the same for all subjects."""
+        user, at = self.declaration.user, 0
+        of_subject = {*self._own_inputs, *self.declaration.drawn_texts}
+        for gap in _GAP.finditer(user):
+            before = user[: gap.start()]
+            if of_subject & {*Template(before).get_identifiers()}:
+                break
+            if len(_OPENED.findall(before)) == len(_CLOSED.findall(before)):
+                at = gap.end()
+        return user[:at], user[at:]
 
     def _texts(self, subject: Subject) -> dict[str, str]:
         drawn = {name: text for one in self._draws(subject).values() for name, text in one.texts.items()}
-        return super()._texts(subject) | drawn
+        texts = {name: subject.texts[name] for name in self._own_inputs} | drawn
+        if self.shots is not None and not self.shots.are_fixed:
+            texts[_SHOWN] = self._block(self.shots.chosen(subject))
+        return texts
 
     def _draws(self, subject: Subject) -> dict[str, Drawn]:
         """What is drawn for ``subject``, by name of the draw."""
@@ -217,7 +257,7 @@ class PromptedTask(Task):
     @property
     def _cuts(self) -> dict[str, Any]:
         draws = {name: [self.declaration.draw[name].parameters, DRAWS[name].version] for name in self._drawing}
-        return {"draws": draws} if draws else {}
+        return ({"draws": draws} if draws else {}) | (self.shots.recipe if self.shots is not None else {})
 
     @cached_property
     def _response_format(self) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from personahub_spark.tasks.arguments import ARGUMENT
+from personahub_spark.tasks.checks import IMPLICIT
 from personahub_spark.tasks.declared import Declaration
 
 _TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean": "boolean", "array": "array<string>",
@@ -17,8 +18,10 @@ def view_query(task: Declaration) -> str:
     fields = ", ".join(f"`{name}` {_type(kind, task.kept.get(name))}" for name, kind in task.fields.items())
     columns = [f"s.fields.`{name}`" for name in task.fields]
     columns += [f"s.options['{name}'] AS `{name}`" for name in task.options]
-    columns += ["s.pattern", "s.sample", "s.subject_id", "s.persona_id", "p.text AS persona", "p.lang", "p.hop"]
-    columns += [f"array_contains(s.checks, '{check.name}') AS `{check.name}`" for check in task.checks]
+    columns += ["s.pattern", "s.examples", "s.sample", "s.subject_id"]
+    columns += ["s.persona_id", "p.text AS persona", "p.lang", "p.hop"]
+    checks = [*(check.name for check in task.checks), *IMPLICIT]
+    columns += [f"array_contains(s.checks, '{name}') AS `{name}`" for name in checks]
     columns += ["size(s.checks) = 0 AS passed", "s.recipe", "s.prompt_version"]
     columns += ["c.model", "c.model_returned", "c.terms AS model_terms", "c.cost_microusd", "s.call_key", "s.run_id"]
     listed = ",\n  ".join(["s.synthesis_id", *columns])

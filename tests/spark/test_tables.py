@@ -61,7 +61,14 @@ SOUND: dict[str, dict[str, Any]] = {
     "syntheses": {
         "synthesis_id": sha("s"), "task": "math", "options": {"variant": "plain"}, "pattern": "zero_shot",
         "persona_id": sha("p"), "subject_id": sha("p"), "sample": 0, "output": '{"problem": "1 + 1?"}', "text": "t",
-        "checks": [], "recipe": "r", "prompt_version": "v1", "call_key": "m1",
+        "checks": [], "recipe": "r", "prompt_version": "v1", "call_key": "m1", "examples": [],
+    },
+    "examples": {"example_id": sha("e"), "task": "math", "text": "t", "source": "s", "file": "f", "line": 1},
+    "example_personas": {
+        "example_id": sha("e"), "persona": "p", "recipe": "r", "prompt_version": "v1", "call_key": "m1",
+    },
+    "example_embeddings": {
+        "text_id": sha("e"), "model": "m", "dim": 2, "vector": bytearray(4), "unread_share": 0.0,
     },
     "llm_calls": {
         "request_key": "c1", "step": "extract_personas", "model": "m", "prompt_version": "v1", "status": "answered",
@@ -236,6 +243,10 @@ BAD = [
     ("persona_removals", "not_its_own_witness", {"kept_id": sha("q")}),
     ("syntheses", "asked_or_imported", {"call_key": None}),
     ("syntheses", "asked_or_imported", {"source_key": sha("i")}),
+    ("syntheses", "pattern_known", {"pattern": "one_shot"}),
+    ("examples", "example_id_is_sha256", {"example_id": "short"}),
+    ("examples", "text_not_blank", {"text": " "}),
+    ("example_embeddings", "vector_has_its_length", {"vector": bytearray(3)}),
     ("llm_calls", "status_known", {"status": "maybe", "answer_class": None}),
     ("llm_calls", "answer_class_where_answered", {"answer_class": None}),
     ("llm_calls", "answer_class_where_answered", {"status": "failed"}),

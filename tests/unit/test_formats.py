@@ -128,15 +128,40 @@ def test_a_file_is_read_by_its_own_columns(written: pa.Table, wanted: dict[str, 
     [
         ("text", True), ("Text", False), ("none|text", True), ("meta", False), ("meta.text", True), ("meta.x", False),
         ("meta.deep.text", True), ("meta.deep", False), ("map", False), ("map.any", True), ("a.b", True),
-        ("list", False), ("text.x", False), ("twice", True), ("nulls", True),
+        ("list", False), ("list.0", True), ("list.x", False), ("deep.x.0", True), ("deep.x.0.y", False),
+        ("rows.3.text", True), ("rows.text", False), ("text.0", False), ("text.x", False),
+        ("twice", True), ("nulls", True),
     ],
 )  # fmt: skip
 def test_a_path_leads_to_plain_values_or_the_columns_are_named(paths: str, is_there: bool, tmp_path: Path) -> None:
     meta = pa.array([{"text": "a", "deep": {"text": "b"}}])
     columns = [["a"], meta, pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string())), ["b"], [["c"]], [1], ["d"]]
-    names = ["text", "meta", "map", "a.b", "list", "twice", "twice"]
+    columns += [pa.array([{"x": ["e"]}]), pa.array([[{"text": "f"}]])]
+    names = ["text", "meta", "map", "a.b", "list", "twice", "twice", "deep", "rows"]
     pq.write_table(pa.table([*columns, pa.nulls(1)], names=[*names, "nulls"]), tmp_path / "a.parquet")
     assert formats.columns_without(file(tmp_path / "a.parquet"), paths) == (None if is_there else [*names, "nulls"])
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("turns.0", "first"), ("turns.1", "second"), ("turns.2", None), ("turns.-1", None), ("turns.x", None),
+        ("inner.turns.0", "deep"), ("rows.0.text", "told"), ("rows.0", {"text": "told", "n": 1}),
+        ("rows.0.text.0", None),
+        ("turns", ["first", "second"]), ("turns." + "9" * 30, None), ("turns.²", None), ("named.0", "key"),
+        ("none.0|turns.0", "first"),
+    ],
+)  # fmt: skip
+def test_a_number_in_a_path_is_an_entry_of_a_list(path: str, wanted: object, tmp_path: Path) -> None:
+    row: dict[str, Any] = {
+        "turns": ["first", "second"], "inner": {"turns": ["deep"]}, "rows": [{"text": "told", "n": 1}],
+        "named": {"0": "key"},
+    }  # fmt: skip
+    assert formats.lookup(row, path) == wanted
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    for name in ("a.parquet", "a.jsonl"):
+        assert found(tmp_path / name, {"text": path}) == [{"text": wanted}], name
 
 
 def test_what_json_has_no_words_for_becomes_json_all_the_same(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_a_model_that_is_not_listed_is_warned_of_with_those_that_are_nearly_so_c
 
 def test_an_embedder_without_its_jars_is_said_before_spark_starts_without_them(make: Callable[..., Settings]) -> None:
     step = (embed_personas.STEP,)
-    assert fault(make(), step).startswith("embed_personas needs Spark NLP, which is not loaded; set spark.spark_nlp")
+    assert fault(make(), step).startswith("the embedder needs Spark NLP, which is not loaded; set spark.spark_nlp")
     preflight.check(make(), STEPS)
     for spark in ({"spark_nlp": True}, {"jars": "provided"}, {"conf": {"spark.jars": "mine.jar"}}):
         preflight.check(make(spark=spark), step)
