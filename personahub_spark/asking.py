@@ -47,7 +47,8 @@ class Readings(NamedTuple):
     rows: DataFrame
     """Evaluated once. For each question its outputs, then its failures, numbered by ``nth`` from 0. All rows have id,
     call_key and status (null: put off); outputs also have text, text_id (content hash of the text), output (JSON),
-    checks and examples (ids of those in the prompt); failures have failure, line and answer. A question without an answer has one row, with nulls."""
+    checks and examples (ids of those in the prompt); failures have failure, line and answer. A question without an
+    answer has one row, with nulls."""
     outcomes: dict[str, int]
     """The number of questions by outcome; adds up to their number."""
     added: dict[str, int]

@@ -28,7 +28,7 @@ _BOUNDS = (
 )
 _ABOUT = {
     False: f"Each example below was written by somebody else, for another person. {_BOUNDS}",
-    True: "Each example below was written by somebody else: first the person, then what was written for that very "
+    True: "Each example below was written by somebody else: first a person, then the text that goes with that very "
     f"person. {_BOUNDS}",
 }
 

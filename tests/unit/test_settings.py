@@ -207,7 +207,7 @@ def test_the_models_that_a_step_asks_are_looked_up_by_step() -> None:
     settings = validate({"models": {"a": ENDPOINT}, **asked})
     asks = {name: list(step.asks(settings)) for name, step in run_pipeline.STEPS.items()}
     assert asks.pop("synthesize") == ["a", "default"]
-    assert {name for name, models in asks.items() if models == ["a"]} == {"extract_personas"}
+    assert {name for name, models in asks.items() if models == ["a"]} == {"extract_personas", "infer_example_personas"}
     assert asks.pop("expand_personas") == ["default"] and asks["ingest_documents"] == []
     with pytest.raises(SettingsError, match=re.escape("models.default is not set (models here: a)")):
         settings.endpoint("default")
@@ -349,16 +349,17 @@ def test_the_shipped_models_have_prices() -> None:
 
 BASE: dict[str, Any] = {
     "models": {"default": ENDPOINT},
-    "synthesis": [{}, {"options": {"variant": "topic", "topic": "geometry"}}],
+    "synthesis": [{"pattern": "persona_few_shot"}, {"options": {"variant": "topic", "topic": "geometry"}}],
     "documents": {"columns": {"text": "body"}},
     "imports": [{"paths": ["x"], "source": "set", "columns": {"text": "body"}}],
+    "examples": [{"paths": ["x"], "task": "math", "source": "set", "columns": {"text": "body"}}],
     "spark": {"conf": {"spark.x": "1"}},
 }
 CANDIDATES: list[Any] = [
     None, True, False, 0, 1, 2, 17, 100, 0.75, "other", "en", "write", "coarse", "packages", "parquet", "fineweb",
     "json_schema", "olympiad", "synthesize", "http://h/v2", [], ["too_short"], ["synthesize"], {}, {"text": "raw"},
     {"spark.x": "2"}, "/key", "hadoop:key", "aiohttp", "batch", [{"base_url": "http://h/v2"}], "endpoint", 5000,
-    "exact", "novelty", "withdraw", "refuse",
+    "exact", "novelty", "withdraw", "refuse", "few_shot", "nearest",
 ]  # fmt: skip
 
 
@@ -394,10 +395,8 @@ def test_any_changed_setting_changes_the_fingerprint_and_the_same_ones_do_not() 
         assert all(variant.fingerprint() != before for variant in variants), place
         places.add(place)
         moved |= {place} if variants else set()
-    # The first has one legal value so far, and the others need another setting to change with them.
-    assert places - moved == {
-        "synthesis.*.pattern", "embedding.dimensions", "personas.personas_per_question",
-    }  # fmt: skip
+    # These need another setting to change with them.
+    assert places - moved == {"embedding.dimensions", "personas.personas_per_question"}
 
 
 # --- prices
