@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +30,11 @@ TURNS = ["Maria Gonzales fills 137 jars of honey at 4.35 euro each. What does sh
 KILN = "How many kilns of 61 pots does a potter need for 1,281 pots?"
 
 
+RUNS = itertools.count()
+
+
 def run(context: Context, step: str) -> StepResult:
-    return run_step(dataclasses.replace(context, run_id=f"run-{step}"), run_pipeline.STEPS[step])
+    return run_step(dataclasses.replace(context, run_id=f"run-{next(RUNS)}"), run_pipeline.STEPS[step])
 
 
 def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_of_whoever_is_nearest(
@@ -109,7 +113,9 @@ def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_o
         for who in (BAKER, NURSE)
     }
     told = {shown[TURNS[0]]["example_id"]: "Maria Gonzales", shown[KILN]["example_id"]: "<persona>\nA potter"}
-    copied = "Math problem: Maria Gonzales bakes. A village baker, night nurse, rye bread, dose: 137 jars. How many?"
+    copied = (
+        "Math problem: For Maria Gonzales a village baker and a night nurse count 137 doses of rye bread. How many?"
+    )
     # A prompt that shows another example, or none in front of the persona, gets a reply that cannot be read.
     endpoint.set_script([
         {"match": f"(?s)<example>\n.*{told[nearest[who]]}.*</example>\n\n<persona>\n{who}", "reply":
