@@ -44,21 +44,33 @@ def load(context: Context) -> StepResult:
     for number, entry in enumerate(context.settings.examples):
         store = context.store
         contents = examples.read(context.spark, entry, setting=f"examples.{number}", stage=store.stage)
-        found = examples.distinct(contents.rows)
-        known = found.join(store.read(EXAMPLES).select("example_id"), on="example_id", how="left_semi")
+        known = store.read(EXAMPLES).select("example_id", F.lit(True).alias("known"))
+        counts = (
+            contents.rows.join(known, on="example_id", how="left")
+            .agg(
+                F.count("reason").alias("quarantined"),
+                F.count("example_id").alias("readable"),
+                F.count_distinct("example_id").alias("distinct"),
+                F.count_distinct(F.when(F.col("known"), F.col("example_id"))).alias("known"),
+            )
+            .collect()[0]
+        )
         rejected = inputs.rejected(contents.rows)
         seen_before = store.read(QUARANTINE).select(*QUARANTINE.key)
-        quarantined = rejected.count()
-        readable = contents.rows.where(F.col("reason").isNull()).count()
-        distinct, again = found.count(), known.count()
-        new_rejects = rejected.join(seen_before, on=list(QUARANTINE.key), how="left_anti").count() if quarantined else 0
+        new_rejects = (
+            rejected.join(seen_before, on=list(QUARANTINE.key), how="left_anti").count() if counts["quarantined"] else 0
+        )
+        found = examples.distinct(contents.rows)
         added = {
-            EXAMPLES.name: context.add_new(EXAMPLES, found, expected=distinct - again),
+            EXAMPLES.name: context.add_new(EXAMPLES, found, expected=counts["distinct"] - counts["known"]),
             QUARANTINE.name: context.add_new(QUARANTINE, rejected, expected=new_rejects),
         }
         outcomes = {
-            "new": added[EXAMPLES.name], "known": again, "repeated": readable - distinct, "quarantined": quarantined,
-        }  # fmt: skip
+            "new": added[EXAMPLES.name],
+            "known": counts["known"],
+            "repeated": counts["readable"] - counts["distinct"],
+            "quarantined": counts["quarantined"],
+        }
         result += StepResult(contents.count, outcomes, added, files_skipped=contents.files_skipped)
     return result
 
