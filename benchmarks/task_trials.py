@@ -90,8 +90,8 @@ def ask(
     requests = {request.key: subject for subject in subjects if (request := task.request(subject)).key not in answered}
     began = time.monotonic()
     with answers.open("a", encoding="utf-8") as out:
-        found = outcomes([task.request(subject) for subject in requests.values()], task.endpoint, None)
-        for done, outcome in enumerate((outcome for outcome in found if outcome is not None), start=1):
+        results = outcomes([task.request(subject) for subject in requests.values()], task.endpoint, None)
+        for done, outcome in enumerate((outcome for outcome in results if outcome is not None), start=1):
             subject = requests[outcome.request_key]
             row = {
                 **chosen,

@@ -10,9 +10,10 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
+from personahub_spark.program import preflight
 from personahub_spark.program.faults import exit_code
 from personahub_spark.program.start import open_context
-from personahub_spark.program.steps import Step, StepResult, run_steps
+from personahub_spark.program.steps import Context, Step, StepResult, run_steps
 from personahub_spark.settings import loading
 from personahub_spark.settings.whole import Settings
 
@@ -24,17 +25,33 @@ def main(step: Step, *, doc: str, argv: list[str] | None = None) -> None:
 
 def main_steps(steps: Callable[[Settings], Sequence[Step]], *, doc: str, argv: list[str] | None = None) -> None:
     """Run the steps that the settings ask for, in one session, as a program, and exit with its code."""
-    arguments = parser(doc).parse_args(argv)
+    arguments = asking_parser(doc).parse_args(argv)
+    run(steps, arguments)
+
+
+def run(
+    steps: Callable[[Settings], Sequence[Step]],
+    arguments: argparse.Namespace,
+    *,
+    change: Callable[[Settings], Settings] = lambda settings: settings,
+    after: Callable[[Context], None] = lambda _: None,
+) -> None:
+    """As ``main_steps``, for ``arguments`` that were parsed; ``change``: the settings of this run; ``after``: what is
+    done when all steps have run."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for noisy in ("py4j", "httpx2", "httpcore2", "httpx", "httpcore", "openai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with exit_code():
-        settings = loading.load(arguments.conf, arguments.set)
+        settings = change(loading.load(arguments.conf, arguments.set))
         chosen = steps(settings)
+        if arguments.check_models:
+            for line in preflight.ask_one_word(settings, chosen):
+                print(line, file=sys.stderr)
         context = open_context(settings, chosen, dry_run=arguments.dry_run)
         if arguments.dry_run:
             context.progress.say("dry run: nothing is asked, nothing is written")
         results = run_steps(context, chosen)
+        after(context)
         if not arguments.dry_run:
             exit_if_put_off(results)
 
@@ -53,4 +70,13 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--conf", default="conf/local.yaml", help="settings file (default: %(default)s)")
     made.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="one setting over the file's")
     made.add_argument("--dry-run", action="store_true", help="say what would be done; ask no model, write nothing")
+    return made
+
+
+def asking_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser with the options of all jobs that run steps."""
+    made = parser(doc)
+    made.add_argument(
+        "--check-models", action="store_true", help="first ask each model one word, before Spark starts; it is paid for"
+    )
     return made

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.llm import probe
-from personahub_spark.llm.client import key_of
+from personahub_spark.llm.client import key_of, outcomes
 from personahub_spark.llm.gate import NotAdmitted
+from personahub_spark.llm.wire import Request
 from personahub_spark.program.steps import Step
 from personahub_spark.settings.models import Address, Endpoint
 from personahub_spark.settings.whole import Settings
@@ -68,6 +69,34 @@ def check(settings: Settings, steps: Collection[Step], *, dry_run: bool = False)
                 raise PersonaHubError(report.faults[0])
 
     return look_again if here else lambda _: None
+
+
+def ask_one_word(settings: Settings, steps: Collection[Step]) -> list[str]:
+    """Ask each model of ``steps`` one short question outside the ledger; what each answered, a line each.
+
+    PersonaHubError for the first that gives no answer, with its reason. Embedders are asked for one vector.
+    """
+    endpoints = {name: settings.endpoint(name) for step in steps for name in step.asks(settings)}
+    lines = []
+    for name, endpoint in endpoints.items():
+        embeds = settings.embedding.by == "endpoint" and name == settings.embedding.model
+        request = (
+            Request.embedding(endpoint.model, "one")
+            if embeds
+            else Request(
+                model=endpoint.model,
+                messages=[{"role": "user", "content": "Say one word."}],
+                sampling={"temperature": 0.0, "max_tokens": 16},
+            )
+        )
+        outcome = next(outcome for outcome in outcomes([request], endpoint, None) if outcome is not None)
+        if outcome.status != "answered":
+            raise PersonaHubError(
+                f"models.{name} ({endpoint.model} at {outcome.endpoint}) does not answer: {outcome.error_message}"
+            )
+        answer = "a vector" if embeds else repr(" ".join((outcome.text or "").split())[:60])
+        lines.append(f"models.{name}: {outcome.model_returned or endpoint.model} answers {answer}")
+    return lines
 
 
 def _is_here(settings: Settings) -> bool:

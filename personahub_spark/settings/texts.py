@@ -11,9 +11,41 @@ from personahub_spark.settings.models import MAX_TOKENS, TEMPERATURE, TOP_P
 
 
 class ChosenPersonas(Group):
-    """Which personas of the hub a text is written for."""
+    """Which personas of the hub texts are written for.
+
+    ``fraction``, ``where`` and ``ids`` leave personas out; ``number`` takes that many of the others, in the order of
+    ``by``. The order is stored in the table ``selections``: a larger number takes the same personas and further ones,
+    also when the hub has grown meanwhile.
+    """
 
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
+    where: str | None = Field(default=None, description="SQL condition over the columns of the view hub")
+    ids: str | None = Field(default=None, description="file of persona ids, one a line: no others are taken")
+    number: int | None = Field(default=None, ge=1, description="how many; null: all")
+    by: Literal["hash", "stratified", "diverse"] = Field(
+        default="hash",
+        description="order; hash: random; stratified: in turns from each stratum; diverse: the least like those before",
+    )
+    strata: str | None = Field(
+        default=None, description="of stratified: lang, hop, source, bucket (of semantic dedup), or the name of a label"
+    )
+    seed: int = Field(default=0, description="another seed gives another order")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if (self.by == "stratified") != (self.strata is not None):
+            raise ValueError("by: stratified and strata go together; strata names what personas are grouped by")
+        if self.by != "hash" and self.number is None:
+            raise ValueError(f"by: {self.by} needs number, which says how many personas are taken")
+        return self
+
+
+class Acceptance(Group):
+    """How many rows must pass, instead of how many are asked for."""
+
+    rows: int = Field(ge=1, description="rows that pass, one a persona")
+    checks: list[str] = Field(default_factory=list, description="checks of the task that count; empty: all of them")
+    max_tries: int = Field(default=4, ge=1, le=64, description="answers for one persona, then another one is taken")
 
 
 class ShotSettings(Group):
@@ -60,6 +92,9 @@ class SynthesisSettings(Group):
     shots: ShotSettings = Field(default=ShotSettings(), description="which examples the other two patterns show")
     samples: int = Field(default=1, ge=1, le=64, description="answers to draw for each persona")
     personas: ChosenPersonas = Field(default=ChosenPersonas(), description="whom to write for")
+    accept: Acceptance | None = Field(
+        default=None, description="go on until so many rows pass; null: ask samples for each persona"
+    )
     model: str = Field(default="default", description="model to ask: its name under models")
     sampling: SamplingOverrides = Field(default=SamplingOverrides(), description="overrides of the task's own sampling")
 
@@ -67,4 +102,10 @@ class SynthesisSettings(Group):
     def _shots_are_shown(self) -> Self:
         if self.pattern == "zero_shot" and self.shots != ShotSettings():
             raise ValueError("shots are for the patterns few_shot and persona_few_shot, and pattern is zero_shot")
+        return self
+
+    @model_validator(mode="after")
+    def _accepts_one_each(self) -> Self:
+        if self.accept is not None and self.samples != 1:
+            raise ValueError("accept takes one row a persona, so samples must be 1")
         return self

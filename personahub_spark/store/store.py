@@ -41,7 +41,14 @@ from personahub_spark.store.hub_tables import (
 )
 from personahub_spark.store.record_tables import IMPORTS, LLM_CALLS, QUARANTINE, RELEASES, RUNS, WITHDRAWALS, WITHDRAWN
 from personahub_spark.store.table import Table
-from personahub_spark.store.text_tables import EXAMPLE_EMBEDDINGS, EXAMPLE_PERSONAS, EXAMPLES, SYNTHESES
+from personahub_spark.store.text_tables import (
+    ACCEPTANCES,
+    EXAMPLE_EMBEDDINGS,
+    EXAMPLE_PERSONAS,
+    EXAMPLES,
+    SELECTIONS,
+    SYNTHESES,
+)
 
 
 class MissingTableError(PersonaHubError):
@@ -64,6 +71,8 @@ TABLES = (
     EXAMPLES,
     EXAMPLE_PERSONAS,
     EXAMPLE_EMBEDDINGS,
+    SELECTIONS,
+    ACCEPTANCES,
     LLM_CALLS,
     QUARANTINE,
     IMPORTS,
@@ -88,6 +97,8 @@ VIEWS = (
     "latencies",
     "rejects",
     "failed_checks",
+    "accepted_rows",
+    "order_costs",
     "removals",
 )
 """In the order of creation: a view may read those before it."""

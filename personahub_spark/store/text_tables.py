@@ -83,3 +83,34 @@ EXAMPLE_EMBEDDINGS = Table(
     key=("text_id", "model", "dim"),
     checks={"vector_has_its_length": "vector is null or length(vector) = 2 * dim"},
 )
+
+SELECTIONS = Table(
+    "selections",
+    "Personas chosen to write for, in the order in which they are taken",
+    (
+        column("selection_id", TEXT, "hash of the settings that decide the order: all but the number", nullable=False),
+        column("persona_id", TEXT, "personas.persona_id", nullable=False),
+        column("rank", INTEGER, "place in the order, from 0: a larger number takes further ones", nullable=False),
+        column("stratum", TEXT, "what it was grouped by; null: nothing, or it has none"),
+    ),
+    key=("selection_id", "persona_id"),
+    checks={"rank_not_negative": "rank >= 0"},
+)
+
+ACCEPTANCES = Table(
+    "acceptances",
+    "Rows that pass, taken for an order of so many; the view accepted_rows has them whole",
+    (
+        column(
+            "order_id", TEXT, "hash of recipe, selection, checks and tries: all but the number of rows", nullable=False
+        ),
+        column("persona_id", TEXT, "personas.persona_id: an order takes one row of each", nullable=False),
+        column("synthesis_id", TEXT, "syntheses.synthesis_id", nullable=False),
+        column("rank", INTEGER, "selections.rank of the persona", nullable=False),
+        column("tries", INTEGER, "answers up to this one, from 1", nullable=False),
+        column("task", TEXT, "syntheses.task", nullable=False),
+        column("recipe", TEXT, "syntheses.recipe", nullable=False),
+    ),
+    key=("order_id", "persona_id"),
+    checks={"tries_positive": "tries >= 1"},
+)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from personahub_spark.asking import Readings, ask_new, last_of_share
+from personahub_spark.asking import Readings, ask_new
 from personahub_spark.errors import SettingsError
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.models import SamplingSettings
@@ -14,6 +16,7 @@ from personahub_spark.settings.whole import Settings
 from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
 from personahub_spark.store.record_tables import WITHDRAWN
 from personahub_spark.store.text_tables import SYNTHESES
+from personahub_spark.synthesis import acceptance, selection
 from personahub_spark.synthesis.examples import with_shots, with_vectors
 from personahub_spark.tasks.declared import Declaration, library
 from personahub_spark.tasks.prompted import PromptedTask
@@ -23,26 +26,22 @@ STEP = "synthesize"
 
 def check(settings: Settings) -> None:
     """SettingsError if a task's file or an entry of ``synthesis`` is wrong."""
-    for _ in _tasks(settings):
-        pass
+    tasks(settings)
 
 
 def synthesize(context: Context) -> StepResult:
     """For each entry of the settings' ``synthesis``, ask for texts for its personas."""
     result = StepResult(0, {})
     # What is missing for a later entry is said before the first one is asked.
-    tasks = [
-        (entry, with_shots(context, entry, task, number))
-        for number, (entry, task) in enumerate(_tasks(context.settings))
-    ]
-    for entry, task in tasks:
+    for entry, task in tasks_with_shots(context):
         result += _write(context, entry, task)
     return result
 
 
-def _tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
+def tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
+    """Each entry of ``synthesis`` with its task; SettingsError if a task's file or an entry is wrong."""
     declared = library(settings.tasks)
-    tasks = []
+    pairs = []
     for number, entry in enumerate(settings.synthesis):
         declaration = declared.get(entry.task)
         if declaration is None:
@@ -57,8 +56,21 @@ def _tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
             raise SettingsError(f"synthesis.{number}: {error}") from None
         sampling = declaration.sampling.model_dump() | entry.sampling.model_dump(exclude_none=True)
         endpoint = settings.endpoint(entry.model)
-        tasks.append((entry, PromptedTask(declaration, options, endpoint, SamplingSettings(**sampling), entry.texts)))
-    return tasks
+        task = PromptedTask(declaration, options, endpoint, SamplingSettings(**sampling), entry.texts)
+        try:
+            selection.selection_id(entry.personas)  # its file can be read
+            if entry.accept is not None:
+                acceptance.check(entry.accept, task)
+        except SettingsError as error:
+            raise SettingsError(f"synthesis.{number}.{error}") from None
+        pairs.append((entry, task))
+    return pairs
+
+
+def tasks_with_shots(context: Context) -> list[tuple[SynthesisSettings, PromptedTask]]:
+    """As ``tasks``, with the examples that prompts show; SettingsError where an entry lacks examples."""
+    pairs = enumerate(tasks(context.settings))
+    return [(entry, with_shots(context, entry, task, number)) for number, (entry, task) in pairs]
 
 
 def _check_texts(number: int, entry: SynthesisSettings, declaration: Declaration) -> None:
@@ -75,26 +87,64 @@ def _check_texts(number: int, entry: SynthesisSettings, declaration: Declaration
 
 
 def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> StepResult:
-    store = context.store
-    last = last_of_share(entry.personas.fraction)
-    hub = store.view("hub").where(F.substring("persona_id", 1, 8) <= last)
-    written = store.read(SYNTHESES).where(F.col("recipe") == task.recipe)
+    if entry.accept is None:
+        return _write_all(context, entry, task)
 
-    def keep(readings: Readings) -> dict[str, int]:
-        rows = _rows(readings.outputs, entry, task)
-        expected = sum(readings.outcomes.get(name, 0) for name in ("read", "passed", "failed_checks"))
-        return {SYNTHESES.name: context.add_new(SYNTHESES, rows, expected=expected)}
+    def ask(questions: DataFrame, plan: str) -> tuple[StepResult, list[str]]:
+        failed: list[str] = []
 
+        def keep(readings: Readings) -> dict[str, int]:
+            failed.extend(row["id"] for row in readings.rows.where("status = 'failed'").select("id").collect())
+            return _keep(context, entry, task, readings)
+
+        nothing = questions.select("id").limit(0)
+        return _ask(context, task, questions, done=nothing, plan=plan, keep=keep), failed
+
+    return acceptance.fill(context, task, entry.personas, entry.accept, step=STEP, ask=ask)
+
+
+def _write_all(context: Context, entry: SynthesisSettings, task: PromptedTask) -> StepResult:
+    """Ask ``samples`` times for each persona that was chosen."""
+    personas, whom = selection.candidates(context, entry.personas), entry.personas.model_dump_json()
+    if entry.personas.number is not None:
+        first = selection.first(context, entry.personas, entry.personas.number)
+        personas = personas.join(first, on="persona_id", how="left_semi")
+    written = context.store.read(SYNTHESES).where(F.col("recipe") == task.recipe)
+    return _ask(
+        context,
+        task,
+        _questions(personas, entry.samples),
+        done=written.select(_id("subject_id")),
+        plan=f"{whom}:{entry.samples}",
+        keep=lambda readings: _keep(context, entry, task, readings),
+    )
+
+
+def _ask(
+    context: Context,
+    task: PromptedTask,
+    questions: DataFrame,
+    *,
+    done: DataFrame,
+    plan: str,
+    keep: Callable[[Readings], dict[str, int]],
+) -> StepResult:
     return ask_new(
         context,
         task,
-        with_vectors(context, _questions(hub, entry.samples), task),
+        with_vectors(context, questions, task),
         step=STEP,
-        done=written.select(_id("subject_id")),
-        plan=f"{last}:{entry.samples}:{task.shots.pool_hash if task.shots is not None else ''}",
+        done=done,
+        plan=f"{plan}:{task.shots.pool_hash if task.shots is not None else ''}",
         inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, SYNTHESES),
         keep=keep,
     )
+
+
+def _keep(context: Context, entry: SynthesisSettings, task: PromptedTask, readings: Readings) -> dict[str, int]:
+    expected = sum(readings.outcomes.get(name, 0) for name in ("read", "passed", "failed_checks"))
+    rows = _rows(readings.outputs, entry, task)
+    return {SYNTHESES.name: context.add_new(SYNTHESES, rows, expected=expected)}
 
 
 def _questions(hub: DataFrame, samples: int) -> DataFrame:

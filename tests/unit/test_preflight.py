@@ -360,3 +360,18 @@ def test_looking_at_a_store_takes_no_folder_away_from_another_run(
     monkeypatch.setattr(os, "fsync", meanwhile)
     preflight.check(make(), STEPS)
     assert store.is_dir()
+
+
+def test_each_model_can_be_asked_one_word_first(make: Callable[..., Settings], fake: FakeEndpoint) -> None:
+    fake.set_script([{"match": "one word", "reply": "Rivers\nrun"}])
+    embedding = {"by": "endpoint", "model": "vectors"}
+    settings = make(
+        models={**model(base_url=fake.url), "vectors": {"model": "e", "base_url": fake.url}}, embedding=embedding
+    )
+    lines = preflight.ask_one_word(settings, [*STEPS, embed_personas.STEP])
+    assert lines == ["models.default: fake/m answers 'Rivers run'", "models.vectors: fake/e answers a vector"]
+    assert fake.counts()["billed"] == 2
+
+    fake.set_script([{"match": "one word", "status": 401, "body": '{"error": {"message": "no such key"}}'}])
+    with pytest.raises(PersonaHubError, match=r"models\.default \(m at .*\) does not answer: .*no such key"):
+        preflight.ask_one_word(settings, STEPS)

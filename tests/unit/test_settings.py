@@ -349,7 +349,10 @@ def test_the_shipped_models_have_prices() -> None:
 
 BASE: dict[str, Any] = {
     "models": {"default": ENDPOINT},
-    "synthesis": [{"pattern": "persona_few_shot"}, {"options": {"variant": "topic", "topic": "geometry"}}],
+    "synthesis": [
+        {"pattern": "persona_few_shot", "personas": {"number": 5, "by": "stratified", "strata": "lang"}},
+        {"options": {"variant": "topic", "topic": "geometry"}, "personas": {"number": 5, "by": "diverse"}},
+    ],
     "documents": {"columns": {"text": "body"}},
     "imports": [{"paths": ["x"], "source": "set", "columns": {"text": "body"}}],
     "examples": [{"paths": ["x"], "task": "math", "source": "set", "columns": {"text": "body"}}],
@@ -359,7 +362,7 @@ CANDIDATES: list[Any] = [
     None, True, False, 0, 1, 2, 17, 100, 0.75, "other", "en", "write", "coarse", "packages", "parquet", "fineweb",
     "json_schema", "olympiad", "synthesize", "http://h/v2", [], ["too_short"], ["synthesize"], {}, {"text": "raw"},
     {"spark.x": "2"}, "/key", "hadoop:key", "aiohttp", "batch", [{"base_url": "http://h/v2"}], "endpoint", 5000,
-    "exact", "novelty", "withdraw", "refuse", "few_shot", "nearest",
+    "exact", "novelty", "withdraw", "refuse", "few_shot", "nearest", "hash", {"rows": 3},
 ]  # fmt: skip
 
 

@@ -1,0 +1,22 @@
+-- What does a row that passes cost, with the answers that did not pass?
+-- Orders of one recipe share their answers, so each of them counts all. Cost is null where a call's cost is unknown.
+WITH answers AS (
+  SELECT recipe, call_key FROM {syntheses} WHERE call_key IS NOT NULL
+  UNION
+  SELECT substring_index(source, ':', -1) AS recipe, call_key FROM {quarantine} WHERE source LIKE 'synthesize:%'
+),
+costs AS (
+  SELECT
+    t.recipe, count(*) AS tries, sum(c.input_tokens) + sum(c.output_tokens) AS tokens,
+    CASE WHEN count(c.cost_microusd) = count(*) THEN sum(c.cost_microusd) END AS cost_microusd
+  FROM answers AS t
+  JOIN {llm_calls} AS c ON c.request_key = t.call_key
+  GROUP BY t.recipe
+),
+orders AS (SELECT order_id, task, recipe, count(*) AS rows FROM {acceptances} GROUP BY order_id, task, recipe)
+SELECT
+  o.order_id, o.task, o.recipe, o.rows, c.tries, c.tokens, c.cost_microusd,
+  c.tries / o.rows AS tries_per_row, c.tokens / o.rows AS tokens_per_row,
+  c.cost_microusd / o.rows AS cost_microusd_per_row
+FROM orders AS o
+JOIN costs AS c ON c.recipe = o.recipe

@@ -1,0 +1,145 @@
+"""Orders of so many rows that pass: further answers and further personas until there are enough.
+
+An order takes personas in the order of its selection. Of each it takes the first answer that passes, among at most
+``max_tries``; a persona without one is passed over. So the rows of an order are decided by the answers alone: in
+whatever portions they are asked for, and however often a run dies, the same rows come out, and a larger order has the
+rows of a smaller one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from personahub_spark.asking import source
+from personahub_spark.errors import SettingsError
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.texts import Acceptance, ChosenPersonas
+from personahub_spark.store.record_tables import QUARANTINE
+from personahub_spark.store.text_tables import ACCEPTANCES, SYNTHESES
+from personahub_spark.synthesis import selection
+from personahub_spark.tasks.checks import IMPLICIT
+from personahub_spark.tasks.prompted import PromptedTask
+
+Ask = Callable[[DataFrame, str], tuple[StepResult, list[str]]]
+"""Asks ``questions`` (id, persona, sample), which the plan's name tells apart from others; the ids of failed calls."""
+
+
+def check(accept: Acceptance, task: PromptedTask) -> None:
+    """SettingsError if a check that counts is none of the task."""
+    unknown = [name for name in accept.checks if name not in (*task.checks, *IMPLICIT)]
+    if unknown:
+        raise SettingsError(
+            f"accept.checks names {unknown[0]}, which is no check of task {task.name} ({', '.join(task.checks)})"
+        )
+
+
+def order_id(task: PromptedTask, personas: ChosenPersonas, accept: Acceptance) -> str:
+    """Sixteen hex digits of everything but the number of rows that decides which rows an order takes."""
+    declared = [task.recipe, selection.selection_id(personas), sorted(accept.checks), accept.max_tries]
+    return hashlib.sha256(json.dumps(declared).encode()).hexdigest()[:16]
+
+
+def fill(
+    context: Context, task: PromptedTask, personas: ChosenPersonas, accept: Acceptance, *, step: str, ask: Ask
+) -> StepResult:
+    """Ask until ``accept.rows`` rows pass, no persona is left, or answers are put off; note the rows that pass."""
+    order = order_id(task, personas, accept)
+    result, failed = StepResult(0, {}), list[str]()
+    while True:
+        people, number = _people(context, task, personas, accept, step=step, failed=failed)
+        counts = people.agg(
+            F.count_if("passes").alias("passing"), F.count_if("is_due").alias("due"), F.count(F.lit(1)).alias("ranked")
+        ).collect()[0]
+        if not result.outcomes:
+            result = StepResult(counts["passing"], {"done_before": counts["passing"]})
+        if not counts["due"] or result.outcomes.get("deferred"):
+            break
+        due = people.where("is_due").select(
+            F.concat_ws("@", "persona_id", F.when(F.col("next") > 0, F.col("next").cast("string"))).alias("id"),
+            F.col("text").alias("persona"),
+            F.col("next").alias("sample"),
+        )
+        asked, now_failed = ask(due, f"{order}:{number}:{len(failed)}")
+        failed += now_failed
+        result += asked
+        context.progress.say(
+            f"{step}: {task.name}: {counts['passing']:,} of {accept.rows:,} rows passed before these answers"
+        )
+    accepted = people.where("passes").select(
+        F.lit(order).alias("order_id"),
+        "persona_id",
+        F.col("passed.synthesis_id").alias("synthesis_id"),
+        "rank",
+        (F.col("passed.sample") + 1).alias("tries"),
+        F.lit(task.name).alias("task"),
+        F.lit(task.recipe).alias("recipe"),
+    )
+    added = context.add_new(ACCEPTANCES, accepted)
+    note = f"{task.name}: {counts['passing']:,} of {accept.rows:,} rows pass (order {order})"
+    if counts["passing"] < accept.rows:
+        lacking = (
+            "answers were put off, run again to go on" if counts["due"] else "the hub has no further personas for it"
+        )
+        note = f"{note}; {lacking}"
+    return result + StepResult(0, {}, {ACCEPTANCES.name: added}, notes=(note,))
+
+
+def _people(
+    context: Context, task: PromptedTask, personas: ChosenPersonas, accept: Acceptance, *, step: str, failed: list[str]
+) -> tuple[DataFrame, int]:
+    """The personas that the order takes or still asks about, as far as is known now, and the number of ranks they span.
+
+    ``rank``, ``persona_id``, ``text``, ``passed`` (struct of sample and synthesis_id; null: none), ``passes``,
+    ``next`` (sample to ask; null: none is left), ``is_due``. Personas that were passed over are among them.
+    """
+    store = context.store
+    tried = _tries(context, task, accept, step=step, failed=failed)
+    hub = selection.candidates(context, personas).select("persona_id", "text")
+    number, most = accept.rows, personas.number
+    while True:
+        ranked = selection.first(context, personas, number if most is None else min(number, most))
+        untried = F.array_except(
+            F.sequence(F.lit(0), F.lit(accept.max_tries - 1)), F.coalesce("samples", F.array().cast("array<int>"))
+        )
+        people = (
+            ranked.join(hub, on="persona_id", how="left")
+            .join(tried, on="persona_id", how="left")
+            .withColumn("passes", F.col("text").isNotNull() & F.col("passed").isNotNull())
+            .withColumn("next", F.get(F.sort_array(untried), F.lit(0)))
+            .withColumn("is_due", F.col("text").isNotNull() & F.col("passed").isNull() & F.col("next").isNotNull())
+        )
+        people = store.stage(people)
+        hopeless = people.where("not passes and not is_due").count()
+        if accept.rows + hopeless <= number or people.count() < number:
+            return people, number
+        number = accept.rows + hopeless
+
+
+def _tries(context: Context, task: PromptedTask, accept: Acceptance, *, step: str, failed: list[str]) -> DataFrame:
+    """``persona_id``, ``samples`` (numbers of its answers) and ``passed`` (the first that passes)."""
+    store = context.store
+    counted = F.array(*map(F.lit, accept.checks or task.checks)) if (accept.checks or task.checks) else None
+    passes = F.lit(True) if counted is None else F.size(F.array_intersect("checks", counted)) == 0
+    read = (
+        store.read(SYNTHESES)
+        .where(F.col("recipe") == task.recipe)
+        .select("persona_id", "sample", F.when(passes, F.struct("sample", "synthesis_id")).alias("passed"))
+    )
+    place = F.split("line", "@")
+    none = F.lit(None).cast(read.schema["passed"].dataType)
+    lines = store.read(QUARANTINE).where(F.col("source") == source(step, task)).select("line")
+    lines = lines.union(context.spark.createDataFrame([(id_,) for id_ in failed], "line string"))
+    unread = lines.select(
+        place[0].alias("persona_id"), F.coalesce(place[1].cast("int"), F.lit(0)).alias("sample"), none.alias("passed")
+    )
+    return (
+        read.union(unread)
+        .where(F.col("sample") < accept.max_tries)
+        .groupBy("persona_id")
+        .agg(F.collect_set("sample").alias("samples"), F.min("passed").alias("passed"))
+    )
