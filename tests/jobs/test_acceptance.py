@@ -36,10 +36,10 @@ from tests.stores import live_files
 GOOD = "Math problem: The miller grinds 12 sacks an hour for 3 hours. How many sacks are that?"
 BAD = "Math problem: The miller grinds 12 sacks an hour."
 TEXTS = {n: f"A miller who keeps mill number {n} by the river" for n in range(9)}
-NEVER, LATE = {1, 4}, {2}  # the answer never passes; it passes at the third try
+NEVER, LATE = {1, 4}, {2}  # the answer never passes; it passes at the second try
 SCRIPT = [
     {"match": f"mill number [{''.join(map(str, NEVER))}] ", "reply": BAD},
-    {"match": f"mill number [{''.join(map(str, LATE))}] ", "reply": BAD, "times": 2},
+    {"match": f"mill number [{''.join(map(str, LATE))}] ", "reply": BAD, "times": 1},
     {"match": "mill number", "reply": GOOD},
 ]
 
@@ -59,7 +59,7 @@ def expected(rows: int, *, max_tries: int, gone: set[int] = frozenset()) -> tupl
     for n in sorted(TEXTS, key=lambda n: drawn(0, content_id(TEXTS[n]))):
         if n in gone:
             continue
-        tries = max_tries if n in NEVER else 3 if n in LATE else 1
+        tries = max_tries if n in NEVER else 2 if n in LATE else 1
         answers += tries
         if n not in NEVER and tries <= max_tries:
             taken.append((n, tries))
@@ -79,9 +79,9 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
     make_context: Callable[..., Context], make_settings: Callable[..., whole.Settings], endpoint: FakeEndpoint
 ) -> None:
     def ordering(rows: int) -> dict[str, Any]:
-        return {"synthesis": [{"accept": {"rows": rows, "checks": ["no_question"], "max_tries": 3}}]}
+        return {"synthesis": [{"accept": {"rows": rows, "checks": ["no_question"], "max_tries": 2}}]}
 
-    rows, answers = expected(5, max_tries=3)
+    rows, answers = expected(5, max_tries=2)
     assert {n for n, _ in rows} & LATE or answers > 5  # the case has something to it
     context = make_context(make_settings(**ordering(5)))
     fill(context.store, PERSONAS, *({"persona_id": content_id(text), "text": text} for text in TEXTS.values()))
@@ -109,7 +109,7 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
         larger = write(dataclasses.replace(context, settings=make_settings(**ordering(6)), run_id="larger"))
     finally:
         context.spark.conf.set("spark.sql.shuffle.partitions", 2)
-    rows, answers = expected(6, max_tries=3)
+    rows, answers = expected(6, max_tries=2)
     assert taken(context) == rows and larger.outcomes["done_before"] == 5
     assert endpoint.counts()["billed"] == answers
     costs = context.store.view("order_costs").collect()
@@ -127,7 +127,7 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
     removed = {"persona_id": content_id(TEXTS[lost]), "kept_id": content_id(TEXTS[rows[1][0]])}
     fill(context.store, PERSONA_REMOVALS, removed)
     last = write(dataclasses.replace(context, settings=make_settings(**ordering(9)), run_id="last"))
-    rows, answers = expected(9, max_tries=3, gone={lost})
+    rows, answers = expected(9, max_tries=2, gone={lost})
     assert taken(context) == rows and len(rows) == 6
     assert "6 of 9 rows pass" in last.notes[0] and "no further personas" in last.notes[0]
     assert context.store.read(ACCEPTANCES).count() == 7
