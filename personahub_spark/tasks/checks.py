@@ -180,6 +180,14 @@ def other_numbers(answer: CheckedAnswer) -> bool:
     return "math_plan" in answer.drawn and plans.other_numbers(answer.text, answer.drawn["math_plan"])
 
 
+@_check(
+    "A number of the plan is stated as something else, another thing is asked, or another currency occurs; false "
+    "without a plan."
+)
+def plan_misread(answer: CheckedAnswer) -> bool:
+    return "math_plan" in answer.drawn and plans.misread(answer.text, answer.drawn["math_plan"])
+
+
 @_check("The text contains the plan's answer, or an intermediate result; false without a plan.")
 def result_told(answer: CheckedAnswer) -> bool:
     return "math_plan" in answer.drawn and plans.result_told(answer.text, answer.drawn["math_plan"])

@@ -64,8 +64,13 @@ def asks_nothing(problem: str) -> bool:
 
 def asks_once_at_end(problem: str) -> bool:
     """True when one sentence asks or orders something, and it is the last one."""
-    sentences = [sentence for sentence in _SENTENCE.split(problem.strip()) if sentence.strip()]
-    return [_asks(sentence) for sentence in sentences] == [False] * (len(sentences) - 1) + [True]
+    asking = [_asks(sentence) for sentence in sentences(problem)]
+    return asking == [False] * (len(asking) - 1) + [True]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of ``text``, without empty ones."""
+    return [sentence for sentence in _SENTENCE.split(text.strip()) if sentence.strip()]
 
 
 def _asks(sentence: str) -> bool:

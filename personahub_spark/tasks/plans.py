@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import json
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -20,12 +22,27 @@ from typing import Any
 
 import yaml
 
+from personahub_spark.tasks import math_checks
 from personahub_spark.tasks.amounts import states_any, states_only
 from personahub_spark.tasks.contract import Drawn
 
 _TEXT = (resources.files("personahub_spark.tasks") / "plans.yaml").read_text(encoding="utf-8")
 STRUCTURES: dict[str, Mapping[str, Any]] = {one["name"]: one for one in yaml.safe_load(_TEXT)}
-VERSION = hashlib.sha256(_TEXT.encode()).hexdigest()[:12]
+_CHECKED = ("near", "not")
+"""Keys that only the check of a text looks at."""
+
+
+def _version() -> str:
+    def asked(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: asked(value) for key, value in part.items() if key not in _CHECKED}
+        return part
+
+    return hashlib.sha256(json.dumps([asked(one) for one in STRUCTURES.values()]).encode()).hexdigest()[:12]
+
+
+VERSION = _version()
+"""Changes with everything that decides a question."""
 _MOST_TRIES = 10_000
 _STEP_DECIMALS = 2
 
@@ -35,12 +52,31 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 
 
 @dataclass(frozen=True)
+class Words:
+    """Words of which a sentence must have one (``near``), and none (``without``); None: any will do."""
+
+    near: re.Pattern[str] | None
+    without: re.Pattern[str] | None
+
+    def fit(self, sentence: str) -> bool:
+        return (self.near is None or self.near.search(sentence) is not None) and (
+            self.without is None or self.without.search(sentence) is None
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The amounts of a plan, as the checks compare them: percent are hundredths."""
+    """What the checks compare with a text. Percent are hundredths."""
 
     given: tuple[Fraction, ...]
     results: tuple[Fraction, ...]
     """The answer and all intermediate results."""
+    roles: tuple[Words, ...] = ()
+    """Of the sentence that states each of ``given``."""
+    asked: Words = Words(None, None)
+    """Of the question."""
+    money: str | None = None
+    """The currency; None: no money occurs."""
 
 
 def draw(random: Random, *, structures: Sequence[str] | None = None) -> Drawn:
@@ -81,6 +117,19 @@ def other_numbers(text: str, plan: Plan) -> bool:
 def result_told(text: str, plan: Plan) -> bool:
     """True if ``text`` contains the answer or an intermediate result."""
     return states_any(text, plan.results)
+
+
+def misread(text: str, plan: Plan) -> bool:
+    """True if no sentence of ``text`` states one of the given numbers as what it is, if the question asks for
+    something else, or if an amount stands in another currency."""
+    sentences = math_checks.sentences(text)
+    if not sentences or not plan.asked.fit(sentences[-1]):
+        return True
+    for number, words in zip(plan.given, plan.roles, strict=True):
+        stating = [sentence for sentence in sentences if states_any(sentence, [number])]
+        if stating and not any(map(words.fit, stating)):
+            return True
+    return any(marks.search(text) for name, marks in _MONEY.items() if plan.money not in (None, name))
 
 
 def exact(number: Fraction) -> str:
@@ -150,9 +199,33 @@ def _plan(
         "steps": [f"{name} = {text} = {exact(results[name])}" for name, text in structure["steps"].items()],
     }
     amounts = tuple(_amount(number, structure["quantities"][name]["unit"]) for name, number in given.items())
+    roles = tuple(_words(structure["quantities"][name]) for name in given)
     result_values = {*results.values(), _amount(answer, question["unit"])}
     return Drawn(
         texts={"plan_words": "\n".join(["Given:", *lines, f"Asked: {question['what']} (in {question['unit']})"])},
-        data=Plan(amounts, tuple(sorted(result_values - {*amounts}))),
+        data=Plan(
+            amounts,
+            tuple(sorted(result_values - {*amounts})),
+            roles,
+            _words(structure["asked"]),
+            words.get("money"),
+        ),
         fields={"plan": plan, "plan_answer": exact(answer)},
     )
+
+
+def _words(part: Mapping[str, Any]) -> Words:
+    near, without = (_any_of(part[key]) if key in part else None for key in _CHECKED)
+    return Words(near, without)
+
+
+@functools.cache
+def _any_of(words: str) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{words})\b", re.IGNORECASE)
+
+
+_MONEY = {
+    "dollars": re.compile(r"\$|\bdollars?\b", re.IGNORECASE),
+    "euros": re.compile(r"€|\beuros?\b", re.IGNORECASE),
+    "pounds": re.compile(r"£|\bpounds?\b", re.IGNORECASE),
+}

@@ -22,7 +22,7 @@ from personahub_spark.store.hub_tables import DOCUMENTS, PERSONA_ANCESTORS, PERS
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, RUNS, WITHDRAWN
 from personahub_spark.store.store import TABLES, VIEWS, MissingTableError, Store, view_query
 from personahub_spark.store.table import Table
-from personahub_spark.store.text_tables import SYNTHESES
+from personahub_spark.store.text_tables import ACCEPTANCES, EXAMPLES, SYNTHESES
 from tests.stores import put
 
 NOW = datetime(2024, 2, 29, 12, 0, 0, 123456)
@@ -443,6 +443,8 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
         *({"synthesis_id": sha(str(n)), "call_key": f"m{n}", "checks": [check], "text": check}
           for n, check in enumerate(CHECKS, start=1)),
     )  # fmt: skip
+    fill(store, EXAMPLES, {})
+    fill(store, ACCEPTANCES, {"synthesis_id": sha("s")})
     told = {"background": "b", "history": ["9: flew"], "preferences": [], "skills": ["flying"]}
     profile = {"task": "profile", "options": {"language": None}, "output": json.dumps(told), "text": "b"}
     fill(

@@ -78,6 +78,12 @@ def test_a_structure_gives_three_amounts_and_an_exact_answer_that_its_own_words_
         assert Fraction(one.fields["plan_answer"]) == results[-1] > 0 and {*results} <= {*one.data.results}
         # The wording of the data file adds no number and gives nothing away.
         assert not plans.other_numbers(words, one.data) and not plans.result_told(words, one.data), words
+        # Nor does it misread itself: whoever repeats it says what each number is and asks for the right thing.
+        asked = plan["asked"]["what"]
+        repeated = [f"There is {one['number']} {one['unit']}, {one['what']}." for one in plan["quantities"]]
+        assert not plans.misread(" ".join([*repeated, f"I ask {asked} in {plan['asked']['unit']}?"]), one.data), (
+            repeated
+        )
 
 
 def test_there_are_enough_structures_and_all_are_drawn() -> None:
@@ -126,12 +132,18 @@ CHANGE = dataclasses.replace(TASK, declaration=one_structure(TASK.declaration))
 def told() -> dict[str, str]:
     """The three numbers of a baker's plan, its answer and its cost."""
     (reading,) = CHANGE.read("Math problem: A baker bakes.", "stop", BAKER)
-    paid, count, price = (quantity["number"] for quantity in reading.output["plan"]["quantities"])
+    quantities = reading.output["plan"]["quantities"]
+    paid, count, price = (quantity["number"] for quantity in quantities)
     cost = plans.exact(Fraction(count) * Fraction(price))
-    return {"paid": paid, "count": count, "price": price, "back": reading.output["plan_answer"], "cost": cost}
+    money = quantities[0]["unit"]
+    other = "dollars" if money != "dollars" else "euros"
+    told = {"paid": paid, "count": count, "price": price, "money": money, "other": other}
+    return {**told, "back": reading.output["plan_answer"], "cost": cost}
 
 
-GOOD = "A baker buys {count} bags of rye for ${price} each and pays with {paid} dollars. How much change is there?"
+GOOD = (
+    "A baker buys {count} bags of rye for {price} {money} each and pays with {paid} {money}. How much change is there?"
+)
 
 
 @pytest.mark.parametrize(
@@ -139,15 +151,22 @@ GOOD = "A baker buys {count} bags of rye for ${price} each and pays with {paid} 
     [
         (GOOD, ()),
         (GOOD.replace("each", "each one"), ()),
-        (GOOD.replace("change is there", "change does the baker get for {paid} dollars"), ()),
+        (GOOD.replace("change is there", "change does the baker get for {paid} {money}"), ()),
         (GOOD.replace("each", "each on 2 days"), ("other_numbers",)),
         (GOOD.replace("each", "each on two days"), ("other_numbers",)),
         (GOOD.replace("{count} bags", "some bags"), ("other_numbers",)),
-        (GOOD.replace("each", "each, that is {cost} dollars,"), ("other_numbers", "result_told")),
-        (GOOD.replace("How", "The baker gets ${back}. How"), ("other_numbers", "result_told")),
-        (GOOD.replace("?", "? The baker waits."), ("question_not_last",)),
+        (GOOD.replace("each", "each, that is {cost} {money},"), ("other_numbers", "result_told")),
+        (GOOD.replace("How", "The baker gets {back} {money}. How"), ("other_numbers", "result_told")),
+        (GOOD.replace("?", "? The baker waits."), ("plan_misread", "question_not_last")),
         (GOOD.replace("A baker buys", "How is it? A baker buys"), ("question_not_last",)),
-        (GOOD.replace("How much change is there?", "The baker waits."), ("no_question", "question_not_last")),
+        (
+            GOOD.replace("How much change is there?", "The baker waits."),
+            ("no_question", "plan_misread", "question_not_last"),
+        ),
+        (GOOD.replace(" each", " in all"), ("plan_misread",)),
+        (GOOD.replace("pays with", "finds"), ("plan_misread",)),
+        (GOOD.replace("change is there", "has the baker paid"), ("plan_misread",)),
+        (GOOD.replace("{paid} {money}", "{paid} {other}"), ("plan_misread",)),
     ],
 )
 def test_a_planned_problem_keeps_to_its_plan(problem: str, checks: tuple[str, ...], told: dict[str, str]) -> None:
