@@ -48,7 +48,10 @@ def options() -> argparse.ArgumentParser:
         "--text", type=_pair, action="append", default=[], metavar="NAME=FILE", help="that the task needs"
     )
     made.add_argument(
-        "--personas", type=_number, metavar="N", help="for so many personas (default: as the settings say)"
+        "--personas",
+        type=_number,
+        metavar="N",
+        help=f"for so many (default: {trial.FEW} with --task, else as set)",
     )
     made.add_argument("--show", action="store_true", help="print the texts and the checks that each fails")
     return made

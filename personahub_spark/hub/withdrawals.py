@@ -29,7 +29,7 @@ from personahub_spark.store.hub_tables import (
 )
 from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
 from personahub_spark.store.store import Store
-from personahub_spark.store.text_tables import SYNTHESES
+from personahub_spark.store.text_tables import EXAMPLES, SYNTHESES
 
 STEP = "withdraw"
 
@@ -192,7 +192,7 @@ def _no_longer(withdrawn: DataFrame, personas: DataFrame, withdrawn_texts: DataF
 def _refuse_unknown(context: Context, rule: Rule) -> None:
     """PersonaHubError if nothing has this source, licence or id: the name may be misspelt."""
     column = "doc_id" if rule.kind == DOCUMENT else rule.kind
-    tables = [DOCUMENTS] if rule.kind == DOCUMENT else [DOCUMENTS, DOCUMENT_SOURCES, PERSONA_IMPORTS]
+    tables = [DOCUMENTS] if rule.kind == DOCUMENT else [DOCUMENTS, DOCUMENT_SOURCES, PERSONA_IMPORTS, EXAMPLES]
     values = [context.store.read(table).select(column) for table in tables]
     if any(not rows.where(F.col(column) == rule.value).isEmpty() for rows in values):
         return
@@ -201,4 +201,4 @@ def _refuse_unknown(context: Context, rule: Rule) -> None:
         names = [row[0] for rows in values for row in rows.distinct().limit(1000).collect() if row[0] is not None]
         near = difflib.get_close_matches(rule.value, names, n=1, cutoff=0.4) or sorted(names)[:5]
     hint = f"did you mean {', or '.join(near)}?" if near else "view documents_in_use lists what there is"
-    raise PersonaHubError(f"{STEP}: no text or imported row has the {rule.kind} {rule.value!r}; {hint}")
+    raise PersonaHubError(f"{STEP}: no text, imported row or example has the {rule.kind} {rule.value!r}; {hint}")

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
+from personahub_spark.errors import SettingsError
 from personahub_spark.program import preflight
 from personahub_spark.program.faults import exit_code
 from personahub_spark.program.start import open_context
@@ -45,6 +46,10 @@ def run(
         settings = change(loading.load(arguments.conf, arguments.set))
         chosen = steps(settings)
         if arguments.check_models:
+            if arguments.dry_run:
+                raise SettingsError("--check-models asks the models, and --dry-run asks none; leave one of them out")
+            for step in chosen:
+                step.check(settings)
             for line in preflight.ask_one_word(settings, chosen):
                 print(line, file=sys.stderr)
         context = open_context(settings, chosen, dry_run=arguments.dry_run)
@@ -52,6 +57,7 @@ def run(
             context.progress.say("dry run: nothing is asked, nothing is written")
         results = run_steps(context, chosen)
         after(context)
+        context.store.drop_staged()
         if not arguments.dry_run:
             exit_if_put_off(results)
 

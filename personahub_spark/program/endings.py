@@ -42,6 +42,7 @@ SAME_S = 0.5
 CLUSTER_S = 1.0
 """The time for Spark to tell a cluster that it ends."""
 
+_MARGIN_S = 0.2
 _PREFIX = "personahub-run-"
 _UNLOCKED = "personahub-unlocked-"
 """Folders with this prefix are never deleted by other processes, since no lock shows whether their process lives."""
@@ -195,7 +196,7 @@ class _Program:
                 # Programs such as timeout send a signal to the process and to its group: that counts as one.
                 while self._next() is not None and time.monotonic() - told_at < SAME_S:
                     pass
-            if not self._ending.acquire(timeout=TIDY_S + KILL_S + (CLUSTER_S if self.cluster else 0)):
+            if not self._ending.acquire(timeout=TIDY_S + KILL_S + _MARGIN_S + (CLUSTER_S if self.cluster else 0)):
                 os._exit(self._code)
             self._ending.release()
             self.end()

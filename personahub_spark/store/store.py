@@ -99,6 +99,7 @@ VIEWS = (
     "failed_checks",
     "accepted_rows",
     "order_costs",
+    "survey_counts",
     "removals",
 )
 """In the order of creation: a view may read those before it."""

@@ -3,7 +3,7 @@
 An order takes personas in the order of its selection. Of each it takes the first answer that passes, among at most
 ``max_tries``; a persona without one is passed over. So the rows of an order are decided by the answers alone: in
 whatever portions they are asked for, and however often a run dies, the same rows come out, and a larger order has the
-rows of a smaller one.
+rows of a smaller one. The table ``acceptances`` has the rows of the last run of each order.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ Ask = Callable[[DataFrame, str], tuple[StepResult, list[str]]]
 """Asks ``questions`` (id, persona, sample), which the plan's name tells apart from others; the ids of failed calls."""
 
 
-def check(accept: Acceptance, task: PromptedTask) -> None:
-    """SettingsError if a check that counts is none of the task."""
-    unknown = [name for name in accept.checks if name not in (*task.checks, *IMPLICIT)]
+def check(accept: Acceptance, task: PromptedTask, *, shows_examples: bool) -> None:
+    """SettingsError if a check that counts is none of the task, or of prompts with examples only."""
+    known = (*task.checks, *(IMPLICIT if shows_examples else ()))
+    unknown = [name for name in accept.checks if name not in known]
     if unknown:
         raise SettingsError(
-            f"accept.checks names {unknown[0]}, which is no check of task {task.name} ({', '.join(task.checks)})"
+            f"accept.checks names {unknown[0]}, which is no check of task {task.name} ({', '.join(known)})"
         )
 
 
 def order_id(task: PromptedTask, personas: ChosenPersonas, accept: Acceptance) -> str:
     """Sixteen hex digits of everything but the number of rows that decides which rows an order takes."""
-    declared = [task.recipe, selection.selection_id(personas), sorted(accept.checks), accept.max_tries]
-    return hashlib.sha256(json.dumps(declared).encode()).hexdigest()[:16]
+    checks = [check.model_dump(mode="json") for check in task.declaration.checks]
+    declared = [task.recipe, selection.selection_id(personas), sorted(accept.checks), checks, accept.max_tries]
+    return hashlib.sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fill(
@@ -57,7 +59,8 @@ def fill(
         ).collect()[0]
         if not result.outcomes:
             result = StepResult(counts["passing"], {"done_before": counts["passing"]})
-        if not counts["due"] or result.outcomes.get("deferred"):
+        is_dry = context.store.dry_run and len(result.outcomes) > 1  # what was read is not written, so it stays due
+        if not counts["due"] or result.outcomes.get("deferred") or is_dry:
             break
         due = people.where("is_due").select(
             F.concat_ws("@", "persona_id", F.when(F.col("next") > 0, F.col("next").cast("string"))).alias("id"),
@@ -79,6 +82,11 @@ def fill(
         F.lit(task.name).alias("task"),
         F.lit(task.recipe).alias("recipe"),
     )
+    accepted = context.store.stage(accepted)
+    stored = context.store.read(ACCEPTANCES).where(F.col("order_id") == order).select("order_id", "persona_id")
+    stale = context.store.stage(stored.join(accepted, on=["order_id", "persona_id"], how="left_anti"))
+    if not stale.isEmpty():  # who left the hub, or is not needed any more since somebody came back
+        context.store.remove(ACCEPTANCES, stale)
     added = context.add_new(ACCEPTANCES, accepted)
     note = f"{task.name}: {counts['passing']:,} of {accept.rows:,} rows pass (order {order})"
     if counts["passing"] < accept.rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,10 @@ def first(context: Context, chosen: ChosenPersonas, number: int) -> DataFrame:
     here = store.read(SELECTIONS).where(mine)
     if here.count() >= number:
         return here.where(F.col("rank") < number).select("persona_id", "rank")
-    with locks.lease(f"{store.state_root}/locks", f"selection-{id_}", wait_s=_WAIT_S):
+    lease = locks.lease(f"{store.state_root}/locks", f"selection-{id_}", wait_s=_WAIT_S)
+    with nullcontext() if store.dry_run else lease:
         here = store.stage(store.read(SELECTIONS).where(mine).select("persona_id", "rank", "stratum"))
-        further = store.stage(_further(context, chosen, here, number - here.count()))
+        further = store.stage(_further(context, chosen, here, max(0, number - here.count())))
         rows = further.withColumn("selection_id", F.lit(id_))
         context.add_new(SELECTIONS, rows, expected=rows.count())
     return here.union(further).where(F.col("rank") < number).select("persona_id", "rank")
@@ -115,7 +117,7 @@ def _further(context: Context, chosen: ChosenPersonas, stored_rows: DataFrame, n
             )
             .withColumn("turn", F.col("turn") + F.coalesce("before", F.lit(0)))
         )
-        order = [F.col("turn"), _hash(chosen.seed, F.coalesce("stratum", F.lit("")))]
+        order = [F.col("turn"), F.col("stratum").isNull(), _hash(chosen.seed, F.coalesce("stratum", F.lit("")))]
     taken = ordered.orderBy(*order).limit(number)
     rank = F.row_number().over(Window.partitionBy(F.lit(0)).orderBy(*order)) + F.lit(begin - 1)
     return taken.select("persona_id", rank.cast("int").alias("rank"), "stratum")

@@ -20,25 +20,31 @@ from personahub_spark.synthesis import selection
 from personahub_spark.synthesis.writing import STEP, tasks_with_shots
 from personahub_spark.tasks.declared import library
 
+FEW = 5
+
 
 def changed(
     settings: Settings, *, task: str | None, options: Mapping[str, str], texts: Mapping[str, str], personas: int | None
 ) -> Settings:
     """``settings`` with one entry, for ``task``: the name of a task, or a task's file, which is added to ``tasks``.
 
-    Without a task the entries of the settings stay; ``personas`` is the number of personas of each. ``texts``: files by
-    the name of the text. SettingsError for a file that cannot be read, and for options without a task.
+    Without a task the entries of the settings stay. ``personas`` is the number of personas of each entry; None: as the
+    settings say, and FEW for a ``task``. ``texts``: files by the name of the text. SettingsError for a file that cannot
+    be read, and for options without a task.
     """
     raw = settings.model_dump(mode="json")
     if task is None and (options or texts):
         raise SettingsError("--option and --text go with --task, which names the task that they are for")
     if task is not None:
         if task.endswith((".yaml", ".yml")):
-            raw["tasks"] = [*raw["tasks"], task]
+            file = Path(task).resolve()
+            if not {file, file.parent} & {Path(known).resolve() for known in raw["tasks"]}:
+                raw["tasks"] = [*raw["tasks"], task]
             task = [*library([task])][-1]
         raw["synthesis"] = [
             {"task": task, "options": dict(options), "texts": {n: _read(n, p) for n, p in texts.items()}}
         ]
+        personas = personas or FEW
     if personas is not None:
         for entry in raw["synthesis"]:
             entry["personas"] = {**entry.get("personas", {}), "number": personas}

@@ -13,9 +13,9 @@ from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.models import SamplingSettings
 from personahub_spark.settings.texts import SynthesisSettings
 from personahub_spark.settings.whole import Settings
-from personahub_spark.store.hub_tables import PERSONA_REMOVALS, PERSONAS
+from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
 from personahub_spark.store.record_tables import WITHDRAWN
-from personahub_spark.store.text_tables import SYNTHESES
+from personahub_spark.store.text_tables import SELECTIONS, SYNTHESES
 from personahub_spark.synthesis import acceptance, selection
 from personahub_spark.synthesis.examples import with_shots, with_vectors
 from personahub_spark.tasks.declared import Declaration, library
@@ -60,7 +60,7 @@ def tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
         try:
             selection.selection_id(entry.personas)  # its file can be read
             if entry.accept is not None:
-                acceptance.check(entry.accept, task)
+                acceptance.check(entry.accept, task, shows_examples=entry.pattern != "zero_shot")
         except SettingsError as error:
             raise SettingsError(f"synthesis.{number}.{error}") from None
         pairs.append((entry, task))
@@ -105,7 +105,8 @@ def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> St
 
 def _write_all(context: Context, entry: SynthesisSettings, task: PromptedTask) -> StepResult:
     """Ask ``samples`` times for each persona that was chosen."""
-    personas, whom = selection.candidates(context, entry.personas), entry.personas.model_dump_json()
+    personas = selection.candidates(context, entry.personas)
+    whom = f"{selection.selection_id(entry.personas)}:{entry.personas.number}"
     if entry.personas.number is not None:
         first = selection.first(context, entry.personas, entry.personas.number)
         personas = personas.join(first, on="persona_id", how="left_semi")
@@ -136,7 +137,7 @@ def _ask(
         step=STEP,
         done=done,
         plan=f"{plan}:{task.shots.pool_hash if task.shots is not None else ''}",
-        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, SYNTHESES),
+        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, SYNTHESES, SELECTIONS, PERSONA_EMBEDDINGS),
         keep=keep,
     )
 

@@ -121,7 +121,11 @@ def result_told(text: str, plan: Plan) -> bool:
 
 def misread(text: str, plan: Plan) -> bool:
     """True if no sentence of ``text`` states one of the given numbers as what it is, if the question asks for
-    something else, or if an amount stands in another currency."""
+    something else, or if an amount stands in another currency.
+
+    The words are English; of a text in another language nothing can be said."""
+    if len({word.lower() for word in _ENGLISH.findall(text)}) < _FEW_ENGLISH:
+        return False
     sentences = math_checks.sentences(text)
     if not sentences or not plan.asked.fit(sentences[-1]):
         return True
@@ -227,5 +231,7 @@ def _any_of(words: str) -> re.Pattern[str]:
 _MONEY = {
     "dollars": re.compile(r"\$|\bdollars?\b", re.IGNORECASE),
     "euros": re.compile(r"€|\beuros?\b", re.IGNORECASE),
-    "pounds": re.compile(r"£|\bpounds?\b", re.IGNORECASE),
+    "pounds": re.compile(r"£|\bpounds?\b(?!\s+of\b)", re.IGNORECASE),  # "8 pounds of flour" is a weight
 }
+_ENGLISH = re.compile(r"\b(?:the|of|and|is|are|to|how|what|many|much|each|for|has|have|with|in|there)\b", re.IGNORECASE)
+_FEW_ENGLISH = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -14,11 +15,12 @@ import pytest
 import run_pipeline
 
 from personahub_spark.errors import SettingsError
+from personahub_spark.hub import withdrawals
 from personahub_spark.llm.fake import FakeEndpoint
-from personahub_spark.program.steps import Context, StepResult, run_step
+from personahub_spark.program.steps import Context, Step, StepResult, run_step
 from personahub_spark.settings import whole
 from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONAS
-from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWALS
+from personahub_spark.store.record_tables import QUARANTINE
 from personahub_spark.store.text_tables import EXAMPLE_EMBEDDINGS, EXAMPLE_PERSONAS, EXAMPLES, SYNTHESES
 from personahub_spark.text import content_id
 from tests.spark.test_tables import add
@@ -75,7 +77,8 @@ def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_o
         ("turns.jsonl", "6", "malformed_json"),
     ]  # fmt: skip
     assert not run(context, "load_examples").changed
-    add(context.spark, context.store, WITHDRAWALS, {"value": "gone"})
+    rule = withdrawals.Rule("source", "gone", "the owner", "asked to")
+    run_step(context, Step("withdraw", functools.partial(withdrawals.withdraw, rule=rule)))
     shown = {row["text"]: row for row in context.store.view("examples_in_use").collect()}
     assert {text: (row["persona"], row["licence"]) for text, row in shown.items()} == {
         TURNS[0]: (None, None), "Is 7 prime?": (None, None), KILN: (POTTER, "MIT"),

@@ -18,7 +18,14 @@ from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.program.start import task_views
 from personahub_spark.settings.whole import StoreSettings
-from personahub_spark.store.hub_tables import DOCUMENTS, PERSONA_ANCESTORS, PERSONA_ORIGINS, PERSONA_REMOVALS, PERSONAS
+from personahub_spark.store.hub_tables import (
+    DOCUMENTS,
+    PERSONA_ANCESTORS,
+    PERSONA_IMPORTS,
+    PERSONA_ORIGINS,
+    PERSONA_REMOVALS,
+    PERSONAS,
+)
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, RUNS, WITHDRAWN
 from personahub_spark.store.store import TABLES, VIEWS, MissingTableError, Store, view_query
 from personahub_spark.store.table import Table
@@ -402,6 +409,12 @@ CHECKS = (
 )  # fmt: skip
 
 
+SURVEY = {
+    "task": "survey", "text": "t", "call_key": "w3",
+    "options": {"question": "Do you fly?", "answers": "choices", "choices": "Often; seldom"},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """p and its child r are published, f is flagged, q removed; two ways led to p, one twice; the text z withdrawn."""
@@ -452,6 +465,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
         {**profile, "synthesis_id": sha("w2"), "call_key": "w2", "checks": ["too_short", "missing_field"]},
     )  # fmt: skip
     fill(store, LLM_CALLS, *({"request_key": f"w{n}", "step": "synthesize"} for n in (1, 2)))
+    fill(store, SYNTHESES, {**SURVEY, "synthesis_id": sha("u"), "output": '{"answer": "Often"}'})
     fill(store, WITHDRAWN, {"kind": "synthesis", "item": sha("z")})
     fill(
         store, QUARANTINE, {},
@@ -464,6 +478,29 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
 
 def test_the_hub_has_no_persona_that_is_flagged_removed_or_without_words(filled: Store) -> None:
     assert {row["text"] for row in filled.view("hub").collect()} == {"a pilot", "a pilot's child"}
+
+
+def test_a_survey_is_counted_for_all_and_by_label_with_intervals(spark: SparkSession, filled: Store) -> None:
+    answers = [("p", "often."), ("p", "Often"), ("p", "Seldom"), ("r", " seldom "), ("f", "Often")]
+    replies = [{**SURVEY, "persona_id": sha(who), "output": json.dumps({"answer": answer})} for who, answer in answers]
+    replies.append({**SURVEY, "checks": ["not_a_choice"], "output": '{"answer": "never"}'})
+    given = {
+        "syntheses": frame(spark, SYNTHESES, *replies),
+        "persona_imports": frame(spark, PERSONA_IMPORTS, {"source_key": sha("d"), "labels": {"field": "air"}}),
+    }
+    counted = filled.view("survey_counts", given=given).collect()
+    rows = {(row["label"], row["value"], row["answer"]): row for row in counted}
+    assert {key: (row["answers"], row["asked"]) for key, row in rows.items()} == {
+        ("all", "all", "Often"): (2, 4), ("all", "all", "seldom"): (2, 4), ("lang", "unknown", "Often"): (2, 4),
+        ("lang", "unknown", "seldom"): (2, 4), ("hop", "0", "Often"): (2, 3), ("hop", "0", "seldom"): (1, 3),
+        ("hop", "1", "seldom"): (1, 1), ("field", "air", "Often"): (2, 3), ("field", "air", "seldom"): (1, 3),
+    }  # fmt: skip
+    # Wilson's interval has the shares that such a count would not be far from, at 1.96 standard deviations.
+    for row in rows.values():
+        for bound in (row["low"], row["high"]):
+            far = abs(row["share"] - bound) / max((bound * (1 - bound) / row["asked"]) ** 0.5, 1e-12)
+            assert bound in (0, 1) or far == pytest.approx(1.96, abs=1e-6)
+        assert 0 <= row["low"] <= row["share"] <= row["high"] <= 1
 
 
 def test_lineage_reaches_document_licence_model_and_cost(filled: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import re
@@ -213,6 +214,12 @@ CLAUSES = "A warden of a tidal marsh who rings young avocets, counts them at daw
         ("A warden of a tidal marsh who rings all of its young avocets and asks how.ringsare.", None),
         ("A warden of a tidal marsh who rings all of its young avocets in the U.S. in spring.", "whole"),
         ("A warden of a tidal marsh who rings all of its young avocets and terns at sunrise.", "whole"),
+        # An insertion is open after its first comma, and before it the clause that it stands in.
+        (
+            "A nurse on an island who believes that, unlike most of her colleagues for twenty years, patients ask.",
+            "whole",
+        ),
+        (f"{CLAUSES} with ASP.NET, and mends it.", f"{CLAUSES} with ASP.NET."),
         # What is left would be too short.
         ("A warden, who rings all of the young avocets and terns of a tidal marsh at sunrise.", "whole"),
     ],
@@ -221,8 +228,11 @@ def test_a_sentence_that_used_up_its_words_ends_before_what_it_may_have_run_on_w
     sentence: str, kept: str | None
 ) -> None:
     most = len(sentence.split())
-    assert persona_answers.ended(sentence, least=12, most=most) == (sentence if kept == "whole" else kept)
-    assert persona_answers.ended(sentence, least=12, most=most + 1) == sentence  # it could have gone on
+    ended = functools.partial(persona_answers.ended, sentence, least=12)
+    assert ended(most=most, in_english=True) == (sentence if kept == "whole" else kept)
+    # It could have gone on; no schema held it; in other languages long words and strokes are words.
+    assert ended(most=most + 1, in_english=True) == ended(most=most - 1, in_english=True) == sentence
+    assert ended(most=most, in_english=False) == (sentence if kept in (None, "whole") else kept)
 
 
 def test_only_where_a_schema_held_a_sentence_is_anything_left_out_of_it() -> None:
@@ -236,11 +246,14 @@ def test_only_where_a_schema_held_a_sentence_is_anything_left_out_of_it() -> Non
     assert TextToPersona(PersonaSettings(), PLAIN).read(answer, "stop", Subject("d", {}))[0].text == text
     assert TextToPersona(PersonaSettings(language="th"), JSON).read(answer, "stop", Subject("d", {}))[0].text == text
 
-    several = PersonaSettings(personas_per_question=2, max_personas_per_document=2)
+    # Of several, two may be alike but for what is left out.
+    several = PersonaSettings(personas_per_question=3, max_personas_per_document=3)
     run_on = f"{' '.join(['marsh'] * 39)} how.ringsare."
-    both = json.dumps({"personas": [run_on, text]})
-    readings = TextToPersona(several, JSON).read(both, "stop", Subject("d", {}))
-    assert [(reading.text, reading.failure) for reading in readings] == [(shown, None), (None, "cut_off")]
+    all_three = json.dumps({"personas": [run_on, text, text.replace("ferry", "tide")]})
+    readings = TextToPersona(several, JSON).read(all_three, "stop", Subject("d", {}))
+    assert [(reading.text, reading.failure) for reading in readings] == [
+        (shown, None), (None, "cut_off"), (None, "repeated"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

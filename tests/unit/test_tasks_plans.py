@@ -167,6 +167,11 @@ GOOD = (
         (GOOD.replace("pays with", "finds"), ("plan_misread",)),
         (GOOD.replace("change is there", "has the baker paid"), ("plan_misread",)),
         (GOOD.replace("{paid} {money}", "{paid} {other}"), ("plan_misread",)),
+        (GOOD.replace("bags of rye", "pounds of rye"), ()),
+        (
+            "Ein Bäcker kauft {count} Säcke zu {price} {money} und zahlt mit {paid}. Wie viel bekommt er heraus?",
+            ("persona_unused",),
+        ),
     ],
 )
 def test_a_planned_problem_keeps_to_its_plan(problem: str, checks: tuple[str, ...], told: dict[str, str]) -> None:

@@ -54,8 +54,11 @@ def test_a_task_takes_the_place_of_all_entries(tmp_path: Path) -> None:
 def test_a_file_is_a_task_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "letter.yaml"
     file.write_text(LETTER)
-    ((_, task),) = tasks(changed(task=str(file), options={"tone": "angry"}))
-    assert (task.name, task.options) == ("letter", {"tone": "angry"})
+    ((entry, task),) = tasks(changed(task=str(file), options={"tone": "angry"}))
+    assert (task.name, task.options, entry.personas.number) == ("letter", {"tone": "angry"}, trial.FEW)
+    for known in (tmp_path, file):  # the settings may name it already
+        settings = SETTINGS.model_copy(update={"tasks": [str(known)]})
+        assert trial.changed(settings, task=str(file), options={}, texts={}, personas=None).tasks == [str(known)]
 
 
 @pytest.mark.parametrize(

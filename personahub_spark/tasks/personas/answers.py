@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from personahub_spark.llm.finish import may_be_cut
@@ -67,10 +67,16 @@ _ORNAMENT = re.compile(
 )
 # A grammar may end a sentence after the last allowed word; no English sentence ends in one of these words.
 _BROKEN_OFF = re.compile(r"\s(?:the|and|whose|which|their|than|because|including|such as|as well as)\W*\Z")
-# After a full stop, or several, another sentence without a blank.
-_RUN_INTO = re.compile(r"(?<=[^\W\d_]{3})[.!?]+(?=[^\s\w.!?]*[A-Z({\[`])")
+# Several full stops before a word, or one before a bracket: another sentence without a blank.
+_RUN_INTO = re.compile(r"(?<=[^\W\d_]{3})(?:[.!?]{2,}(?=\w)|[.!?](?=[({\[`]))")
 _CLAUSE = re.compile(r"[,;](?=\s)")
-_RUN_ON = re.compile(r"[^\W\d_]{3}[./`][^\W\d_]{3}|[^\W\d_]{24}")
+_RUN_ON = re.compile(r"[^\W\d_]{3}[.`][^\W\d_]{3}|[^\W\d_]{24}")
+# What goes on after the next comma: an insertion behind a word that opens a clause, or that word itself.
+_OPENERS = r"that|who|which|whose|where|because|and|but|or|if|when|while"
+_LEFT_OPEN = re.compile(
+    rf"\b(?:{_OPENERS}),\s[^,]*\Z|\b(?:that|who|which|and|but|because),?\s+(?:unlike|while|although|though|despite|if|when"
+    rf"|after|before|since)\b[^,]*\Z|\b(?:{_OPENERS}|the|an?|of|to|with|for|as)\Z"
+)
 _HEADING_MARK = re.compile(r"\A(?:#{1,6}\s+|>\s*)+")
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|\*)(?=\S)([^\n]+?)(?<=\S)\1(?!\w)")
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
@@ -108,7 +114,13 @@ class _Item:
     words: object = None
 
 
-def read_one(answer: str | None, finish_reason: str | None, *, examples: Collection[str] = ()) -> Reading:
+def read_one(
+    answer: str | None,
+    finish_reason: str | None,
+    *,
+    examples: Collection[str] = (),
+    whole: Callable[[str], str | None] = lambda persona: persona,
+) -> Reading:
     """The persona in an answer: JSON or plain text, bare or dressed up.
 
     Failures: those of ``reading.opening``, and cut_off (any answer that may be cut, and a sentence broken off),
@@ -121,7 +133,7 @@ def read_one(answer: str | None, finish_reason: str | None, *, examples: Collect
         return text
     if may_be_cut(finish_reason):
         return failed("cut_off")
-    return _judged(text, examples, nested=3, is_answer=True)
+    return _made_whole(_judged(text, examples, nested=3, is_answer=True), whole)
 
 
 def read_several(
@@ -131,6 +143,7 @@ def read_several(
     most: int,
     parent: str | None = None,
     examples: Collection[str] = (),
+    whole: Callable[[str], str | None] = lambda persona: persona,
 ) -> tuple[Reading, ...]:
     """The personas in an answer, at most ``most``, then the failures; at least one reading.
 
@@ -140,7 +153,8 @@ def read_several(
     Reads JSON, also broken or cut off (its whole objects), numbered lists, bullets, lines, "relation: persona", fields
     below one another, and one paragraph with a sentence for each persona. Failures of a whole answer are those of
     ``read_one`` except several. A single persona may also fail as given (the one asked about), repeated (already in
-    the same answer) or surplus (more than ``most``; one reading for all of these).
+    the same answer) or surplus (more than ``most``; one reading for all of these). ``whole`` gives a persona as far
+    as it is whole (see ``ended``); None: cut_off.
     """
     text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
     if isinstance(text, Reading):
@@ -156,6 +170,7 @@ def read_several(
         if parent is not None:
             persona, relation, words = _related(item)
         reading = _judged(visible(persona), examples, nested=2) if isinstance(persona, str) else failed("wrong_type")
+        reading = _made_whole(reading, whole)
         if reading.text is None:
             failures.append(reading)
             continue
@@ -178,22 +193,32 @@ def read_several(
     return (*personas, *failures) or (failed("empty"),)
 
 
-def ended(sentence: str, *, least: int, most: int) -> str | None:
+def _made_whole(reading: Reading, whole: Callable[[str], str | None]) -> Reading:
+    if reading.text is None:
+        return reading
+    text = whole(reading.text)
+    return (
+        failed("cut_off") if text is None else replace(reading, text=text, output={**reading.output, "persona": text})
+    )
+
+
+def ended(sentence: str, *, least: int, most: int, in_english: bool) -> str | None:
     """``sentence`` as far as it is surely whole, for one that a schema held to ``least`` to ``most`` words.
 
     A schema lets no word begin after the last one, and a small model with more to say then runs on inside it:
     ``…, focusing on strange mesons in matter andexcitationfunctions``. A sentence that used up its words ends before a
-    second one that was run into it, or else before its last clause, where ``least`` words are left. One without
-    clauses stays, unless its last word has run on: None.
+    second one that was run into it, or else before its last clause, where ``least`` words are left and no insertion
+    stays open. One without such a clause stays, unless its last word has run on: None. English only tells that.
     """
-    if len(sentence.split()) < most:
+    if len(sentence.split()) != most:
         return sentence
     ends = [*[match.start() for match in _RUN_INTO.finditer(sentence)][:1]]
     ends += reversed([match.start() for match in _CLAUSE.finditer(sentence)])
     for end in ends:
-        if len(sentence[:end].split()) >= least:
-            return f"{sentence[:end]}."
-    return None if _RUN_ON.search(sentence.split()[-1]) else sentence
+        kept = sentence[:end]
+        if len(kept.split()) >= least and not _LEFT_OPEN.search(kept):
+            return f"{kept}."
+    return None if in_english and _RUN_ON.search(sentence.split()[-1]) else sentence
 
 
 def relation_of(words: str) -> Relation | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.personas import Granularity, PersonaSettings, Verb
-from personahub_spark.tasks.contract import Reading, Subject, Task, failed
+from personahub_spark.tasks.contract import Reading, Subject, Task
 from personahub_spark.tasks.personas.answers import ended, read_one, read_several
 from personahub_spark.tasks.wording import as_data, fill, in_language, json_format
 from personahub_spark.text import cut_at_sentence, parts
@@ -126,27 +126,18 @@ class TextToPersona(Task):
 
     def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
         """The personas in an answer, then the failures; see ``answers``."""
-        if self.settings.personas_per_question == 1:
+        most = self.settings.personas_per_question
+        if most == 1:
             examples = _EXAMPLES[self.settings.granularity, self.verb]
-            readings: tuple[Reading, ...] = (read_one(answer, finish_reason, examples=examples),)
-        else:
-            readings = read_several(answer, finish_reason, most=self.settings.personas_per_question)
-        if self._response_format is None or self.settings.language in _UNSPACED:
-            return readings
-        # Outputs come first.
-        return tuple(sorted(map(self._ended, readings), key=lambda reading: reading.text is None))
+            return (read_one(answer, finish_reason, examples=examples, whole=self._whole),)
+        return read_several(answer, finish_reason, most=most, whole=self._whole)
 
-    def _ended(self, reading: Reading) -> Reading:
-        """``reading`` without what its sentence may have run on with; see ``answers.ended``."""
-        if reading.text is None:
-            return reading
+    def _whole(self, persona: str) -> str | None:
+        """``persona`` without what its sentence may have run on with, where a schema held it; see ``ended``."""
+        if self._response_format is None or self.settings.language in _UNSPACED:
+            return persona
         least, most = self._words
-        text = ended(reading.text, least=least, most=most)
-        return (
-            failed("cut_off")
-            if text is None
-            else replace(reading, text=text, output={**reading.output, "persona": text})
-        )
+        return ended(persona, least=least, most=most, in_english=self.settings.language == "en")
 
     @cached_property
     def _system(self) -> str:
