@@ -36,8 +36,8 @@ def embed_examples(context: Context) -> StepResult:
     def texts(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield from ({"id": content_id(text), "text": text} for text in (row["text"], row["persona"]) if text)
 
-    told = mapped(context.store.view("examples_in_use").select("text", "persona"), texts, _TEXTS)
-    once = context.store.stage(told.groupBy("id").agg(F.min("text").alias("text")))
+    shown_texts = mapped(context.store.view("examples_in_use").select("text", "persona"), texts, _TEXTS)
+    once = context.store.stage(shown_texts.groupBy("id").agg(F.min("text").alias("text")))
     return _embed(context, once, EXAMPLE_EMBEDDINGS, step=STEP_OF_EXAMPLES)
 
 

@@ -31,11 +31,11 @@ Ask = Callable[[DataFrame, str], tuple[StepResult, list[str]]]
 
 def check(accept: Acceptance, task: PromptedTask, *, shows_examples: bool) -> None:
     """SettingsError if a check that counts is none of the task, or of prompts with examples only."""
-    known = (*task.checks, *(IMPLICIT if shows_examples else ()))
-    unknown = [name for name in accept.checks if name not in known]
+    names = (*task.checks, *(IMPLICIT if shows_examples else ()))
+    unknown = [name for name in accept.checks if name not in names]
     if unknown:
         raise SettingsError(
-            f"accept.checks names {unknown[0]}, which is no check of task {task.name} ({', '.join(known)})"
+            f"accept.checks names {unknown[0]}, which is no check of task {task.name} ({', '.join(names)})"
         )
 
 
@@ -54,9 +54,7 @@ def fill(
     result, failed = StepResult(0, {}), list[str]()
     while True:
         people, number = _people(context, task, personas, accept, step=step, failed=failed)
-        counts = people.agg(
-            F.count_if("passes").alias("passing"), F.count_if("is_due").alias("due"), F.count(F.lit(1)).alias("ranked")
-        ).collect()[0]
+        counts = people.agg(F.count_if("passes").alias("passing"), F.count_if("is_due").alias("due")).collect()[0]
         if not result.outcomes:
             result = StepResult(counts["passing"], {"done_before": counts["passing"]})
         is_dry = context.store.dry_run and len(result.outcomes) > 1  # what was read is not written, so it stays due
@@ -67,9 +65,9 @@ def fill(
             F.col("text").alias("persona"),
             F.col("next").alias("sample"),
         )
-        asked, now_failed = ask(due, f"{order}:{number}:{len(failed)}")
+        part, now_failed = ask(due, f"{order}:{number}:{len(failed)}")
         failed += now_failed
-        result += asked
+        result += part
         context.progress.say(
             f"{step}: {task.name}: {counts['passing']:,} of {accept.rows:,} rows passed before these answers"
         )
@@ -122,10 +120,11 @@ def _people(
             .withColumn("is_due", F.col("text").isNotNull() & F.col("passed").isNull() & F.col("next").isNotNull())
         )
         people = store.stage(people)
-        hopeless = people.where("not passes and not is_due").count()
-        if accept.rows + hopeless <= number or people.count() < number:
+        passed_over = F.count_if(~F.col("passes") & ~F.col("is_due"))
+        counts = people.agg(F.count(F.lit(1)).alias("ranked"), passed_over.alias("passed_over")).collect()[0]
+        if accept.rows + counts["passed_over"] <= number or counts["ranked"] < number:
             return people, number
-        number = accept.rows + hopeless
+        number = accept.rows + counts["passed_over"]
 
 
 def _tries(context: Context, task: PromptedTask, accept: Acceptance, *, step: str, failed: list[str]) -> DataFrame:

@@ -44,9 +44,9 @@ def load(context: Context) -> StepResult:
     for number, entry in enumerate(context.settings.examples):
         store = context.store
         contents = examples.read(context.spark, entry, setting=f"examples.{number}", stage=store.stage)
-        known = store.read(EXAMPLES).select("example_id", F.lit(True).alias("known"))
+        stored_ids = store.read(EXAMPLES).select("example_id", F.lit(True).alias("known"))
         counts = (
-            contents.rows.join(known, on="example_id", how="left")
+            contents.rows.join(stored_ids, on="example_id", how="left")
             .agg(
                 F.count("reason").alias("quarantined"),
                 F.count("example_id").alias("readable"),
@@ -60,9 +60,9 @@ def load(context: Context) -> StepResult:
         new_rejects = (
             rejected.join(seen_before, on=list(QUARANTINE.key), how="left_anti").count() if counts["quarantined"] else 0
         )
-        found = examples.distinct(contents.rows)
+        distinct_rows = examples.distinct(contents.rows)
         added = {
-            EXAMPLES.name: context.add_new(EXAMPLES, found, expected=counts["distinct"] - counts["known"]),
+            EXAMPLES.name: context.add_new(EXAMPLES, distinct_rows, expected=counts["distinct"] - counts["known"]),
             QUARANTINE.name: context.add_new(QUARANTINE, rejected, expected=new_rejects),
         }
         outcomes = {
@@ -129,59 +129,59 @@ def with_vectors(context: Context, questions: DataFrame, task: PromptedTask) -> 
         return questions
     personas, _ = stored(context.store.read(PERSONA_EMBEDDINGS), str(task.shots.embedder), task.shots.dimensions)
     vectors = personas.select(F.col("persona_id").alias("_persona_id"), F.hex("vector").alias(VECTOR))
-    found = (
+    with_vector = (
         questions.withColumn("_persona_id", F.substring_index("id", "@", 1))
         .join(vectors, on="_persona_id", how="left")
         .withColumn(VECTOR, F.coalesce(VECTOR, F.lit("")))
         .drop("_persona_id")
     )
-    without = found.where(F.col(VECTOR) == "").count()
+    without = with_vector.where(F.col(VECTOR) == "").count()
     if without:
         context.progress.say(
             f"{task.name}: {without:,} questions are about personas without a vector, and get random examples; "
             "jobs/embed_personas.py embeds those that are new"
         )
-    return found
+    return with_vector
 
 
 def _shots(context: Context, entry: SynthesisSettings, number: int) -> Shots:
-    wanted, where = entry.shots, f"synthesis.{number}"
+    settings, where = entry.shots, f"synthesis.{number}"
     with_personas = entry.pattern == "persona_few_shot"
     rows = context.store.view("examples_in_use").where(F.col("task") == entry.task)
-    if wanted.source is not None:
-        rows = rows.where(F.col("source") == wanted.source)
-    found = rows.select("example_id", "text", "persona").collect()
-    of_source = f" of source {wanted.source}" if wanted.source is not None else ""
-    what = f"{len(found):,} examples{of_source} of the task {entry.task}"
-    if len(found) < wanted.number:
+    if settings.source is not None:
+        rows = rows.where(F.col("source") == settings.source)
+    example_rows = rows.select("example_id", "text", "persona").collect()
+    of_source = f" of source {settings.source}" if settings.source is not None else ""
+    what = f"{len(example_rows):,} examples{of_source} of the task {entry.task}"
+    if len(example_rows) < settings.number:
         raise SettingsError(
-            f"{where}.shots.number is {wanted.number}, and the table examples has {what}; name files with more under "
+            f"{where}.shots.number is {settings.number}, and the table examples has {what}; name files with more under "
             "examples and run jobs/load_examples.py, or ask for fewer"
         )
-    pool = [Shot(row["example_id"], row["text"], row["persona"] if with_personas else None) for row in found]
+    pool = [Shot(row["example_id"], row["text"], row["persona"] if with_personas else None) for row in example_rows]
     if with_personas:
         pool = [shot for shot in pool if shot.persona is not None]
-        if len(pool) < wanted.number:
+        if len(pool) < settings.number:
             raise SettingsError(
                 f"{where}.pattern is persona_few_shot, and {len(pool):,} of {what} have a persona where "
-                f"{wanted.number} are needed; run jobs/infer_example_personas.py"
+                f"{settings.number} are needed; run jobs/infer_example_personas.py"
             )
-    if wanted.choose in ("fixed", "random"):
-        return Shots(wanted, pool, with_personas)
+    if settings.choose in ("fixed", "random"):
+        return Shots(settings, pool, with_personas)
     model = model_of(context.settings)
     personas, dim = stored(context.store.read(PERSONA_EMBEDDINGS), model, context.settings.embedding.dimensions)
     if personas.where(F.col("vector").isNotNull()).isEmpty():
         raise SettingsError(
-            f"{where}.shots.choose is {wanted.choose}, and no persona has a vector by {model}; run "
+            f"{where}.shots.choose is {settings.choose}, and no persona has a vector by {model}; run "
             "jobs/embed_personas.py, or choose fixed or random"
         )
     of_examples, _ = stored(context.store.read(EXAMPLE_EMBEDDINGS), model, dim, table=EXAMPLE_EMBEDDINGS.name)
     vectors = {row["text_id"]: row["vector"] for row in of_examples.select("text_id", "vector").collect()}
     seen = ((shot, vectors.get(content_id(shot.persona or shot.text))) for shot in pool)
     pool = [dataclasses.replace(shot, vector=bytes(vector)) for shot, vector in seen if vector is not None]
-    if len(pool) < wanted.number:
+    if len(pool) < settings.number:
         raise SettingsError(
-            f"{where}.shots.choose is {wanted.choose}, and {len(pool):,} of {what} have a vector by {model} where "
-            f"{wanted.number} are needed; run jobs/embed_examples.py, or choose fixed or random"
+            f"{where}.shots.choose is {settings.choose}, and {len(pool):,} of {what} have a vector by {model} where "
+            f"{settings.number} are needed; run jobs/embed_examples.py, or choose fixed or random"
         )
-    return Shots(wanted, pool, with_personas, embedder=model, dimensions=dim)
+    return Shots(settings, pool, with_personas, embedder=model, dimensions=dim)

@@ -89,18 +89,19 @@ def first(context: Context, chosen: ChosenPersonas, number: int) -> DataFrame:
     lease = locks.lease(f"{store.state_root}/locks", f"selection-{id_}", wait_s=_WAIT_S)
     with nullcontext() if store.dry_run else lease:
         here = store.stage(store.read(SELECTIONS).where(mine).select("persona_id", "rank", "stratum"))
-        further = store.stage(_further(context, chosen, here, max(0, number - here.count())))
+        further = store.stage(_further(context, chosen, here, number))
         rows = further.withColumn("selection_id", F.lit(id_))
         context.add_new(SELECTIONS, rows, expected=rows.count())
     return here.union(further).where(F.col("rank") < number).select("persona_id", "rank")
 
 
 def _further(context: Context, chosen: ChosenPersonas, stored_rows: DataFrame, number: int) -> DataFrame:
-    """The next ``number`` personas: ``persona_id``, ``rank``, ``stratum``."""
+    """The personas up to ``number`` that follow ``stored_rows``: ``persona_id``, ``rank``, ``stratum``."""
     rows = candidates(context, chosen).join(stored_rows.select("persona_id"), on="persona_id", how="left_anti")
     begin = stored_rows.count()
+    number = max(0, number - begin)
     if chosen.by == "diverse":
-        return _diverse(context, chosen, rows, stored_rows, number)
+        return _diverse(context, chosen, rows, stored_rows, begin, number)
     drawn = _hash(chosen.seed, F.col("persona_id"))
     if chosen.by == "hash":
         ordered = rows.select("persona_id", drawn.alias("drawn"), F.lit(None).cast("string").alias("stratum"))
@@ -113,7 +114,9 @@ def _further(context: Context, chosen: ChosenPersonas, stored_rows: DataFrame, n
             strata.select("persona_id", drawn.alias("drawn"), "stratum")
             .withColumn("turn", turn)
             .join(
-                before.withColumnRenamed("stratum", "known"), on=F.col("stratum").eqNullSafe(F.col("known")), how="left"
+                before.withColumnRenamed("stratum", "_stratum"),
+                on=F.col("stratum").eqNullSafe(F.col("_stratum")),
+                how="left",
             )
             .withColumn("turn", F.col("turn") + F.coalesce("before", F.lit(0)))
         )
@@ -170,7 +173,7 @@ def _roots(context: Context, rows: DataFrame) -> DataFrame:
 
 
 def _diverse(
-    context: Context, chosen: ChosenPersonas, rows: DataFrame, stored_rows: DataFrame, number: int
+    context: Context, chosen: ChosenPersonas, rows: DataFrame, stored_rows: DataFrame, begin: int, number: int
 ) -> DataFrame:
     """The personas that are the least like those chosen before, one after the other, by their vectors."""
     settings = context.settings
@@ -178,20 +181,19 @@ def _diverse(
     vectors = embedded.where(F.col("vector").isNotNull()).select("persona_id", "vector")
     before = stored_rows.join(vectors, on="persona_id", how="inner").orderBy("rank").select("vector").collect()
     drawn = _hash(chosen.seed, F.col("persona_id"))
-    found = (
+    unchosen = (
         rows.select("persona_id")
         .join(vectors, on="persona_id", how="inner")
         .orderBy(drawn)
         .limit(MOST_COMPARED)
         .collect()
     )
-    if not found and not before:
+    if not unchosen and not before:
         raise PersonaHubError(
             "personas.by is diverse, and no persona of the hub has a vector; run embed_personas first"
         )
-    picks = farthest(_matrix([row["vector"] for row in before]), _matrix([row["vector"] for row in found]), number)
-    begin = stored_rows.count()
-    chosen_rows = [(found[pick]["persona_id"], begin + nth, None) for nth, pick in enumerate(picks)]
+    picks = farthest(_matrix([row["vector"] for row in before]), _matrix([row["vector"] for row in unchosen]), number)
+    chosen_rows = [(unchosen[pick]["persona_id"], begin + nth, None) for nth, pick in enumerate(picks)]
     return context.spark.createDataFrame(chosen_rows, _CHOICE)
 
 

@@ -38,7 +38,7 @@ def changed(
     if task is not None:
         if task.endswith((".yaml", ".yml")):
             file = Path(task).resolve()
-            if not {file, file.parent} & {Path(known).resolve() for known in raw["tasks"]}:
+            if not {file, file.parent} & {Path(path).resolve() for path in raw["tasks"]}:
                 raw["tasks"] = [*raw["tasks"], task]
             task = [*library([task])][-1]
         raw["synthesis"] = [

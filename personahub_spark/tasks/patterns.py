@@ -89,8 +89,8 @@ class Shots:
     @property
     def pool_hash(self) -> str:
         """Sixteen hex digits of all that decides what a prompt shows."""
-        told = repr((self.settings, self.with_personas, self.embedder, self.dimensions, self.order))
-        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        decisive = repr((self.settings, self.with_personas, self.embedder, self.dimensions, self.order))
+        return hashlib.sha256(decisive.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def chosen(self, subject: Subject) -> tuple[Shot, ...]:
         """The examples for a question about ``subject``, in the order in which the prompt shows them.
@@ -109,10 +109,10 @@ class Shots:
 
     def block(self, shots: Iterable[Shot], tags: Iterable[str]) -> str:
         """``shots`` as prompts show them; ``tags``: those of the prompt, which no text of an example may imitate."""
-        known = ("example", "persona", *tags)
+        all_tags = ("example", "persona", *tags)
 
         def data(text: str) -> str:
-            for tag in known:
+            for tag in all_tags:
                 text = as_data(text, tag)
             return text
 

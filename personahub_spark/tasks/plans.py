@@ -33,12 +33,12 @@ _CHECKED = ("near", "not")
 
 
 def _version() -> str:
-    def asked(part: Any) -> Any:
+    def without_checks(part: Any) -> Any:
         if isinstance(part, Mapping):
-            return {key: asked(value) for key, value in part.items() if key not in _CHECKED}
+            return {key: without_checks(value) for key, value in part.items() if key not in _CHECKED}
         return part
 
-    return hashlib.sha256(json.dumps([asked(one) for one in STRUCTURES.values()]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([without_checks(one) for one in STRUCTURES.values()]).encode()).hexdigest()[:12]
 
 
 VERSION = _version()

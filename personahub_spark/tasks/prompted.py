@@ -87,19 +87,19 @@ class PromptedTask(Task):
 
     def _judged(self, output: Mapping[str, Any], text: str, written: str, subject: Subject, *, is_cut: bool) -> Reading:
         drawn = self._draws(subject)
-        told = {name: said for one in drawn.values() for name, said in one.texts.items()}
-        texts = {**self.shared_texts, **subject.texts, **told}
+        drawn_texts = {name: words for one in drawn.values() for name, words in one.texts.items()}
+        texts = {**self.shared_texts, **subject.texts, **drawn_texts}
         shots = self.shots.chosen(subject) if self.shots is not None else ()
         answer = CheckedAnswer(
             output,
             text,
             written,
-            {name: said for name, said in texts.items() if name != VECTOR},
+            {name: words for name, words in texts.items() if name != VECTOR},
             is_cut=is_cut,
             in_other_language=self.options.get("language", "same") not in (None, "same"),
             prefix=self._prefix,
             examples=self._example_texts,
-            shots=[said for shot in shots for said in shot.texts],
+            shots=[words for shot in shots for words in shot.texts],
             drawn={name: one.data for name, one in drawn.items()},
             options=self.options,
         )

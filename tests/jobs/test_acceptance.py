@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def drawn(seed: int, persona_id: str) -> str:
     return hashlib.sha256(f"{seed}:{persona_id}".encode()).hexdigest()
 
 
-def expected(rows: int, *, max_tries: int, gone: set[int] = frozenset()) -> tuple[list[tuple[int, int]], int]:  # type: ignore[assignment]
+def expected(rows: int, *, max_tries: int, gone: Collection[int] = ()) -> tuple[list[tuple[int, int]], int]:
     """(persona, tries) of each row that an order takes, and the answers that it needs; persona by persona."""
     taken: list[tuple[int, int]] = []
     answers = 0
