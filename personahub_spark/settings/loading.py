@@ -62,8 +62,8 @@ def validate(raw: dict[str, Any]) -> Settings:
 
 
 def load_prices(path: str | Path | None) -> dict[str, Price]:
-    """Prices by model name, of the package if ``path`` is None; a missing file is an error, a missing model is not (its
-    cost is unknown)."""
+    """Prices by model name, from the package's file if ``path`` is None. A missing file is an error; a model that the
+    file does not list has an unknown cost."""
     file = resources.files("personahub_spark.settings") / "prices.yaml" if path is None else Path(path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -81,7 +81,7 @@ def _put(raw: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not separator or not all(parts):
         shown = "one that begins with models" if key.strip().startswith("models") else repr(override)
-        raise SettingsError(f"--set wants a.b=value, found {shown}")
+        raise SettingsError(f"--set needs a.b=value, found {shown}")
     node: Any = raw
     for part in parts[:-1]:
         node = _descend(node, part, key)
@@ -164,7 +164,7 @@ def _group_inside(annotation: Any) -> type[BaseModel] | None:
 
 
 def _unreadable(error: Exception) -> str:
-    """The fault of a YAML text, and its place; without the text itself, which may hold an API key."""
+    """The fault of a YAML text, and its line. The text itself is left out: it may hold an API key."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         # Quoted parts come from the text, except single characters and names of tokens.
         problem = re.sub(r"('.'|'<[^']*>')|'[^']*'", lambda quoted: quoted[1] or "…", error.problem or "not understood")

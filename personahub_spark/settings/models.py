@@ -1,4 +1,4 @@
-"""Settings of models: where they are served, how they are asked, what they cost."""
+"""Settings of models: their addresses, calls and prices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from personahub_spark.settings.group import Group
 
 
 class Address(Group):
-    """Where a model is served. It is sent to executors; the key's value never is, only where to find it."""
+    """Where a model is served. Executors receive the name of the key's variable or file, never the key."""
 
     base_url: str = Field(
         pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
@@ -41,7 +41,7 @@ class Address(Group):
         default=None, ge=1, description="limit that all tasks together keep to, tokens in and out; null: none"
     )
     service_tier: str | None = Field(
-        default=None, min_length=1, description="service tier that is asked for with each call, such as flex"
+        default=None, min_length=1, description="service tier to request with each call, such as flex"
     )
 
     @model_validator(mode="after")
@@ -52,16 +52,16 @@ class Address(Group):
 
     @property
     def key_variable(self) -> str | None:
-        """The environment variable that holds the key on machines that make calls; for a credential, one of our own."""
+        """The environment variable that holds the key on machines that make calls; for a credential, a made-up name."""
         if self.api_key_credential is None:
             return self.api_key_env
         return f"PERSONAHUB_KEY_{hashlib.sha256(self.api_key_credential.encode()).hexdigest()[:16]}"
 
 
 class Endpoint(Address):
-    """One model, and how it is asked: at its own address and at ``others``."""
+    """One model: its address, ``others`` with the same model, and how to call them."""
 
-    model: str = Field(min_length=1, description="the model's name as the endpoint knows it")
+    model: str = Field(min_length=1, description="the model's name at the endpoint")
     structured_output: Literal["json_schema", "none"] = Field(
         default="none", description="json_schema: the endpoint enforces a schema; none: answers come as plain text"
     )
@@ -85,16 +85,16 @@ class Endpoint(Address):
         gt=0,
         description="seconds that one request may take with its retries; has no effect if timeout_s is null",
     )
-    max_attempts: int = Field(default=6, ge=1, description="how often a request is sent at most in one run")
+    max_attempts: int = Field(default=6, ge=1, description="the most times that one run sends a request")
     reasks: int = Field(
         default=0,
         ge=0,
         le=5,
-        description="how often a model is shown the error of an answer that breaks its schema, and asked again",
+        description="if an answer breaks its schema: the most times to ask again, with the error in the prompt",
     )
     inputs_per_request: int = Field(default=256, ge=1, le=2048, description="embeddings: inputs in one call")
     others: tuple[Address, ...] = Field(
-        default=(), description="further addresses of the same model: they share the calls, and stand in for each other"
+        default=(), description="further addresses of the same model: they share the calls, and replace one that fails"
     )
     terms: str | None = Field(default=None, description="licence or terms of the model, kept with its rows")
 
@@ -105,7 +105,7 @@ class Endpoint(Address):
 
 
 class CallSettings(Group):
-    """Bounds of all calls of a run."""
+    """Limits of all calls of a run."""
 
     max_cost_usd: Decimal | None = Field(
         default=None,
@@ -114,10 +114,10 @@ class CallSettings(Group):
     )
     wave_rows: int = Field(default=200_000, ge=1, description="requests between two commits to the ledger")
     outage_limit_s: float = Field(
-        default=3600.0, gt=0, description="seconds; a longer outage of all addresses puts its requests off"
+        default=3600.0, gt=0, description="seconds; if all addresses are out for longer, their requests are put off"
     )
     check_endpoints: bool = Field(
-        default=True, description="look at each address's list of models before Spark starts: one request, no cost"
+        default=True, description="read each address's list of models before Spark starts: one request, no cost"
     )
     replay: str | None = Field(
         default=None,
@@ -131,7 +131,7 @@ MAX_TOKENS = "tokens of an answer; a longer one is cut off there"
 
 
 class SamplingSettings(Group):
-    """How an answer is sampled, and how long it may become."""
+    """How an answer is sampled, and its maximum length."""
 
     temperature: float = Field(default=0.7, ge=0, le=2, description=TEMPERATURE)
     top_p: float = Field(default=0.95, gt=0, le=1, description=TOP_P)

@@ -1,4 +1,4 @@
-"""Settings of personas: how they are asked for, and which of them are flagged."""
+"""Settings of personas: of the questions that ask for them, and of the rules that flag them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Relation = Literal[
     "patient", "carer", "colleague", "manager", "employee", "customer", "supplier", "student", "teacher", "child",
     "parent", "partner", "sibling", "relative", "friend", "neighbour", "rival", "other",
 ]  # fmt: skip
-"""The relation of a new persona to the one it was found from."""
+"""The relation of a new persona to the persona that the question was about."""
 Rule = Literal[
     "too_short", "too_long", "not_a_person", "undecided", "names_a_person", "points_elsewhere", "first_person",
     "addresses_reader", "copies_source", "contact_data", "placeholder", "repeated_words", "wrong_language", "refusal",
@@ -50,7 +50,7 @@ class PersonaSettings(SamplingSettings):
     verbs: list[Verb] = Field(
         default=["read"],
         min_length=1,
-        description="who would do what with the text; each verb is a question of its own",
+        description="ask who would do this with the text; one question for each verb",
     )
     granularity: Granularity = Field(
         default="fine", description="fine: a sentence with occupation, subject and present task; coarse: 3 to 12 words"
@@ -63,7 +63,7 @@ class PersonaSettings(SamplingSettings):
     max_document_tokens: int = Field(
         default=1500,
         ge=50,
-        description="a longer text is cut at sentence ends into parts; each part is a question of its own",
+        description="a longer text is cut at sentence ends into parts, with one question for each part",
     )
     personas_per_question: int = Field(default=1, ge=1, le=12, description="personas to ask for in one call")
     max_personas_per_document: int | None = Field(
@@ -102,7 +102,7 @@ class ExpansionSettings(SamplingSettings):
     """
 
     model: str = Field(default="default", description=MODEL)
-    hops: int = Field(default=2, ge=1, le=6, description="the most relations away from a text")
+    hops: int = Field(default=2, ge=1, le=6, description="the most relations between a persona and a text")
     relations: int = Field(default=3, ge=1, le=12, description="personas to ask for in one call")
     fraction: float = Field(
         default=1.0, gt=0, le=1, description="share of each hop's personas to ask about, by their id"

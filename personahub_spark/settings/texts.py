@@ -11,7 +11,7 @@ from personahub_spark.settings.models import MAX_TOKENS, TEMPERATURE, TOP_P
 
 
 class ChosenPersonas(Group):
-    """Which personas of the hub texts are written for.
+    """Which personas of the hub to write texts for.
 
     ``fraction``, ``where`` and ``ids`` leave personas out; ``number`` takes that many of the others, in the order of
     ``by``. The order is stored in the table ``selections``: a larger number takes the same personas and further ones,
@@ -51,7 +51,7 @@ class Acceptance(Group):
 class ShotSettings(Group):
     """Which examples a prompt shows: rows of the table ``examples`` of the same task.
 
-    Whoever was asked already is not asked again when examples are added, except where the fixed ones become others.
+    Adding examples does not repeat questions that have an answer, unless it changes which examples are the fixed ones.
     """
 
     number: int = Field(default=3, ge=1, le=32, description="examples in a prompt")
@@ -91,9 +91,9 @@ class SynthesisSettings(Group):
     )
     shots: ShotSettings = Field(default=ShotSettings(), description="which examples the other two patterns show")
     samples: int = Field(default=1, ge=1, le=64, description="answers to draw for each persona")
-    personas: ChosenPersonas = Field(default=ChosenPersonas(), description="whom to write for")
+    personas: ChosenPersonas = Field(default=ChosenPersonas(), description="the personas to write for")
     accept: Acceptance | None = Field(
-        default=None, description="go on until so many rows pass; null: ask samples for each persona"
+        default=None, description="go on until enough rows pass; null: ask samples for each persona"
     )
     model: str = Field(default="default", description="model to ask: its name under models")
     sampling: SamplingOverrides = Field(default=SamplingOverrides(), description="overrides of the task's own sampling")

@@ -84,7 +84,7 @@ class PipelineSettings(Group):
         steps = self.steps or []
         twice = [step for step in steps if steps.count(step) > 1]
         if twice:
-            raise ValueError(f"steps names {twice[0]} twice; run what is to come again by its own job")
+            raise ValueError(f"steps names {twice[0]} twice; to run a step again, run its own job")
         return self
 
 

@@ -143,7 +143,7 @@ def items(file: File, columns: Mapping[str, str], *, start: int = 0, end: int | 
     ``raw``, at the first line that is not read; later groups are read. So the items do not depend on the parts.
 
     Raises BrokenError if a file is damaged, has another format, or was deleted. Any other error is no fault of the
-    content: the file cannot be reached, may not be read, or a second attempt ended differently.
+    content: the file cannot be reached, may not be read, or a second attempt had another result.
     """
     if file.kind == "parquet":
         yield from _rows(file, columns, start, end)

@@ -42,7 +42,7 @@ _BATCH_ROWS, _BATCH_BYTES = 1000, 4 * 1024**2
 _LOOKED_AT = 8  # Parquet files that are searched for a column before it counts as missing
 _PLACE = (StructField("file", StringType(), False), StructField("line", LongType(), False))
 _FAULT = tuple(StructField(name, StringType()) for name in ("reason", "raw", "row_hash"))
-# For the part that begins at ``start``: lines read, and why it broke off (``why``); for a task: rows read (``seen``).
+# For the part that begins at ``start``: lines read, and the fault that ended it (``why``); for a task: rows (``seen``).
 _NOTES = (
     *[StructField(name, LongType()) for name in ("start", "lines", "seen")],
     StructField("why", StringType()),

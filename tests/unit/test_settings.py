@@ -187,7 +187,7 @@ def test_a_file_that_is_no_yaml_is_told_by_line_and_fault_and_not_repeated(
 def test_an_override_without_a_value_is_not_repeated_where_models_are(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("")
-    with pytest.raises(SettingsError, match=r"--set wants a.b=value, found one that begins with models"):
+    with pytest.raises(SettingsError, match=r"--set needs a.b=value, found one that begins with models"):
         load(file, ["models.default.api_key_env:sk-hush"])
 
 
@@ -305,9 +305,9 @@ def test_overrides_reach_nested_keys_and_lists_and_are_read_as_yaml(conf: Path) 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("personas.temperature", "--set wants a.b=value, found 'personas.temperature'"),
-        ("=1", "--set wants a.b=value, found '=1'"),
-        ("personas..verbs=[read]", "--set wants a.b=value"),
+        ("personas.temperature", "--set needs a.b=value, found 'personas.temperature'"),
+        ("=1", "--set needs a.b=value, found '=1'"),
+        ("personas..verbs=[read]", "--set needs a.b=value"),
         ("synthesis.2.model=x", "--set synthesis.2.model: '2' is no position in a list of 2"),
         ("synthesis.last=x", "--set synthesis.last: 'last' is no position in a list of 2"),
         ("models.default.model.name=x", "--set models.default.model.name: model holds a value, not keys"),
