@@ -1,8 +1,8 @@
-"""What one process reaches and what a call costs it, without Spark: ``llm.client.outcomes`` against a loopback server.
+"""Rate and CPU cost of calls by one process, without Spark: ``llm.client.outcomes`` against a loopback server.
 
-Two tables. Instant replies: CPU time of this process a call (the server's is apart) and resident memory, which must
-stay flat. Lognormal latency: calls a second while all places are taken, as a share of in flight / mean latency, which
-is the most there can be. CPU a call hardly depends on what else the machine does; calls a second do.
+Two tables. Instant replies: CPU time of this process a call (without the server) and resident memory, which must not
+grow. Lognormal latency: calls a second while all places are taken, as a share of in flight / mean latency, the highest
+possible rate. Other load on the machine hardly changes the CPU time of a call, but it does change calls a second.
 
     python benchmarks/asking_client.py --calls 20000 --in-flight 64 256 --transports openai aiohttp
 """
@@ -88,7 +88,7 @@ def _measure(
 ) -> Measured:
     endpoint = Endpoint(model="m", base_url=fake.url, in_flight=in_flight, transport=transport)
     for _ in outcomes(_requests(2 * in_flight), endpoint, PRICE):
-        pass  # connections, and what is imported late
+        pass  # warm up: connections, late imports
     done, full_at, last_pulled_at, began_mib = 0, 0.0, 0.0, 0.0
     first = max(2 * in_flight, calls // 10)
 
@@ -108,13 +108,13 @@ def _measure(
             if done == first:
                 full_at, began_mib = time.monotonic(), _resident_mib()
         seconds, cpu_s = time.monotonic() - began, time.process_time() - cpu_s
-    # When the last was pulled, all but those in flight were done.
+    # When the last request was pulled, all except those in flight were done.
     steady = (calls - in_flight - first) / max(1e-9, last_pulled_at - full_at)
     return Measured(seconds, cpu_s, steady, began_mib, _resident_mib())
 
 
 def _requests(count: int) -> Iterator[StoredRequest]:
-    """As a task has them: texts, to be read when they are asked."""
+    """As a task has them: JSON texts, parsed when they are sent."""
     for number in range(count):
         messages = [{"role": "user", "content": f"{TEXT}{number}"}]
         request = Request("m", messages, {"temperature": 0.7, "max_tokens": 160})
@@ -122,7 +122,7 @@ def _requests(count: int) -> Iterator[StoredRequest]:
 
 
 def _resident_mib() -> float:
-    """Linux alone says it at once."""
+    """Current resident memory (Linux only)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES / 2**20
 
 

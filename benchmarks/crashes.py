@@ -1,8 +1,8 @@
-"""Runs that are killed at random moments: what is paid twice, and whether anything is lost.
+"""Runs that are killed at random moments: how many calls are paid twice, and whether any answer is lost.
 
-A run of many calls is started as a program of its own. At random moments its driver with all below it, one of its
-Python workers, or one of its executors (with a local-cluster master) gets SIGKILL; a dead run is started again. In the
-end every question must have one row in the ledger; what the endpoint billed beyond that was paid twice.
+A run of many calls is started as a separate process. At random moments its driver with all processes below it, one of
+its Python workers, or one of its executors (with a local-cluster master) gets SIGKILL; a dead run is started again. In
+the end every question must have one row in the ledger; calls that the endpoint billed beyond that were paid twice.
 
     python benchmarks/crashes.py --calls 3000 --kills 8 --seed 1
     python benchmarks/crashes.py --master 'local-cluster[2,1,1024]' --calls 2000 --kills 6
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--master", default="local[2]", help="(default: %(default)s)")
     parser.add_argument("--calls", type=int, default=3_000, help="questions (default: %(default)s)")
     parser.add_argument("--in-flight", type=int, default=8, help="calls at once per worker (default: %(default)s)")
-    parser.add_argument("--kills", type=int, default=8, help="kills in all (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=8, help="total number of kills (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--worker-of", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -97,7 +97,7 @@ def _kill_and_repeat(folder: Path, endpoint: FakeEndpoint, chosen: argparse.Name
 
 
 def _when(endpoint: FakeEndpoint, rng: random.Random, chosen: argparse.Namespace) -> int:
-    """How many calls are billed at the next kill."""
+    """The number of billed calls at which to kill next."""
     return endpoint.counts()["billed"] + rng.randint(1, max(2, 2 * chosen.calls // (chosen.kills + 1)))
 
 

@@ -1,9 +1,9 @@
-"""Surface dedup by other packages: benchmarks/dedup_surface.py runs this by the Python of an environment with them.
+"""Surface dedup by other packages: benchmarks/dedup_surface.py runs this with the Python of an environment with them.
 
 Reads texts, one JSON string a line, and writes one JSON object: seconds, peak MB, and which rows were removed.
-``same``: on our tokens, with our bands, equal token sets first, then from the first row to the last: who has no similar
-row among those kept, by exact Jaccard similarity, is kept. Tokens and sketches are made in two processes. ``usual``:
-the package's own bands, and what it finds is not verified.
+``same``: with our tokens and our bands. Equal token sets are removed first; then, from the first row to the last, a row
+is kept if no kept row is similar by exact Jaccard similarity. Tokens and sketches are made in two processes. ``usual``:
+with the package's own bands, and its results are not verified.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HASHES = BANDS * ROWS
 def main() -> None:
     peer, texts_file, threshold, mode, answer = sys.argv[1:]
     run = {"rensa": rensa, "datasketch": datasketch, "datatrove": datatrove, "text-dedup": text_dedup}[peer]
-    started = time.monotonic()  # as ours: from texts in a file on
+    started = time.monotonic()  # like ours, reading the texts counts
     texts = [json.loads(line) for line in Path(texts_file).read_text(encoding="utf-8").splitlines()]
     removed = run(texts, Fraction(threshold), mode == "usual")
     seconds = time.monotonic() - started
@@ -104,7 +104,7 @@ def _greedy(
 
 
 def datatrove(texts: list[str], threshold: Fraction, usual: bool) -> list[int]:
-    """Its four stages on two workers. It verifies nothing, and takes all but one of each connected group out.
+    """Its four stages on two workers. It verifies nothing, and keeps only one row of each connected group.
 
     ``same``: single words, 16 bands of 8, and each token of ours as a word.
     """
@@ -167,7 +167,7 @@ def text_dedup(texts: list[str], threshold: Fraction, usual: bool) -> list[int]:
     """Its command on two processes. It verifies nothing, and keeps the first of each connected group.
 
     ``same``: single words, 16 bands of 8, and each token of ours as a word. ``usual``: the threshold and its defaults,
-    by which texts of fewer than five words go, too.
+    which also remove texts of fewer than five words.
     """
     datasets = importlib.import_module("datasets")
     tuned = ["--ngram", "1", "--min_length", "1", "--num_perm", str(HASHES), "--b", str(BANDS), "--r", str(ROWS)]

@@ -1,8 +1,8 @@
-"""Recall, comparisons and time of semantic dedup's bucketed join, beside brute force and other ways to find candidates.
+"""Recall, comparisons and time of semantic dedup's bucketed join, of brute force and of other candidate methods.
 
 Real texts, embedded once by Spark NLP and kept in ``--cache``. Centroids are trained on rows outside the scored ones.
-Every way is measured on the same pairs of brute force: found is a pair of cosine >= 0.9 that the way would compare,
-comparisons are counted as a share of all pairs. ``--spark`` runs the join itself, on the same rows.
+Every method is measured on the pairs of cosine >= 0.9 that brute force finds: recall is the share of them that the
+method would compare, and its comparisons are a share of all pairs. ``--spark`` runs the join itself, on the same rows.
 
     python benchmarks/dedup_semantic.py --texts ../shared/data/shorttext/package_summaries_sample.jsonl.gz \
         --rows 200000 --cache /tmp/vectors --spark
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument(
         "--buckets",
         type=int,
-        help="centroids; by default as many as the rows need. Recall and the share of pairs that "
-        "are compared follow from them, not from the rows, so fewer rows tell what more would take",
+        help="number of centroids; by default as many as the rows need. Recall and the share of compared pairs depend "
+        "on this number, not on the rows: give that of a large run to estimate it with fewer rows",
     )
     parser.add_argument("--spark", action="store_true", help="run the join in Spark too")
     chosen = parser.parse_args()
@@ -85,7 +85,7 @@ Pairs = tuple[Integers, Integers, npt.NDArray[np.float64]]
 
 
 def _vectors(texts: Path, cache: Path, master: str) -> npt.NDArray[np.float16]:
-    """Stored vectors of the distinct texts that the model can read; each part is kept once it is done."""
+    """Stored vectors of the distinct texts that the model can read; each part is written to ``cache`` when done."""
     content = gzip.decompress(texts.read_bytes()) if texts.suffix == ".gz" else texts.read_bytes()
     distinct = sorted({json.loads(line)["text"] for line in content.decode().splitlines()})
     cache.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def _brute(vectors: Floats) -> tuple[Pairs, float]:
 def _homes_with_all(
     pairs: Pairs, homes: Integers, rows: Integers, visited: Integers, count: int
 ) -> tuple[npt.NDArray[np.bool_], float, float]:
-    """(found, comparisons, copies of a row): in a bucket, those at home are compared with all."""
+    """(compared pairs, comparisons, copies of a row): rows whose home is the bucket are compared with all in it."""
     at_home, guests = np.bincount(homes, minlength=count), np.bincount(visited, minlength=count)
     there = np.sort(np.concatenate([np.arange(len(homes)) * count + homes, rows * count + visited]))
     a, b, _ = pairs
@@ -218,7 +218,7 @@ def _in_spark(scored: npt.NDArray[np.float16], centroids: Centroids, pairs: Pair
 
 
 class PeakOfWorkers:
-    """While it lasts, looks at Spark's Python workers; ``[0]``: megabytes of the largest one."""
+    """Watches Spark's Python workers in a thread; ``[0]``: megabytes of the largest one so far."""
 
     def __enter__(self) -> list[int]:
         self._peak_mb, self._over = [0], threading.Event()
@@ -242,7 +242,7 @@ class PeakOfWorkers:
                     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
                     yield int(status["VmHWM"].split()[0]) // 1024
             except (OSError, KeyError):
-                continue  # it ended while it was looked at
+                continue  # it ended meanwhile
 
 
 if __name__ == "__main__":

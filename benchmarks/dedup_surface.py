@@ -1,10 +1,10 @@
-"""What surface dedup finds, and what it costs.
+"""Recall and cost of surface dedup.
 
-``recall`` compares each engine with every pair there is, on real short texts. ``speed`` times the whole of it, from
-texts in a file to removals in one. A million rows are made from real texts: all of them once, and halves of two put
-together; the more rows of them, the more near-duplicates each has, as in real collections. ``copies`` are
-copies of one text, and rows of which half have one token in common. ``peers`` gives the same texts and tokens
-to other packages; they live in another environment, whose Python it is told.
+``recall`` compares each engine with all existing pairs, on real short texts. ``speed`` times the whole dedup, from a
+file of texts to a file of removals. A million rows are made from real texts: all of them once, and texts joined from
+halves of two; with more rows each row has more near-duplicates, as in real collections. ``copies`` are copies of one
+text, and rows of which half have one token in common. ``peers`` gives the same texts and tokens to other packages,
+which are installed in another environment: ``--python`` is its Python.
 
     python benchmarks/dedup_surface.py recall --data ../shared/data
     python benchmarks/dedup_surface.py speed --data ../shared/data --rows 100000 250000 1000000
@@ -63,17 +63,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 250_000, 1_000_000])
     parser.add_argument("--engines", nargs="+", default=["minhash", "exact"], choices=["minhash", "exact"])
     parser.add_argument("--thresholds", type=Decimal, nargs="+", default=[Decimal("0.9")])
-    parser.add_argument("--recall", type=float, default=SurfaceSettings().recall, help="that minhash chooses bands for")
+    parser.add_argument("--recall", type=float, default=SurfaceSettings().recall, help="recall to choose bands for")
     parser.add_argument("--paths", nargs="+", choices=list(ONE_TASK_MB),
                         help="recall: one-task joins; speed, copies: auto, as conf/local.yaml")  # fmt: skip
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--first", type=int, help="recall: so many texts of each set (default: all)")
+    parser.add_argument("--first", type=int, help="recall: number of texts of each set (default: all)")
     parser.add_argument("--python", help="peers: the Python of an environment that has them")
     parser.add_argument("--peers", nargs="+", default=["rensa", "datasketch", "datatrove", "text-dedup"])
     parser.add_argument("--modes", nargs="+", default=["same", "usual"], choices=["same", "usual"], help="of peers")
-    parser.add_argument("--repeats", type=int, default=1, help="peers: so many runs of each")
+    parser.add_argument("--repeats", type=int, default=1, help="peers: number of runs of each")
     parser.add_argument("--candidates", action=argparse.BooleanOptionalAction, default=True,
-                        help="speed, copies: count them, off the clock; it may take longer than the rest")  # fmt: skip
+                        help="speed, copies: count them, untimed; this may take longer than the rest")  # fmt: skip
     parser.add_argument("--memory", default="3g", help="of the JVM (default: %(default)s)")
     parser.add_argument("--partitions", default="8", help="of a shuffle (default: %(default)s)")
     chosen = parser.parse_args()
@@ -128,7 +128,7 @@ def texts_of(data: Path, name: str) -> list[str]:
 
 
 def _mixed(data: Path, count: int) -> list[str]:
-    """``count`` of a million texts, in one random order: real ones, and halves of two real ones put together."""
+    """``count`` of a million texts, in one random order: real ones, and texts joined from halves of two real ones."""
     rng = random.Random(9)
     texts = [text for name in SHORT for text in texts_of(data, name)]
     halves = [text.split() for text in texts]
@@ -162,7 +162,7 @@ def _written(folder: Path, texts: list[str]) -> str:
     return str(place)
 
 
-# What is found
+# Recall
 
 
 def _recall(
@@ -172,9 +172,9 @@ def _recall(
     chosen: list[SurfaceSettings],
     paths: list[str],
 ) -> None:
-    """Truth is what the exact engine finds by the last of ``paths``: with joins last each path checks the other."""
+    """The reference is the exact engine by the last of ``paths``: with joins last, each path checks the other."""
     print(f"{'':32}{'texts':>9}{'t':>6}{'engine':>9}{'path':>10}{'J=1 pairs':>11}{'pairs':>10}{'recall':>9}"
-          f"{'lowest tenth':>22}{'removed':>9}{'wrong':>7}{'left over':>10}")  # fmt: skip
+          f"{'lowest tenth':>22}{'removed':>9}{'wrong':>7}{'missed':>10}")  # fmt: skip
     for (name, texts), settings in itertools.product(inputs.items(), chosen):
         personas = spark.read.parquet(_written(folder, texts))
         every = _pairs(personas, settings.model_copy(update={"engine": "exact"}), paths[-1])
@@ -205,7 +205,7 @@ def _share(part: Any, whole: Any) -> str:
 
 
 def _pairs(personas: DataFrame, settings: SurfaceSettings, path: str) -> dict[tuple[str, str], float]:
-    """Pairs of different token sets, each set by its first persona, as they are found in one task or by joins."""
+    """Pairs of different token sets that one task or the joins find, each set by the id of its first persona."""
     sets = _sets(personas, settings).where("id = best.id").localCheckpoint()
     by_keys = settings.engine == "minhash"
     if path == "joins":
@@ -236,7 +236,7 @@ def _equal_pairs(personas: DataFrame) -> int:
     return int(groups.agg(F.sum(F.expr("count * (count - 1) div 2"))).collect()[0][0])
 
 
-# What it costs
+# Cost
 
 
 def _speed(
@@ -247,7 +247,7 @@ def _speed(
     paths: list[str],
     with_candidates: bool,
 ) -> None:
-    """Candidates are those of the joins, whose prefixes are a little longer than in one task."""
+    """Candidates are those of the joins, which use slightly longer prefixes than one task."""
     _warm_up(spark, folder, next(iter(inputs.values())), chosen)
     print(f"{'rows':>17}{'t':>6}{'engine':>9}{'path':>10}{'seconds':>9}{'rows/s':>9}{'CPU us/row':>12}"
           f"{'peak MB':>9}{'worker MB':>11}{'shuffle B/row':>15}{'candidates/row':>16}{'removed':>10}")  # fmt: skip
@@ -281,7 +281,7 @@ def _speed(
 
 
 def _warm_up(spark: SparkSession, folder: Path, texts: list[str], chosen: list[SurfaceSettings]) -> None:
-    """The JVM compiles what is run often, Python workers import what they need."""
+    """Let the JVM compile the hot code, and Python workers import their modules."""
     few = spark.read.parquet(_written(folder, texts[:20_000]))
     for settings, path, _ in itertools.product(chosen, ("one-task", "joins"), range(3)):
         surface.deduplicate(few, settings=_by(path, settings)).removals.count()
@@ -298,7 +298,8 @@ def _peers(
     modes: list[str],
     repeats: int,
 ) -> None:
-    """Ours and theirs, by who is removed: what is left of similar pairs, and who goes without a similar kept one."""
+    """Compare removals of ours and of the peers: pairs of which both rows are kept, and rows removed without a similar
+    kept one."""
     place = _written(folder, texts)
     personas = spark.read.parquet(place)
     best = {
@@ -319,7 +320,7 @@ def _peers(
         print(f"{name:28}{len(texts):>10,}{seconds:>9.1f}{len(texts) / seconds:>9,.0f}{peak_mb:>9,.0f}{len(ids):>9,}"
               f"{wrong:>8,}{left_over:>11,}", flush=True)  # fmt: skip
 
-    print(f"{'':28}{'rows':>10}{'seconds':>9}{'rows/s':>9}{'peak MB':>9}{'removed':>9}{'wrong':>8}{'left over':>11}")
+    print(f"{'':28}{'rows':>10}{'seconds':>9}{'rows/s':>9}{'peak MB':>9}{'removed':>9}{'wrong':>8}{'missed':>11}")
     _warm_up(spark, folder, texts, chosen)
     for _, settings in itertools.product(range(repeats), chosen):
         with Watch() as used:

@@ -1,8 +1,8 @@
-"""Spark NLP's sentence vectors beside ONNX Runtime's on the same texts: are they equal, and how fast are they?
+"""Spark NLP's sentence vectors compared with ONNX Runtime's on the same texts: are they equal, and how fast are they?
 
 The reference is ONNX Runtime in two Python processes of one thread each, on the raw texts, tokenised by the model's own
-tokeniser: one text at a time gives the vector that a text has by itself, and the rate is the best of several batch
-sizes, texts sorted by length. Then what a threshold means: of labelled pairs, the cosines of each label.
+tokeniser. Batches of one give each text's unpadded vector; the rate is the best of several batch sizes, with the texts
+sorted by length. With --pairs: the cosines of labelled pairs by label, which show what a threshold means.
 
     pip install --target /tmp/reference onnxruntime tokenizers 'numpy<2'
     python benchmarks/embedding.py --texts ../shared/data/personas/personahub_tool.jsonl --reference /tmp/reference
@@ -45,14 +45,14 @@ BATCHES = (1, 8, 32)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, help="JSON lines with 'input persona' or 'text'")
-    parser.add_argument("--rows", type=int, default=2000, help="so many of them (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=2000, help="number of texts to use (default: %(default)s)")
     parser.add_argument("--reference", type=Path, help="folder with onnxruntime, tokenizers and numpy")
     parser.add_argument("--pairs", type=Path, help="labelled pairs, JSON lines")
     parser.add_argument(
-        "--per-label", type=int, default=200, help="so many of each set and label (default: %(default)s)"
+        "--per-label", type=int, default=200, help="pairs of each set and label to use (default: %(default)s)"
     )
-    parser.add_argument("--endpoint", help="address of an endpoint whose vectors --pairs is about, without a key")
-    parser.add_argument("--model", default="", help="its model")
+    parser.add_argument("--endpoint", help="address of an endpoint without a key, to embed --pairs by it")
+    parser.add_argument("--model", default="", help="the endpoint's model")
     parser.add_argument("--master", default="local[2]", help="Spark's master (default: %(default)s)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _equality(spark: SparkSession, embedder: SparkNlpEmbedder, texts: list[str], reference: Path | None) -> None:
-    embed(spark, embedder, texts[:50])  # the model is loaded, Python workers and the JVM are warm
+    embed(spark, embedder, texts[:50])  # load the model, warm up Python workers and the JVM
     began = time.perf_counter()
     stored = embed(spark, embedder, texts)
     ours = len(texts) / (time.perf_counter() - began)
@@ -110,7 +110,7 @@ def embed(spark: SparkSession, embedder: SparkNlpEmbedder, texts: Sequence[str])
 
 
 def _by_reference(texts: list[str], reference: Path, batch: int) -> tuple[Matrix, float]:
-    """Vectors of two processes that share the texts, and texts a second while both were at work."""
+    """Vectors of two processes that share the texts, and their texts a second."""
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for part in (0, 1):
@@ -124,7 +124,7 @@ def _by_reference(texts: list[str], reference: Path, batch: int) -> tuple[Matrix
             )
         for process in running:
             assert process.stdout is not None and process.stdin is not None
-            process.stdout.readline()  # ready
+            process.stdout.readline()  # wait until it is ready
         began = time.perf_counter()
         for process in running:
             assert process.stdin is not None
@@ -177,7 +177,7 @@ def _by_endpoint(texts: list[str], endpoint: str, model: str) -> Matrix:
 
 
 def _meaning(path: Path, per_label: int, vectors_of: Callable[[list[str]], Matrix]) -> None:
-    """For each set of ``path`` and what people said of its pairs, how many are above which cosine."""
+    """For each set and label of the pairs in ``path``: the share of pairs above several cosines."""
     rows = []
     taken: Counter[tuple[str, str]] = Counter()
     for row in sorted(_json_lines(path), key=lambda row: hashlib.sha256(row["id"].encode()).digest()):
@@ -193,7 +193,7 @@ def _meaning(path: Path, per_label: int, vectors_of: Callable[[list[str]], Matri
     for kind, one, other in rows:
         cosines[kind].append(float(vectors[place[one]] @ vectors[place[other]]))
     thresholds = (0.7, 0.8, 0.85, 0.9, 0.95)
-    print(f"{'set':20}{'people said':>14}{'pairs':>8}{'median':>9}" + "".join(f"{f'>= {t}':>9}" for t in thresholds))
+    print(f"{'set':20}{'label':>14}{'pairs':>8}{'median':>9}" + "".join(f"{f'>= {t}':>9}" for t in thresholds))
     for (source, judgement), values in sorted(cosines.items()):
         shares = "".join(f"{np.mean(np.array(values) >= t):>9.1%}" for t in thresholds)
         print(f"{source:20}{judgement:>14}{len(values):>8,}{np.median(values):>9.3f}{shares}")

@@ -1,9 +1,9 @@
-"""How often the quality rules are right: flags of filters.quality_flags against labels made by reading.
+"""Precision and recall of the quality rules: flags of filters.quality_flags against labels made by reading.
 
-benchmarks/labels/personas.csv has ids and labels only; the texts are looked for in the files and stores that are named
-here, and what is in none of them is counted and left out. Prints a Markdown table for each origin: how many rows each
-rule flags, how many of those have that fault (a label in doubt counts for neither side), and how many rows of the
-samples drawn by id alone have the fault, and how many of those are flagged. One Spark job judges all rows.
+benchmarks/labels/personas.csv has only ids and labels. The texts are read from the files and stores that --data and
+--store name; labels without a text are counted and left out. Prints a Markdown table for each origin: how many rows
+each rule flags, how many of those have that fault (doubtful labels count as neither), how many rows of the samples
+drawn by id alone have the fault, and how many of those are flagged. One Spark job judges all rows.
 
     python benchmarks/filter_precision.py --data ../shared/data/personas --store file:/tmp/hub
 """
@@ -28,12 +28,12 @@ from personahub_spark.sources import imports
 
 LABELS = Path(__file__).parent / "labels" / "personas.csv"
 DRAWN = ("random", "fresh")
-"""Samples that were drawn by id alone; all others are rows that a rule had flagged."""
+"""Samples that were drawn by id alone. All others are rows that a rule had flagged."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What reading one persona found: ``faults`` and, apart, those in doubt."""
+    """A reader's judgement of one persona: its faults, and those the reader doubts."""
 
     origin: str
     sample: str
@@ -53,7 +53,7 @@ class Persona:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=Path, default=LABELS, help="default: %(default)s")
-    parser.add_argument("--data", type=Path, help="folder with the released files that were labelled, as JSON lines")
+    parser.add_argument("--data", type=Path, help="folder with the labelled released files, as JSON lines")
     parser.add_argument("--store", action="append", default=[], help="root of a store; may be given more than once")
     parser.add_argument("--sample", help="only labels of this sample, such as random or fresh")
     arguments = parser.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def read_labels(path: Path) -> dict[str, Label]:
-    """The labels by persona id; a fault with a question mark is one in doubt."""
+    """The labels by persona id; a fault with a question mark is doubtful."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {
@@ -97,7 +97,7 @@ def in_files(folder: Path) -> Iterable[tuple[str, Persona]]:
 
 
 def in_store(spark: SparkSession, root: str) -> dict[str, Persona]:
-    """The personas of the store at ``root``, with the whole document that each was first found in."""
+    """The personas of the store at ``root``, each with the whole document that it was first inferred from."""
     personas, documents = (
         spark.read.format("delta").load(f"{root.rstrip('/')}/{name}") for name in ("personas", "documents")
     )
@@ -117,7 +117,7 @@ def judge(spark: SparkSession, personas: Mapping[str, Persona]) -> dict[str, set
 
 
 def report(labels: Mapping[str, Label], flags: Mapping[str, set[str]]) -> str:
-    """Markdown: for each origin its rules and what no rule looks for."""
+    """Markdown: for each origin, its rules, and the faults that no rule looks for."""
     sections = []
     for origin in sorted({label.origin for label in labels.values()}):
         chosen = {id_: label for id_, label in labels.items() if label.origin == origin}
@@ -125,7 +125,7 @@ def report(labels: Mapping[str, Label], flags: Mapping[str, set[str]]) -> str:
         drawn = {id_: label for id_, label in there.items() if label.sample in DRAWN}
         sections.append(f"### {origin}: {len(there)} rows, {len(drawn)} of them drawn by id")
         if len(there) < len(chosen):
-            sections.append(f"{len(chosen) - len(there)} labelled rows are in none of the files and stores named.")
+            sections.append(f"{len(chosen) - len(there)} labelled rows are in none of the given files and stores.")
         good = [id_ for id_, label in drawn.items() if not label.faults and not label.doubts]
         false = sum(bool(flags[id_]) for id_ in good)
         sections.append(f"Drawn by id and without fault: {len(good)}; flagged by any rule nevertheless: {false}.")

@@ -1,7 +1,7 @@
-"""How much of an endpoint's limits is used, and how often it refuses, with several Spark tasks asking at once.
+"""How much of an endpoint's limits is used, and how often it refuses, when several Spark tasks call at once.
 
-A loopback server enforces requests and tokens a minute in fixed windows of a second of its own clock. All windows
-between the warm-up and the last seconds count: the share used is that of the scarcer of the two limits.
+A loopback server enforces requests and tokens a minute in fixed windows of one second by its own clock. All windows
+between the warm-up and the last seconds count: the share used is that of the tighter of the two limits.
 
     python benchmarks/limits.py --workers 8 --seconds 90 --words 20-110 190 20-300
 """
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=20, help="seconds that do not count (default: %(default)s)")
     parser.add_argument("--words", nargs="+", default=["20-110", "190", "20-300"], help="words of a prompt, or a range")
     parser.add_argument("--mean-ms", type=float, default=1000.0, help="mean latency (default: %(default)s)")
-    parser.add_argument("--no-retry-after", action="store_true", help="refusals do not say when to come back")
+    parser.add_argument("--no-retry-after", action="store_true", help="refusals have no Retry-After")
     chosen = parser.parse_args()
     print(f"{chosen.workers} tasks; {chosen.requests:,} requests and {chosen.tokens:,} tokens a minute, by the second")
     print(f"{'words':>10}{'seconds':>9}{'requests used':>15}{'tokens used':>13}{'refused':>9}{'calls':>8}")

@@ -1,9 +1,9 @@
-"""Lineage at scale: the time to write down the ways of a new hop, to look sources up, and to withdraw one.
+"""Lineage at scale: the time to store the paths of a new hop, to look sources up, and to withdraw one.
 
-Makes personas and origins of --edges edges over six hops (every persona found by two parents, so a persona has two
-origins). Measures the maintenance of each hop; the lineage of one persona, by the view persona_lineage, by the view as
-jobs/query_tables.py asks it (filtered) and by jobs/trace_persona.py, with files as they were written and then in the
-order of their keys; the view over everybody; and the withdrawal of a source that a thousandth of the texts have.
+Makes personas and origins of --edges edges over six hops (every persona has two origins, one for each parent). Measures
+the maintenance of each hop; the lineage of one persona, by the view persona_lineage, by the same view with the settings
+of jobs/query_tables.py (filtered) and by jobs/trace_persona.py, before and after the files are sorted by their keys;
+the view over all personas; and the withdrawal of a source that a thousandth of the texts have.
 
     python benchmarks/lineage.py --edges 10000000 --root /tmp/lineage
 """
@@ -45,11 +45,11 @@ KEYS = {PERSONAS: "persona_id", PERSONA_ORIGINS: "persona_id", PERSONA_ANCESTORS
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--edges", type=int, default=1_000_000, help="origins in all (default: %(default)s)")
-    parser.add_argument("--root", type=Path, required=True, help="folder for the tables; made anew")
+    parser.add_argument("--root", type=Path, required=True, help="folder for the tables; it is deleted first")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="one setting over the defaults")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.root, ignore_errors=True)
-    # Not what conf/local.yaml has for some thousand rows.
+    # Instead of the settings of conf/local.yaml for a few thousand rows.
     conf = "spark.conf={spark.driver.memory: 6g, spark.sql.shuffle.partitions: '16'}"
     overrides = [f"store.root={arguments.root}", "spark.master=local[2]", conf, *arguments.set]
     context = open_context(loading.load(Path("conf/local.yaml"), [*overrides, "spark.spark_nlp=false"]))
@@ -86,7 +86,7 @@ def main() -> None:
     rule = Rule("source", "withdrawn", "benchmark", "to be measured")
     results = []
     withdraw_s = took(lambda: results.append(run_step(context, Step("withdraw", lambda c: withdraw(c, rule)))))
-    assert results[0].outcomes["stays"] > 0 == results[0].outcomes["withdrawn"]  # each root was found twice
+    assert results[0].outcomes["stays"] > 0 == results[0].outcomes["withdrawn"]  # each root has two texts
     print(json.dumps({"withdraw_s": round(withdraw_s, 1), "personas": results[0].outcomes}))
 
 
@@ -156,7 +156,7 @@ def add(context: Context, table: Table, rows: DataFrame, version: int) -> None:
 
 
 def maintain(context: Context, hop: int) -> None:
-    """What jobs/expand_personas.py does for the ways of a hop."""
+    """Add the paths of a hop to persona_ancestors, as jobs/expand_personas.py does."""
     ancestors = context.store.read(PERSONA_ANCESTORS)
     people = context.store.read(PERSONAS).where(F.col("hop") == hop)
     missing = people.join(ancestors, on="persona_id", how="left_anti")
@@ -169,7 +169,7 @@ def by_view(context: Context, ids: list[str], answers: dict[str, list[str]]) -> 
 
 
 def by_filtered_view(context: Context, ids: list[str], answers: dict[str, list[str]]) -> list[float]:
-    """As jobs/query_tables.py asks it."""
+    """``by_view`` with the Spark settings of jobs/query_tables.py."""
     for setting, value in queries.RUNTIME_FILTERS.items():
         context.spark.conf.set(setting, value)
     try:
@@ -184,14 +184,14 @@ def by_trace(context: Context, ids: list[str], answers: dict[str, list[str]]) ->
 
 
 def check(frame: DataFrame, answers: dict[str, list[str]], persona_id: str) -> None:
-    """Each way must tell the same of a persona."""
+    """Collect ``frame``; every way to look a persona up must give the same rows."""
     rows = frame.collect()
     assert len(rows) == 2 and all(len(row["path"]) == HOPS and row["licence"] == "CC0-1.0" for row in rows)
     assert answers.setdefault(persona_id, sorted(map(repr, rows))) == sorted(map(repr, rows))
 
 
 def order_files(context: Context) -> None:
-    """What docs/scale.md says of tables in the order of their keys."""
+    """Sort the files by their keys, as docs/scale.md describes."""
     folder = Path(context.store.state_root).parent
     for table, key in KEYS.items():
         context.spark.sql(f"OPTIMIZE delta.`{folder / table.name}` ZORDER BY ({key})")

@@ -1,10 +1,10 @@
-"""What prompts begin with: how much of it a local model's server reads, and when answers come, by each slot for itself
-and shared among the slots.
+"""The common beginning of prompts: how many prompt tokens a local model's server reads, and how long answers take, with
+one prompt cache for each slot and with one that the slots share.
 
     python benchmarks/local_prefix.py [--model smollm2-135m-instruct] [--calls 12] [--threads 1]
 
-The questions are those of Text-to-Persona about short texts, four at once at a server of four slots that has just
-started. Tokens read are those of the prompts that the server did not have, as it says with each answer.
+The questions are those of Text-to-Persona about short texts, four at once, to a server with four slots that has just
+started. Tokens read are prompt tokens that were not in the server's cache, by the usage in each answer.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from personahub_spark.tasks.contract import Subject
 from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 
 SLOTS = 4
-# The model's server alone, as it would be used without what stands before it.
+# The model's server alone, without the proxy of local_models before it.
 FOR_ITSELF = """
 import sys, xllamacpp
 from personahub_spark.llm.local_models import fetch, model

@@ -1,10 +1,10 @@
-"""Whether a cap on money holds whatever an endpoint says of what a call took.
+"""Whether a cap on money holds for any form of usage that an endpoint reports.
 
-For each form of usage a fake endpoint, which counts what it bills, is asked many things under a cap for a tenth of
-them, by calls and by batch files. It is shown what was sent, what was billed, what the rows say they cost and what the
-run held itself to have spent, and the tokens that were used and that were counted against limits of tokens. Exit code 1
-where more was billed than the cap allows, fewer tokens were counted than used, or rows that know their cost do not add
-up to what was billed.
+For each form of usage, many questions go to a fake endpoint that counts what it bills, under a cap for a tenth of them,
+by calls and by batch files. Prints the questions sent and answered, the dollars that were billed, that the rows have as
+their cost and that the run counted as spent, and the tokens used and counted against token limits. Exit code 1 if more
+was billed than the cap allows, fewer tokens were counted than used, or the known costs of rows do not add up to what
+was billed.
 
     python benchmarks/money_cap.py
     python benchmarks/money_cap.py --calls 1000 --forms empty reasoning_beside --modes calls
@@ -31,7 +31,7 @@ from personahub_spark.llm.limits import Budget
 from personahub_spark.llm.wire import Outcome, Request
 from personahub_spark.settings.models import Endpoint, Price
 
-# So dear that a call costs cents.
+# High prices: a call costs cents.
 PRICE = Price(input=Decimal(1000), cached_input=Decimal(250), output=Decimal(4000))
 RULE = {"reply": "an answer of seven words in all", "cached_tokens": 4, "reasoning_tokens": 9}
 COST_OF_CALL = Decimal("0.073")
@@ -44,7 +44,7 @@ class Measured:
     sent: int
     answered: int
     billed: Decimal
-    of_rows: Decimal | None  # None: of some answer nobody knows
+    of_rows: Decimal | None  # None: the cost of some answer is unknown
     spent: Decimal
     tokens_used: int
     tokens_counted: int | None
@@ -128,13 +128,13 @@ def _fault(measured: Measured, cap: Decimal, *, is_readable: bool) -> str | None
     if measured.billed > cap:
         return "MORE BILLED THAN THE CAP ALLOWS"
     if measured.spent < measured.billed:
-        return "SPENT MORE THAN IT KNOWS"
+        return "SPENT MORE THAN IT COUNTED"
     if measured.tokens_counted is not None and measured.tokens_counted < measured.tokens_used:
         return "TOKENS NOT COUNTED"
     if is_readable and measured.of_rows != measured.billed:
         return "ROWS DO NOT ADD UP TO WHAT WAS BILLED"
     if not is_readable and measured.of_rows is not None:
-        return "A COST IS TOLD THAT NOBODY KNOWS"
+        return "A ROW HAS A COST THAT CANNOT BE KNOWN"
     return None
 
 

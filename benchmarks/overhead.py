@@ -1,8 +1,8 @@
-"""What each step of the pipeline costs beside its work: seconds, seconds of processor and Spark jobs on few documents.
+"""Fixed overhead of each step of the pipeline: seconds, processor seconds and Spark jobs on a few documents.
 
 The settings are those of conf/local.yaml, the endpoint is the fake one, and the steps run twice in one session: the
-second time there is nothing to do. Then some questions are asked in SQL. Processor seconds are those of the driver's
-JVM and of Python, its workers included; they tell more than seconds where others use the machine.
+second time there is nothing to do. Then a few SQL queries run. Processor seconds are those of the driver's JVM and of
+Python, its workers included; on a busy machine they are more reliable than seconds.
 
     python benchmarks/overhead.py --rows 20
 """
@@ -77,7 +77,7 @@ def _write_documents(file: Path, rows: int) -> None:
 
 @contextmanager
 def _measured(what: str, context: Context | None) -> Iterator[None]:
-    """Print what happens inside costs."""
+    """Print seconds, processor seconds and Spark jobs of the block."""
     group, before, began = f"{what} {time.monotonic_ns()}", _cpu_s(), time.monotonic()
     if context is not None:
         context.spark.sparkContext.setJobGroup(group, what)
@@ -88,13 +88,13 @@ def _measured(what: str, context: Context | None) -> Iterator[None]:
 
 
 def _cpu_s() -> float:
-    """Processor seconds of this process and those below it until now, those that ended included."""
+    """Processor seconds so far of this process and all below it, including those that ended."""
     spent, waiting = 0, [os.getpid()]
     while waiting:
         process = Path(f"/proc/{waiting.pop()}")
         try:
             fields = (process / "stat").read_text().rpartition(")")[2].split()
-            spent += sum(map(int, fields[11:15]))  # its own and its dead children's
+            spent += sum(map(int, fields[11:15]))  # its own, and those of children that ended
             waiting += [
                 int(child) for task in (process / "task").iterdir() for child in (task / "children").read_text().split()
             ]

@@ -1,8 +1,8 @@
-"""How long personas of texts are, and how many a rule flags: Text-to-Persona by the local model, without a store.
+"""Length of personas of texts, and how many a rule flags: Text-to-Persona by the local model, without a store.
 
-``ask`` serves the model and asks about the first part of each document, answers appended to a file, so that a run that
-was stopped goes on. ``report`` reads the answers of one or more such files and prints a table and, with --texts, each
-persona; it starts Spark for the rules.
+``ask`` serves the model, asks about the first part of each document, and appends the answers to a file, so that a
+stopped run can be continued. ``report`` reads the answers of one or more such files and prints a table and, with
+--texts, each persona; it starts Spark for the rules.
 
     python benchmarks/sample_documents.py --data ../shared/data --out documents.jsonl webtext/ud_ewt_web.jsonl.gz=20
     python benchmarks/persona_length.py ask --documents documents.jsonl --answers now.jsonl
@@ -43,8 +43,8 @@ def main() -> int:
     asking = commands.add_parser("ask")
     asking.add_argument("--answers", type=Path, required=True, help="file of JSON lines that answers are added to")
     asking.add_argument("--parallel", type=int, default=4, help="calls at once (default: %(default)s)")
-    asking.add_argument("--url", help="of a server that runs; default: one is started")
-    asking.add_argument("--threads", type=int, help="of the server; 1 is the fastest where others use the cores too")
+    asking.add_argument("--url", help="address of a running server; default: start one")
+    asking.add_argument("--threads", type=int, help="threads of the server; on a busy machine 1 is the fastest")
     reporting = commands.add_parser("report")
     reporting.add_argument("answers", type=Path, nargs="+")
     reporting.add_argument("--texts", action="store_true", help="print each persona and its flags")
@@ -64,7 +64,7 @@ def main() -> int:
 
 def ask(chosen: whole.Settings, documents: dict[str, str], answers: Path, *, url: str, in_flight: int) -> None:
     """Add the model's answer about each of ``documents``, by id, that ``answers`` does not have yet."""
-    # A call may wait for a busy machine, and is never begun again from nothing.
+    # Long enough for a busy machine: a retry would start the answer from the beginning.
     limits = {"base_url": url, "in_flight": in_flight, "timeout_s": 3000, "deadline_s": 3600}
     endpoint = chosen.endpoint(chosen.personas.model).model_copy(update=limits)
     task = TextToPersona(chosen.personas, endpoint)

@@ -1,8 +1,8 @@
-"""How long it takes to find and ask what is missing, when the ledger is large.
+"""Time to find and ask missing questions when the ledger is large.
 
-A ledger of made-up rows is written, in waves of keys as real runs write it. Then two things are timed, each with a few
-thousand answers missing: *resume*, a run that died in its last waves and is taken up from its plan; and *new plan*, a
-later run that asks some thousands of questions which the ledger does not know.
+Writes a ledger of made-up rows, in waves of keys like real runs. Then it times two things, each with a few thousand
+answers missing: *resume*, a run that died in its last waves and continues from its plan; and *new plan*, a later run
+that asks a few thousand questions which are not in the ledger.
 
     python benchmarks/resume.py --rows 1000000 10000000 --missing 1000 10000
 """
@@ -69,7 +69,7 @@ def _context(folder: Path, url: str) -> Context:
 
 
 def _fill(context: Context, rows: int) -> None:
-    """A ledger of ``rows`` made-up answers whose files hold ranges of keys, as waves leave them."""
+    """Write a ledger of ``rows`` made-up answers; each file has a range of keys, like those of waves."""
     waves = max(1, rows // WAVE_ROWS)
     made = {column.name: F.lit(None).cast(column.dataType) for column in LLM_CALLS.columns}
     answer = F.concat(F.lit("A person who "), F.sha2(F.col("id").cast("string"), 512))
@@ -100,7 +100,7 @@ def _questions(context: Context, label: str, count: int) -> list[tuple[str, str]
 
 
 def _resume(context: Context, rows: int, missing: int) -> float:
-    """A plan of all rows of the ledger, whose last waves are not done and lack ``missing`` answers."""
+    """Seconds to resume a plan of all rows of the ledger, whose last waves are undone and lack ``missing`` answers."""
     store, waves = context.store, max(1, rows // WAVE_ROWS)
     label = f"resume-{missing}"
     schema = "request_key string, request string"
@@ -111,7 +111,7 @@ def _resume(context: Context, rows: int, missing: int) -> float:
     folder = f"{store.state_root}/plans/benchmark-{hashlib.sha256(json.dumps([label]).encode()).hexdigest()[:16]}"
     split = old.unionByName(new).withColumn("wave", F.floor(share * waves).cast("int"))
     split.repartition(min(waves, 32), "wave").write.partitionBy("wave").parquet(f"{folder}/requests")
-    # The run died when its first waves were done; what is missing lies in the last ones.
+    # The run died when its first waves were done; the missing answers are in the last ones.
     last = max(1, -(-missing * 2 // WAVE_ROWS))
     due_keys = [key for key in new_keys if int(key[:8], 16) * waves >> 32 >= waves - last]
     for wave in range(waves - last):
@@ -124,7 +124,7 @@ def _resume(context: Context, rows: int, missing: int) -> float:
     spend = complete_all(
         context, new, context.settings.endpoint("default"), step="benchmark", rows=rows, recipe=label
     ).spend
-    assert spend.requests == len(due_keys), f"{spend.requests} were asked where {len(due_keys)} were missing"
+    assert spend.requests == len(due_keys), f"{spend.requests} were asked, but {len(due_keys)} were missing"
     seconds = time.monotonic() - started
     store.drop_staged()
     return seconds

@@ -1,10 +1,10 @@
-"""A small mixed sample of real documents: so many of each file, those whose hashed text comes first, as JSON lines.
+"""A small mixed sample of real documents, as JSON lines: some from each file, in the order of the text hashes.
 
     python benchmarks/sample_documents.py --data FOLDER --out sample.jsonl \\
         webtext/pubmedqa_abstracts.jsonl.gz=30 multilingual/debian_descriptions_10langs.jsonl.gz:de=20
 
 FILE=COUNT takes COUNT rows of a file of JSON lines with ``text``, FILE:LANG=COUNT those in one language. Texts of fewer
-than --min-words words are passed over; languages without blanks count two characters as a word.
+than --min-words words are skipped; in languages without blanks, two characters count as a word.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from personahub_spark.text import content_id
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that the files are in")
-    parser.add_argument("--out", type=Path, required=True, help="the sample")
+    parser.add_argument("--out", type=Path, required=True, help="file to write the sample to")
     parser.add_argument("--min-words", type=int, default=40)
     parser.add_argument("files", nargs="+", metavar="FILE[:LANG]=COUNT")
     arguments = parser.parse_args()

@@ -34,7 +34,7 @@ print(float(total))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=200, help="benign ones to time (default: %(default)s)")
-    parser.add_argument("--modules", nargs="*", default=["numpy"], help="loaded before (default: numpy)")
+    parser.add_argument("--modules", nargs="*", default=["numpy"], help="modules to load in advance (default: numpy)")
     parser.add_argument("--no-hostile", action="store_true", help="time benign programs only")
     arguments = parser.parse_args()
     modules = [name for name in arguments.modules if name]
@@ -67,7 +67,7 @@ def _timed(level: str, modules: Sequence[str], programs: int) -> bool:
         both = 2 * programs / (time.monotonic() - began)
     rate = 1000 * programs / sum(taken)
     print(
-        f"level {level}: {rate:.0f} programs/s one after the other, {both:.0f} in two sandboxes, which opened in "
+        f"level {level}: {rate:.0f} programs/s one by one, {both:.0f} in two sandboxes, which opened in "
         f"{opened:.1f} s; ms a run: {median(taken):.1f} median, {quantiles(taken, n=20)[-1]:.1f} at 95 %"
     )
     return True
@@ -91,7 +91,7 @@ def _hostile(levels: Sequence[str], modules: Sequence[str]) -> None:
                 ends[program.name].append(outcome.status + (", ESCAPED" if escaped else ""))
     for name, statuses in ends.items():
         print(f"| {name} | {' | '.join(statuses)} |")
-    print(f"\n{len(HOSTILE)} hostile programs, {wrong} not held")
+    print(f"\n{len(HOSTILE)} hostile programs, {wrong} not contained")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""What a row costs at each step: processor time, bytes that were shuffled, and bytes of every table.
+"""Cost of a row at each step: processor time, shuffled bytes, and bytes of every table.
 
-Real short texts are put together to documents, a loopback endpoint infers a persona from each, and in another store as
-many real short texts again are personas that surface and semantic dedup compare. Every step is the job itself;
-processor time is that of Spark's driver, executors and Python workers together, without the loopback server.
-What does not grow with the rows (starting, planning) is in it too, so few rows make the figures too high: the
-difference of two sizes is what one more row costs.
+Documents are joined from real short texts, and a loopback endpoint infers a persona from each. In another store, real
+short texts are the personas that surface and semantic dedup compare. Every step is the job itself. Processor time is
+that of Spark's driver, executors and Python workers together, without the loopback server. It includes fixed costs
+(starting, planning), so figures of few rows are too high: run two sizes, the difference is the cost of one more row.
 
     python benchmarks/scale.py --texts ../shared/data/shorttext/package_summaries_sample.jsonl.gz
 """
@@ -120,7 +119,7 @@ def _tell(context: Context, step: Step, rows: int) -> None:
 
 
 def _bytes(context: Context) -> dict[str, int]:
-    """Of each table's folder: data, log, and the write-ahead log's with its state."""
+    """Bytes of each table's folder (data and Delta log), and of the folder with the write-ahead log."""
     root = Path(str(context.settings.store.root))
     return {
         folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

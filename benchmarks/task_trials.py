@@ -1,7 +1,7 @@
-"""What a model makes of a task: pass rates by check, tokens for each row that passes, and every text; without a store.
+"""How well a model does a task: pass rates by check, tokens for each row that passes, and every text; without a store.
 
-``ask`` asks a task about the first personas of a file, in the order of their ids, and adds the answers to a file, so
-that a run that was stopped goes on. ``report`` reads such files with the checks of now.
+``ask`` asks a task about the first personas of a file, in the order of their ids, and appends the answers to a file, so
+that a stopped run can be continued. ``report`` reads such files with the current checks.
 
     python benchmarks/task_trials.py ask --personas personas.jsonl --task math --option variant=planned --to math.jsonl
     python benchmarks/task_trials.py report --texts math.jsonl
@@ -36,16 +36,16 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask")
     asking.add_argument("--personas", type=Path, required=True, help="JSON lines with a persona")
-    asking.add_argument("--number", type=int, default=20, help="of personas (default: %(default)s)")
+    asking.add_argument("--number", type=int, default=20, help="number of personas (default: %(default)s)")
     asking.add_argument("--task", required=True)
-    asking.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the task")
-    asking.add_argument("--text", action="append", default=[], metavar="NAME=FILE", help="that the task needs beside")
+    asking.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="option of the task")
+    asking.add_argument("--text", action="append", default=[], metavar="NAME=FILE", help="further text the task needs")
     asking.add_argument("--sampling", type=json.loads, default={}, help="JSON; default: the task's own")
     asking.add_argument("--samples", type=int, default=1, help="answers for each persona (default: %(default)s)")
     asking.add_argument("--to", type=Path, required=True, help="file of JSON lines that answers are added to")
     asking.add_argument("--parallel", type=int, default=4, help="calls at once (default: %(default)s)")
-    asking.add_argument("--url", help="of a server that runs; default: one is started")
-    asking.add_argument("--threads", type=int, help="of the server; 1 is the fastest where others use the cores too")
+    asking.add_argument("--url", help="address of a running server; default: start one")
+    asking.add_argument("--threads", type=int, help="threads of the server; on a busy machine 1 is the fastest")
     reporting = commands.add_parser("report")
     reporting.add_argument("answers", type=Path, nargs="+")
     reporting.add_argument("--texts", action="store_true", help="print each output, with the checks that it fails")
@@ -84,7 +84,7 @@ def ask(
     in_flight: int,
 ) -> None:
     """Add the model's answer about each of ``subjects`` that ``answers`` does not have yet."""
-    # A call may wait for a busy machine, and is never begun again from nothing.
+    # Long enough for a busy machine: a retry would start the answer from the beginning.
     task = _task(settings, chosen, base_url=url, in_flight=in_flight, timeout_s=3000, deadline_s=3600)
     answered = {row["request_key"] for row in _rows(answers)} if answers.exists() else set()
     requests = {request.key: subject for subject in subjects if (request := task.request(subject)).key not in answered}
@@ -112,7 +112,7 @@ def ask(
 
 
 def report(settings: whole.Settings, answers: Path, *, texts: bool) -> None:
-    """Print what became of ``answers``, by task and options."""
+    """Print pass rates, failures and tokens of ``answers``, by task and options."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in _rows(answers):
         kinds.setdefault(json.dumps([row["task"], row["options"]], ensure_ascii=False), []).append(row)

@@ -1,9 +1,9 @@
-"""How much of what an endpoint could serve is used, end to end through Spark, with the write-ahead log on.
+"""Share of an endpoint's capacity that is used, end to end through Spark, with the write-ahead log on.
 
-A loopback server answers after a lognormal time. The most that N calls in flight can reach is N / mean latency; each
-line says which share of it was reached, from the start of the step to its last commit. CPU is that of the Python
-workers. Peers run against the same server in the same run: a serial loop, ``asyncio.gather`` over chunks in tasks, and
-distribatch with its checkpoint, where it is installed (``pip install --no-deps distribatch cloudpickle``).
+A loopback server answers after a lognormal time. N calls in flight can reach at most N / mean latency; each line has
+the share of it that was reached, from the start of the step to its last commit. CPU is that of the Python workers.
+Peers run against the same server in the same run: a serial loop, ``asyncio.gather`` over chunks in tasks, and
+distribatch with its checkpoint, if it is installed (``pip install --no-deps distribatch cloudpickle``).
 
     python benchmarks/throughput.py --calls 20000 --in-flight 64 256 --transports aiohttp openai --workers 1
 """
@@ -41,7 +41,7 @@ except ImportError:
     distribatch = None
 
 MODEL = "benchmark"
-NO_KEY = "BENCHMARK_KEY"  # a variable: this client insists on one
+NO_KEY = "BENCHMARK_KEY"  # distribatch requires a variable with a key
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="Spark tasks that call at once (default: %(default)s)")
     parser.add_argument("--mean-ms", type=float, default=200.0, help="mean latency (default: %(default)s)")
     parser.add_argument("--sigma", type=float, default=1.0, help="sigma of its logarithm (default: %(default)s)")
-    parser.add_argument("--no-peers", action="store_true", help="ours alone")
+    parser.add_argument("--no-peers", action="store_true", help="measure only ours")
     chosen = parser.parse_args()
     os.environ[NO_KEY] = "none"
     print(f"latency: lognormal, mean {chosen.mean_ms:g} ms, sigma {chosen.sigma:g}; {os.cpu_count()} cores for all")
@@ -192,7 +192,7 @@ def _loop(endpoint: FakeEndpoint, calls: int) -> dict[str, float]:
 
 
 class _Workers:
-    """CPU time and resident memory of the Python workers below this process, looked at twice a second."""
+    """CPU time and resident memory of the Python workers below this process, sampled twice a second."""
 
     def __enter__(self) -> _Workers:
         self._cpu: dict[int, float] = {}

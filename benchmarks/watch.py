@@ -1,4 +1,4 @@
-"""What a benchmark uses, all its processes together."""
+"""Memory, processor time and shuffled bytes of a benchmark, all its processes together."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pyspark.sql import SparkSession
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PYTHON_WORKERS = re.compile(rb"-m\0(pyspark\.|personahub_spark\.program\.python_)daemon")
-"""In the command line of Spark's Python workers, and of what forks them."""
+"""Matches the command line of Spark's Python workers, and of the daemon that forks them."""
 
 
 class Watch:
-    """What this process and those it started use: the most memory resident at once, of all together and of one Python
+    """Measures this process and all processes below it: peak resident memory, of all together and of the largest Python
     worker, and seconds of processor time."""
 
     def __init__(self) -> None:
         self.peak_mb = self.worker_mb = 0.0
         self.cpu_s = 0.0
-        self._used: dict[int, float] = {}  # by process: one that ended counts with what it was last seen to have used
+        self._used: dict[int, float] = {}  # seconds by process; of one that ended, the last value that was read
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
