@@ -217,18 +217,18 @@ class _RefusedError(Exception):
 class _Chunk:
     """Requests that go, or went, into one batch.
 
-    ``untold``: the requests without an outcome, by key, each without its content (see ``_shape``). ``dearest``: the
+    ``pending``: the requests without an outcome, by key, each without its content (see ``_shape``). ``dearest``: the
     maximum cost of the chunk in micro-dollars, None if it has no limit. ``cost``: the cost of its requests with an
     outcome, None if some of it is unknown.
     """
 
-    def __init__(self, name: str, untold: dict[str, Request], created_at: float, dearest: Decimal | None) -> None:
+    def __init__(self, name: str, pending: dict[str, Request], created_at: float, dearest: Decimal | None) -> None:
         self.name = name
-        self.untold = untold
+        self.pending = pending
         self.dearest = dearest
         self.cost: Decimal | None = Decimal(0)
         self.created_at = created_at
-        self.size = len(untold)
+        self.size = len(pending)
         self.done = 0
         self.batch_id: str | None = None
 
@@ -247,7 +247,7 @@ class _Chunk:
     def intent(self, endpoint: Endpoint) -> dict[str, Any]:
         """The content of the journal's ``intent``, for ``of_intent``."""
         keys: dict[str, list[str]] = {}
-        for key, shape in self.untold.items():
+        for key, shape in self.pending.items():
             keys.setdefault(shape.to_json(), []).append(key)
         return {
             "base_url": endpoint.base_url,
@@ -259,11 +259,11 @@ class _Chunk:
 
     @classmethod
     def of_intent(cls, name: str, intent: Mapping[str, Any]) -> _Chunk:
-        untold: dict[str, Request] = {}
+        pending: dict[str, Request] = {}
         for group in intent["requests"]:
-            untold.update(dict.fromkeys(group["keys"], Request.from_json(group["shape"])))
+            pending.update(dict.fromkeys(group["keys"], Request.from_json(group["shape"])))
         dearest = intent["dearest_microusd"]
-        return cls(name, untold, intent["created_at"], None if dearest is None else Decimal(dearest))
+        return cls(name, pending, intent["created_at"], None if dearest is None else Decimal(dearest))
 
 
 class _Draft:
@@ -413,7 +413,7 @@ class _Reader:
             raw = b"" if response is None else _body(response.get("body"))
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
-        shape = chunk.untold.pop(key, None) if isinstance(key, str) else None
+        shape = chunk.pending.pop(key, None) if isinstance(key, str) else None
         if shape is None:
             return None
         if status is None:
@@ -576,7 +576,7 @@ class _Run:
                 self._forget(chunk)
                 return
             self.journal.note(chunk.name, "batch", {"id": chunk.batch_id})
-        self._taken_up.update(chunk.untold)
+        self._taken_up.update(chunk.pending)
         self._sent_lines += chunk.size
         self.say(f"batch {chunk.batch_id} of an earlier run is taken up: {chunk.size:,} requests")
 
@@ -694,7 +694,7 @@ class _Run:
         ended_at = batch.completed_at or batch.expired_at or batch.cancelled_at or batch.created_at
         latency_ms = min(max(0, ended_at - batch.created_at) * 1000, _LONGEST_MS)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            patience, untold_before = _Patience(self), len(chunk.untold)
+            patience, pending_before = _Patience(self), len(chunk.pending)
             while True:
                 try:
                     for line in self.remote.download(file_id):
@@ -706,8 +706,8 @@ class _Run:
                 except _TROUBLE as error:
                     if isinstance(error, StatusError) and error.status == 404:
                         break
-                    if len(chunk.untold) < untold_before:
-                        patience, untold_before = _Patience(self), len(chunk.untold)
+                    if len(chunk.pending) < pending_before:
+                        patience, pending_before = _Patience(self), len(chunk.pending)
                     yield from patience.wait(error)
         error_class, words = _REST[batch.status]
         failure = Failure("retry", error_class, f"batch {batch.id} {words}")
@@ -732,7 +732,7 @@ class _Run:
 
     def _finish(self, chunk: _Chunk, failure: Failure, *file_ids: str | None) -> Generator[Outcome, None, None]:
         """Defer the requests without an outcome, and forget the chunk once all outcomes are stored."""
-        lost = len(chunk.untold)
+        lost = len(chunk.pending)
         if lost and failure.error_class not in _UNASKED:
             chunk.cost = None
         yield from self._put_off_chunk(chunk, failure)
@@ -750,7 +750,7 @@ class _Run:
 
     def _stop(self, failure: Failure | None) -> Generator[Outcome, None, None]:
         """Yield one ``stopped`` outcome, unless there was one; defer all requests without an outcome."""
-        waiting = next((chunk.untold for chunk in self._open.values() if chunk.untold), None)
+        waiting = next((chunk.pending for chunk in self._open.values() if chunk.pending), None)
         if failure is not None and waiting is not None:
             key, shape = waiting.popitem()
             yield self.reader.unanswered(key, "stopped", failure, shape.prompt_version)
@@ -765,7 +765,7 @@ class _Run:
             yield self.reader.unanswered(request.key, "deferred", failure, request.prompt_version, attempts=0)
 
     def _put_off_chunk(self, chunk: _Chunk, failure: Failure) -> Generator[Outcome, None, None]:
-        yield from self._put_off_shapes(chunk.untold, failure)
+        yield from self._put_off_shapes(chunk.pending, failure)
 
     def _put_off_shapes(self, shapes: dict[str, Request], failure: Failure) -> Generator[Outcome, None, None]:
         while shapes:

@@ -194,7 +194,7 @@ class _Run:
         # Between the threads: rows whose call shall begin; outcomes, and None when a call is over.
         self._beginning: deque[list[Row]] = deque()
         self._begins_soon = False
-        self._telling: list[Outcome | None] = []
+        self._undelivered: list[Outcome | None] = []
         self._finished: SimpleQueue[list[Outcome | None]] = SimpleQueue()
         self._ready: deque[Outcome | None] = deque()
         asyncio.run_coroutine_threadsafe(self._open(runtime, place), self._loop).result()
@@ -316,15 +316,15 @@ class _Run:
             self._watching.cancel()
             self._gate.close()
 
-    def _tell(self, item: Outcome | None) -> None:
+    def _deliver(self, item: Outcome | None) -> None:
         """Hand outcomes to the caller's thread, all of one turn of the loop at once."""
-        if not self._telling:
-            self._loop.call_soon(self._tell_all)
-        self._telling.append(item)
+        if not self._undelivered:
+            self._loop.call_soon(self._deliver_all)
+        self._undelivered.append(item)
 
-    def _tell_all(self) -> None:
-        telling, self._telling = self._telling, []
-        self._finished.put(telling)
+    def _deliver_all(self) -> None:
+        delivered, self._undelivered = self._undelivered, []
+        self._finished.put(delivered)
 
     async def _ask(self, rows: list[Row]) -> None:
         """Run one call until all its rows have an outcome, whatever happens."""
@@ -338,7 +338,7 @@ class _Run:
             self._end(rows, UnansweredError("deferred", _STOPPED))
         except Exception as error:  # of our own code: other calls go on
             self._end(rows, UnansweredError("failed", classify(error, self._endpoint)))
-        self._tell(None)
+        self._deliver(None)
 
     async def _complete(self, row: Row) -> None:
         """Ask for one answer, and again while it is not the requested JSON."""
@@ -535,12 +535,12 @@ class _Run:
         for row in rows:
             if not row.is_done:
                 row.is_done = True
-                self._tell(self.unanswered(row, end.status, end.failure))
+                self._deliver(self.unanswered(row, end.status, end.failure))
 
     def _finish(self, row: Row, reply: Reply | Vectors, kind: AnswerClass, vector: bytes | None = None) -> None:
         assert row.target is not None
         row.is_done = True
-        self._tell(
+        self._deliver(
             Outcome(
                 request_key=row.key,
                 status="answered",

@@ -39,7 +39,7 @@ _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _PREFIX = re.compile(r"\A(?:finish|stop)_?reason_")
 
 
-def told_reason(choice: Mapping[str, Any]) -> str | None:
+def reported_reason(choice: Mapping[str, Any]) -> str | None:
     """The finish reason of a choice as text, None without one; some servers put its name into an object."""
     for name in ("finish_reason", "finishReason"):
         reason = choice.get(name)

@@ -223,7 +223,7 @@ class GateClient:
         self._outbox: _Message = {}
         self._free = _FreeCalls()
         self._flush_soon = False
-        self._untold_failure = False  # the next call asks the gate, since the failure may change its decision
+        self._unreported_failure = False  # the next call asks the gate, since the failure may change its decision
         self._report_later: asyncio.TimerHandle | None = None
         self._paused_s = 0.0
         self._held_since: float | None = None
@@ -267,7 +267,7 @@ class GateClient:
             raise NotAdmitted(outlook.final)
         if outlook.affordable is not None and dearest_microusd is not None and dearest_microusd > outlook.affordable:
             raise NotAdmitted(budget_reached(dearest_microusd, outlook.affordable))
-        if outlook.free and not self._untold_failure:
+        if outlook.free and not self._unreported_failure:
             address = self._turns.choose(self._open_addresses)
             return Permit(address, probe=False, number=0, tokens=tokens, began=time.monotonic())
         number = next(self._numbers)
@@ -290,7 +290,7 @@ class GateClient:
 
         Every permit is settled once, also when its call was cancelled. Never blocks.
         """
-        self._untold_failure |= failure is not None
+        self._unreported_failure |= failure is not None
         if failure is not None and failure.kind == "run":
             # The gate will tell all tasks; until then no call of this task goes to that address.
             self._open_addresses = [k for k in self._open_addresses if k != permit.address]
@@ -331,7 +331,7 @@ class GateClient:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flush_soon = self._untold_failure = False
+        self._flush_soon = self._unreported_failure = False
         if self._free.calls:
             self._outbox["free"] = self._free.message()
             self._free = _FreeCalls()

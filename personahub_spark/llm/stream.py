@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from personahub_spark.llm.finish import ending, told_reason, worst
+from personahub_spark.llm.finish import ending, reported_reason, worst
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _FIELDS = ("data:", "event:", "id:", "retry:", "error:", ":")
@@ -91,7 +91,7 @@ class Assembly:
         for name in ("id", "model"):
             self._body[name] = self._body.get(name) or chunk.get(name)
         self.has_choice = self.has_choice or isinstance(choices, list)
-        reason = told_reason(choice)
+        reason = reported_reason(choice)
         if reason is not None:
             self._finish_reason, self.is_whole = worst(self._finish_reason, reason), True
         if isinstance(delta, dict) and (delta or not isinstance(message, dict)):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from personahub_spark.errors import PersonaHubError
-from personahub_spark.llm.finish import ending, told_reason
+from personahub_spark.llm.finish import ending, reported_reason
 from personahub_spark.llm.stream import Assembly, events, is_stream, says_something, without_comments
 from personahub_spark.llm.usage import Usage, read_usage, whole_number
 
@@ -266,7 +266,7 @@ def read_reply(raw: bytes, *, secret: str | None = None) -> Reply:
     message = choice.get("message")
     content = _content_of(message) if isinstance(message, dict) else _NOTHING
     usage = read_usage(body.get("usage"), wrote=content.wrote)
-    finish_reason = told_reason(choice)
+    finish_reason = reported_reason(choice)
     ended = ending(finish_reason)
     for holder in (choice, message):
         if isinstance(holder, dict) and says_something(holder.get("error")):

@@ -147,7 +147,7 @@ class _Program:
         self.wakeup, self._woken = socket.socketpair()
         self.wakeup.setblocking(False)
         self._raised = False
-        self._telling, self._ending, self._heard = threading.RLock(), threading.Lock(), threading.Event()
+        self._announcing, self._ending, self._heard = threading.RLock(), threading.Lock(), threading.Event()
         threading.Thread(target=self._wait, name="signals", daemon=True).start()
 
     def listen(self) -> None:
@@ -175,7 +175,7 @@ class _Program:
             os._exit(self._code)
 
     def _raise(self, number: int, _: FrameType | None) -> None:
-        self._tell(number)
+        self._announce(number)
         if not self._raised:
             self._raised = True
             raise Stopped
@@ -186,7 +186,7 @@ class _Program:
             if first is None:  # the context has ended
                 self._heard.set()
                 return
-            self._tell(first)
+            self._announce(first)
             self._heard.set()
             for act in self.first_acts:
                 threading.Thread(target=_try, args=(act,), daemon=True).start()
@@ -211,8 +211,8 @@ class _Program:
     def _code(self) -> int:
         return 128 + (self.received or 0)
 
-    def _tell(self, number: int) -> None:
-        with self._telling:
+    def _announce(self, number: int) -> None:
+        with self._announcing:
             if self.received is not None:
                 return
             self.received = number
