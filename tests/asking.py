@@ -31,6 +31,6 @@ def answers(requests: Iterable[Request | StoredRequest], where: Endpoint, price:
     return [outcome for outcome in outcomes(requests, where, price) if outcome is not None]
 
 
-def only(told: list[Outcome]) -> Outcome:
-    assert len(told) == 1
-    return told[0]
+def only(results: list[Outcome]) -> Outcome:
+    assert len(results) == 1
+    return results[0]

@@ -49,12 +49,12 @@ def surroundings(folder: Path) -> Iterator[str]:
         unix.listen()
         path.bind(str(folder / "socket"))
         path.listen()
-        known = {
+        targets = {
             "FOLDER": str(folder), "ABSTRACT": abstract, "TCP": tcp.getsockname()[1], "UDP": udp.getsockname()[1],
             "STRANGER": stranger.pid, "OWNER": os.getpid(), "HOME": str(Path.home()),
         }  # fmt: skip
         try:
-            yield "; ".join(f"{name} = {value!r}" for name, value in known.items()) + "\n"
+            yield "; ".join(f"{name} = {value!r}" for name, value in targets.items()) + "\n"
         finally:
             stranger.kill()
 

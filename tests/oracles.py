@@ -14,13 +14,13 @@ Pair = tuple[str, str]
 def similar_pairs(token_sets: Mapping[str, frozenset[str]], threshold: Decimal) -> dict[Pair, Fraction]:
     """All pairs of ids, smaller first, whose token sets have at least this Jaccard similarity; empty sets have none."""
     least = Fraction(threshold)
-    found: dict[Pair, Fraction] = {}
+    similarities: dict[Pair, Fraction] = {}
     for (id_a, a), (id_b, b) in combinations(sorted(token_sets.items()), 2):
         if a and b:
             similarity = Fraction(len(a & b), len(a | b))
             if similarity >= least:
-                found[id_a, id_b] = similarity
-    return found
+                similarities[id_a, id_b] = similarity
+    return similarities
 
 
 def greedy_removals(best_first: Sequence[str], pairs: Mapping[Pair, Fraction]) -> dict[str, tuple[str, Fraction]]:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 def open_files(pid: int) -> list[Path]:
     """What the process has open; nothing where it is gone."""
-    found = []
+    files = []
     with suppress(OSError):
         for held in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
-                found.append(held.readlink())
-    return found
+                files.append(held.readlink())
+    return files
 
 
 def descendants(pid: int, command: str) -> dict[int, int]:
     """Those processes below ``pid`` whose command line holds ``command``: process id -> its parent's."""
-    found: dict[int, int] = {}
+    parents: dict[int, int] = {}
     waiting = [pid]
     while waiting:
         parent = waiting.pop()
@@ -34,7 +34,7 @@ def descendants(pid: int, command: str) -> dict[int, int]:
             waiting.append(child)
             try:
                 if command.encode() in Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" "):
-                    found[child] = parent
+                    parents[child] = parent
             except OSError:
                 continue
-    return found
+    return parents

@@ -33,7 +33,7 @@ every_page = pytest.mark.parametrize("page", PAGES)
 def blocks(text: str, language: str = "") -> list[str]:
     """The fenced blocks in ``language``; without one those of commands."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [block for said, block in fenced if said == language]
+    return [block for tag, block in fenced if tag == language]
 
 
 def commands(text: str) -> Iterator[str]:
@@ -82,10 +82,10 @@ def test_links_lead_somewhere(page: str) -> None:
         if target.startswith(("http://", "https://")):
             continue
         path, _, anchor = target.partition("#")
-        found = (ROOT / page).parent / path if path else ROOT / page
-        assert found.exists(), f"{page} links to {target}"
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page} links to {target}"
         if anchor:
-            assert anchor in anchors(found.read_text(encoding="utf-8")), f"{page} links to {target}"
+            assert anchor in anchors(file.read_text(encoding="utf-8")), f"{page} links to {target}"
 
 
 @every_page
@@ -110,8 +110,10 @@ def test_commands_have_the_targets_and_options_that_are_used(page: str) -> None:
         if job := re.search(r"\b((?:jobs|benchmarks|demo|scripts)/\w+\.py)(.*)", command):
             source = (ROOT / job[1]).read_text() + common
             for option in re.findall(r"(?<=\s)--[a-z][a-z-]*", job[2]):
-                known = f'"{option}"' in source or f'"--{option.removeprefix("--no-")}"' in source or option == "--help"
-                assert known, f"{page}: {job[1]} has no {option}"
+                exists = (
+                    f'"{option}"' in source or f'"--{option.removeprefix("--no-")}"' in source or option == "--help"
+                )
+                assert exists, f"{page}: {job[1]} has no {option}"
 
 
 def is_setting(keys: list[str], group: type[BaseModel] = Settings) -> bool:

@@ -147,9 +147,9 @@ def test_there_is_a_record_for_every_mapping() -> None:
 
 @pytest.mark.parametrize("name", sorted(RECORDS))
 def test_each_mapping_finds_the_fields_of_its_corpus(name: str) -> None:
-    record, wanted = RECORDS[name]
+    record, expected = RECORDS[name]
     fields = judge_line(json.dumps(record).encode(), MAPPINGS[name]).fields
-    assert {key: value for key, value in fields.items() if value is not None} == {"text": "t", **wanted}
+    assert {key: value for key, value in fields.items() if value is not None} == {"text": "t", **expected}
 
 
 def test_the_first_alternative_that_is_there_counts() -> None:

@@ -48,8 +48,8 @@ def program(folder: Path, inside: str, *, ignored: tuple[signal.Signals, ...] = 
 
 
 def ended(started: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, said = started.communicate(timeout=PATIENCE_S)
-    return started.returncode, out, said
+    out, stderr = started.communicate(timeout=PATIENCE_S)
+    return started.returncode, out, stderr
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_a_signal_ends_a_program_with_one_sentence_and_its_code(
     )
     started = program(tmp_path, waiting)
     (os.kill if whom == "alone" else os.killpg)(started.pid, number)
-    found, out, said = ended(started)
-    assert (found, said) == (code, SENTENCE)
+    exit_code, out, stderr = ended(started)
+    assert (exit_code, stderr) == (code, SENTENCE)
     left, child = out.split()
     assert left == "left" and not alive(int(child))  # the block was left as by an exception
     assert list(tmp_path.iterdir()) == []
@@ -88,8 +88,8 @@ def test_a_program_that_cannot_leave_its_blocks_is_ended_where_it_is(busy: str, 
     for _ in range(signals):
         started.send_signal(signal.SIGINT)
         time.sleep(endings.SAME_S + 0.1 if signals > 1 else 0)
-    found, _, said = ended(started)
-    assert (found, said) == (130, SENTENCE)
+    exit_code, _, stderr = ended(started)
+    assert (exit_code, stderr) == (130, SENTENCE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,8 +123,8 @@ def test_whoever_takes_the_signal_from_us_gives_it_back(tmp_path: Path) -> None:
     )
     started = program(tmp_path, taken)
     started.send_signal(signal.SIGINT)
-    found, _, said = ended(started)
-    assert (found, said) == (130, SENTENCE)
+    exit_code, _, stderr = ended(started)
+    assert (exit_code, stderr) == (130, SENTENCE)
 
 
 INTERRUPT = "import signal\nsignal.signal(2, signal.default_int_handler)\nsignal.raise_signal(2)\n"  # & ignores it
@@ -261,18 +261,18 @@ def test_a_signal_while_the_lock_of_logging_is_held_ends_the_program(tmp_path: P
     started = program(tmp_path, holding + "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**6)\ntime.sleep(1000)")
     started.send_signal(signal.SIGTERM)  # the thread that waits for it comes before the handler
     try:
-        found, _, said = ended(started)
+        exit_code, _, stderr = ended(started)
     finally:
         started.kill()
-    assert (found, said) == (143, SENTENCE)
+    assert (exit_code, stderr) == (143, SENTENCE)
 
 
 def test_processes_that_begin_while_others_are_ended_are_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
     late: list[subprocess.Popen[bytes]] = []
-    found = endings._descendants
+    real_descendants = endings._descendants
 
     def descendants(pid: int) -> list[int]:
-        before = found(pid)
+        before = real_descendants(pid)
         if not late:
             late.append(subprocess.Popen(["sleep", "1000"]))
         return [child for child in before if child in started]

@@ -32,12 +32,12 @@ TEXT = {"text": "text"}
 
 
 def file(path: Path) -> File:
-    found = listing(str(path))
-    assert len(found) == 1
-    return found[0]
+    files = listing(str(path))
+    assert len(files) == 1
+    return files[0]
 
 
-def found(path: Path, columns: dict[str, str] | None = None) -> list[Any]:
+def contents(path: Path, columns: dict[str, str] | None = None) -> list[Any]:
     """What each row of a file has, or its reason."""
     read = [item for item in items(file(path), columns or TEXT) if not item.is_blank]
     return [item.reason if item.values is None else item.values for item in read]
@@ -87,16 +87,16 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_a_column_that_nobody_asks_for_never_matters(name: str, tmp_path: Path) -> None:
     pq.write_table(table(**{name: ODD[name]}), tmp_path / "a.parquet")
-    assert found(tmp_path / "a.parquet") == [{"text": "a"}, {"text": None}]
+    assert contents(tmp_path / "a.parquet") == [{"text": "a"}, {"text": None}]
 
 
 def test_of_columns_with_one_name_the_first_is_read(tmp_path: Path) -> None:
     pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["x", "text", "text"]), tmp_path / "a.parquet")
-    assert found(tmp_path / "a.parquet") == [{"text": "b"}]
+    assert contents(tmp_path / "a.parquet") == [{"text": "b"}]
 
 
 @pytest.mark.parametrize(
-    ("written", "wanted"),
+    ("written", "expected"),
     [
         (pa.table({"x": [1]}), {"text": None, "licence": None}),
         (pa.table({"text": pa.nulls(1), "licence": ["MIT"]}), {"text": None, "licence": "MIT"}),
@@ -118,9 +118,9 @@ def test_of_columns_with_one_name_the_first_is_read(tmp_path: Path) -> None:
         (pa.table({"text": ["a"], "licence": [decimal.Decimal("1.50")]}), {"text": "a", "licence": "1.50"}),
     ],
 )  # fmt: skip
-def test_a_file_is_read_by_its_own_columns(written: pa.Table, wanted: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_is_read_by_its_own_columns(written: pa.Table, expected: dict[str, Any], tmp_path: Path) -> None:
     pq.write_table(written, tmp_path / "a.parquet")
-    assert found(tmp_path / "a.parquet", {"text": "text", "licence": "licence|meta.licence"}) == [wanted]
+    assert contents(tmp_path / "a.parquet", {"text": "text", "licence": "licence|meta.licence"}) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_path_leads_to_plain_values_or_the_columns_are_named(paths: str, is_th
 
 
 @pytest.mark.parametrize(
-    ("path", "wanted"),
+    ("path", "expected"),
     [
         ("turns.0", "first"), ("turns.1", "second"), ("turns.2", None), ("turns.-1", None), ("turns.x", None),
         ("inner.turns.0", "deep"), ("rows.0.text", "told"), ("rows.0", {"text": "told", "n": 1}),
@@ -152,16 +152,16 @@ def test_a_path_leads_to_plain_values_or_the_columns_are_named(paths: str, is_th
         ("none.0|turns.0", "first"),
     ],
 )  # fmt: skip
-def test_a_number_in_a_path_is_an_entry_of_a_list(path: str, wanted: object, tmp_path: Path) -> None:
+def test_a_number_in_a_path_is_an_entry_of_a_list(path: str, expected: object, tmp_path: Path) -> None:
     row: dict[str, Any] = {
         "turns": ["first", "second"], "inner": {"turns": ["deep"]}, "rows": [{"text": "told", "n": 1}],
         "named": {"0": "key"},
     }  # fmt: skip
-    assert formats.lookup(row, path) == wanted
+    assert formats.lookup(row, path) == expected
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     for name in ("a.parquet", "a.jsonl"):
-        assert found(tmp_path / name, {"text": path}) == [{"text": wanted}], name
+        assert contents(tmp_path / name, {"text": path}) == [{"text": expected}], name
 
 
 def test_what_json_has_no_words_for_becomes_json_all_the_same(tmp_path: Path) -> None:
@@ -177,14 +177,14 @@ def test_what_json_has_no_words_for_becomes_json_all_the_same(tmp_path: Path) ->
         "half": pa.array([[np.float16(0.5)]], pa.list_(pa.float16())),
     }
     pq.write_table(pa.table({name: values for name, values in row.items() if name != "half"}), tmp_path / "a.parquet")
-    read = found(tmp_path / "a.parquet", {name: name for name in row if name != "half"})[0]
+    read = contents(tmp_path / "a.parquet", {name: name for name in row if name != "half"})[0]
 
     def refuse(word: str) -> None:
         raise AssertionError(word)
 
-    told = {name: json.loads(as_json(value), parse_constant=refuse) for name, value in read.items()}
-    assert told.pop("far")  # a year that Python has not
-    assert told == {
+    parsed = {name: json.loads(as_json(value), parse_constant=refuse) for name, value in read.items()}
+    assert parsed.pop("far")  # a year that Python has not
+    assert parsed == {
         "numbers": ["NaN", "Infinity", "-Infinity", 1.5], "times": ["2020-01-02"], "map": {"7": "AP8="},
         "broken": {"text": "/w=="},
     }  # fmt: skip
@@ -267,7 +267,7 @@ PACKED = {
 @pytest.mark.parametrize("name", PACKED)
 def test_a_packed_file_is_read_by_any_case_of_its_ending(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(PACKED[name])
-    assert found(tmp_path / name) == [{"text": "one"}, {"text": "two"}]
+    assert contents(tmp_path / name) == [{"text": "one"}, {"text": "two"}]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_what_stands_before_junk_at_the_end_of_a_packed_file_is_read(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "wanted"),
+    ("name", "content", "expected"),
     [
         ("a.txt", b"\xef\xbb\xbfwords", [{"text": "words"}]),
         ("a.txt", b"words\xef\xbb\xbf", [{"text": "words\ufeff"}]),
@@ -325,10 +325,10 @@ def test_what_stands_before_junk_at_the_end_of_a_packed_file_is_read(tmp_path: P
     ],
 )  # fmt: skip
 def test_a_mark_of_its_encoding_is_no_part_of_a_text(
-    name: str, content: bytes, wanted: list[Any], tmp_path: Path
+    name: str, content: bytes, expected: list[Any], tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    assert found(tmp_path / name) == wanted
+    assert contents(tmp_path / name) == expected
 
 
 def test_json_lines_in_parts_have_each_line_once(tmp_path: Path) -> None:
@@ -367,8 +367,8 @@ def test_a_line_or_text_that_is_no_document_is_not_held(tmp_path: Path, monkeypa
     ]  # fmt: skip
     (tmp_path / "a.txt").write_bytes(b"a" * 101)
     (tmp_path / "b.txt").write_bytes(b"a" * 100)
-    assert found(tmp_path / "a.txt") == ["text_too_long"]
-    assert found(tmp_path / "b.txt") == [{"text": "a" * 100}]
+    assert contents(tmp_path / "a.txt") == ["text_too_long"]
+    assert contents(tmp_path / "b.txt") == [{"text": "a" * 100}]
 
 
 # --- listings
@@ -434,9 +434,9 @@ def write_one(name: str, folder: Path) -> File:
     return file(folder / name)
 
 
-def as_remote(known: File) -> File:
+def as_remote(local: File) -> File:
     """A file that pyarrow's file systems open."""
-    return dataclasses.replace(known, path=known.path.removeprefix("file:"), name=b"")
+    return dataclasses.replace(local, path=local.path.removeprefix("file:"), name=b"")
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)
@@ -492,12 +492,12 @@ def test_a_fault_that_passes_breaks_no_file(
     name: str, remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = write_one(name, tmp_path)
-    known = as_remote(here) if remote else here
+    chosen = as_remote(here) if remote else here
     for fault in (OSError("AWS Error NETWORK_CONNECTION"), ConnectionResetError(errno.ECONNRESET, "reset")):
         with monkeypatch.context() as patched:
             failing(patched, here.size_bytes // 2, [fault])
             with pytest.raises(OSError, match=r"NETWORK_CONNECTION|reset"):
-                list(items(known, TEXT))
+                list(items(chosen, TEXT))
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)
@@ -541,9 +541,9 @@ def test_a_name_is_found_in_a_locale_without_its_characters(tmp_path: Path) -> N
     )
     variables = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [sys.executable, "-c", program, str(tmp_path)]
-    said = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
-    assert said.returncode == 0, said.stderr
-    encoding, *read = said.stdout.splitlines()
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    encoding, *read = done.stdout.splitlines()
     assert encoding != "utf-8"
     place = f"file:{tmp_path}"
     assert [ast.literal_eval(each) for each in read] == [

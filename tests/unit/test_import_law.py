@@ -45,20 +45,20 @@ def faults(path: str, source: str) -> list[str]:
     functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
     inside = {id(inner) for function in functions for inner in ast.walk(function)}
     own = path.removesuffix(".py").partition("/")[0]
-    found = []
+    messages = []
     if own != "__init__" and own not in RANK:
         return [f"{path}: {own} has no layer; place it in LAYERS of this test, and in docs/contributing.md"]
     for name, node in imported(path, tree):
         top, *parts = name.split(".")
         if id(node) in inside and top == "personahub_spark":
-            found.append(f"{path}: imports {name} inside a function")
+            messages.append(f"{path}: imports {name} inside a function")
         if top == "pyspark" and own in PLAIN:
-            found.append(f"{path}: imports {name}, but {own} is plain Python")
+            messages.append(f"{path}: imports {name}, but {own} is plain Python")
         if top != "personahub_spark" or not parts or parts[0] not in RANK:
             continue
         if parts[0] != own and RANK[parts[0]] >= RANK.get(own, 99):
-            found.append(f"{path}: imports {name}, which is not below it")
-    return found
+            messages.append(f"{path}: imports {name}, which is not below it")
+    return messages
 
 
 def circle(sources: Mapping[str, str]) -> list[str]:
@@ -66,8 +66,8 @@ def circle(sources: Mapping[str, str]) -> list[str]:
     names = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
     imports: dict[str, set[str]] = {}
     for name, path in names.items():
-        found = (each.removeprefix("personahub_spark.") for each, _ in imported(path, ast.parse(sources[path])))
-        modules_imported = {each if each in names else each.rpartition(".")[0] for each in found}
+        targets = (each.removeprefix("personahub_spark.") for each, _ in imported(path, ast.parse(sources[path])))
+        modules_imported = {each if each in names else each.rpartition(".")[0] for each in targets}
         imports[name] = {each for each in modules_imported if each in names and each != name}
     try:
         tuple(graphlib.TopologicalSorter(imports).static_order())

@@ -18,9 +18,9 @@ PLAIN = ImportSettings(paths=["x"], source="set", licence="CC0")
 
 
 def judged(record: Any, settings: ImportSettings = PLAIN) -> dict[str, Any]:
-    found = judge_line(json.dumps(record).encode(), settings)
-    assert found.reason is None
-    return dict(found.fields)
+    result = judge_line(json.dumps(record).encode(), settings)
+    assert result.reason is None
+    return dict(result.fields)
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,16 @@ def test_an_elite_row_keeps_its_domains_and_neither_none_nor_stray_keys() -> Non
         "stray": "x",
         "": "y",
     }
-    found = judged(record)
-    assert (found["persona"], found["persona_id"], found["source"], found["licence"]) == (
+    persona = judged(record)
+    assert (persona["persona"], persona["persona_id"], persona["source"], persona["licence"]) == (
         "A judge", content_id("a judge"), "set", "CC0",
     )  # fmt: skip
-    assert found["labels"] == [
+    assert persona["labels"] == [
         ("general domain (top 1 percent)", '{"field": ["law", "history"]}'),
         ("specific domain (top 1 percent)", "Roman law" * 500),
         ("specific domain (top 0.1 percent)", '["None", 2]'),
     ]
-    assert "text" not in found
+    assert "text" not in persona
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_a_nested_label_is_json_that_any_reader_takes(value: str, label: Any) ->
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
 
-    found = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN)
-    told = json.loads(dict(found.fields["labels"])["labels"], parse_constant=refuse)
-    assert told == (json.loads(value) if label is None else label)
+    result = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN)
+    parsed = json.loads(dict(result.fields["labels"])["labels"], parse_constant=refuse)
+    assert parsed == (json.loads(value) if label is None else label)
 
 
 @pytest.mark.parametrize(("value", "label"), [("NaN", None), ("Infinity", "inf"), ("5", "5"), ("true", "true")])
 def test_a_plain_label_is_a_string_and_what_is_no_number_is_none(value: str, label: str | None) -> None:
-    found = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN)
-    assert dict(found.fields["labels"]).get("labels") == label
+    result = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN)
+    assert dict(result.fields["labels"]).get("labels") == label
 
 
 def test_a_label_may_have_the_name_of_a_field_and_a_text_its_mark() -> None:
@@ -108,8 +108,8 @@ def test_the_same_persona_of_another_source_or_licence_is_another_row_and_a_row_
     own = {"persona": "A judge", "license": "MIT", "source": "theirs", "lang": "de"}
     assert [judged(own)[name] for name in ("licence", "source", "lang")] == ["MIT", "set", "de"]
     columns = PLAIN.model_copy(update={"columns": {"source": "source", "persona": "who.is"}})
-    found = judged({"who": {"is": "A judge"}, "source": "theirs"}, columns)
-    assert (found["persona"], found["source"]) == ("A judge", "theirs")
+    persona = judged({"who": {"is": "A judge"}, "source": "theirs"}, columns)
+    assert (persona["persona"], persona["source"]) == ("A judge", "theirs")
 
 
 TOOL = {"name": "n", "description": "d", "function_name": "f", "input_args": {"a": 1}, "return": ["r"], "depend": "x"}
@@ -141,8 +141,8 @@ def test_what_is_no_interface_fails_its_check(check: str, text: str) -> None:
 
 def test_a_text_comes_with_its_task_and_says_when_nothing_checked_it() -> None:
     row = {"input persona": "A judge", "synthesized text": "Math problem: 1 + 1?", "description": "math problem"}
-    found = judged(row)
-    assert (found["task"], found["text"], found["output"], found["checks"]) == (
+    persona = judged(row)
+    assert (persona["task"], persona["text"], persona["output"], persona["checks"]) == (
         "math", "1 + 1?", '{"problem": "1 + 1?"}', ["not_checked"],
     )  # fmt: skip
     for change in ({"synthesized text": ""}, {"synthesized text": None}, {"synthesized text": 5}):

@@ -47,10 +47,10 @@ def tokens_of(sets: Sets) -> Lists:
 def removed(
     sets: Sets, threshold: Decimal, *, published: int = 0, keys: Lists | None = None
 ) -> dict[int, tuple[int, float]]:
-    found = in_memory.removals(tokens_of(sets), keys, published=published, threshold=Fraction(threshold))
-    rows = found.row.tolist()
+    removals = in_memory.removals(tokens_of(sets), keys, published=published, threshold=Fraction(threshold))
+    rows = removals.row.tolist()
     assert rows == sorted(set(rows))
-    return dict(zip(rows, zip(found.better.tolist(), found.similarity.tolist(), strict=True), strict=True))
+    return dict(zip(rows, zip(removals.better.tolist(), removals.similarity.tolist(), strict=True), strict=True))
 
 
 def expected(sets: Sets, threshold: Decimal, *, published: int = 0) -> dict[int, tuple[int, float]]:
@@ -65,10 +65,10 @@ def expected(sets: Sets, threshold: Decimal, *, published: int = 0) -> dict[int,
 @pytest.mark.parametrize("seed", range(4))
 def test_removals_are_those_of_the_greedy_oracle(threshold: Decimal, seed: int) -> None:
     sets = random_sets(seed, 200)
-    wanted = expected(sets, threshold)
-    assert removed(sets, threshold) == wanted
+    removals = expected(sets, threshold)
+    assert removed(sets, threshold) == removals
     # With one key that all have in common every pair is looked at; with keys of their own none is, but for equals.
-    assert removed(sets, threshold, keys=lists([[7, row] for row in range(len(sets))])) == wanted
+    assert removed(sets, threshold, keys=lists([[7, row] for row in range(len(sets))])) == removals
     apart = removed(sets, threshold, keys=lists([[row] for row in range(len(sets))]))
     assert {alike for _, alike in apart.values()} == {1.0} and apart == expected(sets, Decimal(1))
 
@@ -82,16 +82,16 @@ def test_removals_are_those_of_the_greedy_oracle(threshold: Decimal, seed: int) 
     ],
 )
 def test_sets_with_one_hash_are_told_apart(sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, asked = in_memory.hashes_of_sets, []
+    honest, salts = in_memory.hashes_of_sets, []
 
     def alike_at_first(tokens: Lists, salt: int = 0) -> Integers:
-        asked.append(salt)
+        salts.append(salt)
         hashes = honest(tokens, salt)
         return hashes if salt == 2 else hashes % 2 if len(sets) > 4 else np.array([0, 0, 1, 1])
 
     monkeypatch.setattr(in_memory, "hashes_of_sets", alike_at_first)
     assert removed(sets, Decimal("0.8")) == expected(sets, Decimal("0.8"))
-    assert asked == [0, 1, 2]
+    assert salts == [0, 1, 2]
 
 
 def test_tokens_out_of_order_are_refused() -> None:
@@ -116,9 +116,9 @@ def test_published_rows_stay_and_are_not_compared_with_one_another(published: in
     distinct = list(dict.fromkeys(random_sets(6, 200)))[:120]
     assert removed([frozenset({1}), frozenset({1}), frozenset({1})], Decimal("0.8"), published=2) == {2: (0, 1.0)}
     sets = [*distinct, *random_sets(7, 80), *distinct[:5]]
-    found = removed(sets, Decimal("0.8"), published=published)
-    assert found == expected(sets, Decimal("0.8"), published=published)
-    assert min(found) >= published
+    removals = removed(sets, Decimal("0.8"), published=published)
+    assert removals == expected(sets, Decimal("0.8"), published=published)
+    assert min(removals) >= published
 
 
 def test_a_pair_at_the_threshold_is_one_and_a_pair_below_is_none() -> None:
@@ -143,13 +143,13 @@ def test_no_rows_and_rows_that_no_other_can_be_similar_to() -> None:
 def test_pairs_are_found_once_in_order_and_are_those_of_the_oracle() -> None:
     sets = list(dict.fromkeys(random_sets(8, 200)))
     portions = list(in_memory.similar(tokens_of(sets), None, published=0, threshold=Fraction(1, 2)))
-    found = [
+    rows = [
         (row, better)
         for pairs in portions
         for row, better in zip(pairs.row.tolist(), pairs.better.tolist(), strict=True)
     ]
     oracle = similar_pairs({f"{n:06}": one for n, one in enumerate(sets)}, Decimal("0.5"))
-    assert len(found) == len(oracle) and set(found) == {(int(b), int(a)) for a, b in oracle}
+    assert len(rows) == len(oracle) and set(rows) == {(int(b), int(a)) for a, b in oracle}
     for pairs in portions:
         order = list(zip(pairs.row.tolist(), (-pairs.similarity).tolist(), pairs.better.tolist(), strict=True))
         assert order == sorted(order)
@@ -188,8 +188,8 @@ def proposals(sets: Sets, keys: Lists | None, threshold: str, monkeypatch: pytes
         return portions(upto)
 
     monkeypatch.setattr(in_memory, "_portions", counted)
-    found = in_memory.similar(tokens_of(sets), keys, published=0, threshold=Fraction(threshold))
-    assert not any(len(pairs.row) for pairs in found)
+    similar = in_memory.similar(tokens_of(sets), keys, published=0, threshold=Fraction(threshold))
+    assert not any(len(pairs.row) for pairs in similar)
     return proposed[0]
 
 

@@ -27,7 +27,9 @@ SHAPE = Shape(
     StructType([StructField("text", StringType())]),
     columns={"text": "text"},
     main="text",
-    judge=lambda found: Judged({}, "missing_text") if found["text"] is None else Judged({"text": str(found["text"])}),
+    judge=lambda values: (
+        Judged({}, "missing_text") if values["text"] is None else Judged({"text": str(values["text"])})
+    ),
 )
 STAGED = StructType([*SHAPE.rows, *inputs._NOTES])
 
@@ -53,9 +55,9 @@ def test_a_file_of_an_unknown_format_is_skipped_in_a_folder_and_refused_where_it
     caplog.set_level(logging.WARNING)
     for name in ("a.jsonl", "b.csv", "c.pdf", "D.TXT"):
         (tmp_path / name).write_bytes(b"{}")
-    found = list_files([str(tmp_path)], "auto", SHAPE)
-    assert [file.path.rpartition("/")[2] for file in found.files] == ["D.TXT", "a.jsonl"]
-    assert found.skipped == 2
+    listing = list_files([str(tmp_path)], "auto", SHAPE)
+    assert [file.path.rpartition("/")[2] for file in listing.files] == ["D.TXT", "a.jsonl"]
+    assert listing.skipped == 2
     assert caplog.messages == ["documents.paths: 2 files of unknown formats are skipped (b.csv, c.pdf)"]
     for refused in ([tmp_path / "b.csv"], [tmp_path, tmp_path / "b.csv"], [f"file:{tmp_path}/b.csv"]):
         with pytest.raises(SettingsError, match=r"b\.csv is of no known format \(known: \.jsonl"):
@@ -122,12 +124,12 @@ def test_tasks_have_each_row_once_whatever_their_number(workers: int, tmp_path: 
     pq.write_table(pa.table({"text": [f"row {n}" for n in range(500)]}), tmp_path / "e.parquet", row_group_size=50)
     tasks = inputs._tasks(listed(tmp_path), workers)
     assert len(tasks) > 5 and all(tasks)
-    found, notes = read(tasks)
-    assert [row["text"] for row in found] == [f"row {n}" for n in (*range(500), *range(3))] + ["c"] + [
+    read_rows, notes = read(tasks)
+    assert [row["text"] for row in read_rows] == [f"row {n}" for n in (*range(500), *range(3))] + ["c"] + [
         f"row {n}" for n in range(500)
     ]
-    assert sum(note["seen"] or 0 for note in notes) == len(found) == 1004
-    assert [row["line"] for row in found if row["file"].endswith(".parquet")] == list(range(1, 501))
+    assert sum(note["seen"] or 0 for note in notes) == len(read_rows) == 1004
+    assert [row["line"] for row in read_rows if row["file"].endswith(".parquet")] == list(range(1, 501))
     lines = [note["lines"] for note in notes if note["file"].endswith("a.jsonl")]
     assert sum(lines) == 500 and len(lines) >= 4
     assert not any(note["file"].endswith(("b.JSON", "c.txt", "d.jsonl")) for note in notes)
@@ -141,9 +143,9 @@ def test_a_file_that_breaks_has_one_row_that_says_so_after_those_that_were_read(
     (tmp_path / "d.txt").write_bytes(b"gone soon")
     files += listed(tmp_path / "d.txt")
     (tmp_path / "d.txt").unlink()
-    found, notes = read(inputs._tasks(files, 2))
-    assert [(row["text"], row["reason"], row["line"]) for row in found] == [("1", None, 1), (None, "missing_text", 2)]
-    assert found[1]["raw"] == "{}"
+    rows, notes = read(inputs._tasks(files, 2))
+    assert [(row["text"], row["reason"], row["line"]) for row in rows] == [("1", None, 1), (None, "missing_text", 2)]
+    assert rows[1]["raw"] == "{}"
     assert [note["why"].partition(":")[0] for note in notes if note["why"]] == [
         "BadGzipFile", "ArrowInvalid", "FileNotFoundError",
     ]  # fmt: skip
@@ -151,13 +153,13 @@ def test_a_file_that_breaks_has_one_row_that_says_so_after_those_that_were_read(
 
 def keys(files: list[File], tasks: list[list[Any]]) -> list[tuple[Any, ...]]:
     """Places of rows, with their texts or else their keys in quarantine, as ``inputs.read`` puts them together."""
-    found, notes = read(tasks)
+    read_rows, notes = read(tasks)
     parts = [note for note in notes if note["lines"] is not None]
     lines = {f.path for f in files if f.kind == "jsonl"}
     offsets = {(path, start): before for path, start, before in inputs._offsets(p for p in parts if p["file"] in lines)}
     rows = [
         (row["file"], row["line"] + offsets.get((row["file"], row["start"]), 0), row["text"], row["row_hash"])
-        for row in found
+        for row in read_rows
     ]
     broken = [dict(zip(SHAPE.rows.fieldNames(), row, strict=True)) for row in inputs._breaks(files, parts, SHAPE)]
     rows += [(row["file"], row["line"], None, row["row_hash"]) for row in broken]
@@ -185,9 +187,9 @@ def test_rows_and_their_keys_do_not_depend_on_how_files_are_divided(
     path = tmp_path / "f.parquet"
     texts = [None if rnd.random() < 0.1 else rnd.randbytes(8).hex() for _ in range(400)]
     pq.write_table(pa.table({"text": texts}), path, row_group_size=rnd.randrange(20, 70), write_page_checksum=True)
-    whole, known = bytearray(path.read_bytes()), pq.ParquetFile(path).metadata
-    for group in rnd.sample(range(known.num_row_groups), 2):
-        chunk = known.row_group(group).column(0)
+    whole, metadata = bytearray(path.read_bytes()), pq.ParquetFile(path).metadata
+    for group in rnd.sample(range(metadata.num_row_groups), 2):
+        chunk = metadata.row_group(group).column(0)
         at = chunk.dictionary_page_offset + chunk.total_compressed_size - 1 - rnd.randrange(10)
         whole[at] ^= 0xFF  # of the last page's content, of which there is a checksum
     path.write_bytes(whole)

@@ -50,17 +50,17 @@ def both(first: FakeEndpoint, second: FakeEndpoint, weight: float = 1.0, **chang
     return endpoint(first, others=(Address(base_url=second.url, weight=weight),), **changes)
 
 
-def statuses(told: list[Outcome]) -> set[str]:
-    return {outcome.status for outcome in told}
+def statuses(results: list[Outcome]) -> set[str]:
+    return {outcome.status for outcome in results}
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_addresses_share_the_calls_by_weight(fake: FakeEndpoint, second: FakeEndpoint, transport: str) -> None:
-    told = answers(asks(200), both(fake, second, weight=3, transport=transport))
-    assert statuses(told) == {"answered"}
-    assert len({outcome.request_key for outcome in told}) == 200
+    results = answers(asks(200), both(fake, second, weight=3, transport=transport))
+    assert statuses(results) == {"answered"}
+    assert len({outcome.request_key for outcome in results}) == 200
     assert (fake.counts()["billed"], second.counts()["billed"]) == (50, 150)
-    named = Counter(outcome.endpoint for outcome in told)
+    named = Counter(outcome.endpoint for outcome in results)
     assert named == {fake.url.removeprefix("http://"): 50, second.url.removeprefix("http://"): 150}
 
 
@@ -76,19 +76,19 @@ def test_another_address_stands_in_for_one_that_does_not_work(
     fake.set_script([trouble])
     # A slow machine would probe it more often.
     monkeypatch.setattr(Admission, "PROBE_S", PATIENCE_S)
-    told = answers(asks(100), both(fake, second, transport=transport, in_flight=4))
-    assert statuses(told) == {"answered"}
+    results = answers(asks(100), both(fake, second, transport=transport, in_flight=4))
+    assert statuses(results) == {"answered"}
     assert second.counts()["billed"] == 100
     assert fake.counts()["requests"] <= 25
-    assert {outcome.endpoint for outcome in told} == {second.url.removeprefix("http://")}
+    assert {outcome.endpoint for outcome in results} == {second.url.removeprefix("http://")}
 
 
 def test_an_address_that_asks_to_wait_is_left_alone_while_another_works(
     fake: FakeEndpoint, second: FakeEndpoint
 ) -> None:
     fake.set_script([{"status": 429, "headers": {"retry-after": "60"}}])
-    told = answers(asks(60), both(fake, second, in_flight=4))
-    assert statuses(told) == {"answered"}
+    results = answers(asks(60), both(fake, second, in_flight=4))
+    assert statuses(results) == {"answered"}
     assert fake.counts()["requests"] <= 4
 
 
@@ -97,9 +97,9 @@ def test_the_run_stops_when_every_address_refuses(fake: FakeEndpoint, second: Fa
     for refusing in (fake, second):
         refusing.set_script([{"status": 401, "body": "who are you"}])
     pulled = iter(asks(1000))
-    told = answers(pulled, both(fake, second, transport=transport, in_flight=5))
-    assert "stopped" in statuses(told) and statuses(told) <= {"stopped", "deferred"}
-    stop = next(outcome for outcome in told if outcome.status == "stopped")
+    results = answers(pulled, both(fake, second, transport=transport, in_flight=5))
+    assert "stopped" in statuses(results) and statuses(results) <= {"stopped", "deferred"}
+    stop = next(outcome for outcome in results if outcome.status == "stopped")
     assert stop.error_class == "unauthorized"
     assert fake.counts()["requests"] + second.counts()["requests"] <= 10
     assert len(list(pulled)) >= 980
@@ -133,9 +133,9 @@ def test_an_outage_is_sat_out_with_a_probe_a_second_and_no_row_suffers(
         for _ in range(3):
             # Ten have begun; of the eight that have a place all wait for leave, but at most one that probes.
             assert eventually(lambda: gate._on_loop(is_held) and gate._on_loop(waiting) >= 7)
-            asked = fake.counts()["requests"]
+            requests_so_far = fake.counts()["requests"]
             clock.skip(200)
-            assert eventually(lambda asked=asked: fake.counts()["requests"] > asked)
+            assert eventually(lambda requests_so_far=requests_so_far: fake.counts()["requests"] > requests_so_far)
         fake.set_script([])
 
     with Gate(where, PRICE) as gate:
@@ -150,11 +150,11 @@ def test_an_outage_is_sat_out_with_a_probe_a_second_and_no_row_suffers(
         ending = threading.Thread(target=end_it)
         ending.start()
         began = time.monotonic()
-        told = [outcome for outcome in outcomes(asks(100), where, PRICE, gate=gate.place) if outcome is not None]
+        results = [outcome for outcome in outcomes(asks(100), where, PRICE, gate=gate.place) if outcome is not None]
         took_s = time.monotonic() - began
         ending.join()
-    assert statuses(told) == {"answered"}
-    assert fake.counts()["billed"] == len(told) == 100
+    assert statuses(results) == {"answered"}
+    assert fake.counts()["billed"] == len(results) == 100
     failed = fake.counts()["requests"] - 100
     assert 10 + 3 <= failed <= 10 + 3 + 1 + took_s
 
@@ -162,9 +162,9 @@ def test_an_outage_is_sat_out_with_a_probe_a_second_and_no_row_suffers(
 def test_an_outage_in_the_middle_costs_no_row_either(fake: FakeEndpoint) -> None:
     fake.set_script([{"match": ".", "times_total": 100}, {"status": 503, "times_total": 20 + 4}])
     began = time.monotonic()
-    told = answers(asks(300), endpoint(fake, in_flight=16))
-    assert statuses(told) == {"answered"}
-    assert (len(told), fake.counts()["billed"]) == (300, 300)
+    results = answers(asks(300), endpoint(fake, in_flight=16))
+    assert statuses(results) == {"answered"}
+    assert (len(results), fake.counts()["billed"]) == (300, 300)
     assert time.monotonic() - began > 3  # twenty were under way or waited; four probes, one a second
 
 
@@ -172,9 +172,9 @@ def test_an_outage_over_its_limit_puts_every_row_off(fake: FakeEndpoint) -> None
     fake.set_script([{"status": 503}])
     where = endpoint(fake, in_flight=8)
     with Gate(where, PRICE, outage_limit_s=1.0) as gate:
-        told = [outcome for outcome in outcomes(asks(100), where, PRICE, gate=gate.place) if outcome is not None]
-    assert len(told) == 100
-    assert {(outcome.status, outcome.error_class) for outcome in told} <= {
+        results = [outcome for outcome in outcomes(asks(100), where, PRICE, gate=gate.place) if outcome is not None]
+    assert len(results) == 100
+    assert {(outcome.status, outcome.error_class) for outcome in results} <= {
         ("deferred", "outage"),
         ("deferred", "server_error"),
     }
@@ -195,8 +195,8 @@ def test_a_request_that_hangs_all_alone_is_put_off_after_three_calls_at_most(
 def test_an_endpoint_that_hangs_for_everybody_fails_nobody(fake: FakeEndpoint, clock: Clock) -> None:
     fake.set_script([{"fault": "hang", "times_total": 11}])
     with clock.skipping(100, fake=fake):
-        told = answers(asks(40), endpoint(fake, in_flight=8, timeout_s=100, deadline_s=1e6))
-    assert statuses(told) == {"answered"}
+        results = answers(asks(40), endpoint(fake, in_flight=8, timeout_s=100, deadline_s=1e6))
+    assert statuses(results) == {"answered"}
     assert fake.counts()["billed"] == 40
 
 
@@ -207,18 +207,18 @@ def test_the_gate_counts_timeouts_and_further_attempts(fake: FakeEndpoint, limit
     fake.set_script([{"match": "slow", "fault": "hang", "times": 1}, {"match": "refused", "status": 500, "times": 2}])
     where = endpoint(fake, in_flight=2, timeout_s=100, deadline_s=1e6, requests_per_minute=limit)
     with Gate(where, PRICE) as gate, clock.skipping(100, fake=fake):
-        told = [o for o in outcomes([*slow, *refused, *asks(20)], where, PRICE, gate=gate.place) if o is not None]
+        results = [o for o in outcomes([*slow, *refused, *asks(20)], where, PRICE, gate=gate.place) if o is not None]
         assert (gate.passed.timeouts, gate.passed.retries) == (3, 3 + 4)
-    assert statuses(told) == {"answered"}
-    assert sum(outcome.attempts - 1 for outcome in told) == 3 + 4
+    assert statuses(results) == {"answered"}
+    assert sum(outcome.attempts - 1 for outcome in results) == 3 + 4
 
 
 def test_a_gate_that_is_gone_puts_every_row_off(fake: FakeEndpoint) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         place = GatePlace("127.0.0.1", unused.getsockname()[1], "token")
-        told = [o for o in outcomes(asks(5), endpoint(fake), PRICE, gate=place) if o is not None]
-    assert [(outcome.status, outcome.error_class, outcome.attempts) for outcome in told] == [
+        results = [o for o in outcomes(asks(5), endpoint(fake), PRICE, gate=place) if o is not None]
+    assert [(outcome.status, outcome.error_class, outcome.attempts) for outcome in results] == [
         ("deferred", "gate_lost", 0)
     ] * 5
     assert fake.counts()["requests"] == 0
@@ -229,14 +229,14 @@ def test_a_cap_is_kept_and_the_rest_is_put_off(fake: FakeEndpoint) -> None:
     where = endpoint(fake, in_flight=8)
     requests = [type(ask("x"))("m", [{"role": "user", "content": f"q {i}"}], {"max_tokens": 4}) for i in range(200)]
     with Gate(where, PRICE, max_cost_usd=Decimal("0.001")) as gate:
-        told = [outcome for outcome in outcomes(requests, where, PRICE, gate=gate.place) if outcome is not None]
-    cost = sum((outcome.cost_microusd for outcome in told if outcome.cost_microusd), Decimal(0))
+        results = [outcome for outcome in outcomes(requests, where, PRICE, gate=gate.place) if outcome is not None]
+    cost = sum((outcome.cost_microusd for outcome in results if outcome.cost_microusd), Decimal(0))
     counts = fake.counts()
     assert cost == Decimal("0.5") * counts["input_tokens"] + 2 * counts["output_tokens"]
     assert 900 <= cost <= 1000
-    late = {outcome.error_class for outcome in told if outcome.status != "answered"}
+    late = {outcome.error_class for outcome in results if outcome.status != "answered"}
     assert late == {"budget_reached"}
-    assert len(told) == 200
+    assert len(results) == 200
 
 
 def test_each_address_has_a_key_of_its_own(
@@ -261,9 +261,9 @@ def test_no_outcome_holds_a_key_of_any_address(locked: FakeEndpoint, fake: FakeE
     file.write_text(KEY)
     echo = json.dumps({"error": {"message": f"bad key {KEY}"}})
     fake.set_script([{"status": 400, "body": echo, "times": 1}, {"reply": f"it is {KEY}"}])
-    told = answers(asks(2), endpoint(fake, api_key_file=str(file)))
-    told += answers([ask("x")], endpoint(fake, api_key_file=str(file)))
-    assert KEY not in repr(told)
+    results = answers(asks(2), endpoint(fake, api_key_file=str(file)))
+    results += answers([ask("x")], endpoint(fake, api_key_file=str(file)))
+    assert KEY not in repr(results)
 
 
 def test_each_address_has_a_service_tier_of_its_own() -> None:

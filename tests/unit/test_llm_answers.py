@@ -149,9 +149,9 @@ def test_a_schema_that_is_none_costs_nothing_and_fails_its_row_alone(
     fake: FakeEndpoint, response_format: dict[str, Any]
 ) -> None:
     bad = ask_json("x", response_format)
-    told = {outcome.request_key: outcome for outcome in answers([bad, *asks(3)], endpoint(fake))}
-    assert (told[bad.key].status, told[bad.key].error_class) == ("failed", "unusable_request")
-    assert [told[good.key].status for good in asks(3)] == ["answered"] * 3
+    results = {outcome.request_key: outcome for outcome in answers([bad, *asks(3)], endpoint(fake))}
+    assert (results[bad.key].status, results[bad.key].error_class) == ("failed", "unusable_request")
+    assert [results[good.key].status for good in asks(3)] == ["answered"] * 3
     assert fake.counts()["requests"] == 3
 
 
@@ -160,13 +160,13 @@ def test_a_schema_that_refers_to_itself_is_applied(fake: FakeEndpoint) -> None:
         "$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["name"]}},
         "$ref": "#/$defs/node",
     }
-    asked = ask_json("x", {"type": "json_schema", "json_schema": {"schema": tree}})
+    request = ask_json("x", {"type": "json_schema", "json_schema": {"schema": tree}})
     for reply, answer_class in (
         ('{"name": 1, "next": {"name": 2}}', "ok"),
         ('{"name": 1, "next": {}}', "schema_mismatch"),
     ):
         fake.set_script([{"reply": reply}])
-        assert only(answers([asked], endpoint(fake))).answer_class == answer_class
+        assert only(answers([request], endpoint(fake))).answer_class == answer_class
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -180,14 +180,14 @@ def test_a_schema_that_refers_to_itself_is_applied(fake: FakeEndpoint) -> None:
 )
 def test_a_paid_reply_that_nobody_can_read_is_paid_twice_at_most(fake: FakeEndpoint, transport: str, body: str) -> None:
     fake.set_script([{"match": "poison", "body": body}])
-    told = {o.request_key: o for o in answers([ask("poison"), *asks(5)], endpoint(fake, transport=transport))}
-    bad = told.pop(ask("poison").key)
+    results = {o.request_key: o for o in answers([ask("poison"), *asks(5)], endpoint(fake, transport=transport))}
+    bad = results.pop(ask("poison").key)
     assert (bad.status, bad.error_class, bad.attempts) == ("failed", "bad_reply", 2)
     assert (bad.usage, bad.cost_microusd) == (Usage(20, 0, 8, 0), Decimal(26))
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert {outcome.status for outcome in results.values()} == {"answered"}
     counts = fake.counts()
     assert (counts["requests"], counts["billed"]) == (7, 7)
-    assert counts["output_tokens"] == sum(o.usage.output_tokens for o in [bad, *told.values()] if o.usage)
+    assert counts["output_tokens"] == sum(o.usage.output_tokens for o in [bad, *results.values()] if o.usage)
 
 
 def test_a_paid_reply_that_breaks_off_is_paid_twice_at_most(fake: FakeEndpoint) -> None:
@@ -198,10 +198,10 @@ def test_a_paid_reply_that_breaks_off_is_paid_twice_at_most(fake: FakeEndpoint) 
 
 
 def test_a_stored_request_is_asked_as_it_was_written(fake: FakeEndpoint) -> None:
-    asked = ask("x", prompt_version="p.1", sample_index=3)
-    outcome = only(answers([StoredRequest(asked.key, asked.to_json())], endpoint(fake)))
-    assert (outcome.request_key, outcome.prompt_version, outcome.status) == (asked.key, "p.1", "answered")
-    again = only(answers([asked], endpoint(fake)))
+    request = ask("x", prompt_version="p.1", sample_index=3)
+    outcome = only(answers([StoredRequest(request.key, request.to_json())], endpoint(fake)))
+    assert (outcome.request_key, outcome.prompt_version, outcome.status) == (request.key, "p.1", "answered")
+    again = only(answers([request], endpoint(fake)))
     assert (again.text, fake.counts()["distinct"]) == (outcome.text, 1)
 
 
@@ -231,11 +231,11 @@ def test_totals_equal_the_servers_own_count_whatever_went_wrong(fake: FakeEndpoi
             {"match": r"question \d*7\b", "fault": "reset", "times": 1},
         ]
     )
-    told = answers([ask_json(f"question {i}") for i in range(60)], endpoint(fake, reasks=1, in_flight=16))
-    used = sum((outcome.usage for outcome in told if outcome.usage), Usage(0, 0, 0, 0))
+    results = answers([ask_json(f"question {i}") for i in range(60)], endpoint(fake, reasks=1, in_flight=16))
+    used = sum((outcome.usage for outcome in results if outcome.usage), Usage(0, 0, 0, 0))
     counts = fake.counts()
     assert used == Usage(
         counts["input_tokens"], counts["cached_tokens"], counts["output_tokens"], counts["reasoning_tokens"]
     )
-    assert sum(outcome.attempts for outcome in told) == counts["requests"]
-    assert [outcome.status for outcome in told].count("failed") == 6
+    assert sum(outcome.attempts for outcome in results) == counts["requests"]
+    assert [outcome.status for outcome in results].count("failed") == 6

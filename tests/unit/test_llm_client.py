@@ -94,11 +94,11 @@ def test_an_answer_is_told_with_all_it_cost(fake: FakeEndpoint) -> None:
 @BOTH
 def test_every_request_has_one_outcome_and_is_asked_once(fake: FakeEndpoint, transport: str) -> None:
     requests = asks(200)
-    told = answers(iter(requests), endpoint(fake, transport=transport))
-    assert Counter(outcome.request_key for outcome in told) == Counter(request.key for request in requests)
+    results = answers(iter(requests), endpoint(fake, transport=transport))
+    assert Counter(outcome.request_key for outcome in results) == Counter(request.key for request in requests)
     counts = fake.counts()
     assert (counts["requests"], counts["billed"], counts["max_billed_per_body"]) == (200, 200, 1)
-    usage = [outcome.usage for outcome in told if outcome.usage]
+    usage = [outcome.usage for outcome in results if outcome.usage]
     assert sum(used.input_tokens for used in usage) == counts["input_tokens"]
     assert sum(used.output_tokens for used in usage) == counts["output_tokens"]
 
@@ -135,9 +135,9 @@ def test_requests_are_pulled_lazily_in_the_callers_thread(fake: FakeEndpoint) ->
 def test_outcomes_come_as_they_finish_not_as_they_were_asked(fake: FakeEndpoint) -> None:
     fake.set_script([{"match": "slow", "fault": "hang"}])
     stream = outcomes([ask("slow"), *asks(20)], endpoint(fake, in_flight=2), PRICE)
-    told = list(islice((outcome for outcome in stream if outcome is not None), 20))
+    results = list(islice((outcome for outcome in stream if outcome is not None), 20))
     stream.close()
-    assert {outcome.request_key for outcome in told} == {request.key for request in asks(20)}
+    assert {outcome.request_key for outcome in results} == {request.key for request in asks(20)}
 
 
 def test_it_ticks_while_nothing_finishes(fake: FakeEndpoint) -> None:
@@ -191,8 +191,8 @@ def test_a_request_that_never_works_does_not_hold_up_a_run_as_an_outage_would(
 ) -> None:
     monkeypatch.setattr(client, "MAX_PROBES", 2)
     fake.set_script([{"match": "bad", "status": 500}])
-    found = answers([ask("good"), ask("bad"), ask("fine")], endpoint(fake, max_attempts=1000, deadline_s=60))
-    assert sorted(outcome.status for outcome in found) == ["answered", "answered", "deferred"]
+    results = answers([ask("good"), ask("bad"), ask("fine")], endpoint(fake, max_attempts=1000, deadline_s=60))
+    assert sorted(outcome.status for outcome in results) == ["answered", "answered", "deferred"]
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ def test_a_bad_row_costs_one_request_and_the_others_go_on(
     fake: FakeEndpoint, body: dict[str, Any], error_class: str
 ) -> None:
     fake.set_script([{"match": "poison", "status": 400, "body": json.dumps({"error": body})}])
-    told = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(20)], endpoint(fake))}
-    bad = told.pop(ask("poison").key)
+    results = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(20)], endpoint(fake))}
+    bad = results.pop(ask("poison").key)
     assert (bad.status, bad.error_class, bad.attempts, bad.cost_microusd) == ("failed", error_class, 1, None)
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert {outcome.status for outcome in results.values()} == {"answered"}
     assert fake.counts()["requests"] == 21
 
 
@@ -285,11 +285,11 @@ def test_what_no_request_would_survive_stops_the_run(
 ) -> None:
     fake.set_script([{"status": status, "body": json.dumps({"error": body})}])
     pulled = iter(asks(1000))
-    told = answers(pulled, endpoint(fake, in_flight=5))
-    assert told[0].status == "stopped"
-    assert {outcome.error_class for outcome in told} <= {error_class, "run_stopped"}
+    results = answers(pulled, endpoint(fake, in_flight=5))
+    assert results[0].status == "stopped"
+    assert {outcome.error_class for outcome in results} <= {error_class, "run_stopped"}
     assert fake.counts()["requests"] <= 5
-    assert len(list(pulled)) == 1000 - len(told)
+    assert len(list(pulled)) == 1000 - len(results)
 
 
 def test_a_stop_keeps_what_finishes_in_time_and_defers_the_rest(
@@ -299,9 +299,9 @@ def test_a_stop_keeps_what_finishes_in_time_and_defers_the_rest(
     names = ["no key", "soon", "late", "asleep"]
     keys = {ask(name).key: name for name in names}
     where = endpoint(fake, in_flight=4, timeout_s=10 * PATIENCE_S, deadline_s=10 * PATIENCE_S)
-    told: dict[str, Outcome] = {}
+    results: dict[str, Outcome] = {}
     for delay_s in (0.3, 3, 30):  # until all four are under way
-        told.clear()
+        results.clear()
         fake.reset()
         fake.set_script(
             [
@@ -313,12 +313,12 @@ def test_a_stop_keeps_what_finishes_in_time_and_defers_the_rest(
         )
         for outcome in outcomes([*map(ask, names), *asks(9)], where, PRICE, tick_s=0.1):
             if outcome is not None:
-                told[keys.get(outcome.request_key, "waiting")] = outcome
-            elif {"no key", "soon"} <= told.keys():
+                results[keys.get(outcome.request_key, "waiting")] = outcome
+            elif {"no key", "soon"} <= results.keys():
                 clock.skip(PATIENCE_S)
         if fake.counts()["requests"] == 4:
             break
-    assert {name: outcome.status for name, outcome in told.items()} == {
+    assert {name: outcome.status for name, outcome in results.items()} == {
         "no key": "stopped",
         "soon": "answered",
         "late": "deferred",
@@ -332,10 +332,10 @@ def test_a_stop_wakes_requests_that_sleep_before_their_next_attempt(fake: FakeEn
     busy = {"status": 429, "headers": {"retry-after": "60"}}
     for delay_s in (0.3, 3, 30):  # until the other one is refused before the stop
         fake.set_script([{"match": "no key", "status": 401, "delay_s": delay_s}, busy])
-        told = answers([ask("no key"), ask("asleep")], endpoint(fake))
-        if told[1].attempts == 1:
+        results = answers([ask("no key"), ask("asleep")], endpoint(fake))
+        if results[1].attempts == 1:
             break
-    assert [(outcome.status, outcome.error_class, outcome.attempts) for outcome in told] == [
+    assert [(outcome.status, outcome.error_class, outcome.attempts) for outcome in results] == [
         ("stopped", "unauthorized", 1)
     ] * 2
 
@@ -439,15 +439,15 @@ def test_a_paid_answer_is_kept_when_asking_again_fails(fake: FakeEndpoint, end: 
     fake.set_script([{**end, "match": "not what was asked"}, {"reply": "no"}])
     where = endpoint(fake, reasks=1, max_attempts=2, timeout_s=100, deadline_s=1e6, in_flight=1)
     with clock.skipping(100, fake=fake):
-        told = answers([ask_json("x"), ask("y")], where)
-    assert (told[0].status, told[0].text, told[0].answer_class) == ("answered", "no", "invalid_json")
-    assert told[0].cost_microusd == Decimal("2.5")
-    assert told[1].status == ("stopped" if end == {"status": 401} else "answered")
+        results = answers([ask_json("x"), ask("y")], where)
+    assert (results[0].status, results[0].text, results[0].answer_class) == ("answered", "no", "invalid_json")
+    assert results[0].cost_microusd == Decimal("2.5")
+    assert results[1].status == ("stopped" if end == {"status": 401} else "answered")
 
 
 def test_a_schema_that_is_none_fails_its_row_unsent(fake: FakeEndpoint) -> None:
-    told = answers([ask_json("x", {"$ref": "http://127.0.0.1:1/a"}), ask("y")], endpoint(fake))
-    assert {(o.status, o.error_class) for o in told} == {("failed", "unusable_request"), ("answered", None)}
+    results = answers([ask_json("x", {"$ref": "http://127.0.0.1:1/a"}), ask("y")], endpoint(fake))
+    assert {(o.status, o.error_class) for o in results} == {("failed", "unusable_request"), ("answered", None)}
     assert fake.counts()["requests"] == 1
 
 
@@ -465,11 +465,11 @@ def test_a_reply_that_was_paid_for_and_cannot_be_read_fails_its_row_at_the_secon
     fake: FakeEndpoint, body: str, usage: Usage | None, cost: Decimal | None
 ) -> None:
     fake.set_script([{"match": "poison", "body": body}])
-    told = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(20)], endpoint(fake))}
-    bad = told.pop(ask("poison").key)
+    results = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(20)], endpoint(fake))}
+    bad = results.pop(ask("poison").key)
     assert (bad.status, bad.error_class, bad.attempts) == ("failed", "bad_reply", 2)
     assert (bad.usage, bad.cost_microusd) == (usage, cost)
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert {outcome.status for outcome in results.values()} == {"answered"}
     assert fake.counts()["requests"] == 22
 
 
@@ -491,32 +491,34 @@ def test_a_request_that_hangs_while_others_do_not_costs_three_and_is_put_off(fak
     fake.set_script([{"match": "poison", "fault": "hang"}])
     requests = [ask("poison"), *asks(40)]
     with clock.skipping(100, fake=fake):
-        found = answers(requests, endpoint(fake, timeout_s=100, deadline_s=1e6, in_flight=4))
-    told = {o.request_key: o for o in found}
-    bad = told.pop(ask("poison").key)
+        results = answers(requests, endpoint(fake, timeout_s=100, deadline_s=1e6, in_flight=4))
+    by_key = {o.request_key: o for o in results}
+    bad = by_key.pop(ask("poison").key)
     assert (bad.status, bad.error_class, bad.attempts) == ("deferred", "timeout", 3)
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert {outcome.status for outcome in by_key.values()} == {"answered"}
     # Of the same request the endpoint says that it never will: a minimal pair.
     fake.set_script([{"match": "poison", "status": 400}])
-    told = {o.request_key: o for o in answers(requests, endpoint(fake, in_flight=4))}
-    assert told[ask("poison").key].status == "failed"
+    by_key = {o.request_key: o for o in answers(requests, endpoint(fake, in_flight=4))}
+    assert by_key[ask("poison").key].status == "failed"
 
 
 def test_a_stored_request_that_cannot_be_read_fails_alone(fake: FakeEndpoint) -> None:
     good = [StoredRequest(request.key, request.to_json()) for request in asks(5)]
     bad = [StoredRequest(f"{n}" * 64, text) for n, text in enumerate(["", "[" * 99999, '{"model":"m"}', "[]"])]
-    told = {outcome.request_key: outcome for outcome in answers([*bad, *good], endpoint(fake, in_flight=2))}
-    assert [(told[b.key].status, told[b.key].error_class) for b in bad] == [("failed", "unusable_request")] * 4
-    assert [told[g.key].status for g in good] == ["answered"] * 5
+    results = {outcome.request_key: outcome for outcome in answers([*bad, *good], endpoint(fake, in_flight=2))}
+    assert [(results[b.key].status, results[b.key].error_class) for b in bad] == [("failed", "unusable_request")] * 4
+    assert [results[g.key].status for g in good] == ["answered"] * 5
     assert fake.counts()["requests"] == 5
 
 
 def test_an_outcome_tells_the_prompt_version(fake: FakeEndpoint) -> None:
-    asked = Request("m", [{"role": "user", "content": "x"}], {}, prompt_version="read.fine.2")
+    request = Request("m", [{"role": "user", "content": "x"}], {}, prompt_version="read.fine.2")
     fake.set_script([{"match": "y", "status": 400}])
-    assert only(answers([StoredRequest(asked.key, asked.to_json())], endpoint(fake))).prompt_version == "read.fine.2"
-    asked = Request("m", [{"role": "user", "content": "y"}], {}, prompt_version="read.fine.2")
-    assert only(answers([asked], endpoint(fake))).prompt_version == "read.fine.2"
+    assert (
+        only(answers([StoredRequest(request.key, request.to_json())], endpoint(fake))).prompt_version == "read.fine.2"
+    )
+    request = Request("m", [{"role": "user", "content": "y"}], {}, prompt_version="read.fine.2")
+    assert only(answers([request], endpoint(fake))).prompt_version == "read.fine.2"
 
 
 # --- embeddings
@@ -529,12 +531,14 @@ def embeds(count: int, *, start: int = 0) -> list[Request]:
 @BOTH
 def test_inputs_go_many_to_a_call_and_each_has_its_own_vector(fake: FakeEndpoint, transport: str) -> None:
     requests = embeds(100)
-    told = answers(iter(requests), endpoint(fake, inputs_per_request=16, transport=transport))
-    vectors = {outcome.request_key: outcome.vector for outcome in told}
+    results = answers(iter(requests), endpoint(fake, inputs_per_request=16, transport=transport))
+    vectors = {outcome.request_key: outcome.vector for outcome in results}
     assert vectors.keys() == {request.key for request in requests}
-    assert len(told) == 100
+    assert len(results) == 100
     assert fake.counts()["requests"] == 7
-    assert {(o.status, o.answer_class, o.text, o.model_returned) for o in told} == {("answered", "ok", None, "fake/m")}
+    assert {(o.status, o.answer_class, o.text, o.model_returned) for o in results} == {
+        ("answered", "ok", None, "fake/m")
+    }
     for vector in vectors.values():
         assert np.linalg.norm(np.frombuffer(vector or b"", "<f4")) == pytest.approx(1)
     fake.reset()
@@ -544,11 +548,11 @@ def test_inputs_go_many_to_a_call_and_each_has_its_own_vector(fake: FakeEndpoint
 
 
 def test_what_a_call_for_many_inputs_took_is_shared_among_them_exactly(fake: FakeEndpoint) -> None:
-    told = answers(embeds(100), endpoint(fake, inputs_per_request=32))
-    used = sum(outcome.usage.input_tokens for outcome in told if outcome.usage)
+    results = answers(embeds(100), endpoint(fake, inputs_per_request=32))
+    used = sum(outcome.usage.input_tokens for outcome in results if outcome.usage)
     assert used == fake.counts()["input_tokens"]
-    assert sum(outcome.cost_microusd or 0 for outcome in told) == used * PRICE.input
-    assert {outcome.attempts for outcome in told} == {1}
+    assert sum(outcome.cost_microusd or 0 for outcome in results) == used * PRICE.input
+    assert {outcome.attempts for outcome in results} == {1}
 
 
 def test_in_flight_counts_calls_not_inputs(fake: FakeEndpoint) -> None:
@@ -589,8 +593,8 @@ def test_a_call_holds_no_more_tokens_than_the_endpoint_takes(
 
 def test_inputs_of_other_dimensions_go_into_another_call(fake: FakeEndpoint) -> None:
     requests = [Request.embedding("m", f"text {i}", dimensions=8 + i // 3) for i in range(6)]
-    told = {outcome.request_key: outcome for outcome in answers(requests, endpoint(fake))}
-    assert [len(told[request.key].vector or b"") for request in requests] == [32, 32, 32, 36, 36, 36]
+    results = {outcome.request_key: outcome for outcome in answers(requests, endpoint(fake))}
+    assert [len(results[request.key].vector or b"") for request in requests] == [32, 32, 32, 36, 36, 36]
     assert fake.counts()["requests"] == 2
 
 
@@ -626,26 +630,26 @@ def test_one_bad_input_among_256_is_found_by_halving(fake: FakeEndpoint, rule: d
     fake.set_script([{**rule, "match": "poison"}])
     requests = embeds(256)
     requests[77] = Request.embedding("m", "poison")
-    told = {outcome.request_key: outcome for outcome in answers(requests, endpoint(fake, in_flight=1))}
-    failed = [request.text for request in requests if told[request.key].status == "failed"]
+    results = {outcome.request_key: outcome for outcome in answers(requests, endpoint(fake, in_flight=1))}
+    failed = [request.text for request in requests if results[request.key].status == "failed"]
     assert failed == ["poison"]
-    assert Counter(outcome.status for outcome in told.values()) == {"answered": 255, "failed": 1}
+    assert Counter(outcome.status for outcome in results.values()) == {"answered": 255, "failed": 1}
     assert fake.counts()["requests"] <= 17
-    used = sum(outcome.usage.input_tokens for outcome in told.values() if outcome.usage)
+    used = sum(outcome.usage.input_tokens for outcome in results.values() if outcome.usage)
     # A reply of which half is there was paid for, and does not tell what it took: nor do the rows that it was for.
     assert used == (0 if rule.get("body") == '{"data": [{' else fake.counts()["input_tokens"])
 
 
 def test_an_input_without_a_usable_vector_is_asked_alone_before_it_fails(fake: FakeEndpoint) -> None:
     fake.set_script([{"fault": "nan", "match": "input 0"}])  # of each reply the first vector
-    told = answers(embeds(64), endpoint(fake))
-    bad = [outcome for outcome in told if outcome.status != "answered"]
+    results = answers(embeds(64), endpoint(fake))
+    bad = [outcome for outcome in results if outcome.status != "answered"]
     assert [(o.request_key, o.status, o.error_class, o.attempts) for o in bad] == [
         (embeds(1)[0].key, "failed", "bad_vector", 2)
     ]
-    assert len(told) == 64
+    assert len(results) == 64
     assert fake.counts()["requests"] == 2
-    assert sum(o.usage.input_tokens for o in told if o.usage) == fake.counts()["input_tokens"]
+    assert sum(o.usage.input_tokens for o in results if o.usage) == fake.counts()["input_tokens"]
 
 
 @pytest.mark.parametrize("rule", [{"status": 500}, {"fault": "hang"}])
@@ -656,27 +660,27 @@ def test_one_input_that_takes_its_call_down_holds_up_no_other(
     requests = [*embeds(31), Request.embedding("m", "poison"), *embeds(64, start=100)]
     where = endpoint(fake, inputs_per_request=32, in_flight=2, timeout_s=100, deadline_s=1e6, max_attempts=3)
     with clock.skipping(100, fake=fake):
-        told = {outcome.request_key: outcome for outcome in answers(requests, where)}
-    poisoned = told.pop(Request.embedding("m", "poison").key)
+        results = {outcome.request_key: outcome for outcome in answers(requests, where)}
+    poisoned = results.pop(Request.embedding("m", "poison").key)
     assert poisoned.status in ("deferred", "failed")
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert {outcome.status for outcome in results.values()} == {"answered"}
 
 
 def test_an_input_that_cannot_be_sent_takes_no_other_with_it(fake: FakeEndpoint) -> None:
     bad = StoredRequest("0" * 64, Request.embedding("m", "@").to_json().replace("@", "\\ud800"))
-    told = {outcome.request_key: outcome for outcome in answers([*embeds(3), bad], endpoint(fake))}
-    assert told.pop(bad.key).error_class == "unusable_request"
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    results = {outcome.request_key: outcome for outcome in answers([*embeds(3), bad], endpoint(fake))}
+    assert results.pop(bad.key).error_class == "unusable_request"
+    assert {outcome.status for outcome in results.values()} == {"answered"}
     assert fake.counts()["requests"] == 1
 
 
 def test_a_stop_leaves_no_input_without_an_outcome(fake: FakeEndpoint) -> None:
     fake.set_script([{"status": 401}])
     pulled = iter(embeds(1000))
-    told = answers(pulled, endpoint(fake, inputs_per_request=10, in_flight=2))
-    assert told[0].status == "stopped"
-    assert len(told) == len({outcome.request_key for outcome in told})
-    assert len(list(pulled)) == 1000 - len(told)
+    results = answers(pulled, endpoint(fake, inputs_per_request=10, in_flight=2))
+    assert results[0].status == "stopped"
+    assert len(results) == len({outcome.request_key for outcome in results})
+    assert len(list(pulled)) == 1000 - len(results)
 
 
 def test_calls_leave_nothing_behind(fake: FakeEndpoint) -> None:
@@ -730,10 +734,10 @@ def test_the_key_is_in_no_outcome_and_no_log_even_when_the_endpoint_echoes_it(
         ]
     )
     where = endpoint(fake, api_key_env="HUB_KEY", in_flight=1, transport=transport)
-    told = answers([ask("row sesame"), ask("text sesame"), ask("run sesame")], where)
-    assert [outcome.status for outcome in told] == ["failed", "answered", "stopped"]
-    assert "HUB_KEY" in (told[2].error_message or "")
-    assert KEY not in repr(told)
+    results = answers([ask("row sesame"), ask("text sesame"), ask("run sesame")], where)
+    assert [outcome.status for outcome in results] == ["failed", "answered", "stopped"]
+    assert "HUB_KEY" in (results[2].error_message or "")
+    assert KEY not in repr(results)
     assert KEY not in caplog.text
     assert "sesame" not in caplog.text
 
@@ -826,9 +830,9 @@ def other(running_other: FakeEndpoint) -> FakeEndpoint:
 def test_addresses_share_the_calls_by_weight_and_each_outcome_says_who_answered(
     fake: FakeEndpoint, other: FakeEndpoint
 ) -> None:
-    told = answers(asks(80), endpoint(fake, weight=3, others=[{"base_url": other.url}]))
+    results = answers(asks(80), endpoint(fake, weight=3, others=[{"base_url": other.url}]))
     assert (fake.counts()["requests"], other.counts()["requests"]) == (60, 20)
-    assert Counter(outcome.endpoint for outcome in told) == {
+    assert Counter(outcome.endpoint for outcome in results) == {
         fake.url.removeprefix("http://"): 60,
         other.url.removeprefix("http://"): 20,
     }
@@ -839,9 +843,9 @@ def test_an_address_that_fails_is_stood_in_for(
     fake: FakeEndpoint, other: FakeEndpoint, trouble: dict[str, Any]
 ) -> None:
     other.set_script([trouble])
-    told = answers(asks(80), endpoint(fake, others=[{"base_url": other.url}], deadline_s=60))
-    assert Counter(outcome.status for outcome in told) == {"answered": 80}
-    assert {outcome.endpoint for outcome in told} == {fake.url.removeprefix("http://")}
+    results = answers(asks(80), endpoint(fake, others=[{"base_url": other.url}], deadline_s=60))
+    assert Counter(outcome.status for outcome in results) == {"answered": 80}
+    assert {outcome.endpoint for outcome in results} == {fake.url.removeprefix("http://")}
     assert fake.counts()["requests"] == 80
     assert other.counts()["requests"] <= 20
 
@@ -849,17 +853,17 @@ def test_an_address_that_fails_is_stood_in_for(
 def test_when_no_address_takes_the_run_it_stops(fake: FakeEndpoint, other: FakeEndpoint) -> None:
     fake.set_script([{"status": 401}])
     other.set_script([{"status": 404}])
-    told = answers(asks(1000), endpoint(fake, others=[{"base_url": other.url}]))
-    assert {outcome.status for outcome in told} <= {"stopped", "deferred"}
-    assert told[0].status == "stopped"
+    results = answers(asks(1000), endpoint(fake, others=[{"base_url": other.url}]))
+    assert {outcome.status for outcome in results} <= {"stopped", "deferred"}
+    assert results[0].status == "stopped"
     assert fake.counts()["requests"] + other.counts()["requests"] <= 16
 
 
 def test_an_outage_is_waited_out_and_costs_no_row(fake: FakeEndpoint) -> None:
     fake.set_script([{"match": ".", "times_total": 100}, {"status": 503, "times_total": 14}])
     began = time.monotonic()
-    told = answers(asks(300), endpoint(fake))
-    assert Counter(outcome.status for outcome in told) == {"answered": 300}
+    results = answers(asks(300), endpoint(fake))
+    assert Counter(outcome.status for outcome in results) == {"answered": 300}
     assert fake.counts()["requests"] == 300 + 14
     assert time.monotonic() - began > 3  # of the 14 ten were under way or waited; the others are probes, one a second
 
@@ -877,16 +881,16 @@ def test_a_run_that_the_gate_ends_stops_while_its_calls_hang(
             gate.stop("enough")
 
         threading.Thread(target=stop).start()
-        told = answers(asks(100), where, gate=gate.place)
-    assert Counter(outcome.status for outcome in told) == {"deferred": 4, "stopped": 1}
-    assert "enough" in str([outcome.error_message for outcome in told if outcome.status == "stopped"])
+        results = answers(asks(100), where, gate=gate.place)
+    assert Counter(outcome.status for outcome in results) == {"deferred": 4, "stopped": 1}
+    assert "enough" in str([outcome.error_message for outcome in results if outcome.status == "stopped"])
     assert fake.counts()["requests"] == 4
 
 
 def test_refusals_lower_the_calls_at_once(fake: FakeEndpoint) -> None:
     fake.set_script([{"status": 429, "headers": {"retry-after": "0"}, "times_total": 4}, {"delay_s": 0.05}])
-    told = answers(asks(60), endpoint(fake, in_flight=16))
-    assert {outcome.status for outcome in told} == {"answered"}
+    results = answers(asks(60), endpoint(fake, in_flight=16))
+    assert {outcome.status for outcome in results} == {"answered"}
     fake.reset()
     assert {outcome.status for outcome in answers(asks(60), endpoint(fake, in_flight=16))} == {"answered"}
 
@@ -919,9 +923,9 @@ def test_what_a_call_raises_fails_its_row_alone(fake: FakeEndpoint) -> None:
     broken = ask("breaks when it is sent")
     broken.key  # noqa: B018 - it had its key when it was planned
     broken.sampling["temperature"] = float("nan")  # type: ignore[index]
-    told = {outcome.request_key: outcome for outcome in answers([broken, ask("x")], endpoint(fake))}
-    assert (told[broken.key].status, told[broken.key].error_class) == ("failed", "unusable_request")
-    assert told[ask("x").key].status == "answered"
+    results = {outcome.request_key: outcome for outcome in answers([broken, ask("x")], endpoint(fake))}
+    assert (results[broken.key].status, results[broken.key].error_class) == ("failed", "unusable_request")
+    assert results[ask("x").key].status == "answered"
 
 
 def test_a_request_without_a_key_is_the_callers_error(fake: FakeEndpoint) -> None:
@@ -953,7 +957,7 @@ def test_a_fork_asks_with_a_loop_of_its_own(fake: FakeEndpoint, transport: str) 
         finally:
             os._exit(0)
     os.close(writing)
-    with os.fdopen(reading) as told:
-        assert told.read() == "answered,answered"
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == "answered,answered"
     os.waitpid(child, 0)
     assert len(answers(asks(3), where)) == 3

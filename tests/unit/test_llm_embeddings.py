@@ -26,15 +26,15 @@ def embeds(count: int) -> list[Request]:
     return [embed(f"persona number {i} " + "who bakes " * (i % 7)) for i in range(count)]
 
 
-def by_key(told: list[Outcome]) -> dict[str, Outcome]:
-    kept = {outcome.request_key: outcome for outcome in told}
-    assert len(kept) == len(told)
+def by_key(results: list[Outcome]) -> dict[str, Outcome]:
+    kept = {outcome.request_key: outcome for outcome in results}
+    assert len(kept) == len(results)
     return kept
 
 
-def sums(told: list[Outcome]) -> tuple[int, Decimal]:
-    tokens = sum(outcome.usage.input_tokens for outcome in told if outcome.usage)
-    return tokens, sum((outcome.cost_microusd for outcome in told if outcome.cost_microusd), Decimal(0))
+def sums(results: list[Outcome]) -> tuple[int, Decimal]:
+    tokens = sum(outcome.usage.input_tokens for outcome in results if outcome.usage)
+    return tokens, sum((outcome.cost_microusd for outcome in results if outcome.cost_microusd), Decimal(0))
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -44,11 +44,11 @@ def test_the_vector_of_an_input_is_its_own_whatever_shares_the_call(fake: FakeEn
     together = by_key(answers(requests, endpoint(fake, transport=transport)))
     alone = by_key(answers(requests, endpoint(fake, transport=transport, inputs_per_request=1)))
     for request in requests:
-        told = together[request.key]
-        assert (told.status, told.answer_class, told.text, told.attempts) == ("answered", "ok", None, 1)
-        assert told.vector is not None
-        assert told.vector == alone[request.key].vector
-        vector = np.frombuffer(told.vector, dtype="<f4")
+        outcome = together[request.key]
+        assert (outcome.status, outcome.answer_class, outcome.text, outcome.attempts) == ("answered", "ok", None, 1)
+        assert outcome.vector is not None
+        assert outcome.vector == alone[request.key].vector
+        vector = np.frombuffer(outcome.vector, dtype="<f4")
         assert vector.shape == (16,)
         assert abs(float(np.linalg.norm(vector)) - 1) < 1e-5
     assert fake.counts(CALLS)["requests"] == 1 + 50
@@ -59,26 +59,26 @@ def test_the_vector_of_an_input_is_its_own_whatever_shares_the_call(fake: FakeEn
     [(1, 256, 1), (256, 256, 1), (257, 256, 2), (1000, 256, 4), (10, 3, 4), (3, 1, 3)],
 )
 def test_inputs_fill_calls(fake: FakeEndpoint, inputs: int, per_request: int, calls: int) -> None:
-    told = answers(embeds(inputs), endpoint(fake, inputs_per_request=per_request))
-    assert {outcome.status for outcome in told} == {"answered"}
-    assert len(by_key(told)) == inputs
+    results = answers(embeds(inputs), endpoint(fake, inputs_per_request=per_request))
+    assert {outcome.status for outcome in results} == {"answered"}
+    assert len(by_key(results)) == inputs
     assert fake.counts(CALLS)["requests"] == calls
 
 
 def test_answers_and_vectors_can_be_asked_for_in_one_run(fake: FakeEndpoint) -> None:
-    told = by_key(answers([embed("a"), ask("b"), embed("c")], endpoint(fake)))
-    assert told[ask("b").key].text
-    assert told[embed("a").key].vector and told[embed("c").key].vector
+    results = by_key(answers([embed("a"), ask("b"), embed("c")], endpoint(fake)))
+    assert results[ask("b").key].text
+    assert results[embed("a").key].vector and results[embed("c").key].vector
     assert fake.counts(CALLS)["requests"] == 1
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_what_a_call_took_is_shared_among_its_inputs_to_the_last_token(fake: FakeEndpoint, transport: str) -> None:
     price = Price(input=Decimal("0.013"), output=Decimal(0))
-    told = answers(embeds(100), endpoint(fake, transport=transport, inputs_per_request=33), price)
+    results = answers(embeds(100), endpoint(fake, transport=transport, inputs_per_request=33), price)
     tokens = fake.counts(CALLS)["input_tokens"]
-    assert sums(told) == (tokens, tokens * Decimal("0.013"))
-    assert all(outcome.usage and outcome.usage.input_tokens > 0 for outcome in told)
+    assert sums(results) == (tokens, tokens * Decimal("0.013"))
+    assert all(outcome.usage and outcome.usage.input_tokens > 0 for outcome in results)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -87,22 +87,22 @@ def test_one_bad_input_of_256_is_found_in_17_calls(fake: FakeEndpoint, transport
     fake.set_script([{"match": "poison", "status": 400, "body": "an input is no good"}])
     requests = embeds(256)
     requests[place] = embed("poison")
-    told = by_key(answers(requests, endpoint(fake, transport=transport)))
-    bad = told.pop(embed("poison").key)
+    results = by_key(answers(requests, endpoint(fake, transport=transport)))
+    bad = results.pop(embed("poison").key)
     assert (bad.status, bad.error_class, bad.vector, bad.usage) == ("failed", "bad_request", None, None)
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert {outcome.status for outcome in results.values()} == {"answered"}
     counts = fake.counts(CALLS)
     assert counts["requests"] <= 17
-    assert sums(list(told.values()))[0] == counts["input_tokens"]
+    assert sums(list(results.values()))[0] == counts["input_tokens"]
 
 
 def test_several_bad_inputs_are_all_found(fake: FakeEndpoint) -> None:
     fake.set_script([{"match": "poison", "status": 400, "body": "an input is no good"}])
     requests = embeds(61)
     poison = [embed(f"poison {i}") for i in range(3)]
-    told = by_key(answers([*requests[:20], *poison, *requests[20:]], endpoint(fake)))
-    assert {told[bad.key].status for bad in poison} == {"failed"}
-    assert {told[good.key].status for good in requests} == {"answered"}
+    results = by_key(answers([*requests[:20], *poison, *requests[20:]], endpoint(fake)))
+    assert {results[bad.key].status for bad in poison} == {"failed"}
+    assert {results[good.key].status for good in requests} == {"answered"}
 
 
 def test_vectors_of_another_size_than_asked_for_are_no_good(fake: FakeEndpoint) -> None:
@@ -117,42 +117,44 @@ def test_vectors_come_in_whatever_order(fake: FakeEndpoint) -> None:
     right = by_key(answers(embeds(9), endpoint(fake)))
     fake.set_script([{"fault": "wrong_order"}])
     turned = by_key(answers(embeds(9), endpoint(fake)))
-    assert {key: told.vector for key, told in turned.items()} == {key: told.vector for key, told in right.items()}
+    assert {key: result.vector for key, result in turned.items()} == {
+        key: result.vector for key, result in right.items()
+    }
 
 
 def test_a_missing_vector_is_paid_for_and_never_asked_for_ever(fake: FakeEndpoint) -> None:
     fake.set_script([{"fault": "wrong_count"}])
-    told = answers(embeds(4), endpoint(fake))
-    assert {outcome.status for outcome in told} == {"failed"}
+    results = answers(embeds(4), endpoint(fake))
+    assert {outcome.status for outcome in results} == {"failed"}
     counts = fake.counts(CALLS)
     assert counts["requests"] <= 15
-    assert sums(told)[0] == counts["input_tokens"]
+    assert sums(results)[0] == counts["input_tokens"]
 
 
 def test_passing_trouble_is_retried_for_all_inputs_together(fake: FakeEndpoint) -> None:
     fake.set_script([{"status": 500, "times": 1}])
-    told = answers(embeds(20), endpoint(fake))
-    assert {(outcome.status, outcome.attempts) for outcome in told} == {("answered", 2)}
+    results = answers(embeds(20), endpoint(fake))
+    assert {(outcome.status, outcome.attempts) for outcome in results} == {("answered", 2)}
     assert fake.counts(CALLS)["requests"] == 2
 
 
 @pytest.mark.parametrize("text", ["nonsense", '{"api":"embeddings","model":"m","messages":[],"sampling":{}}'])
 def test_a_stored_request_that_is_none_spoils_no_call(fake: FakeEndpoint, text: str) -> None:
     stored = [StoredRequest(request.key, request.to_json()) for request in embeds(5)]
-    told = by_key(answers([*stored[:2], StoredRequest("k" * 64, text), *stored[2:]], endpoint(fake)))
-    assert told.pop("k" * 64).status == "failed"
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    results = by_key(answers([*stored[:2], StoredRequest("k" * 64, text), *stored[2:]], endpoint(fake)))
+    assert results.pop("k" * 64).status == "failed"
+    assert {outcome.status for outcome in results.values()} == {"answered"}
     assert fake.counts(CALLS)["requests"] == 1
 
 
 def test_a_refused_key_stops_all_inputs_at_once(fake: FakeEndpoint) -> None:
     fake.set_script([{"status": 401}])
     pulled = iter(embeds(1000))
-    told = answers(pulled, endpoint(fake, in_flight=2, inputs_per_request=10))
-    assert "stopped" in {outcome.status for outcome in told}
-    assert {outcome.status for outcome in told} <= {"stopped", "deferred"}
+    results = answers(pulled, endpoint(fake, in_flight=2, inputs_per_request=10))
+    assert "stopped" in {outcome.status for outcome in results}
+    assert {outcome.status for outcome in results} <= {"stopped", "deferred"}
     assert fake.counts(CALLS)["requests"] <= 2
-    assert {outcome.usage for outcome in told} == {None}
+    assert {outcome.usage for outcome in results} == {None}
 
 
 def test_usage_is_shared_even_when_inputs_have_no_tokens_of_ours(fake: FakeEndpoint) -> None:
@@ -165,8 +167,8 @@ def test_usage_is_shared_even_when_inputs_have_no_tokens_of_ours(fake: FakeEndpo
             }
         ]
     )
-    told = answers([embed(" "), embed("."), embed("a")], endpoint(fake))
-    assert sum((outcome.usage for outcome in told if outcome.usage), Usage(0, 0, 0, 0)) == Usage(7, 0, 0, 0)
+    results = answers([embed(" "), embed("."), embed("a")], endpoint(fake))
+    assert sum((outcome.usage for outcome in results if outcome.usage), Usage(0, 0, 0, 0)) == Usage(7, 0, 0, 0)
 
 
 # --- servers that do not give vectors in base64
@@ -183,24 +185,24 @@ NAMED = [
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], str]:
     """What this process knows of how addresses give vectors, from now on."""
-    known: dict[tuple[str, str], str] = {}
-    monkeypatch.setattr(_runtime(), "encodings", known)
-    return known
+    learned: dict[tuple[str, str], str] = {}
+    monkeypatch.setattr(_runtime(), "encodings", learned)
+    return learned
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize(("status", "said"), NAMED)
+@pytest.mark.parametrize(("status", "refusal"), NAMED)
 def test_who_refuses_base64_is_asked_for_floats_and_not_for_base64_again(
-    fake: FakeEndpoint, encodings: dict[Any, str], transport: str, status: int, said: str
+    fake: FakeEndpoint, encodings: dict[Any, str], transport: str, status: int, refusal: str
 ) -> None:
     right = by_key(answers(embeds(9), endpoint(fake)))
     encodings.clear()
     fake.reset()
-    fake.set_script([{"encoding_format": "base64", "status": status, "body": said}])
+    fake.set_script([{"encoding_format": "base64", "status": status, "body": refusal}])
     where = endpoint(fake, transport=transport, inputs_per_request=3, in_flight=1)
-    told = by_key(answers(embeds(9), where))
-    assert {key: outcome.vector for key, outcome in told.items()} == {key: o.vector for key, o in right.items()}
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    results = by_key(answers(embeds(9), where))
+    assert {key: outcome.vector for key, outcome in results.items()} == {key: o.vector for key, o in right.items()}
+    assert {outcome.status for outcome in results.values()} == {"answered"}
     assert fake.counts(CALLS)["requests"] == 1 + 3
     answers(embeds(9), where)
     assert fake.counts(CALLS)["requests"] == 1 + 3 + 3
@@ -245,8 +247,8 @@ def test_inputs_that_go_alone_are_asked_for_floats_where_a_server_breaks_at_base
     fake: FakeEndpoint, encodings: dict[Any, str]
 ) -> None:
     fake.set_script([{"encoding_format": "base64", "status": 500, "body": "oops"}])
-    told = answers(embeds(8), endpoint(fake, inputs_per_request=1, max_attempts=3))
-    assert {outcome.status for outcome in told} == {"answered"}
+    results = answers(embeds(8), endpoint(fake, inputs_per_request=1, max_attempts=3))
+    assert {outcome.status for outcome in results} == {"answered"}
     assert list(encodings.values()) == ["float"]
 
 
@@ -264,9 +266,9 @@ def test_a_vector_of_another_size_than_the_others_is_asked_for_again_and_held_to
             {"match": "odd", "body": body(again)},
         ]
     )
-    told = by_key(answers([embed("a"), embed("b"), odd], endpoint(fake)))
-    assert told.pop(odd.key).status == status
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    results = by_key(answers([embed("a"), embed("b"), odd], endpoint(fake)))
+    assert results.pop(odd.key).status == status
+    assert {outcome.status for outcome in results.values()} == {"answered"}
 
 
 def test_an_encoding_that_is_never_right_ends_as_a_failure(fake: FakeEndpoint, encodings: dict[Any, str]) -> None:
@@ -295,16 +297,16 @@ def test_who_gives_base64_goes_on_to_do_so_whatever_an_input_is_refused_for(
     fake.set_script(
         [{"match": "poison", "status": 400, "body": "an input is no good"}, {"encoding_format": "float", "status": 400}]
     )
-    told = by_key(answers([*embeds(5), embed("poison")], endpoint(fake)))
-    assert told.pop(embed("poison").key).status == "failed"
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    results = by_key(answers([*embeds(5), embed("poison")], endpoint(fake)))
+    assert results.pop(embed("poison").key).status == "failed"
+    assert {outcome.status for outcome in results.values()} == {"answered"}
     assert list(encodings.values()) == ["base64"]
 
 
 def test_vectors_without_an_index_are_asked_for_once(fake: FakeEndpoint) -> None:
     data = [{"index": 0, "embedding": [1.0, i]} for i in range(3)]
     fake.set_script([{"body": json.dumps({"data": data, "usage": {"total_tokens": 7}})}])
-    told = by_key(answers(embeds(3), endpoint(fake)))
-    assert [np.frombuffer(told[r.key].vector or b"", "<f4")[1] > 0 for r in embeds(3)] == [False, True, True]
-    assert sum((o.usage for o in told.values() if o.usage), Usage(0, 0, 0, 0)) == Usage(7, 0, 0, 0)
+    results = by_key(answers(embeds(3), endpoint(fake)))
+    assert [np.frombuffer(results[r.key].vector or b"", "<f4")[1] > 0 for r in embeds(3)] == [False, True, True]
+    assert sum((o.usage for o in results.values() if o.usage), Usage(0, 0, 0, 0)) == Usage(7, 0, 0, 0)
     assert fake.counts(CALLS)["requests"] == 1

@@ -111,7 +111,7 @@ def test_a_missing_key_stops_the_run_and_names_where_it_should_be() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         f"Incorrect API key provided: {KEY}.",
         "Incorrect API key provided: sk-abcd****wxyz.",
@@ -120,9 +120,9 @@ def test_a_missing_key_stops_the_run_and_names_where_it_should_be() -> None:
         "x" * (MAX_MESSAGE - 45) + KEY + "x" * 100,
     ],
 )
-@pytest.mark.parametrize("wrap", [lambda said: status_error(401, {"message": said}), RuntimeError, BadReplyError])
-def test_no_message_holds_a_key(said: str, wrap: Any) -> None:
-    message = classify(wrap(said), ENDPOINT, secret=KEY).message
+@pytest.mark.parametrize("wrap", [lambda text: status_error(401, {"message": text}), RuntimeError, BadReplyError])
+def test_no_message_holds_a_key(text: str, wrap: Any) -> None:
+    message = classify(wrap(text), ENDPOINT, secret=KEY).message
     assert not any(part in message for part in (KEY, KEY[:8], "wxyz", "def-ghi"))
 
 

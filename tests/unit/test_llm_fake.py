@@ -170,8 +170,8 @@ def test_scripted_usage_is_told_and_counted(fake: FakeEndpoint) -> None:
     assert usage["prompt_tokens_details"]["cached_tokens"] == 3
     assert usage["completion_tokens_details"]["reasoning_tokens"] == 40
     counts = fake.counts()
-    told = {name: counts[name] for name in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}
-    assert told == {"input_tokens": 5, "cached_tokens": 3, "output_tokens": 42, "reasoning_tokens": 40}
+    counted = {name: counts[name] for name in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}
+    assert counted == {"input_tokens": 5, "cached_tokens": 3, "output_tokens": 42, "reasoning_tokens": 40}
 
 
 def test_a_prompt_that_begins_like_an_earlier_one_is_cached_that_far(fake: FakeEndpoint) -> None:
@@ -194,11 +194,11 @@ def test_a_scripted_body_counts_the_usage_that_it_tells(fake: FakeEndpoint) -> N
 
 
 def test_refusals_tool_calls_and_several_choices_have_their_shapes(fake: FakeEndpoint) -> None:
-    asked = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    tool_call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     fake.set_script(
         [
             {"match": "refuse", "refusal": "I will not"},
-            {"match": "tool", "tool_calls": [asked], "finish_reason": "tool_calls"},
+            {"match": "tool", "tool_calls": [tool_call], "finish_reason": "tool_calls"},
             {"choices": 3, "finish_reason": None, "reply": "two words"},
         ]
     )
@@ -206,10 +206,10 @@ def test_refusals_tool_calls_and_several_choices_have_their_shapes(fake: FakeEnd
         complete(fake, messages=[{"role": "user", "content": text}])["choices"] for text in ("refuse", "tool", "x")
     )
     assert (refused[0]["message"]["content"], refused[0]["message"]["refusal"]) == (None, "I will not")
-    assert (tool[0]["message"]["tool_calls"], tool[0]["finish_reason"]) == ([asked], "tool_calls")
+    assert (tool[0]["message"]["tool_calls"], tool[0]["finish_reason"]) == ([tool_call], "tool_calls")
     assert [choice["index"] for choice in several] == [0, 1, 2]
     assert several[0]["finish_reason"] is None
-    assert fake.counts()["output_tokens"] == 3 + len(json.dumps([asked]).split()) + 3 * 2
+    assert fake.counts()["output_tokens"] == 3 + len(json.dumps([tool_call]).split()) + 3 * 2
 
 
 def test_counts_of_a_path_are_its_own(fake: FakeEndpoint) -> None:
@@ -324,10 +324,10 @@ def test_the_next_window_admits_again(fake: FakeEndpoint) -> None:
 def test_a_refusal_tells_what_the_script_says(fake: FakeEndpoint, tell: list[str], headers: set[str]) -> None:
     fake.set_script([{"limits": {"requests_per_minute": 0.01, "window_s": 6000, "tell": tell}}])
     complete(fake)
-    told = refusal(f"{fake.url}/chat/completions", {"model": "m", "messages": MESSAGES}).headers
-    assert {name.lower() for name in told} - {"content-type", "content-length"} == headers
+    received = refusal(f"{fake.url}/chat/completions", {"model": "m", "messages": MESSAGES}).headers
+    assert {name.lower() for name in received} - {"content-type", "content-length"} == headers
     if tell == ["retry-after"]:
-        assert 4000 <= int(told["retry-after"]) <= 6000
+        assert 4000 <= int(received["retry-after"]) <= 6000
 
 
 @pytest.mark.parametrize("kind", [503, "refuse"])
@@ -393,8 +393,8 @@ def test_a_batch_answers_every_line_as_a_call_would_apart_from_the_calls(fake: F
         [f"k{29 - i}" for i in range(30)],
     )
     assert {entry["response"]["status_code"] for entry in lines} == {200}
-    told = {entry["custom_id"]: entry["response"]["body"] for entry in lines}
-    assert told["k7"] == complete(fake, messages=[{"role": "user", "content": "question number 7"}])
+    answers = {entry["custom_id"]: entry["response"]["body"] for entry in lines}
+    assert answers["k7"] == complete(fake, messages=[{"role": "user", "content": "question number 7"}])
     counts = fake.batch_counts()
     assert (counts["batches"], counts["billed"], counts["max_billed_per_body"]) == (1, 30, 1)
     assert counts["input_tokens"] == 90
@@ -460,9 +460,9 @@ def test_a_file_that_is_no_batch_fails_whole(fake: FakeEndpoint, lines: list[dic
 
 def test_batches_and_files_are_listed_by_page_newest_first(fake: FakeEndpoint) -> None:
     names = [batch(fake, [line("a", f"q {i}")]) for i in range(5)]
-    assert [found.id for found in sdk(fake).batches.list(limit=2)] == names[::-1]
+    assert [entry.id for entry in sdk(fake).batches.list(limit=2)] == names[::-1]
     page = call(f"{fake.url}/batches?limit=2&after={names[3]}")
-    assert ([found["id"] for found in page["data"]], page["has_more"]) == ([names[2], names[1]], True)
+    assert ([entry["id"] for entry in page["data"]], page["has_more"]) == ([names[2], names[1]], True)
     uploads = list(sdk(fake).files.list(purpose="batch"))
     assert len(uploads) == 5
     sdk(fake).files.delete(uploads[0].id)
@@ -539,14 +539,14 @@ def test_it_is_gone_when_its_parent_is_killed() -> None:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
 
-    def gone() -> bool:
+    def has_ended() -> bool:
         try:
             call(f"{url}/models")
         except (urllib.error.URLError, ConnectionError):
             return True
         return False
 
-    assert eventually(gone), "the fake outlived its parent"
+    assert eventually(has_ended), "the fake outlived its parent"
 
 
 def test_it_runs_from_the_command_line_with_a_script_and_a_latency(tmp_path: Path) -> None:

@@ -445,10 +445,10 @@ def test_a_call_that_does_not_tell_what_it_used_counts_as_the_most_that_it_can_h
         admission.ask(1, number, tokens=300, dearest=None)
         while not (decided := admission.decide(now)):
             now = max(now, admission.wake_at)
-        told = tells == "all" or (tells == "half" and number % 2)
+        has_usage = tells == "all" or (tells == "half" and number % 2)
         admission.settle(
             *(1, decided[0].number),
-            tokens=100 if told else None,
+            tokens=100 if has_usage else None,
             cost=None,
             failure=None if number % 4 else failure,
             asked_s=None,
@@ -765,9 +765,9 @@ def test_the_cap_holds_in_whatever_order_calls_settle(cap: int, calls: list[tupl
     for number, (dearest, _) in enumerate(calls):
         admission.ask(number % 3, number, tokens=1, dearest=Decimal(dearest))
     flying: list[Go] = []
-    asked, answered = len(calls), 0
+    total, answered = len(calls), 0
     budget = admission.budget
-    while answered < asked:
+    while answered < total:
         for answer in admission.decide(0.0):
             if isinstance(answer, Go):
                 flying.append(answer)

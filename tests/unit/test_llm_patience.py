@@ -169,11 +169,11 @@ def test_calls_that_time_out_are_made_fewer_at_once_unless_it_is_the_call() -> N
 def test_what_is_slow_is_waited_for_when_the_limit_is_measured(fake: FakeEndpoint) -> None:
     """Each answer takes longer than any limit that was set before; the minimal pair has one set."""
     fake.set_script([{"delay_s": 1.5}])
-    told = answers(asks(8), endpoint(fake, in_flight=4, timeout_s=None, deadline_s=0.1))
-    assert {(outcome.status, outcome.attempts) for outcome in told} == {("answered", 1)}
-    assert (len(told), fake.counts()["billed"]) == (8, 8)
-    told = answers(asks(2), endpoint(fake, in_flight=4, timeout_s=0.5, max_attempts=2))
-    assert {(outcome.status, outcome.error_class) for outcome in told} == {("deferred", "timeout")}
+    results = answers(asks(8), endpoint(fake, in_flight=4, timeout_s=None, deadline_s=0.1))
+    assert {(outcome.status, outcome.attempts) for outcome in results} == {("answered", 1)}
+    assert (len(results), fake.counts()["billed"]) == (8, 8)
+    results = answers(asks(2), endpoint(fake, in_flight=4, timeout_s=0.5, max_attempts=2))
+    assert {(outcome.status, outcome.error_class) for outcome in results} == {("deferred", "timeout")}
 
 
 def test_an_endpoint_that_answers_nobody_ends_the_run_after_three_rounds_with_what_to_change(
@@ -183,16 +183,16 @@ def test_an_endpoint_that_answers_nobody_ends_the_run_after_three_rounds_with_wh
     where = endpoint(fake, in_flight=4, timeout_s=None, max_attempts=8)
     began = clock()
     with clock.skipping(700, fake=fake), Gate(where, PRICE) as gate:
-        told = [outcome for outcome in outcomes(asks(24), where, PRICE, gate=gate.place) if outcome is not None]
+        results = [outcome for outcome in outcomes(asks(24), where, PRICE, gate=gate.place) if outcome is not None]
         assert gate.passed.timeouts == 3
     assert clock() - began >= 3 * Patience.FIRST_MOST_S
     advice = [record.message for record in caplog.records if record.message.startswith("no call has been answered")]
     assert len(advice) == 1 and "max_tokens" in advice[0]  # after the first of them
-    stopped = [outcome for outcome in told if outcome.status == "stopped"]
+    stopped = [outcome for outcome in results if outcome.status == "stopped"]
     assert {outcome.error_class for outcome in stopped} == {"too_slow"}
     for word in ("3 rounds", "in_flight", "max_tokens", "smaller model", "timeout_s"):
         assert word in (stopped[0].error_message or "")
-    assert {outcome.status for outcome in told} <= {"stopped", "deferred"}
+    assert {outcome.status for outcome in results} <= {"stopped", "deferred"}
     assert fake.counts()["requests"] == 3
 
 
@@ -200,11 +200,11 @@ def test_one_request_that_hangs_ends_no_run_and_holds_up_no_other(fake: FakeEndp
     """Also when it is the first one, which the others wait for."""
     fake.set_script([{"match": "question 0$", "fault": "hang"}])
     with clock.skipping(100_000, fake=fake):
-        found = answers(asks(40), endpoint(fake, in_flight=4, timeout_s=None))
-    told = {outcome.request_key: outcome for outcome in found}
-    bad = told.pop(ask("question 0").key)
+        results = answers(asks(40), endpoint(fake, in_flight=4, timeout_s=None))
+    by_key = {outcome.request_key: outcome for outcome in results}
+    bad = by_key.pop(ask("question 0").key)
     assert (bad.status, bad.error_class, bad.attempts) == ("deferred", "timeout", 3)
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert {outcome.status for outcome in by_key.values()} == {"answered"}
 
 
 @pytest.mark.parametrize(("timeout_s", "at_once"), [(None, 1), (1e6, 4)])
@@ -243,14 +243,14 @@ def test_that_nothing_was_answered_is_known_after_the_first_timeout_and_until_th
 
 
 def test_an_outage_of_timeouts_says_what_to_change_and_another_does_not() -> None:
-    for failure, said in ((TIMEOUT, "raise timeout_s"), (Failure("retry", "server_error", ""), "has worked")):
+    for failure, words in ((TIMEOUT, "raise timeout_s"), (Failure("retry", "server_error", ""), "has worked")):
         admission = Admission([Address(base_url="http://a/v1")], outage_limit_s=100)
         for n in range(5):
             admission.hear_failure(0, failure, None, began=0.0, now=n / 100)
         admission.decide(1.0)
-        assert said in (admission.why_held(1.0) or "")
+        assert words in (admission.why_held(1.0) or "")
         admission.decide(200.0)
-        assert admission.final is not None and said in admission.final.message
+        assert admission.final is not None and words in admission.final.message
         assert ("timeout_s" in admission.final.message) == (failure is TIMEOUT)
 
 
@@ -258,7 +258,7 @@ def test_what_was_given_up_as_too_slow_may_have_been_billed() -> None:
     admission = Admission([Address(base_url="http://a/v1")], cap_microusd=Decimal(100))
     admission.ask(1, 1, tokens=10, dearest=Decimal(40))
     admission.decide(0.0)
-    told: dict[str, Any] = {"asked_s": None, "began": 0.0, "now": 9.0}
-    admission.settle(1, 1, tokens=None, cost=None, failure=too_slow("m", 9.0), **told)
+    times: dict[str, Any] = {"asked_s": None, "began": 0.0, "now": 9.0}
+    admission.settle(1, 1, tokens=None, cost=None, failure=too_slow("m", 9.0), **times)
     assert admission.budget.spent == Decimal(40)
     assert admission.timeouts == 1

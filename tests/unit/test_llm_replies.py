@@ -53,17 +53,17 @@ BROKEN_OFF: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("told", BROKEN_OFF)
-def test_what_the_server_broke_off_is_no_answer_and_may_be_asked_again(told: dict[str, Any]) -> None:
+@pytest.mark.parametrize("fields", BROKEN_OFF)
+def test_what_the_server_broke_off_is_no_answer_and_may_be_asked_again(fields: dict[str, Any]) -> None:
     with pytest.raises(BrokenOffError) as caught:
-        read_reply(completion(**told, usage=USAGE))
+        read_reply(completion(**fields, usage=USAGE))
     assert (caught.value.billed, caught.value.usage) == (True, Usage(100, 0, 20, 0))
     failure = classify(caught.value, endpoint_of("http://127.0.0.1:9/v1"))
     assert (failure.kind, failure.error_class) == ("retry", "broken_off")
 
 
 @pytest.mark.parametrize(
-    "told",
+    "fields",
     [
         {},
         {"finish_reason": None},
@@ -75,8 +75,8 @@ def test_what_the_server_broke_off_is_no_answer_and_may_be_asked_again(told: dic
         *[{"finish_reason": name} for name in ("null", "None", " ")],
     ],
 )
-def test_an_error_that_says_nothing_is_none(told: dict[str, Any]) -> None:
-    assert read_reply(completion("A nurse", **told)).text == "A nurse"
+def test_an_error_that_says_nothing_is_none(fields: dict[str, Any]) -> None:
+    assert read_reply(completion("A nurse", **fields)).text == "A nurse"
 
 
 def test_a_filter_that_says_so_by_an_error_too_is_a_filtered_answer() -> None:
@@ -89,11 +89,11 @@ def endpoint_of(url: str) -> Any:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("told", [{"finish_reason": "abort"}, {"error": {"message": "lost", "code": 502}}])
+@pytest.mark.parametrize("fields", [{"finish_reason": "abort"}, {"error": {"message": "lost", "code": 502}}])
 def test_a_broken_off_answer_is_asked_again_and_paid_for_both_times(
-    fake: FakeEndpoint, told: dict[str, Any], transport: str
+    fake: FakeEndpoint, fields: dict[str, Any], transport: str
 ) -> None:
-    broken = completion(**told, usage=USAGE).decode()
+    broken = completion(**fields, usage=USAGE).decode()
     fake.set_script([{"body": broken, "times": 1}, {"reply": "A retired nurse"}])
     outcome = only(answers([ask("x")], endpoint(fake, transport=transport)))
     assert (outcome.status, outcome.text, outcome.answer_class) == ("answered", "A retired nurse", "ok")
@@ -131,30 +131,30 @@ def test_an_outcome_says_that_its_cost_is_unknown_whatever_failed_last(
 
 
 def test_where_one_of_two_answers_does_not_tell_what_it_took_the_cost_of_the_row_is_unknown(fake: FakeEndpoint) -> None:
-    asked = ask("x", response_format={"type": "json_object"})
+    request = ask("x", response_format={"type": "json_object"})
     for rules in (
         [{"match": "not what was asked", "reply": "{}"}, {"reply": "no", "usage": "nulls"}],
         [{"match": "not what was asked", "reply": "{}", "usage": "nulls"}, {"reply": "no"}],
     ):
         fake.set_script(rules)
-        outcome = only(answers([asked], endpoint(fake, reasks=1)))
+        outcome = only(answers([request], endpoint(fake, reasks=1)))
         assert (outcome.text, outcome.attempts, outcome.usage, outcome.cost_microusd) == ("{}", 2, None, None)
 
 
 def test_what_is_always_broken_off_is_paid_three_times_and_fails_where_others_are_answered(fake: FakeEndpoint) -> None:
     fake.set_script([{"match": "poison", "body": completion(finish_reason="abort", usage=USAGE).decode()}])
-    told = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(8)], endpoint(fake))}
-    bad = told.pop(ask("poison").key)
+    results = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(8)], endpoint(fake))}
+    bad = results.pop(ask("poison").key)
     assert (bad.status, bad.error_class, bad.attempts) == ("failed", "broken_off", 3)
     assert bad.usage == Usage(300, 0, 60, 0)
-    assert {outcome.status for outcome in told.values()} == {"answered"}
+    assert {outcome.status for outcome in results.values()} == {"answered"}
     assert fake.counts()["requests"] == 3 + 8
 
 
 def test_where_every_answer_is_broken_off_all_are_put_off_after_three_each(fake: FakeEndpoint) -> None:
     fake.set_script([{"body": completion(finish_reason="abort", usage=USAGE).decode()}])
-    told = answers(asks(8), endpoint(fake))
-    assert {(outcome.status, outcome.error_class, outcome.attempts) for outcome in told} == {
+    results = answers(asks(8), endpoint(fake))
+    assert {(outcome.status, outcome.error_class, outcome.attempts) for outcome in results} == {
         ("deferred", "broken_off", 3)
     }
     assert fake.counts()["requests"] == 3 * 8
@@ -164,8 +164,8 @@ def test_a_probe_that_was_paid_for_is_an_attempt(fake: FakeEndpoint) -> None:
     # Six failures close the address, so that what follows are probes.
     broken = completion(finish_reason="abort", usage=USAGE).decode()
     fake.set_script([{"status": 500, "times": 6}, {"body": broken}])
-    told = answers(asks(6), endpoint(fake, max_attempts=1000))
-    assert {(outcome.status, outcome.error_class) for outcome in told} == {("deferred", "broken_off")}
+    results = answers(asks(6), endpoint(fake, max_attempts=1000))
+    assert {(outcome.status, outcome.error_class) for outcome in results} == {("deferred", "broken_off")}
     assert fake.counts()["billed"] == 3 * 6
 
 
@@ -199,7 +199,7 @@ def event(delta: dict[str, Any], **choice: Any) -> str:
 
 
 def stream(*events: str, end: str = "\n\n", mark: str = "data: ") -> bytes:
-    return "".join(f"{mark}{told}{end}" for told in events).encode()
+    return "".join(f"{mark}{event}{end}" for event in events).encode()
 
 
 HALVES = (event({"content": "A retired"}), event({"content": " nurse"}, finish_reason="stop"))
@@ -345,7 +345,7 @@ def test_an_answer_that_streams_unasked_is_asked_once(fake: FakeEndpoint, transp
 def batch(fake: FakeEndpoint, folder: Path, requests: list[Request]) -> list[Outcome]:
     options: dict[str, Any] = {"name": "s", "key": None, "flush": lambda: None, "poll_s": 0.02}
     journal = Journal(str(folder / "journal"))
-    return [told for told in run_batches(requests, endpoint(fake), PRICE, journal=journal, **options) if told]
+    return [outcome for outcome in run_batches(requests, endpoint(fake), PRICE, journal=journal, **options) if outcome]
 
 
 def test_lines_of_batches_are_read_like_replies(fake: FakeEndpoint, tmp_path: Path) -> None:
@@ -358,8 +358,8 @@ def test_lines_of_batches_are_read_like_replies(fake: FakeEndpoint, tmp_path: Pa
         ]
     )
     requests = [ask(name) for name in ("streams", "broken", "long", "cut")]
-    told = {outcome.request_key: outcome for outcome in batch(fake, tmp_path, requests)}
-    streams, broken, long, cut = (told[request.key] for request in requests)
+    results = {outcome.request_key: outcome for outcome in batch(fake, tmp_path, requests)}
+    streams, broken, long, cut = (results[request.key] for request in requests)
     assert (streams.status, streams.text, streams.usage) == ("answered", "A retired nurse", Usage(1, 0, 3, 0))
     assert (broken.status, broken.error_class, broken.usage) == ("deferred", "broken_off", Usage(100, 0, 20, 0))
     assert broken.cost_microusd == (100 * PRICE.input + 20 * PRICE.output) * Decimal("0.5")

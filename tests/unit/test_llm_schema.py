@@ -25,12 +25,12 @@ def form(schema: Any) -> dict[str, Any]:
 def fault(answer: str, response_format: dict[str, Any]) -> str | None:
     check = check_for(response_format)
     assert check is not None
-    found = check.fault(answer)
-    return None if found is None else found.kind
+    mismatch = check.fault(answer)
+    return None if mismatch is None else mismatch.kind
 
 
 @pytest.mark.parametrize(
-    ("answer", "wanted"),
+    ("answer", "expected"),
     [
         ('{"persona": "a nurse"}', None),
         (' {"persona": "a nurse", "age": 40}\n', None),
@@ -50,15 +50,15 @@ def fault(answer: str, response_format: dict[str, Any]) -> str | None:
         ("", "invalid_json"),
     ],
 )
-def test_an_answer_is_held_to_its_schema(answer: str, wanted: str | None) -> None:
-    assert fault(answer, form(PERSONA)) == wanted
+def test_an_answer_is_held_to_its_schema(answer: str, expected: str | None) -> None:
+    assert fault(answer, form(PERSONA)) == expected
 
 
 @pytest.mark.parametrize(
-    ("answer", "wanted"), [("{}", None), ('{"a": [1]}', None), ("[1]", "schema_mismatch"), ("a", "invalid_json")]
+    ("answer", "expected"), [("{}", None), ('{"a": [1]}', None), ("[1]", "schema_mismatch"), ("a", "invalid_json")]
 )
-def test_a_json_object_is_any_object(answer: str, wanted: str | None) -> None:
-    assert fault(answer, {"type": "json_object"}) == wanted
+def test_a_json_object_is_any_object(answer: str, expected: str | None) -> None:
+    assert fault(answer, {"type": "json_object"}) == expected
 
 
 @pytest.mark.parametrize("response_format", [None, {}, {"type": "text"}])
@@ -69,12 +69,12 @@ def test_where_no_json_is_asked_for_nothing_is_checked(response_format: Any) -> 
 def test_what_is_said_names_the_place_in_one_short_line() -> None:
     check = check_for(form(PERSONA))
     assert check is not None
-    found = check.fault('{"persona": "a nurse", "age": "forty\\n"}')
-    assert found is not None
-    assert found.message.startswith("at $.age: 'forty\\n' is not of type 'integer'")
-    found = check.fault('{"persona": ["' + "x" * 1000 + '"]}')
-    assert found is not None
-    assert len(found.message) <= MAX_FAULT_CHARS
+    mismatch = check.fault('{"persona": "a nurse", "age": "forty\\n"}')
+    assert mismatch is not None
+    assert mismatch.message.startswith("at $.age: 'forty\\n' is not of type 'integer'")
+    mismatch = check.fault('{"persona": ["' + "x" * 1000 + '"]}')
+    assert mismatch is not None
+    assert len(mismatch.message) <= MAX_FAULT_CHARS
 
 
 @pytest.mark.parametrize(

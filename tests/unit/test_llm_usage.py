@@ -20,8 +20,8 @@ COUNT = st.integers(1, 10**6)
 SHARE = st.floats(0, 1)
 
 
-def tokens(told: tuple[int, float, int, float]) -> Tokens:
-    tokens_in, cached, tokens_out, reasoning = told
+def tokens(drawn: tuple[int, float, int, float]) -> Tokens:
+    tokens_in, cached, tokens_out, reasoning = drawn
     return Tokens(tokens_in, int(tokens_in * cached), tokens_out, int(tokens_out * reasoning))
 
 
@@ -29,19 +29,19 @@ TOKENS = st.tuples(COUNT, SHARE, COUNT, SHARE).map(tokens)
 
 
 @pytest.mark.parametrize("form", READABLE)
-@given(told=TOKENS)
-def test_whole_numbers_are_read_in_every_form(form: str, told: Tokens) -> None:
-    assert read_usage(loads(usage_json(form, told)), wrote=True) == Usage(*told)
+@given(tokens=TOKENS)
+def test_whole_numbers_are_read_in_every_form(form: str, tokens: Tokens) -> None:
+    assert read_usage(loads(usage_json(form, tokens)), wrote=True) == Usage(*tokens)
 
 
 @pytest.mark.parametrize("form", UNREADABLE)
-@given(told=TOKENS)
-def test_all_else_is_unknown(form: str, told: Tokens) -> None:
-    assert read_usage(loads(usage_json(form, told)), wrote=True) is None
+@given(tokens=TOKENS)
+def test_all_else_is_unknown(form: str, tokens: Tokens) -> None:
+    assert read_usage(loads(usage_json(form, tokens)), wrote=True) is None
 
 
 @pytest.mark.parametrize(
-    ("told", "read"),
+    ("usage", "read"),
     [
         # a count, in its forms
         *[({"prompt_tokens": one, "completion_tokens": 4}, Usage(10, 0, 4, 0)) for one in (10, 10.0, "10", " 10.00 ")],
@@ -130,8 +130,8 @@ def test_all_else_is_unknown(form: str, told: Tokens) -> None:
         ),
     ],
 )
-def test_usage_is_read_or_unknown(told: Any, read: Usage | None) -> None:
-    assert read_usage(told, wrote=True) == read
+def test_usage_is_read_or_unknown(usage: Any, read: Usage | None) -> None:
+    assert read_usage(usage, wrote=True) == read
 
 
 def test_without_a_text_there_may_be_no_output() -> None:
@@ -140,7 +140,7 @@ def test_without_a_text_there_may_be_no_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "read"),
+    ("usage", "read"),
     [
         ({"prompt_tokens": 7, "total_tokens": 7}, Usage(7, 0, 0, 0)),
         ({"prompt_tokens": 7.0, "total_tokens": "7"}, Usage(7, 0, 0, 0)),
@@ -153,9 +153,9 @@ def test_without_a_text_there_may_be_no_output() -> None:
         (None, None),
     ],
 )
-def test_vectors_have_no_output_and_their_total_is_the_input(told: Any, read: Usage | None) -> None:
-    assert read_usage(told, wrote=False, of_vectors=True) == read
-    raw = json.dumps({"data": [{"index": 0, "embedding": [1.0]}], "usage": told}).encode()
+def test_vectors_have_no_output_and_their_total_is_the_input(usage: Any, read: Usage | None) -> None:
+    assert read_usage(usage, wrote=False, of_vectors=True) == read
+    raw = json.dumps({"data": [{"index": 0, "embedding": [1.0]}], "usage": usage}).encode()
     assert read_vectors(raw, 1).usage == read
 
 
@@ -172,7 +172,7 @@ NAMES = st.sampled_from(
 )
 DETAILS = st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens"]), st.integers(0, 50) | JSON)
 USAGES = st.builds(
-    lambda told, inside, outside: {**told, "prompt_tokens_details": inside, "completion_tokens_details": outside},
+    lambda counts, inside, outside: {**counts, "prompt_tokens_details": inside, "completion_tokens_details": outside},
     st.dictionaries(NAMES, st.integers(0, 50) | JSON),
     st.none() | DETAILS,
     st.none() | DETAILS,
@@ -181,9 +181,9 @@ USAGES = st.builds(
 
 @given(USAGES | JSON, st.booleans(), st.booleans())
 def test_whatever_is_told_parts_are_within_their_wholes_and_no_answer_is_free(
-    told: Any, wrote: bool, of_vectors: bool
+    usage: Any, wrote: bool, of_vectors: bool
 ) -> None:
-    read = read_usage(told, wrote=wrote, of_vectors=of_vectors)
+    read = read_usage(usage, wrote=wrote, of_vectors=of_vectors)
     if read is not None:
         assert 0 <= read.cached_tokens <= read.input_tokens
         assert 0 <= read.reasoning_tokens <= read.output_tokens
@@ -202,9 +202,9 @@ PRICES = st.builds(
 
 @given(TOKENS, st.lists(st.integers(1, 9000), min_size=1, max_size=40), PRICES)
 def test_what_rows_took_adds_up_to_what_was_billed_and_parts_stay_within_their_wholes(
-    told: Tokens, weights: list[int], price: Price
+    tokens: Tokens, weights: list[int], price: Price
 ) -> None:
-    usage = Usage(*told)
+    usage = Usage(*tokens)
     rows = usage.shared(weights)
     assert sum(rows, Usage(0, 0, 0, 0)) == usage
     for row in rows:
@@ -216,8 +216,8 @@ def test_what_rows_took_adds_up_to_what_was_billed_and_parts_stay_within_their_w
 
 
 @given(TOKENS, PRICES)
-def test_a_batch_costs_its_share_of_the_price_once(told: Tokens, price: Price) -> None:
-    usage = Usage(*told)
+def test_a_batch_costs_its_share_of_the_price_once(tokens: Tokens, price: Price) -> None:
+    usage = Usage(*tokens)
     full, batch = cost_microusd(usage, price), cost_microusd(usage, price.of_batches)
     assert full is not None and batch is not None
     assert abs(batch - full * price.batch_share) <= Decimal("0.000002")

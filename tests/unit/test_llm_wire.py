@@ -71,17 +71,17 @@ def test_the_key_of_a_request_never_changes_between_versions() -> None:
 
 
 @given(REQUESTS)
-def test_a_request_comes_back_from_json_as_it_was(asked: Request) -> None:
-    back = Request.from_json(asked.to_json())
-    assert back == asked
-    assert (back.key, back.to_json(), back.body()) == (asked.key, asked.to_json(), asked.body())
+def test_a_request_comes_back_from_json_as_it_was(original: Request) -> None:
+    back = Request.from_json(original.to_json())
+    assert back == original
+    assert (back.key, back.to_json(), back.body()) == (original.key, original.to_json(), original.body())
 
 
 @given(REQUESTS)
-def test_the_order_of_dict_keys_changes_neither_the_key_nor_what_is_sent(asked: Request) -> None:
-    fields = backwards({**vars(asked)})
+def test_the_order_of_dict_keys_changes_neither_the_key_nor_what_is_sent(original: Request) -> None:
+    fields = backwards({**vars(original)})
     turned = Request(**fields)
-    assert (turned.key, turned.body()) == (asked.key, asked.body())
+    assert (turned.key, turned.body()) == (original.key, original.body())
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_json_is_canonical() -> None:
 
 
 def test_a_request_can_be_pickled() -> None:
-    asked = request()
-    assert pickle.loads(pickle.dumps(asked)).key == asked.key
+    original = request()
+    assert pickle.loads(pickle.dumps(original)).key == original.key
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", "\ud800"])
@@ -138,8 +138,8 @@ def test_sampling_takes_only_sampling(name: str) -> None:
 
 
 def test_a_key_that_is_known_is_believed_and_not_computed_again() -> None:
-    asked = Request.from_json(request().to_json(), key="k" * 64)
-    assert (asked.key, asked) == ("k" * 64, request())
+    original = Request.from_json(request().to_json(), key="k" * 64)
+    assert (original.key, original) == ("k" * 64, request())
     assert StoredRequest("k" * 64, request().to_json()).read().key == "k" * 64
 
 
@@ -151,10 +151,10 @@ def test_what_is_said_after_the_request_comes_after_its_messages() -> None:
 
 
 def test_the_service_tier_is_sent_and_changes_no_key() -> None:
-    for asked in (request(), Request.embedding("e5", "text")):
-        key = asked.key
-        assert json.loads(asked.body(service_tier="flex")) == {**json.loads(asked.body()), "service_tier": "flex"}
-        assert asked.key == key
+    for original in (request(), Request.embedding("e5", "text")):
+        key = original.key
+        assert json.loads(original.body(service_tier="flex")) == {**json.loads(original.body()), "service_tier": "flex"}
+        assert original.key == key
 
 
 def test_the_longest_answer_is_what_the_request_allows() -> None:
@@ -165,25 +165,27 @@ def test_the_longest_answer_is_what_the_request_allows() -> None:
 
 
 def test_a_request_for_an_embedding_has_a_key_of_its_own_and_comes_back_from_json() -> None:
-    asked = Request.embedding("e5", "谁会读它？", dimensions=256, prompt_version="1")
-    assert asked.text == "谁会读它？"
-    assert Request.from_json(asked.to_json()) == asked
-    assert asked.key != Request("e5", asked.messages, asked.sampling, prompt_version="1").key
+    original = Request.embedding("e5", "谁会读它？", dimensions=256, prompt_version="1")
+    assert original.text == "谁会读它？"
+    assert Request.from_json(original.to_json()) == original
+    assert original.key != Request("e5", original.messages, original.sampling, prompt_version="1").key
     assert (
-        len({asked.key, Request.embedding("e5", "谁会读它？").key, Request.embedding("e5", "谁", dimensions=256).key})
+        len(
+            {original.key, Request.embedding("e5", "谁会读它？").key, Request.embedding("e5", "谁", dimensions=256).key}
+        )
         == 3
     )
 
 
 def test_many_inputs_go_into_one_body() -> None:
-    asked = [Request.embedding("e5", text, dimensions=2) for text in ("a", "b")]
-    assert json.loads(embeddings_body(asked)) == {
+    requests = [Request.embedding("e5", text, dimensions=2) for text in ("a", "b")]
+    assert json.loads(embeddings_body(requests)) == {
         "model": "e5",
         "input": ["a", "b"],
         "dimensions": 2,
         "encoding_format": "base64",
     }
-    assert embeddings_body(asked[:1]) == asked[0].body()
+    assert embeddings_body(requests[:1]) == requests[0].body()
 
 
 @pytest.mark.parametrize("messages", [[], [{"content": "a"}, {"content": "b"}], [{"content": ["a"]}], [{"text": "a"}]])
@@ -376,9 +378,9 @@ def test_a_vector_that_cannot_be_used_is_none_and_spoils_no_other(embedding: Any
 
 @pytest.mark.parametrize("mangle", [lambda text: f"{text[:4]}\r\n{text[4:]}\n", lambda text: text.rstrip("=")])
 def test_base64_may_have_broken_lines_and_no_padding(mangle: Any) -> None:
-    told = packed(0, 2, 0, 0)
-    assert told.endswith("=")
-    assert read_vectors(vectors(mangle(told)), 1).vectors == [np.array([0, 1, 0, 0], "<f4").tobytes()]
+    encoded = packed(0, 2, 0, 0)
+    assert encoded.endswith("=")
+    assert read_vectors(vectors(mangle(encoded)), 1).vectors == [np.array([0, 1, 0, 0], "<f4").tobytes()]
 
 
 def test_vectors_of_one_reply_have_one_length_that_of_most() -> None:

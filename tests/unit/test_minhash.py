@@ -63,7 +63,9 @@ def test_band_keys_are_equal_where_the_band_is_and_nowhere_else() -> None:
     bands = [[(band, *row[3 * band : 3 * band + 3]) for band in range(5)] for row in signed.tolist()]
     distinct = {band for row in bands for band in row}
     of_band = {
-        band: key for row, found in zip(bands, keys.tolist(), strict=True) for band, key in zip(row, found, strict=True)
+        band: key
+        for row, keys_of_row in zip(bands, keys.tolist(), strict=True)
+        for band, key in zip(row, keys_of_row, strict=True)
     }
     assert keys.tolist() == [[of_band[band] for band in row] for row in bands]
     assert len(set(of_band.values())) == len(distinct) == 5 * 27

@@ -41,17 +41,17 @@ def billed(counts: dict[str, int], price: Price) -> Decimal:
 def asked_under_a_cap(where: Endpoint) -> tuple[list[Outcome], Gate]:
     gate = Gate(where, PRICE, max_cost_usd=CAP)
     with gate:
-        told = [outcome for outcome in outcomes(requests(), where, PRICE, gate=gate.place) if outcome is not None]
-    assert len(told) == CALLS
-    return told, gate
+        results = [outcome for outcome in outcomes(requests(), where, PRICE, gate=gate.place) if outcome is not None]
+    assert len(results) == CALLS
+    return results, gate
 
 
 @pytest.mark.parametrize("form", [*READABLE, *UNREADABLE])
 def test_the_cap_holds_for_every_form_of_usage(fake: FakeEndpoint, form: str) -> None:
     fake.set_script([{**RULE, "usage": form}])
-    told, gate = asked_under_a_cap(endpoint(fake))
-    answered = [outcome for outcome in told if outcome.status == "answered"]
-    assert {outcome.error_class for outcome in told if outcome.status != "answered"} == {"budget_reached"}
+    results, gate = asked_under_a_cap(endpoint(fake))
+    answered = [outcome for outcome in results if outcome.status == "answered"]
+    assert {outcome.error_class for outcome in results if outcome.status != "answered"} == {"budget_reached"}
     bill, spent = billed(fake.counts(), PRICE), gate.passed.spent_microusd
     assert bill == len(answered) * COST * 1_000_000
     assert bill <= CAP * 1_000_000
@@ -69,8 +69,8 @@ def test_the_cap_holds_for_every_form_of_usage(fake: FakeEndpoint, form: str) ->
 @pytest.mark.parametrize("form", ["plain", "reasoning_beside", "empty"])
 def test_the_cap_holds_for_answers_that_stream_unasked(fake: FakeEndpoint, form: str, transport: str) -> None:
     fake.set_script([{**RULE, "usage": form, "fault": "stream"}])
-    told, gate = asked_under_a_cap(endpoint(fake, transport=transport))
-    answered = [outcome for outcome in told if outcome.status == "answered"]
+    results, gate = asked_under_a_cap(endpoint(fake, transport=transport))
+    answered = [outcome for outcome in results if outcome.status == "answered"]
     assert {outcome.text for outcome in answered} == {RULE["reply"]}
     bill = billed(fake.counts(), PRICE)
     assert fake.counts()["billed"] == len(answered)
@@ -85,8 +85,8 @@ def test_the_cap_holds_for_batches_too(fake: FakeEndpoint, tmp_path: Path, form:
     budget = Budget(CAP * 1_000_000, Decimal(0))
     options: dict[str, Any] = {"name": "s", "key": None, "flush": lambda: None, "poll_s": 0.02, "max_lines": 3}
     journal = Journal(str(tmp_path / "journal"))
-    found = run_batches(requests(), endpoint(fake), PRICE, journal=journal, budget=budget, **options)
-    answered = [outcome for outcome in found if outcome is not None and outcome.status == "answered"]
+    results = run_batches(requests(), endpoint(fake), PRICE, journal=journal, budget=budget, **options)
+    answered = [outcome for outcome in results if outcome is not None and outcome.status == "answered"]
     bill = billed(fake.batch_counts(), PRICE.of_batches)
     assert answered and bill <= CAP * 1_000_000 and bill <= budget.spent <= CAP * 1_000_000
     if form in READABLE:
@@ -101,7 +101,8 @@ def test_limits_of_tokens_count_the_most_where_nobody_knows(fake: FakeEndpoint, 
     where = endpoint(fake, tokens_per_minute=10**9)
     gate = Gate(where, PRICE)
     with gate:
-        assert len([told for told in outcomes(requests(), where, PRICE, gate=gate.place) if told is not None]) == CALLS
+        results = [outcome for outcome in outcomes(requests(), where, PRICE, gate=gate.place) if outcome is not None]
+        assert len(results) == CALLS
     used = fake.counts()["input_tokens"] + fake.counts()["output_tokens"]
     assert used == CALLS * TOKENS
     assert gate.passed.tokens == used if form == "plain" else gate.passed.tokens >= CALLS * (24 + 12)

@@ -79,16 +79,16 @@ def test_a_persona_can_neither_close_its_tag_nor_speak_the_tokens_of_a_chat_temp
 
 def test_the_number_of_people_and_the_language_are_asked_for_and_change_the_version() -> None:
     def asking(**settings: Any) -> tuple[str, str]:
-        asked = request(PersonaToPersona(ExpansionSettings.model_validate(settings), PLAIN), "A baker.")
-        return " ".join(str(message["content"]) for message in asked.messages), asked.prompt_version
+        sent = request(PersonaToPersona(ExpansionSettings.model_validate(settings), PLAIN), "A baker.")
+        return " ".join(str(message["content"]) for message in sent.messages), sent.prompt_version
 
-    asked = [asking(relations=1), asking(relations=5), asking(language="de"), asking(language="same")]
-    asked.append(asking(language=None))
-    assert "1 person who is" in asked[0][0] and "5 people who are" in asked[1][0]
-    assert "1 other person:" in asked[0][0] and "5 other people:" in asked[1][0]
-    assert "Write in German." in asked[2][0] and "the language of the given person" in asked[3][0]
-    assert "Write in" not in asked[4][0]
-    assert len({version for _, version in asked}) == 5
+    prompts = [asking(relations=1), asking(relations=5), asking(language="de"), asking(language="same")]
+    prompts.append(asking(language=None))
+    assert "1 person who is" in prompts[0][0] and "5 people who are" in prompts[1][0]
+    assert "1 other person:" in prompts[0][0] and "5 other people:" in prompts[1][0]
+    assert "Write in German." in prompts[2][0] and "the language of the given person" in prompts[3][0]
+    assert "Write in" not in prompts[4][0]
+    assert len({version for _, version in prompts}) == 5
 
 
 @pytest.mark.parametrize("endpoint", [PLAIN, JSON])
@@ -232,9 +232,9 @@ def test_every_label_is_read_as_itself() -> None:
 
 
 def test_the_parent_itself_and_what_was_said_before_are_failures_of_their_own_and_the_rest_is_kept() -> None:
-    said = [("friend", "a", PARENT.upper()), *PEOPLE[:1], ("rival", "b", f"{BOY}  "), *PEOPLE[1:2]]
-    assert personas(as_json(said)) == [BOY, COOK]
-    assert failures(as_json(said)) == ["given", "repeated"]
+    people = [("friend", "a", PARENT.upper()), *PEOPLE[:1], ("rival", "b", f"{BOY}  "), *PEOPLE[1:2]]
+    assert personas(as_json(people)) == [BOY, COOK]
+    assert failures(as_json(people)) == ["given", "repeated"]
 
 
 def test_more_than_was_asked_for_is_one_failure_and_as_many_as_asked_for_none() -> None:
@@ -264,7 +264,7 @@ def test_an_item_that_is_none_has_a_named_failure_and_spoils_no_other(item: Any,
 
 
 @pytest.mark.parametrize(
-    ("answer", "finish_reason", "wanted"),
+    ("answer", "finish_reason", "expected"),
     [
         (None, "stop", ["empty"]),
         ("  ", "length", ["cut_off"]),
@@ -281,9 +281,9 @@ def test_an_item_that_is_none_has_a_named_failure_and_spoils_no_other(item: Any,
     ],
 )
 def test_an_answer_without_any_persona_has_a_named_failure(
-    answer: str | None, finish_reason: str, wanted: list[str]
+    answer: str | None, finish_reason: str, expected: list[str]
 ) -> None:
-    assert failures(answer, finish_reason) == wanted
+    assert failures(answer, finish_reason) == expected
     assert len(readings_of(TASK, answer, finish_reason, PARENT)) == 1
 
 

@@ -64,9 +64,9 @@ def closed_port() -> str:
 def fault(chosen: Settings, steps: tuple[Step, ...] = STEPS, **how: Any) -> str:
     with pytest.raises(PersonaHubError) as caught:
         preflight.check(chosen, steps, **how)
-    said = str(caught.value)
-    assert "\n" not in said and KEY not in said
-    return said
+    message = str(caught.value)
+    assert "\n" not in message and KEY not in message
+    return message
 
 
 def looks(fake: FakeEndpoint) -> int:
@@ -87,18 +87,22 @@ def test_what_lacks_nothing_takes_one_request_and_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         ({"api_key_env": "PERSONAHUB_NO_KEY"}, "models.default: the environment variable PERSONAHUB_NO_KEY holds no"),
         ({"api_key_file": "/nowhere/key"}, "models.default: the file /nowhere/key holds no usable key"),
     ],
 )
 def test_a_missing_key_is_said_before_anything_is_asked(
-    make: Callable[..., Settings], fake: FakeEndpoint, key: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Settings],
+    fake: FakeEndpoint,
+    key: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PERSONAHUB_NO_KEY", " ")
     chosen = make(models=model(base_url=fake.url, **key))
-    assert fault(chosen).startswith(said)
+    assert fault(chosen).startswith(message)
     assert looks(fake) == 0
     preflight.check(chosen, (ingest_documents.STEP,))  # asks nobody
     preflight.check(chosen, STEPS, dry_run=True)
@@ -242,14 +246,14 @@ def test_a_model_that_is_not_listed_is_warned_of_with_those_that_are_nearly_so_c
     """Many servers take names that they do not list: of deployments, aliases, presets, or any at all."""
     listed = json.dumps({"data": [{"id": name} for name in ("gpt-4o-mini", "gpt-4o", "whisper", "tts")]})
     fake.set_script([{"path": "GET /v1/models", "body": listed}])
-    for name, said in (
+    for name, message in (
         ("gpt-4o-mimi", "did you mean gpt-4o-mini or gpt-4o? It is asked all the same"),
         ("GPT-4O", "did you mean gpt-4o or gpt-4o-mini? It is asked all the same"),
         ("my deployment", "it lists gpt-4o, gpt-4o-mini, tts. It is asked all the same"),
     ):
         chosen = make(models={"default": {"model": name, "base_url": fake.url}})
         preflight.check(chosen, STEPS)(chosen.endpoint("default"))
-        where = f"models.default at {fake.url}: the server does not list the model {name}; {said}"
+        where = f"models.default at {fake.url}: the server does not list the model {name}; {message}"
         assert caplog.records.pop().message.startswith(where)
     preflight.check(make(models={"default": {"model": "gpt-4o", "base_url": fake.url}}), STEPS)
     assert not caplog.records
@@ -274,7 +278,7 @@ def test_inputs_that_are_not_there_or_hold_nothing_are_named(make: Callable[...,
     (hidden / "_SUCCESS").write_text("x")
     (hidden / ".crc").write_text("x")
     (blank / "a.txt").touch()
-    for paths, said in (
+    for paths, message in (
         ([], "documents.paths is empty; name the files"),
         (["no/such"], f"documents.paths: {Path('no/such').absolute()} does not exist"),
         ([str(empty)], f"documents.paths: there is no file in {empty}"),
@@ -284,8 +288,8 @@ def test_inputs_that_are_not_there_or_hold_nothing_are_named(make: Callable[...,
         ([f"file://{empty}"], "documents.paths: there is no file in"),
     ):
         chosen = make(documents={"paths": paths})
-        assert fault(chosen).startswith(said)
-        assert fault(chosen, dry_run=True).startswith(said)
+        assert fault(chosen).startswith(message)
+        assert fault(chosen, dry_run=True).startswith(message)
         preflight.check(chosen, (extract_personas.STEP,))  # reads none of them
     for paths in ([str(empty), str(tmp_path / "documents")], ["s3a://bucket/folder"]):
         preflight.check(make(documents={"paths": paths}), STEPS)
@@ -302,7 +306,7 @@ def test_inputs_that_listing_them_would_refuse_are_refused_before_spark(
         path.parent.mkdir(exist_ok=True)
         path.write_text("words")
     (blank / "a.txt").touch()
-    for documents, said in (
+    for documents, message in (
         ({"paths": [str(strange)]}, "documents.paths: there is no file of a known format"),
         ({"paths": [str(blank)]}, f"documents.paths: every file of a known format in {blank} is empty"),
         ({"paths": [str(mixed / "b.csv")]}, f"documents.paths: file:{mixed}/b.csv is of no known format"),
@@ -310,7 +314,7 @@ def test_inputs_that_listing_them_would_refuse_are_refused_before_spark(
         ({"paths": ["s3a://bucket/x", str(tmp_path / "no")]}, f"documents.paths: {tmp_path}/no does not exist"),
         ({"paths": ["s3a://bucket/x", str(mixed / "b.csv")]}, "documents.paths: file:"),
     ):
-        assert fault(make(documents=documents)).startswith(said)
+        assert fault(make(documents=documents)).startswith(message)
     for documents in (
         {"paths": [str(mixed)]},
         {"paths": [str(strange)], "format": "jsonl"},
@@ -327,8 +331,8 @@ def test_a_store_that_cannot_be_written_is_named_and_one_that_can_is_left_as_it_
 ) -> None:
     (tmp_path / "file").touch()
     below = {"root": str(tmp_path / "file" / "store")}
-    said = f"a disk is full or cannot be written ({tmp_path}/file/store: Not a directory)"
-    assert fault(make(store=below)).startswith(said)
+    message = f"a disk is full or cannot be written ({tmp_path}/file/store: Not a directory)"
+    assert fault(make(store=below)).startswith(message)
     assert "/proc/store" in fault(make(store={"root": "/proc/store"}))
     assert "/file/state" in fault(make(store={"root": None, "state": str(tmp_path / "file" / "state")}))
     preflight.check(make(store=below), STEPS, dry_run=True)

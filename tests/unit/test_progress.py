@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("status", "elapsed_s", "said"),
+    ("status", "elapsed_s", "expected"),
     [
         (Status(0, 10), 5.0, "x [                    ] 0/10 rows"),
         (Status(5, 10), 0.0, "x [##########          ] 5/10 rows"),
@@ -35,12 +35,12 @@ class Terminal(io.StringIO):
         (Status(0, 10, cost_microusd=Decimal("1234567.8")), 1.0, "x [                    ] 0/10 rows · $1.2346"),
     ],
 )
-def test_a_line_says_share_rate_time_left_and_cost(status: Status, elapsed_s: float, said: str) -> None:
-    assert line("x", status, elapsed_s) == said
+def test_a_line_says_share_rate_time_left_and_cost(status: Status, elapsed_s: float, expected: str) -> None:
+    assert line("x", status, elapsed_s) == expected
 
 
 @pytest.mark.parametrize(
-    ("status", "elapsed_s", "quiet_s", "said"),
+    ("status", "elapsed_s", "quiet_s", "expected"),
     [
         # What timed out is no answer, and is not asked away either; what failed is over.
         (
@@ -59,9 +59,9 @@ def test_a_line_says_share_rate_time_left_and_cost(status: Status, elapsed_s: fl
     ],
 )  # fmt: skip
 def test_a_line_keeps_answers_from_what_went_wrong_and_guesses_no_time_while_nothing_comes(
-    status: Status, elapsed_s: float, quiet_s: float, said: str
+    status: Status, elapsed_s: float, quiet_s: float, expected: str
 ) -> None:
-    assert line("x", status, elapsed_s, quiet_s) == said
+    assert line("x", status, elapsed_s, quiet_s) == expected
 
 
 def polled_until(times: int) -> tuple[threading.Event, list[Status | None]]:
@@ -81,9 +81,9 @@ def test_without_a_terminal_it_logs_lines_and_writes_nothing(caplog: pytest.LogC
     with progress.watch("step", poll):
         assert seen.wait(PATIENCE_S)
     progress.say("done")
-    told = [record.getMessage() for record in caplog.records]
-    assert told[0].startswith("step [##########          ] 1/2 rows")  # None, polled first, is not shown
-    assert told[-1] == "done"
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].startswith("step [##########          ] 1/2 rows")  # None, polled first, is not shown
+    assert messages[-1] == "done"
     assert stream.getvalue() == ""
 
 

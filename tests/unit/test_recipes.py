@@ -32,15 +32,15 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 def made(kind: str, *, endpoint: dict[str, Any] | None = None, **settings: Any) -> Task:
-    asked = Endpoint(**{**ENDPOINT, **(endpoint or {})})
+    model = Endpoint(**{**ENDPOINT, **(endpoint or {})})
     if kind == "personas":
         chosen = PersonaSettings(**{"max_personas_per_document": 9, **settings})
-        return TextToPersona(chosen, asked, chosen.verbs[0])
+        return TextToPersona(chosen, model, chosen.verbs[0])
     if kind == "expansion":
-        return PersonaToPersona(ExpansionSettings(**settings), asked)
+        return PersonaToPersona(ExpansionSettings(**settings), model)
     sampling = {name: value for name, value in settings.items() if name in SamplingSettings.model_fields}
     options = {name: value for name, value in settings.items() if name not in sampling}
-    return prompted(kind, asked, sampling=sampling, **options)
+    return prompted(kind, model, sampling=sampling, **options)
 
 
 def test_every_setting_that_has_another_value_is_tried() -> None:

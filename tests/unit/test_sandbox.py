@@ -66,9 +66,9 @@ def left_of(sandbox: Sandbox) -> list[int]:
 @pytest.mark.parametrize("program", HOSTILE, ids=str)
 def test_a_hostile_program_does_no_harm(sandboxes: dict[bool, Sandbox], program: Program, tmp_path: Path) -> None:
     sandbox = sandboxes[program.endless]
-    with surroundings(tmp_path) as known:
+    with surroundings(tmp_path) as targets:
         before = files(tmp_path)
-        outcome = sandbox.run(known + program.source)
+        outcome = sandbox.run(targets + program.source)
         assert files(tmp_path) == before
     assert outcome.status in program.ends, outcome
     assert "ESCAPED" not in outcome.output
@@ -88,8 +88,8 @@ def unlocked() -> Iterator[Sandbox]:
 def test_the_same_program_gets_out_where_there_is_no_sandbox(
     unlocked: Sandbox, program: Program, tmp_path: Path
 ) -> None:
-    with surroundings(tmp_path) as known:
-        outcome = unlocked.run(known + program.source)
+    with surroundings(tmp_path) as targets:
+        outcome = unlocked.run(targets + program.source)
     assert "ESCAPED" in outcome.output, outcome
     assert outcome.level == "none"
 
@@ -214,14 +214,14 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"level": "C"}, "take one of"),
         ({"modules": ("no_such_module",)}, "No module named 'no_such_module'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(settings: dict[str, object], told: str) -> None:
-    with pytest.raises(PersonaHubError, match=told):
+def test_what_cannot_be_is_refused_in_a_sentence(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(PersonaHubError, match=message):
         Sandbox(**settings)  # type: ignore[arg-type]
 
 

@@ -54,15 +54,15 @@ def meeting(centroids: Centroids, vectors: Floats, margin: float) -> set[tuple[i
 def test_at_the_margin_of_the_geometry_no_pair_is_missed_and_far_fewer_are_compared(seed: int) -> None:
     vectors = clustered(seed, 900)
     centroids = Centroids.trained(clustered(seed + 100, 900), 30, seed=seed)  # of other rows, on one level
-    wanted = brute(vectors, 0.9)
-    assert len(wanted) > 100
+    expected = brute(vectors, 0.9)
+    assert len(expected) > 100
     compared = meeting(centroids, vectors, ((1 - 0.9) / 2) ** 0.5 + 1e-3)
-    assert wanted.keys() <= compared, f"seed {seed}"
+    assert expected.keys() <= compared, f"seed {seed}"
     fewer = meeting(centroids, vectors, 0.08)
     assert len(fewer) < len(compared) < 900 * 899 / 2
-    assert len(wanted.keys() & fewer) / len(wanted) > 0.98
+    assert len(expected.keys() & fewer) / len(expected) > 0.98
     alone = meeting(centroids, vectors, 0.0)
-    assert len(wanted.keys() & alone) < len(wanted.keys() & fewer)  # what the visits are for
+    assert len(expected.keys() & alone) < len(expected.keys() & fewer)  # what the visits are for
 
 
 def test_two_levels_look_at_few_groups_and_find_nearly_all_that_one_level_finds() -> None:
@@ -70,8 +70,8 @@ def test_two_levels_look_at_few_groups_and_find_nearly_all_that_one_level_finds(
     centroids = Centroids.trained(vectors, 100, seed=3)
     flat = Centroids(centroids.points, np.zeros(len(centroids.points), dtype=np.int64))
     assert 5 < centroids.parents.max() + 1 < 20
-    wanted = brute(vectors, 0.9).keys()
-    assert len(wanted & meeting(centroids, vectors, 0.1)) >= 0.99 * len(wanted & meeting(flat, vectors, 0.1))
+    expected = brute(vectors, 0.9).keys()
+    assert len(expected & meeting(centroids, vectors, 0.1)) >= 0.99 * len(expected & meeting(flat, vectors, 0.1))
 
 
 @pytest.mark.parametrize(("seed", "block"), [(4, 1 << 23), (5, 700)])
@@ -80,27 +80,27 @@ def test_close_pairs_are_those_of_brute_force_in_blocks_of_any_size(
 ) -> None:
     monkeypatch.setattr(semantic, "_CELLS", block)
     vectors = clustered(seed, 300)
-    wanted = brute(vectors, 0.9)
+    expected = brute(vectors, 0.9)
     everyone = np.full(300, 3)
     rows, columns, cosines = close_pairs(vectors, None, 0.9, left_classes=everyone, right_classes=None)
-    assert dict(zip(zip(rows.tolist(), columns.tolist(), strict=True), cosines.tolist(), strict=True)) == wanted
+    assert dict(zip(zip(rows.tolist(), columns.tolist(), strict=True), cosines.tolist(), strict=True)) == expected
     rows, columns, cosines = close_pairs(
         vectors[:170], vectors[170:], 0.9, left_classes=everyone[:170], right_classes=everyone[170:]
     )
-    across = {(a, b): cosine for (a, b), cosine in wanted.items() if a < 170 <= b}
-    found = zip(rows.tolist(), (columns + 170).tolist(), cosines.tolist(), strict=True)
-    assert {(a, b): cosine for a, b, cosine in found} == across
+    across = {(a, b): cosine for (a, b), cosine in expected.items() if a < 170 <= b}
+    pairs = zip(rows.tolist(), (columns + 170).tolist(), cosines.tolist(), strict=True)
+    assert {(a, b): cosine for a, b, cosine in pairs} == across
 
 
 def test_a_pair_needs_one_at_home_and_one_that_is_fresh() -> None:
     same = np.ones((4, 8), dtype=np.float32)
     for left in range(4):
         for right in range(4):
-            found, _, _ = close_pairs(
+            rows_found, _, _ = close_pairs(
                 same[:1], same[:1], 0.9, left_classes=np.array([left]), right_classes=np.array([right])
             )
             at_home, fresh = (left | right) & 2, (left | right) & 1
-            assert len(found) == bool(at_home and fresh), (left, right)
+            assert len(rows_found) == bool(at_home and fresh), (left, right)
     rows, columns, _ = close_pairs(same, None, 0.9, left_classes=np.array([0, 1, 2, 3]), right_classes=None)
     assert {frozenset(pair) for pair in zip(rows.tolist(), columns.tolist(), strict=True)} == {
         frozenset(pair) for pair in [(0, 3), (1, 2), (1, 3), (2, 3)]
@@ -110,8 +110,8 @@ def test_a_pair_needs_one_at_home_and_one_that_is_fresh() -> None:
 def test_a_cosine_at_the_threshold_is_a_pair_and_one_just_below_is_none() -> None:
     at = np.array([[1, 0], [3, 4]], dtype=np.float32)  # its cosine is 0.6 exactly; that of (3/5, 4/5) is a little more
     for threshold, count in ((0.6, 1), (0.600001, 0)):
-        found, _, _ = close_pairs(at, None, threshold, left_classes=np.array([3, 3]), right_classes=None)
-        assert len(found) == count
+        rows, _, _ = close_pairs(at, None, threshold, left_classes=np.array([3, 3]), right_classes=None)
+        assert len(rows) == count
 
 
 def test_a_vector_without_length_is_like_nothing_and_breaks_nothing() -> None:
@@ -190,13 +190,13 @@ def test_a_part_of_a_bucket_whose_other_part_is_empty_has_no_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "sample_rows", "wanted"),
+    ("rows", "sample_rows", "expected"),
     [(0, 1000, 1), (399, 100_000, 1), (799, 100_000, 1), (200_000, 100_000, 500), (10_000_000, 100_000, 6250)],
 )
 def test_buckets_grow_with_the_rows_up_to_what_the_sample_can_tell_apart(
-    rows: int, sample_rows: int, wanted: int
+    rows: int, sample_rows: int, expected: int
 ) -> None:
-    assert semantic.bucket_count(rows, SemanticSettings(sample_rows=sample_rows)) == wanted
+    assert semantic.bucket_count(rows, SemanticSettings(sample_rows=sample_rows)) == expected
 
 
 def test_the_parameters_version_changes_with_what_decides_and_with_nothing_else() -> None:
@@ -221,5 +221,5 @@ def test_the_nearest_other_row_is_that_of_brute_force_also_over_several_blocks(
     monkeypatch.setattr(semantic, "_CELLS", 256)
     vectors = np.random.default_rng(3).normal(size=(rows, 8)).astype(np.float32)
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    wanted = [max((float(units[a] @ units[b]) for b in range(rows) if b != a), default=-2.0) for a in range(rows)]
-    assert np.allclose(semantic.nearest_cosines(vectors), wanted, atol=1e-6)
+    expected = [max((float(units[a] @ units[b]) for b in range(rows) if b != a), default=-2.0) for a in range(rows)]
+    assert np.allclose(semantic.nearest_cosines(vectors), expected, atol=1e-6)

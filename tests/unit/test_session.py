@@ -38,7 +38,7 @@ NEEDED = {
 
 # Stands for java: says its version; as Ivy it leaves a mark and the jars named, or fails while $OFFLINE exists.
 FAKE_JAVA = """#!/bin/bash
-if [[ " $* " = *" -version "* ]]; then echo '{said}' >&2; exit 0; fi
+if [[ " $* " = *" -version "* ]]; then echo '{version}' >&2; exit 0; fi
 echo call >> {folder}/calls
 [ -e {folder}/offline ] && {{ echo 'SERVER ERROR: no route to host' ; exit 1; }}
 while [ $# -gt 0 ]; do [ "$1" = -retrieve ] && pattern=$2; shift; done
@@ -56,9 +56,9 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "cache"))
 
-    def make(said: str = 'openjdk version "17.0.9" 2023-10-17', jar_names: str = JAR) -> Path:
+    def make(version: str = 'openjdk version "17.0.9" 2023-10-17', jar_names: str = JAR) -> Path:
         program = folder / "java"
-        program.write_text(FAKE_JAVA.format(said=said, folder=folder, jars=jar_names))
+        program.write_text(FAKE_JAVA.format(version=version, folder=folder, jars=jar_names))
         program.chmod(0o755)
         jars.java.cache_clear()
         return folder
@@ -71,19 +71,19 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
 
 @pytest.mark.parametrize(
-    "said", ['openjdk version "17" 2021-09-14', 'java version "17.0.9"', 'Picked up X\nopenjdk version "21.0.1"']
+    "version", ['openjdk version "17" 2021-09-14', 'java version "17.0.9"', 'Picked up X\nopenjdk version "21.0.1"']
 )
-def test_java_17_or_newer_is_taken(fake_java: Callable[..., Path], said: str) -> None:
-    folder = fake_java(said)
+def test_java_17_or_newer_is_taken(fake_java: Callable[..., Path], version: str) -> None:
+    folder = fake_java(version)
     assert jars.java() == str(folder / "java")
 
 
 @pytest.mark.parametrize(
-    ("said", "version"),
+    ("line", "version"),
     [('java version "1.8.0_392"', "8"), ('openjdk version "11.0.21" 2023-10-17', "11"), ("what?", r"\?")],
 )
-def test_an_old_java_is_named_with_what_to_install(fake_java: Callable[..., Path], said: str, version: str) -> None:
-    folder = fake_java(said)
+def test_an_old_java_is_named_with_what_to_install(fake_java: Callable[..., Path], line: str, version: str) -> None:
+    folder = fake_java(line)
     with pytest.raises(PersonaHubError, match=f"^{folder}/java is Java {version}, at least 17 is needed; install"):
         jars.java()
 
@@ -156,8 +156,8 @@ def test_jars_that_cannot_be_had_leave_nothing_behind(
     folder = fake_java(jar_names="io.delta_delta-storage-3.3.3.jar")
     if fault == "offline":
         (folder / "offline").touch()
-    wanted = "SERVER ERROR: no route to host" if fault == "offline" else "no connection to a Maven repository"
-    with pytest.raises(PersonaHubError, match=rf"^jars could not be fetched \({wanted}\); check the network") as caught:
+    cause = "SERVER ERROR: no route to host" if fault == "offline" else "no connection to a Maven repository"
+    with pytest.raises(PersonaHubError, match=rf"^jars could not be fetched \({cause}\); check the network") as caught:
         jars.jars(SparkSettings())
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "cache" / "jars").iterdir()) == []
@@ -194,8 +194,8 @@ def test_a_half_filled_home_changes_nothing_and_is_left_alone(tmp_path: Path, mo
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", f"-Duser.home={home}")
     monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "cache"))
-    found = jars.jars(SparkSettings(ivy_settings=str(ivy_settings)))
-    assert [(jar.name, jar.read_bytes()) for jar in found] == [(JAR, b"the jar")]
+    fetched = jars.jars(SparkSettings(ivy_settings=str(ivy_settings)))
+    assert [(jar.name, jar.read_bytes()) for jar in fetched] == [(JAR, b"the jar")]
     assert sorted(home.rglob("*")) == before
 
 
@@ -207,9 +207,11 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
     monkeypatch.setenv("PERSONAHUB_CACHE", str(tmp_path / "file"))
     monkeypatch.chdir(ROOT)
     assert run_job("jobs/create_tables.py", [], monkeypatch) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: a disk is full or cannot be written ({tmp_path}/file/jars: Not a directory); free")
-    assert "PERSONAHUB_CACHE" in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(
+        f"error: a disk is full or cannot be written ({tmp_path}/file/jars: Not a directory); free"
+    )
+    assert "PERSONAHUB_CACHE" in message and message.count("\n") == 1
 
 
 # --- the session
@@ -273,8 +275,8 @@ def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
     archive = code.package_zip(tmp_path / "package.zip")
     shipped = {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("__init__.py")}
     package = ROOT / "personahub_spark"
-    wanted = [file for kind in ("py", "sql", "txt", "yaml") for file in package.rglob(f"*.{kind}")]
-    assert shipped == {str(file.relative_to(ROOT)) for file in wanted if file.name != "__init__.py"}
+    files = [file for kind in ("py", "sql", "txt", "yaml") for file in package.rglob(f"*.{kind}")]
+    assert shipped == {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from personahub_spark.program import code\nfrom personahub_spark.store.store import view_query\n"
@@ -318,9 +320,9 @@ def context() -> Context:
 def test_counts_that_do_not_add_up_raise_and_name_the_numbers(outcomes: dict[str, int]) -> None:
     with pytest.raises(PersonaHubError) as caught:
         run_step(context(), Step("a_step", lambda _: StepResult(5, outcomes)))
-    said = str(caught.value)
-    assert said.startswith(f"a_step: 5 rows came in but {sum(outcomes.values())} are accounted for (")
-    assert "(nothing)" in said if not outcomes else f"3 kept + {outcomes['flagged']} flagged" in said
+    message = str(caught.value)
+    assert message.startswith(f"a_step: 5 rows came in but {sum(outcomes.values())} are accounted for (")
+    assert "(nothing)" in message if not outcomes else f"3 kept + {outcomes['flagged']} flagged" in message
 
 
 def test_counts_that_add_up_are_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -365,9 +367,9 @@ def test_a_full_disk_is_one_sentence_and_a_broken_connection_is_not_dressed_up_a
     with pytest.raises(SystemExit) as ended, faults.exit_code(), open("/dev/full", "w") as full:
         full.write("more")
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: a disk is full or cannot be written (No space left on device); free some space")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: a disk is full or cannot be written (No space left on device); free some space")
+    assert message.count("\n") == 1
     with pytest.raises(ConnectionRefusedError), faults.exit_code(), socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
         server.close()
@@ -381,9 +383,9 @@ def test_what_can_be_acted_on_ends_in_a_sentence_and_a_code(
     with pytest.raises(SystemExit) as ended, faults.exit_code():
         raise error
     assert ended.value.code == code
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "mend this" in said if code == 2 else "run again to go on" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "mend this" in message if code == 2 else "run again to go on" in message
 
 
 def test_a_fault_of_ours_is_not_dressed_up() -> None:
@@ -403,31 +405,31 @@ def test_every_program_explains_itself_and_refuses_an_unknown_option(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_job(name, ["--help"], monkeypatch) == 0
-    said = capsys.readouterr().out
-    assert "--conf" in said or name.startswith("demo")
-    assert (ast.get_docstring(ast.parse((ROOT / name).read_text())) or "no docstring") in said
+    output = capsys.readouterr().out
+    assert "--conf" in output or name.startswith("demo")
+    assert (ast.get_docstring(ast.parse((ROOT / name).read_text())) or "no docstring") in output
     assert run_job(name, [*NEEDED.get(name, []), "--frobnicate"], monkeypatch) == 2
     assert "unrecognized arguments: --frobnicate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [f"jobs/{job}" for job in JOBS])
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--conf", "absent.yaml"], "error: settings file absent.yaml does not exist; give one with --conf"),
         (["--set", "personas.verv=[read]"], "error: unknown setting personas.verv; did you mean verbs?"),
     ],
 )
 def test_bad_settings_end_every_job_with_code_2_and_one_sentence(
-    name: str, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert run_job(name, [*NEEDED.get(name, []), *arguments], monkeypatch) == 2
-    assert capsys.readouterr().err.strip() == said
+    assert capsys.readouterr().err.strip() == message
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("synthesis.0.model=nobody", "models.nobody is not set (models here: default)"),
         ("personas.model=nobody", "models.nobody is not set (models here: default)"),
@@ -436,14 +438,14 @@ def test_bad_settings_end_every_job_with_code_2_and_one_sentence(
     ],
 )
 def test_what_a_later_step_would_stumble_over_stops_the_pipeline_before_spark_starts(
-    override: str, said: str, fake_java: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    override: str, message: str, fake_java: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     folder = fake_java()
     monkeypatch.chdir(ROOT)
     assert run_job("jobs/run_pipeline.py", ["--set", override], monkeypatch) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and said in told and told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ") and message in stderr and stderr.count("\n") == 1
     assert not (folder / "calls").exists()
 
 
@@ -504,10 +506,10 @@ def test_sparks_programs_of_the_environment_use_its_own_python_whatever_is_on_pa
     assert done.returncode == 0, done.stderr
     made = tmp_path / "made" / "bin"
     script = f'source "{made}/find-spark-home"; echo "$PYSPARK_DRIVER_PYTHON $SPARK_HOME"'
-    found = subprocess.run(
+    printed = subprocess.run(
         [str(shutil.which("bash")), "-c", script], capture_output=True, text=True, env={"PATH": os.defpath}, check=True
     )
-    assert found.stdout == f"{made}/python3 /its/spark {made}/find_spark_home.py\n"
+    assert printed.stdout == f"{made}/python3 /its/spark {made}/find_spark_home.py\n"
 
 
 def test_packages_that_cannot_be_fetched_are_one_sentence(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_an_unknown_key_names_its_place_and_its_nearest_neighbour(raw: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("raw", "where", "found"),
+    ("raw", "where", "value"),
     [
         ({"personas": {"temperature": 3}}, "personas.temperature", "3"),
         ({"personas": {"temperature": "warm"}}, "personas.temperature", "'warm'"),
@@ -82,14 +82,14 @@ def test_an_unknown_key_names_its_place_and_its_nearest_neighbour(raw: dict[str,
         ({"models": {"x": {"model": "m"}}}, "models.x.base_url", ""),
     ],
 )
-def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: str, found: str) -> None:
-    said = refusal(raw)
-    assert said.startswith(f"bad setting {where}")
-    assert said.endswith(f"(found {found})") if found else "(found" not in said
+def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: str, value: str) -> None:
+    message = refusal(raw)
+    assert message.startswith(f"bad setting {where}")
+    assert message.endswith(f"(found {value})") if value else "(found" not in message
 
 
 @pytest.mark.parametrize(
-    ("raw", "wanted"),
+    ("raw", "expected"),
     [
         ({"store": {"root": None}}, "store.state must name a folder when store.root is null"),
         (
@@ -106,8 +106,8 @@ def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: st
         ),
     ],
 )
-def test_settings_that_need_each_other_are_refused_apart(raw: dict[str, Any], wanted: str) -> None:
-    assert wanted in refusal(raw)
+def test_settings_that_need_each_other_are_refused_apart(raw: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(raw)
 
 
 def test_settings_that_go_together_are_taken() -> None:
@@ -134,9 +134,9 @@ def test_state_lies_under_the_root_unless_named() -> None:
     ids=["env", "file", "credential", "url", "query", "number", "other"],
 )
 def test_a_key_put_where_its_name_belongs_is_not_repeated(field: dict[str, str]) -> None:
-    said = refusal({"models": {"x": {**ENDPOINT, **field}}})
-    assert f"models.x.{next(iter(field))}" in said
-    assert "hush" not in said
+    message = refusal({"models": {"x": {**ENDPOINT, **field}}})
+    assert f"models.x.{next(iter(field))}" in message
+    assert "hush" not in message
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_a_key_put_where_its_name_belongs_is_not_repeated(field: dict[str, str])
     ids=["models", "model", "list", "others", "spark"],
 )
 def test_a_key_put_where_a_group_belongs_is_not_repeated(raw: dict[str, Any]) -> None:
-    said = refusal(raw)
-    assert said.startswith(f"bad setting {next(iter(raw))}")
-    assert "hush" not in said
+    message = refusal(raw)
+    assert message.startswith(f"bad setting {next(iter(raw))}")
+    assert "hush" not in message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("models:\n  x: sk-hush: y", "line 2: mapping values are not allowed here"),
         ("models:\n  x: 'sk-hush", "line 2: found unexpected end of stream"),
@@ -169,14 +169,14 @@ def test_a_key_put_where_a_group_belongs_is_not_repeated(raw: dict[str, Any]) ->
     ],
 )
 def test_a_file_that_is_no_yaml_is_told_by_line_and_fault_and_not_repeated(
-    tmp_path: Path, content: str, said: str
+    tmp_path: Path, content: str, message: str
 ) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(content)
     for read in (load, load_prices):
         with pytest.raises(SettingsError) as caught:
             read(file)
-        assert str(caught.value).endswith(f"{file} cannot be read: {said}")
+        assert str(caught.value).endswith(f"{file} cannot be read: {message}")
     _, _, value = content.replace("\n", " ").partition("models:")
     with pytest.raises(SettingsError) as caught:
         file.write_text("")
@@ -203,8 +203,8 @@ def test_a_pipeline_has_every_step_that_is_not_on_request_or_those_that_are_name
 
 
 def test_the_models_that_a_step_asks_are_looked_up_by_step() -> None:
-    asked = {"personas": {"model": "a"}, "synthesis": [{"model": "a"}, {}]}
-    settings = validate({"models": {"a": ENDPOINT}, **asked})
+    chosen = {"personas": {"model": "a"}, "synthesis": [{"model": "a"}, {}]}
+    settings = validate({"models": {"a": ENDPOINT}, **chosen})
     asks = {name: list(step.asks(settings)) for name, step in run_pipeline.STEPS.items()}
     assert asks.pop("synthesize") == ["a", "default"]
     assert {name for name, models in asks.items() if models == ["a"]} == {"extract_personas", "infer_example_personas"}
@@ -256,7 +256,7 @@ def test_an_empty_file_is_all_defaults_with_the_prices_of_the_package(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "does not exist"),
         (b"- a\n- b", "must hold keys and values, found list"),
@@ -264,11 +264,11 @@ def test_an_empty_file_is_all_defaults_with_the_prices_of_the_package(tmp_path: 
         (b"\xff\xfe\xff", "cannot be read"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "x.yaml"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(SettingsError, match=said) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         load(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -303,7 +303,7 @@ def test_overrides_reach_nested_keys_and_lists_and_are_read_as_yaml(conf: Path) 
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("personas.temperature", "--set needs a.b=value, found 'personas.temperature'"),
         ("=1", "--set needs a.b=value, found '=1'"),
@@ -315,10 +315,10 @@ def test_overrides_reach_nested_keys_and_lists_and_are_read_as_yaml(conf: Path) 
         ("personas.verv=[read]", "unknown setting personas.verv; did you mean verbs?"),
     ],
 )
-def test_a_bad_override_is_named(conf: Path, override: str, said: str) -> None:
+def test_a_bad_override_is_named(conf: Path, override: str, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(conf, [override])
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
@@ -394,7 +394,7 @@ def test_any_changed_setting_changes_the_fingerprint_and_the_same_ones_do_not() 
     places, moved = set(), set()
     for path in leaves(raw):
         place = ".".join("*" if isinstance(part, int) else part for part in path)
-        variants = [found for value in CANDIDATES if (found := changed(raw, path, value)) is not None]
+        variants = [other for value in CANDIDATES if (other := changed(raw, path, value)) is not None]
         assert all(variant.fingerprint() != before for variant in variants), place
         places.add(place)
         moved |= {place} if variants else set()
@@ -421,7 +421,7 @@ def test_prices_are_exact_and_say_what_cached_input_costs(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "does not exist"),
         ("a: {input: -1, output: 1}", "bad setting input"),
@@ -431,11 +431,11 @@ def test_prices_are_exact_and_say_what_cached_input_costs(tmp_path: Path) -> Non
         ("words", "cannot be read"),
     ],
 )
-def test_a_bad_price_file_is_named(tmp_path: Path, content: str | None, said: str) -> None:
+def test_a_bad_price_file_is_named(tmp_path: Path, content: str | None, message: str) -> None:
     file = tmp_path / "prices.yaml"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(SettingsError, match=said) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         load_prices(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -44,18 +44,18 @@ def chat(system: str | None, user: str, **more: Any) -> dict[str, Any]:
 
 
 def test_a_beginning_is_sent_alone_before_the_second_request_that_has_it_and_never_again() -> None:
-    asked = [chat("be brief", "1"), chat(None, "2"), chat(None, "3"), chat("be long", "4"), chat("be brief", "5")]
-    asked += [chat("be brief", "6", response_format={"type": "json_object"}), chat("be long", "7")]
+    bodies = [chat("be brief", "1"), chat(None, "2"), chat(None, "3"), chat("be long", "4"), chat("be brief", "5")]
+    bodies += [chat("be brief", "6", response_format={"type": "json_object"}), chat("be long", "7")]
 
     async def use(url: str, session: aiohttp.ClientSession) -> None:
-        for body in asked:
+        for body in bodies:
             async with session.post(url, json=body) as reply:
                 assert (await reply.json())["choices"][0]["message"]["content"] == "recorded"
 
     with Recorder() as there:
         before(there.url, use)
         sent = [(one.target, one.json) for one in there.sent if one.method == "POST"]
-    path, as_asked = "/v1/chat/completions", [("/v1/chat/completions", body) for body in asked]
+    path, as_asked = "/v1/chat/completions", [("/v1/chat/completions", body) for body in bodies]
 
     def shared(system: str) -> list[Any]:
         """The beginning alone, and for each of the two slots one token and the beginning."""
@@ -123,17 +123,17 @@ def posts(slots: int, ask: list[dict[str, Any]], script: list[dict[str, Any]]) -
 
 
 def test_nothing_is_shared_with_one_slot_nor_is_a_short_beginning() -> None:
-    asked = [chat("be brief", str(n)) for n in range(3)]
-    assert posts(1, asked, []) == 3
-    assert posts(2, asked, []) == 3 + (1 + 2)
-    short = [{**one, "messages": [{"role": "system", "content": "be brief"}, one["messages"][1]]} for one in asked]
+    bodies = [chat("be brief", str(n)) for n in range(3)]
+    assert posts(1, bodies, []) == 3
+    assert posts(2, bodies, []) == 3 + (1 + 2)
+    short = [{**one, "messages": [{"role": "system", "content": "be brief"}, one["messages"][1]]} for one in bodies]
     assert posts(2, short, []) == 3
 
 
 def test_a_beginning_that_could_not_be_shared_is_tried_once_more() -> None:
-    asked = [chat("be brief", f"question {n}") for n in range(5)]
+    bodies = [chat("be brief", f"question {n}") for n in range(5)]
     refusing = [{"match": "question"}, {"status": 500}]  # the beginning alone
-    assert posts(2, asked, refusing) == 5 + 1 + 1
+    assert posts(2, bodies, refusing) == 5 + 1 + 1
 
 
 def test_only_the_last_beginnings_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

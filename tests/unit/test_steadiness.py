@@ -59,12 +59,12 @@ def test_a_tight_bound_is_found_and_a_wide_one_is_none(tight: str, wide: str) ->
 
 
 def test_no_test_has_a_tight_bound() -> None:
-    found = [
+    places = [
         f"{path.relative_to(TESTS)}:{line}"
         for path in TESTS.rglob("*.py")
         for line in tight_bounds(path.read_text(encoding="utf-8"))
     ]
-    assert not found, f"{found}: a slow machine would fail these; wait for an event (tests/waiting.py)"
+    assert not places, f"{places}: a slow machine would fail these; wait for an event (tests/waiting.py)"
 
 
 def test_no_property_has_a_deadline() -> None:

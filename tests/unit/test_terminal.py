@@ -103,8 +103,8 @@ def test_json_that_is_safe_to_show_is_the_same_json(text: str) -> None:
 def test_the_width_is_what_columns_says_and_of_no_terminal_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "77")
     assert terminal.width() == 77
-    for said in ("", "0", "wide"):
-        monkeypatch.setenv("COLUMNS", said)
+    for columns in ("", "0", "wide"):
+        monkeypatch.setenv("COLUMNS", columns)
         with open(os.devnull, "w") as nowhere:
             monkeypatch.setattr("sys.stdout", nowhere)
             assert terminal.width() is None

@@ -42,10 +42,10 @@ def test_normal_form_is_its_own_normal_form(text: str) -> None:
 @given(ANY_TEXT | AWKWARD)
 @settings(max_examples=300)
 def test_tokens_depend_on_the_normal_form_only_and_hold_no_blanks(text: str) -> None:
-    found = tokens(text)
-    assert found == tokens(normalise(text))
-    assert all(token and not any(map(str.isspace, token)) for token in found)
-    assert token_set(text) == sorted(set(found))
+    words = tokens(text)
+    assert words == tokens(normalise(text))
+    assert all(token and not any(map(str.isspace, token)) for token in words)
+    assert token_set(text) == sorted(set(words))
 
 
 @pytest.mark.parametrize(
