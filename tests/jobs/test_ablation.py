@@ -51,21 +51,21 @@ def expected(
     best_first: list[str], sets: dict[str, frozenset[str]], cosines: dict[tuple[str, str], float], tier: str, t: Decimal
 ) -> set[str]:
     """Who stays, by going from best to worst within a tier; who stands for others by words stays whatever it means."""
-    gone: set[str] = set()
+    removed: set[str] = set()
     anchors: set[str] = set()
     if tier in ("exact", "surface", "both"):
         by_words = greedy_removals(best_first, similar_pairs(sets, Decimal(1) if tier == "exact" else t))
-        gone, anchors = set(by_words), {kept for kept, _ in by_words.values()}
+        removed, anchors = set(by_words), {kept for kept, _ in by_words.values()}
     if tier in ("semantic", "both"):
-        left = [row for row in best_first if row not in gone]
+        left = [row for row in best_first if row not in removed]
         rank = {row: place for place, row in enumerate(left)}
         near = {
             pair: cosine
             for pair, cosine in cosines.items()
             if cosine >= float(t) and rank.keys() >= set(pair) and max(pair, key=lambda row: rank[row]) not in anchors
         }
-        gone |= greedy_removals(left, near).keys()  # type: ignore[arg-type]
-    return set(best_first) - gone
+        removed |= greedy_removals(left, near).keys()  # type: ignore[arg-type]
+    return set(best_first) - removed
 
 
 @pytest.mark.parametrize("seed", [21])
@@ -89,7 +89,7 @@ def test_each_tier_leaves_at_each_threshold_what_the_oracles_leave_and_no_table_
     add(context, {f"{texts[0]} flagged": near}, days=0, flags=["too_short"])
     before = {table: context.store.read(table).count() for table in (PERSONAS, PERSONA_EMBEDDINGS)}
 
-    found = [
+    results = [
         *ablation.ablate(context, thresholds=THRESHOLDS, tiers=["none", "exact", "both"], rows=10_000),
         *ablation.ablate(context, thresholds=[Decimal("0.9")], tiers=["surface"], rows=10_000),
         *ablation.ablate(context, thresholds=[Decimal("0.6")], tiers=["semantic"], rows=10_000),
@@ -102,8 +102,8 @@ def test_each_tier_leaves_at_each_threshold_what_the_oracles_leave_and_no_table_
     cosines = {(a, b): round(float(exact[a] @ exact[b]), 9) for a, b in combinations(sorted(exact), 2)}
     best_first = by_priority((ids[text], (days[text], 0)) for text in texts)
     low, high = THRESHOLDS
-    told = [(one.tier, one.threshold) for one in found]
-    assert told == [
+    settings = [(one.tier, one.threshold) for one in results]
+    assert settings == [
         ("none", None),
         ("exact", None),
         ("both", low),
@@ -111,14 +111,14 @@ def test_each_tier_leaves_at_each_threshold_what_the_oracles_leave_and_no_table_
         ("surface", high),
         ("semantic", low),
     ]
-    for one in found:
+    for one in results:
         stay = sorted(expected(best_first, sets, cosines, one.tier, one.threshold or Decimal(1)))
         among = np.array([exact[row] for row in stay]) @ np.array([exact[row] for row in stay]).T
         np.fill_diagonal(among, -2)
         assert one.retained == len(stay), f"seed {seed}: {one}"
         assert one.mean_distance == pytest.approx(1 - among.max(axis=1).mean(), abs=1e-5), f"seed {seed}: {one}"
         assert one.share == one.retained / len(texts)
-    retained = {(one.tier, one.threshold): one.retained for one in found}
+    retained = {(one.tier, one.threshold): one.retained for one in results}
     assert retained["none", None] > retained["exact", None] > retained["surface", high]  # or this shows little
     assert retained["both", low] > retained["semantic", low] > 1  # those who stand for others stay
     assert before == {table: context.store.read(table).count() for table in before}

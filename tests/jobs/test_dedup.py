@@ -69,10 +69,10 @@ def test_batches_in_a_row_give_what_one_run_over_all_gives_and_no_published_pers
     for day, batch in enumerate((texts[:cut], texts[cut:])):
         add(batches, batch, days=day)
         add(whole, batch, days=day)
-        found = dedup(batches)
+        result = dedup(batches)
         published.append(hub(batches))
-        assert found.outcomes["kept"] == len(published[-1])
-        assert found.outcomes["removed_surface"] + found.outcomes["removed_exact_tokens"] > 0  # or this shows little
+        assert result.outcomes["kept"] == len(published[-1])
+        assert result.outcomes["removed_surface"] + result.outcomes["removed_exact_tokens"] > 0  # or this shows little
     dedup(whole)
     assert published[0] <= published[1] == hub(whole)
     assert removals(batches) == removals(whole)
@@ -101,7 +101,7 @@ def test_over_both_tiers_and_days_no_witness_of_a_removal_is_removed_by_either_a
     units = {row: vector / np.linalg.norm(vector) for row, vector in ((r, v.astype(float)) for r, v in vectors.items())}
     sets = {content_id(text): frozenset(token_set(text)) for text in texts}
     published: set[str] = set()
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for day in (0, 1):
         # The second day arrives in a table that has decisions of both tiers.
         arrived = texts[:90] if day == 0 else texts[90:]
@@ -114,13 +114,13 @@ def test_over_both_tiers_and_days_no_witness_of_a_removal_is_removed_by_either_a
         put(context.store, PERSONA_EMBEDDINGS, *rows, run_id=f"day {day}", created_at=MONDAY + timedelta(days=day))
         for step in (dedup_surface.STEP, dedup_semantic.STEP):
             outcomes = run_step(context, step).outcomes
-            found |= {name: found.get(name, 0) + count for name, count in outcomes.items()}
-        gone, now = removals(context), hub(context)
+            counts |= {name: counts.get(name, 0) + count for name, count in outcomes.items()}
+        removed, now = removals(context), hub(context)
         case = f"seed {seed}, day {day}"
-        assert len(gone) == context.store.read(PERSONA_REMOVALS).count(), f"{case}: removed by both tiers"
-        assert now == {content_id(text) for text in texts[: 90 if day == 0 else None]} - gone.keys(), case
+        assert len(removed) == context.store.read(PERSONA_REMOVALS).count(), f"{case}: removed by both tiers"
+        assert now == {content_id(text) for text in texts[: 90 if day == 0 else None]} - removed.keys(), case
         assert published <= now, case
-        for row, (witness, tier, similarity) in gone.items():
+        for row, (witness, tier, similarity) in removed.items():
             assert witness in now, f"{case}: {row} went for {witness} by {tier}, which went too"
             if tier == "semantic":
                 assert similarity == pytest.approx(float(units[row] @ units[witness]), abs=1e-9), case
@@ -128,13 +128,13 @@ def test_over_both_tiers_and_days_no_witness_of_a_removal_is_removed_by_either_a
             else:
                 common, all_of_both = len(sets[row] & sets[witness]), len(sets[row] | sets[witness])
                 assert similarity == common / all_of_both and 10 * common >= 9 * all_of_both, case
-        anchors = {kept for kept, _, _ in gone.values()}
+        anchors = {kept for kept, _, _ in removed.values()}
         for a, b in combinations(sorted(now), 2):
             assert 10 * len(sets[a] & sets[b]) < 9 * len(sets[a] | sets[b]), f"{case}: {a} and {b} are both published"
             assert units[a] @ units[b] < 0.9 or {a, b} & anchors, f"{case}: {a} and {b} are both published"
         published = now
     assert (
-        min(found["removed_surface"], found["removed_semantic"], found["stands_for_others"]) > 0
+        min(counts["removed_surface"], counts["removed_semantic"], counts["stands_for_others"]) > 0
     )  # or this shows little
 
 
@@ -194,8 +194,8 @@ def test_what_was_taken_out_after_it_was_compared_stands_for_nobody(
     )
     context.add_new(PERSONA_REMOVALS, out)
     add(context, [f"{WORDS} more", "A nurse from: Lima, a"], days=1)
-    found = dedup(context).outcomes
-    assert (found["removed_surface"], found["removed_exact_tokens"], found["kept"]) == (0, 1, 2)
+    counts = dedup(context).outcomes
+    assert (counts["removed_surface"], counts["removed_exact_tokens"], counts["kept"]) == (0, 1, 2)
     assert hub(context) == {content_id("a nurse from Lima"), content_id(f"{WORDS} more")}
 
 
@@ -206,16 +206,16 @@ def test_a_removal_is_explained_by_texts_tokens_tier_and_parameters(make_context
     add(context, ["no"], flags=("too_short",))
     dedup(context)
 
-    def told(text: str) -> str:
+    def explanation(text: str) -> str:
         return "\n".join(audit.explain(context.store, context.settings, content_id(text)))
 
-    near = told(f"{WORDS} more")
+    near = explanation(f"{WORDS} more")
     assert f"kept        {content_id(WORDS)}  {WORDS}\n" in near
     assert "tier        surface\nsimilarity  0.952381 (Jaccard, 20 of 21 tokens)" in near
     assert "differ      more | nothing" in near
     assert '"threshold":"0.9"' in near
-    assert told(WORDS) == f"in the hub  {WORDS}"
-    assert told("no") == "flagged     too_short: no"
+    assert explanation(WORDS) == f"in the hub  {WORDS}"
+    assert explanation("no") == "flagged     too_short: no"
     with pytest.raises(PersonaHubError, match="several ids start with ''"):
         audit.explain(context.store, context.settings, "")
     with pytest.raises(PersonaHubError, match="no persona has an id that starts with 'x'"):

@@ -81,7 +81,7 @@ def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder
     named = {what: int(spent.replace(",", "")) for spent, what in (p.split(" ", 1) for p in parts.split(" + "))}
     assert list(named) == ["environment", "downloads", "model", "Spark and the rest"]
     assert sum(named.values()) == int(whole.replace(",", ""))
-    asked = endpoint.counts()["requests"]
+    requests = endpoint.counts()["requests"]
     store = next((folder / "warehouse").iterdir())
     assert store.name.startswith("it-s-mine-really-")
     assert f'make sql STORE=warehouse/{store.name} Q="' in second.stdout
@@ -89,7 +89,7 @@ def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder
     third = demo(folder, *mine)  # a model would have to be fetched and served
     assert third.returncode == 0, third.stderr
     assert "Nothing was new: these documents were read before" in third.stdout and " + 0 model + " in third.stdout
-    assert endpoint.counts()["requests"] == asked
+    assert endpoint.counts()["requests"] == requests
     assert [path.name for path in (folder / "warehouse").iterdir()] == [store.name]
     assert [path.name for path in (folder / "cache" / "models").iterdir()] == ["all-minilm-l6-v2"]
 
@@ -122,16 +122,16 @@ def test_a_step_says_that_it_will_ask_once_and_only_where_it_does(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--documents", "it's not there"], "error: it's not there does not exist; name a file or folder of documents"),
         (["--model", "gpt"], "error: model gpt is not declared; choose one of: "),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_fetched(folder: Path, arguments: list[str], said: str) -> None:
+def test_what_is_wrong_is_said_before_anything_is_fetched(folder: Path, arguments: list[str], message: str) -> None:
     done = demo(folder, *arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
     assert not (folder / "warehouse").exists()
 
 

@@ -34,7 +34,7 @@ class Run:
         self.folder = folder
         self.temporary = folder / "tmp"
         self.temporary.mkdir(exist_ok=True)
-        self.said = folder / "said"
+        self.output = folder / "output"
         program = [str(ROOT / "jobs" / "run_pipeline.py"), "--conf", str(conf)]
         jar_paths = ",".join(map(str, jars(SparkSettings()))) if submit else ""
         spark_home = str(Path(pyspark.__file__).parent)
@@ -46,9 +46,9 @@ class Run:
         options = [part for key, value in few.items() for part in ("--conf", f"{key}={value}")]
         submitting = [f"{spark_home}/bin/spark-submit", "--master", "local[2]", "--jars", jar_paths, *options]
         command = [*(submitting if submit else [sys.executable]), *program]
-        with self.said.open("w") as said:
+        with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                command, cwd=folder, stdout=said, stderr=said, start_new_session=True, preexec_fn=_hear_all,
+                command, cwd=folder, stdout=output, stderr=output, start_new_session=True, preexec_fn=_hear_all,
                 env={
                     **os.environ, "TMPDIR": str(self.temporary), "SPARK_HOME": spark_home,
                     "PYTHONPATH": str(ROOT), "PYSPARK_DRIVER_PYTHON": sys.executable,
@@ -63,20 +63,20 @@ class Run:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def wait_until(self, happened: Callable[[], object]) -> None:
-        assert eventually(lambda: self.process.poll() is not None or happened()), self.said.read_text()
-        assert self.process.poll() is None, self.said.read_text()
+        assert eventually(lambda: self.process.poll() is not None or happened()), self.output.read_text()
+        assert self.process.poll() is None, self.output.read_text()
 
     def end(self, number: signal.Signals, *, group: bool) -> None:
         """Send the signal; what is left must be nothing but one sentence."""
         below = descendants(self.process.pid, "")
         assert below
-        before = self.said.read_text()
+        before = self.output.read_text()
         began = time.monotonic()
         (os.killpg if group else os.kill)(self.process.pid, number)
         code = self.process.wait(PATIENCE_S)
         print(f"ended by {number.name} after {time.monotonic() - began:.2f} s")
-        assert code == 128 + number, self.said.read_text()
-        assert self.said.read_text() == f"{before}{endings.SENTENCE}\n"
+        assert code == 128 + number, self.output.read_text()
+        assert self.output.read_text() == f"{before}{endings.SENTENCE}\n"
         assert not [pid for pid in below if _is_alive(pid)]
         # What a slow machine did not delete in time goes after the process.
         assert eventually(lambda: not [path for path in self.temporary.rglob("*") if path.is_file()])
@@ -119,9 +119,9 @@ def test_signals_end_a_pipeline_at_once_and_the_next_run_asks_again_only_what_wa
     assert endpoint.counts()["billed"] == endpoint.counts()["distinct"] == 16
 
     with Run(conf, tmp_path) as deduplicating:
-        deduplicating.wait_until(lambda: "import_personas: 500 in" in deduplicating.said.read_text())
+        deduplicating.wait_until(lambda: "import_personas: 500 in" in deduplicating.output.read_text())
         deduplicating.end(signal.SIGINT, group=False)
-        assert "extract_personas: 16 in = 0 done before + 16 read" in deduplicating.said.read_text()
+        assert "extract_personas: 16 in = 0 done before + 16 read" in deduplicating.output.read_text()
     assert endpoint.counts()["requests"] == 20
 
 

@@ -95,10 +95,10 @@ def make_hub(
             persona = {"text": text, "hop": 0, "first_origin": doc_id, "quality_flags": []}
             rows[PERSONAS].append({"persona_id": persona_id, **persona})
             origin = {"recipe": "r", "source_kind": "document", "chunk": 0, "verb": "read", "granularity": "fine"}
-            asked = {"hop": 0, "prompt_version": "v", "call_key": "c"}
-            rows[PERSONA_ORIGINS].append({"persona_id": persona_id, "source_key": doc_id, **origin, **asked})
-        for table, found in rows.items():
-            put(context.store, table, *found, run_id=context.run_id, created_at=context.started_at)
+            question = {"hop": 0, "prompt_version": "v", "call_key": "c"}
+            rows[PERSONA_ORIGINS].append({"persona_id": persona_id, "source_key": doc_id, **origin, **question})
+        for table, new_rows in rows.items():
+            put(context.store, table, *new_rows, run_id=context.run_id, created_at=context.started_at)
         return context
 
     return make
@@ -201,8 +201,8 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
             context.spark.conf.unset(name)
         context.spark.catalog.dropTempView("persona_lineage")
         context.spark.sql("USE default")
-    told = trace_persona.lines_about(context.store, [ids[BAKER], ids[CLERK]])
-    assert [line for line in told if not line.startswith("  call")] == [
+    lines = trace_persona.lines_about(context.store, [ids[BAKER], ids[CLERK]])
+    assert [line for line in lines if not line.startswith("  call")] == [
         f"persona   {ids[BAKER]}  {BAKER}",
         "  source    s, CC0-1.0: f:1",
         "  asked     who would read it, fine, part 0",
@@ -212,7 +212,7 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
         f"  then      {ids[BOY]}  {BOY}",
         "  as        other: the other next door",
     ]
-    assert f"  call      {clerk[0]['call_key']}  " in told[-1] and told[-1].endswith(" USD")
+    assert f"  call      {clerk[0]['call_key']}  " in lines[-1] and lines[-1].endswith(" USD")
     with pytest.raises(PersonaHubError, match="no persona '1234'"):
         trace_persona.lines_about(context.store, ["1234"])
 
@@ -245,8 +245,8 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
 def test_questions_are_filtered_but_as_the_settings_say(make_settings: Callable[..., whole.Settings]) -> None:
     mine, other = queries.RUNTIME_FILTERS
     chosen = make_settings(spark={"conf": {mine: "5MB", "spark.ui.enabled": "false"}})
-    asked = queries.filtering(chosen)
-    assert asked.spark.conf == {mine: "5MB", other: "0", "spark.ui.enabled": "false"}
+    filtered = queries.filtering(chosen)
+    assert filtered.spark.conf == {mine: "5MB", other: "0", "spark.ui.enabled": "false"}
     assert queries.filtering(make_settings()).spark.conf == {mine: "1TB", other: "0"}
     assert chosen.spark.conf == {mine: "5MB", "spark.ui.enabled": "false"}
 
@@ -308,8 +308,8 @@ def test_expansion_stops_where_novelty_or_money_ends(
     result = expand(dataclasses.replace(context, run_id="one", settings=loading.validate(raw)))
     assert result.outcomes["not_chosen"] == 2 and endpoint.counts()["billed"] == 3
     assert content_id(BOY) < content_id(MILLER) < content_id(DRIVER)
-    asked = context.store.read(QUARANTINE).where("reason = 'empty'").collect()
-    assert [row["line"] for row in asked] == [content_id(MILLER)]
+    empty = context.store.read(QUARANTINE).where("reason = 'empty'").collect()
+    assert [row["line"] for row in empty] == [content_id(MILLER)]
 
     # The branch of the nurse, with 1 of 2 new, ends; that of the baker goes on.
     raw["expansion"] |= {"min_novelty": 0.55, "count": None}

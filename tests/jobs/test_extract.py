@@ -45,9 +45,9 @@ def test_a_book_yields_personas_of_its_parts_by_every_verb_and_no_part_is_asked_
     assert some.rows_in == 6 == endpoint.counts()["billed"]
     assert context.store.read(PERSONAS).count() == 4
     origins = context.store.read(PERSONA_ORIGINS).collect()
-    found = Counter((row["verb"], row["chunk"]) for row in origins)
-    half = next(chunk for verb, chunk in found if chunk)
-    assert found == {("read", 0): 4, ("read", half): 2, ("write", 0): 1}
+    counts = Counter((row["verb"], row["chunk"]) for row in origins)
+    half = next(chunk for verb, chunk in counts if chunk)
+    assert counts == {("read", 0): 4, ("read", half): 2, ("write", 0): 1}
     rejects = Counter(row["reason"] for row in context.store.read(QUARANTINE).collect())
     assert rejects == {"repeated": 1, "wrong_type": 3, "empty": 2}
 

@@ -37,8 +37,8 @@ def test_the_settings_of_the_first_example_are_complete(
             },
         ]
     )
-    asked = [f"models.default.base_url={endpoint.url}", "models.default.api_key_env=null"]
-    chosen: Settings = loading.load("my.yaml", asked)
+    overrides = [f"models.default.base_url={endpoint.url}", "models.default.api_key_env=null"]
+    chosen: Settings = loading.load("my.yaml", overrides)
     assert loading.load_prices(chosen.prices)[chosen.endpoint("default").model]
     context = make_context(chosen, tables=False)
     # Any step makes the tables that are missing.

@@ -182,7 +182,7 @@ def test_flags_are_told_by_rule_before_and_after_and_an_import_has_limits_of_its
     chosen = make_settings(imports=[entries[0], entries[1] | {"filters": own}])
     caplog.set_level("INFO", logger="personahub_spark.program.progress")
 
-    def told() -> list[str]:
+    def messages() -> list[str]:
         lines = [line.partition(". Limits")[0] for line in caplog.messages if "are flagged" in line]
         caplog.clear()
         return lines
@@ -191,14 +191,14 @@ def test_flags_are_told_by_rule_before_and_after_and_an_import_has_limits_of_its
     context = make_context(chosen)
     run(make_context(chosen, dry_run=True))
     assert context.store.read(PERSONAS).count() == 0
-    assert told() == [
+    assert messages() == [
         f"import_personas: curated: 2 of 4 {out} too_long 1 (max_words), first_person 1",
         f"import_personas: short: 2 of 4 {out} too_long 2 (max_words)",
     ]
     run(context)
-    assert told() == [f"import_personas: 4 of 8 {out} too_long 3 (max_words), first_person 1"]
+    assert messages() == [f"import_personas: 4 of 8 {out} too_long 3 (max_words), first_person 1"]
     kept = {row["text"].split()[-1] for row in context.store.view("hub").collect()}
     assert kept == {"plant80", "plant199", "botanist"}
     # How a file is judged does not make it another file, and personas keep their flags.
     again = run(make_context(make_settings(imports=entries)))
-    assert not again.changed and told() == []
+    assert not again.changed and messages() == []

@@ -49,7 +49,7 @@ ALONE = {WORDS, "child of one", "round", "about", "imported", ORPHAN}
 RULE = withdrawals.Rule("source", "bad", "the owner", "asked to")
 
 
-def known(text: str) -> str:
+def id_of(text: str) -> str:
     return sha(text) if len(text) == 1 else text.encode().hex().ljust(64, "0")[-64:]
 
 
@@ -65,27 +65,27 @@ def fill(context: Context) -> None:
     personas, edges, ways = [], [], {}
     for text, origins in FROM.items():
         hop = 0 if len(origins[0]) == 1 else 1
-        personas.append({"persona_id": known(text), "text": text, "hop": hop, "first_origin": known(origins[0])})
-        ways[text] = [*ways[origins[0]], known(origins[0])] if hop else []
+        personas.append({"persona_id": id_of(text), "text": text, "hop": hop, "first_origin": id_of(origins[0])})
+        ways[text] = [*ways[origins[0]], id_of(origins[0])] if hop else []
         for origin in origins if text != ORPHAN else ():
             kind = "persona" if len(origin) > 1 else "import" if origin in "ij" else "document"
             call = None if kind == "import" else "c"
-            edge = {"source_key": known(origin), "source_kind": kind, "call_key": call, "hop": hop}
+            edge = {"source_key": id_of(origin), "source_kind": kind, "call_key": call, "hop": hop}
             edge |= {"relation": "child" if kind == "persona" else None}
-            edges.append({"persona_id": known(text), **edge})
+            edges.append({"persona_id": id_of(text), **edge})
     for days, rows in enumerate((personas[:1], personas[1:])):  # the first one arrived first
         arrived = NOW + timedelta(days=days)
         put(PERSONAS, *rows, run_id="r", at=arrived)
     put(PERSONA_ORIGINS, *edges)
-    found = {known(text): way for text, way in ways.items() if way}
-    put(PERSONA_ANCESTORS, *({"persona_id": key, "root_id": way[0], "path": way} for key, way in found.items()))
+    paths = {id_of(text): way for text, way in ways.items() if way}
+    put(PERSONA_ANCESTORS, *({"persona_id": key, "root_id": way[0], "path": way} for key, way in paths.items()))
     put(
-        SYNTHESES, {"synthesis_id": sha("a"), "persona_id": known(WORDS)},
-        {"synthesis_id": sha("b"), "persona_id": known("both")},
-        {"synthesis_id": sha("c"), "persona_id": known("both"), "call_key": None, "source_key": sha("i")},
+        SYNTHESES, {"synthesis_id": sha("a"), "persona_id": id_of(WORDS)},
+        {"synthesis_id": sha("b"), "persona_id": id_of("both")},
+        {"synthesis_id": sha("c"), "persona_id": id_of("both"), "call_key": None, "source_key": sha("i")},
     )  # fmt: skip
     profile = {"task": "profile", "output": "{}", "checks": ["too_short"]}
-    put(SYNTHESES, *({"synthesis_id": sha(text), "persona_id": known(text), **profile} for text in (WORDS, "both")))
+    put(SYNTHESES, *({"synthesis_id": sha(text), "persona_id": id_of(text), **profile} for text in (WORDS, "both")))
 
 
 def hub(context: Context) -> set[str]:
@@ -94,15 +94,15 @@ def hub(context: Context) -> set[str]:
 
 def lineage(context: Context) -> dict[tuple[str, str | None], tuple[str, str, list[str]]]:
     """Persona and parent -> source, root and path, of everybody in the hub."""
-    texts = {known(text): text for text in FROM}
+    texts = {id_of(text): text for text in FROM}
     view = context.store.view("persona_lineage").localCheckpoint()
     key = ["persona_id", "parent_id", "source", "doc_id"]
     assert_same_rows(trace(context.store, texts), view, key=key)
     # One persona alone, which no look-up of another helps.
     for text in ("twice", "round"):
-        alone = view.where(F.col("persona_id") == known(text))
+        alone = view.where(F.col("persona_id") == id_of(text))
         assert not alone.isEmpty()
-        assert_same_rows(trace(context.store, [known(text)]), alone, key=key)
+        assert_same_rows(trace(context.store, [id_of(text)]), alone, key=key)
     rows = view.join(context.store.view("hub").select("persona_id"), on="persona_id")
     return {
         (row["persona"], row["parent"]): (row["source"], row["root"], [texts[key] for key in row["path"]])
@@ -124,8 +124,8 @@ def died(context: Context) -> StepResult:
 
 def release(context: Context, tag: str) -> dict[str, Any]:
     run_step(context, Step("release_hub", functools.partial(releases.release, tag=tag)))
-    found: dict[str, Any] = json.loads(releases.find(context.store, tag)["manifest"])
-    return found
+    manifest: dict[str, Any] = json.loads(releases.find(context.store, tag)["manifest"])
+    return manifest
 
 
 def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_found_elsewhere(
@@ -139,17 +139,17 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     dedup(context)
     add(context.spark, context.store, RUNS, {"step": "dedup_semantic"})  # this tier is used here
     near = {f"{WORDS} more", f"{WORDS} less"}
-    meaning = {"persona_id": known("twice"), "kept_id": known("child of one"), "tier": "semantic", "similarity": 0.95}
+    meaning = {"persona_id": id_of("twice"), "kept_id": id_of("child of one"), "tier": "semantic", "similarity": 0.95}
     add(context.spark, context.store, PERSONA_REMOVALS, meaning)
     removed = near | {"twice"}
     first = hub(context)
     assert first == set(FROM) - removed
     grandchild = context.store.view("persona_lineage").where("persona = 'grandchild of both'").collect()
     assert [(row["source"], row["root"], row["path"]) for row in grandchild] == [
-        ("bad", WORDS, [known(WORDS), known("twice")])
+        ("bad", WORDS, [id_of(WORDS), id_of("twice")])
     ]
-    told = release(context, "v1")
-    assert {(row["source"], row["licence"]): row["personas"] for row in told["sources"]} == {
+    manifest = release(context, "v1")
+    assert {(row["source"], row["licence"]): row["personas"] for row in manifest["sources"]} == {
         ("bad", "CC0"): 6, ("bad", "MIT"): 1, ("bad", None): 1, ("good", None): 3, ("good", "MIT"): 1,
     }  # fmt: skip
 
@@ -168,20 +168,20 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert record["counts"] == {
         "personas": 6, "personas_that_stay": 3, "documents": 1, "imported_rows": 1, "texts": 3, "removals_that_fell": 3,
     }  # fmt: skip
-    gone = context.store.read(WITHDRAWN).collect()
-    assert {row["item"] for row in gone if row["kind"] == "persona"} == set(map(known, ALONE))
-    assert {row["item"] for row in gone if row["kind"] == "synthesis"} == {sha("a"), sha("c"), sha(WORDS)}
-    assert sum(row["kind"] == "removal" and row["similarity"] > 0.9 for row in gone) == 3
+    withdrawn = context.store.read(WITHDRAWN).collect()
+    assert {row["item"] for row in withdrawn if row["kind"] == "persona"} == set(map(id_of, ALONE))
+    assert {row["item"] for row in withdrawn if row["kind"] == "synthesis"} == {sha("a"), sha("c"), sha(WORDS)}
+    assert sum(row["kind"] == "removal" and row["similarity"] > 0.9 for row in withdrawn) == 3
     assert {row["synthesis_id"] for row in context.store.view("math_problems").collect()} == {sha("b")}
     flagged = context.store.view("rejects").where("stage = 'synthesis failed checks'").collect()
     shown = context.store.view("profiles").collect()
-    assert [row["persona_id"] for row in shown] == [known("both")]
+    assert [row["persona_id"] for row in shown] == [id_of("both")]
     assert [row["item"] for row in flagged] == [sha("both")]
     used = {row["doc_id"]: row["source"] for row in context.store.view("documents_in_use").collect()}
     assert used == {sha("2"): "good", sha("3"): "good"}
     # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.
     compared = {row["persona_id"] for row in context.store.read(PERSONA_BANDS).collect()}
-    assert compared.isdisjoint(map(known, ALONE | removed)) and known("both") in compared
+    assert compared.isdisjoint(map(id_of, ALONE | removed)) and id_of("both") in compared
     tiers = []
     with monkeypatch.context() as patched:
         semantic = Step(removals.DEDUP_SEMANTIC.name, lambda _: tiers.append("semantic") or StepResult(0, {}))
@@ -201,19 +201,19 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert [hop[name] for name in ("raw", "exact_duplicates", "withdrawn", "new", "novelty")] == [7, 2, 3, 2, 2 / 3]
     branches = context.store.view("expansion_branches").where("hop = 1").collect()
     # What led from or to withdrawn ones does not count; who was first found by one is new where it was found too.
-    assert {row["root_id"]: (row["raw"], row["new"]) for row in branches} == {known("both"): (2, 2)}
+    assert {row["root_id"]: (row["raw"], row["new"]) for row in branches} == {id_of("both"): (2, 2)}
     witness = context.store.read(PERSONA_REMOVALS).collect()
-    assert [(row["kept_id"] in set(map(known, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
+    assert [(row["kept_id"] in set(map(id_of, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
 
-    said = report.summary(context.store, {}, "r")
-    assert "13 distinct = 6 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in said
-    assert "+ 0 removed by semantic + 6 withdrawn" in said
-    assert "math         3 written = 1 pass the form checks + 0 fail one or more + 2 withdrawn" in said
-    child, twice = (audit.explain(context.store, context.settings, known(text)) for text in ("child of one", "twice"))
+    summary = report.summary(context.store, {}, "r")
+    assert "13 distinct = 6 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in summary
+    assert "+ 0 removed by semantic + 6 withdrawn" in summary
+    assert "math         3 written = 1 pass the form checks + 0 fail one or more + 2 withdrawn" in summary
+    child, twice = (audit.explain(context.store, context.settings, id_of(text)) for text in ("child of one", "twice"))
     assert [line[:12].strip() for line in child] == ["withdrawn", "because"]
     assert child[0].endswith(": child of one") and child[1].endswith("source bad, said the owner: asked to")
     assert [line[:12].strip() for line in twice] == ["in the hub", "fallen"]
-    assert f"semantic 0.950000: {known('child of one')} stood for it, and was withdrawn at 20" in twice[1]
+    assert f"semantic 0.950000: {id_of('child of one')} stood for it, and was withdrawn at 20" in twice[1]
 
     settled = live_files(context)
     for rule in (None, RULE):
@@ -229,7 +229,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert {row["source"] for row in context.store.view("persona_lineage").where("persona like 'some%'").collect()} == {
         "another"
     }
-    add(context.spark, context.store, PERSONA_ORIGINS, {"persona_id": known("child of one"), "source_key": sha("2")})
+    add(context.spark, context.store, PERSONA_ORIGINS, {"persona_id": id_of("child of one"), "source_key": sha("2")})
     assert run(context).outcomes == {"withdrawn": 0, "withdrawn_before": 3, "stays": 3, "restored": 3}
     dedup(context)
     third = hub(context)
@@ -237,18 +237,18 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert not run(context).changed
 
     # The releases are what they were.
-    told = release(context, "v2")
-    assert told["hub"]["personas"] == len(third) and told["rows"]["withdrawals"] == 1
-    assert {row["source"] for row in told["sources"]} == {"good", "another"}
-    assert told["withdrawals"][0]["why"] == "asked to"
+    manifest = release(context, "v2")
+    assert manifest["hub"]["personas"] == len(third) and manifest["rows"]["withdrawals"] == 1
+    assert {row["source"] for row in manifest["sources"]} == {"good", "another"}
+    assert manifest["withdrawals"][0]["why"] == "asked to"
     assert {row["text"] for row in releases.at(context.store, "v1").view("hub").collect()} == first
     assert releases.check(context.store, "v1") == len(first)
     difference = releases.difference(context.store, "v1", "v2")
     assert {row["text"] for row in difference.added.collect()} == third - first
     assert {row["text"] for row in difference.removed.collect()} == first - third
     assert difference.kept == len(first & third)
-    for tag, said in (("v1", "there is a release v1 already"), ("no tag", "'no tag' is no tag")):
-        with pytest.raises(PersonaHubError, match=said):
+    for tag, message in (("v1", "there is a release v1 already"), ("no tag", "'no tag' is no tag")):
+        with pytest.raises(PersonaHubError, match=message):
             releases.release(context, tag)
     with pytest.raises(PersonaHubError, match=r"there is no release 'v3' \(releases here: v1, v2\)"):
         releases.at(context.store, "v3")

@@ -160,22 +160,22 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     conf = tmp_path / "conf.yaml"
     conf.write_text(yaml.safe_dump(pipeline.settings.model_dump(mode="json")), encoding="utf-8")
     monkeypatch.setenv("PERSONAHUB_CONF", str(conf))
-    told: dict[str, Any] = {}
+    namespace: dict[str, Any] = {}
     for cell in json.loads((ROOT / "notebooks" / "first_look.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), told)
-    assert told["lineage"].count() == 8
-    assert told["problems"].count() == 7
-    assert {row["stage"] for row in told["rejects"].collect()} == {
+            exec("".join(cell["source"]), namespace)
+    assert namespace["lineage"].count() == 8
+    assert namespace["problems"].count() == 7
+    assert {row["stage"] for row in namespace["rejects"].collect()} == {
         "unreadable", "persona removed", "synthesis failed checks",
     }  # fmt: skip
-    assert sum(row["requests"] for row in told["spend"].collect()) == billed
+    assert sum(row["requests"] for row in namespace["spend"].collect()) == billed
 
     # Tomorrow there is a document more, and a known text under another source: only the new one is asked about.
     more = [{"text": "apiary: notes from a day."}, {"text": text_of("hydrology"), "source": "elsewhere"}]
     (tmp_path / "documents" / "c.jsonl").write_text("\n".join(map(json.dumps, more)), encoding="utf-8")
-    found = json.dumps({"persona": "A beekeeper who counts the hives of an island by bicycle"})
-    endpoint.set_script([{"match": "(?s)<document>.*apiary", "reply": found}, *RULES])
+    answer = json.dumps({"persona": "A beekeeper who counts the hives of an island by bicycle"})
+    endpoint.set_script([{"match": "(?s)<document>.*apiary", "reply": answer}, *RULES])
     second = run_all(dataclasses.replace(pipeline, run_id="tomorrow"), steps)
     assert second["ingest_documents"].outcomes == {"new": 1, "known": 8, "repeated": 2, "quarantined": 4}
     assert endpoint.counts()["billed"] == billed + 2 == endpoint.counts()["distinct"]  # who reads it, and a problem
@@ -189,14 +189,14 @@ def test_a_replay_makes_the_same_tables_without_an_endpoint(
     pipeline: Context, make_context: Callable[..., Context], endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     run_all(pipeline)
-    asked = endpoint.counts()["requests"]
+    requests = endpoint.counts()["requests"]
     raw = pipeline.settings.model_dump(mode="json")
     raw["calls"]["replay"] = raw["store"]["root"]
     raw["store"] = {"root": str(tmp_path / "replayed"), "database": "replayed"}
     raw["models"]["default"]["base_url"] = "http://127.0.0.1:9/v1"
     replayed = make_context(loading.validate(raw))
     run_all(replayed)
-    assert endpoint.counts()["requests"] == asked
+    assert endpoint.counts()["requests"] == requests
     assert_same_tables(pipeline, replayed, but=[RUNS])  # they tell of other settings, and took their own time
     assert replayed.store.read(RUNS).count() == pipeline.store.read(RUNS).count()
 
@@ -253,9 +253,9 @@ def test_hostile_and_empty_answers_become_named_failures_and_are_not_asked_again
     assert result.outcomes == {"done_before": 0, "read": 0, "unreadable": 7, "failed": 1, "deferred": 0}
     rejects = pipeline.store.view("rejects").where("item like 'extract_personas%' or stage = 'call failed'").collect()
     assert len(rejects) == 8 and all(row["reason"] for row in rejects)
-    asked = endpoint.counts()["requests"]
+    requests = endpoint.counts()["requests"]
     again = run_all(pipeline, ("extract_personas",))["extract_personas"]
-    assert endpoint.counts()["requests"] == asked and not again.changed
+    assert endpoint.counts()["requests"] == requests and not again.changed
     assert again.outcomes == {"done_before": 7, "read": 0, "unreadable": 0, "failed": 1, "deferred": 0}
 
 
@@ -288,8 +288,8 @@ def straying_one(function: Callable[..., DataFrame]) -> Callable[..., DataFrame]
 def test_a_row_that_a_join_or_a_write_loses_is_a_loud_failure_wherever_it_gets_lost(
     pipeline: Context, endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(step: str, module: Any, name: str, said: str, *, verb: str = "read", lossy: Any = losing_one) -> None:
-        with monkeypatch.context() as patched, pytest.raises(PersonaHubError, match=said):
+    def lost(step: str, module: Any, name: str, message: str, *, verb: str = "read", lossy: Any = losing_one) -> None:
+        with monkeypatch.context() as patched, pytest.raises(PersonaHubError, match=message):
             patched.setattr(module, name, lossy(getattr(module, name)))
             context = changed(pipeline, personas={"verbs": [verb]})  # another verb: all documents are asked about again
             run_step(context, run_pipeline.STEPS[step])
@@ -325,8 +325,8 @@ def test_a_file_that_is_replaced_with_another_fault_at_the_same_line_gives_a_sec
         {"documents": 0, "document_sources": 0, "quarantine": 1},
         2,
     )  # the same reason, another row
-    for known in ('{"text": "thr', '{"text": '):
-        assert ingest(known) == ({"documents": 0, "document_sources": 0, "quarantine": 0}, 2)
+    for content in ('{"text": "thr', '{"text": '):
+        assert ingest(content) == ({"documents": 0, "document_sources": 0, "quarantine": 0}, 2)
     rejects = context.store.read(QUARANTINE).collect()
     assert {(row["line"], row["reason"], row["raw"]) for row in rejects} == {
         ("3", "malformed_json", '{"text": '), ("3", "malformed_json", '{"text": "thr'),
@@ -352,8 +352,8 @@ def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_or
     origins = {row["source_key"]: row for row in context.store.read(PERSONA_ORIGINS).collect()}
     twins = [origins[content_id(text)] for text in texts]
     assert len({row["call_key"] for row in twins}) == len({row["persona_id"] for row in twins}) == 1
-    found = {row["persona_id"]: row["first_origin"] for row in context.store.read(PERSONAS).collect()}
-    assert found[twins[0]["persona_id"]] == min(map(content_id, texts))
+    first_origins = {row["persona_id"]: row["first_origin"] for row in context.store.read(PERSONAS).collect()}
+    assert first_origins[twins[0]["persona_id"]] == min(map(content_id, texts))
     assert [row["kept_rows"] for row in context.store.view("spend").collect()] == [2]
 
     # Shown whole they are two questions, and another recipe; the short one is the same question as before.
@@ -369,7 +369,7 @@ class Alone:
     """What is seen of jobs that run one by one as programs of their own."""
 
     store: Store
-    said: dict[str, str] = field(default_factory=dict)
+    output: dict[str, str] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
     command_lines: set[bytes] = field(default_factory=set)
     files: dict[str, bytes] = field(default_factory=dict)
@@ -415,8 +415,8 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
         for step in STEPS:
             command = [sys.executable, f"jobs/{step}.py", "--conf", str(root / "conf.yaml")]
             environment = {**os.environ, "PERSONAHUB_TEST_KEY": KEY, "LC_ALL": "C"}
-            with (root / "said").open("w+") as said:
-                job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
+            with (root / "output").open("w+") as output:
+                job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
                 ended = threading.Event()
 
                 def watch(pid: int = job.pid, ended: threading.Event = ended) -> None:
@@ -432,17 +432,17 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
                     job.kill()
                     ended.set()
                     watching.join()
-                seen.said[step] = (root / "said").read_text(encoding="utf-8")
+                seen.output[step] = (root / "output").read_text(encoding="utf-8")
     seen.look_at_files(root / "out")
     return seen
 
 
 def test_each_job_succeeds_alone_under_plain_python(alone: Alone) -> None:
-    assert alone.codes == dict.fromkeys(STEPS, 0), alone.said
-    assert "ingest_documents: 13 in = 8 new" in alone.said["ingest_documents"]
-    assert "0 done before + 7 read + 0 unreadable + 1 failed" in alone.said["extract_personas"]
-    assert "7 in = 0 flagged" in alone.said["dedup_surface"]
-    assert "6 in = 0 done before + 5 passed + 1 failed checks" in alone.said["synthesize"]
+    assert alone.codes == dict.fromkeys(STEPS, 0), alone.output
+    assert "ingest_documents: 13 in = 8 new" in alone.output["ingest_documents"]
+    assert "0 done before + 7 read + 0 unreadable + 1 failed" in alone.output["extract_personas"]
+    assert "7 in = 0 flagged" in alone.output["dedup_surface"]
+    assert "6 in = 0 done before + 5 passed + 1 failed checks" in alone.output["synthesize"]
 
 
 def test_no_key_is_in_a_log_event_log_plan_table_state_file_or_command_line(alone: Alone) -> None:
@@ -456,18 +456,18 @@ def test_no_key_is_in_a_log_event_log_plan_table_state_file_or_command_line(alon
     assert all(KEY not in repr(alone.store.read(table).collect()) for table in TABLES)
     assert not [name for name, content in alone.files.items() if KEY.encode() in content]
     assert not [line for line in alone.command_lines if KEY.encode() in line]
-    assert not [step for step, said in alone.said.items() if KEY in said]
+    assert not [step for step, output in alone.output.items() if KEY in output]
 
 
 def test_no_prompt_and_no_answer_is_in_what_jobs_say(alone: Alone) -> None:
-    assert " INFO " in "".join(alone.said.values()) or "WARN" in "".join(alone.said.values())
-    for said in alone.said.values():
-        assert "notes from a working week" not in said and "How many in all" not in said
-        assert not [text for text in ANSWERS.values() if text in said]
+    assert " INFO " in "".join(alone.output.values()) or "WARN" in "".join(alone.output.values())
+    for output in alone.output.values():
+        assert "notes from a working week" not in output and "How many in all" not in output
+        assert not [text for text in ANSWERS.values() if text in output]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--set", "dedup.surface.treshold=0.8"], "did you mean threshold?"),
         (["--set", "personas.model=nobody"], "models.nobody is not set"),
@@ -476,13 +476,13 @@ def test_no_prompt_and_no_answer_is_in_what_jobs_say(alone: Alone) -> None:
     ],
 )
 def test_a_bad_setting_or_a_missing_key_is_one_sentence_and_exit_code_2_before_spark_starts(
-    arguments: list[str], said: str, tmp_path: Path
+    arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, "jobs/extract_personas.py", "--set", f"store.root={tmp_path}", *arguments]
     environment = {**os.environ, "JAVA_HOME": str(tmp_path)}  # no Java there: whoever looks for it says so
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_dry_run_of_the_pipeline_asks_and_adds_nothing(

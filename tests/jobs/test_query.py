@@ -75,10 +75,10 @@ def test_a_table_is_as_wide_as_columns_says_and_whole_in_a_pipe(
 
 @pytest.mark.parametrize("form", queries.FORMATS)
 def test_rows_are_counted_and_more_of_them_are_told(odd: DataFrame, form: str) -> None:
-    for most_rows, wanted, more in ((0, 3, False), (2, 2, True), (3, 3, False), (9, 3, False)):
+    for most_rows, expected, more in ((0, 3, False), (2, 2, True), (3, 3, False), (9, 3, False)):
         out = io.StringIO(newline="")
         assert queries.show(odd.select("id"), form, most_rows=most_rows, out=out) is more
-        assert len(out.getvalue().splitlines()) == wanted + {"table": 2, "csv": 1, "json": 0}[form]
+        assert len(out.getvalue().splitlines()) == expected + {"table": 2, "csv": 1, "json": 0}[form]
 
 
 def test_two_columns_of_one_name_are_shown_but_are_no_json(spark: SparkSession) -> None:
@@ -90,9 +90,9 @@ def test_two_columns_of_one_name_are_shown_but_are_no_json(spark: SparkSession) 
 
 
 def test_help_lists_tables_and_views_and_a_wrong_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    said = query_tables.options().format_help()
-    assert all(f"\n  {name} " in said for name in [*VIEWS, *(table.name for table in TABLES)])
-    assert "Which personas are published?" in said and "{table,csv,json}" in said
+    output = query_tables.options().format_help()
+    assert all(f"\n  {name} " in output for name in [*VIEWS, *(table.name for table in TABLES)])
+    assert "Which personas are published?" in output and "{table,csv,json}" in output
     for wrong in (["--rows", "-1"], ["--rows", "ten"], ["--format", "xml"]):
         with pytest.raises(SystemExit) as stopped:
             query_tables.options().parse_args([*wrong, "select 1"])

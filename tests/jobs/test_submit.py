@@ -86,6 +86,6 @@ def test_a_store_that_java_cannot_name_is_refused_where_java_was_started_before_
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 2, done.stderr[-4000:]
-    said = done.stdout + done.stderr  # spark-submit shows both of a program's on its own standard output
-    assert f"error: store.root is {tmp_path}/räume, and Java was started in a locale" in said
+    output = done.stdout + done.stderr  # spark-submit shows both of a program's on its own standard output
+    assert f"error: store.root is {tmp_path}/räume, and Java was started in a locale" in output
     assert not [name for name in os.listdir(tmp_path) if name != "conf.yaml"]

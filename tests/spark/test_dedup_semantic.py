@@ -69,11 +69,11 @@ def test_pairs_are_those_of_brute_force_on_any_partitions_and_in_parts_of_crowde
     placed = placed.localCheckpoint()
     sizes = placed.select(F.explode("buckets").alias("bucket")).groupBy("bucket").count()
     assert sizes.where("count > 100").count() > 0  # or no bucket is compared in parts
-    found = semantic.similar_pairs(placed, settings=chosen).collect()
-    pairs = {(row.id_a, row.id_b): row.similarity for row in found}
-    wanted = {pair: cosine for pair, cosine in brute(stored).items() if fresh & set(pair)}
-    assert len(pairs) == len(found)
-    assert pairs == wanted, f"seed {seed}"
+    collected = semantic.similar_pairs(placed, settings=chosen).collect()
+    pairs = {(row.id_a, row.id_b): row.similarity for row in collected}
+    expected = {pair: cosine for pair, cosine in brute(stored).items() if fresh & set(pair)}
+    assert len(pairs) == len(collected)
+    assert pairs == expected, f"seed {seed}"
 
 
 def oracle(stored: dict[str, bytes], batches: dict[str, int], anchors: set[str]) -> dict[str, tuple[str, float]]:
@@ -109,13 +109,13 @@ def test_every_removal_has_a_kept_witness_and_neither_partitions_nor_order_nor_a
         placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="id", how="inner")
         placed = placed.localCheckpoint()
 
-        def removed(arrived: str, fresh: str, gone: set[str]) -> dict[str, tuple[str, float]]:
+        def removed(arrived: str, fresh: str, before: set[str]) -> dict[str, tuple[str, float]]:
             taking_part = placed.where(arrived).withColumn("fresh", F.expr(fresh))
-            found = semantic.deduplicate(
-                taking_part.where(~F.col("id").isin(sorted(gone))), settings=chosen
+            collected = semantic.deduplicate(
+                taking_part.where(~F.col("id").isin(sorted(before))), settings=chosen
             ).removals.collect()
-            assert {row.tier for row in found} <= {"semantic"}
-            return {row.id: (row.kept_id, row.similarity) for row in found}
+            assert {row.tier for row in collected} <= {"semantic"}
+            return {row.id: (row.kept_id, row.similarity) for row in collected}
 
         whole = removed("true", "true", set())
         split: dict[str, tuple[str, float]] = {}
@@ -168,7 +168,7 @@ def hub(context: Context) -> set[str]:
 def removed_for(context: Context, pairs: Iterable[tuple[str, str]]) -> None:
     """As if surface dedup had removed the first of each pair for the second."""
     same = {"tier": "surface", "similarity": 0.95, "parameters_version": "v"}
-    rows = [{"persona_id": gone, "kept_id": kept, **same} for gone, kept in pairs]
+    rows = [{"persona_id": removed, "kept_id": kept, **same} for removed, kept in pairs]
     put(context.store, PERSONA_REMOVALS, *rows, run_id="surface", created_at=MONDAY)
 
 
@@ -178,18 +178,18 @@ def test_batches_in_a_row_give_what_the_oracle_gives_for_all_and_a_second_run_ad
     context = make_context(make_settings(embedding=ENDPOINT, dedup={"semantic": EXACT}))
     stored = vectors(3, 250)
     arrivals = {row: int(n >= 50) for n, row in enumerate(stored)}  # five times as many: the buckets are made anew
-    wanted: dict[str, tuple[str, float]] = {}
+    expected: dict[str, tuple[str, float]] = {}
     published: list[set[str]] = []
     for day in (0, 1):
         add(context, {row: vector for row, vector in stored.items() if arrivals[row] == day}, days=day)
         here = {row: vector for row, vector in stored.items() if arrivals[row] <= day}
         best_first = by_priority((row, (arrivals[row], 0)) for row in here)
-        wanted = greedy_removals(best_first, brute(here))  # type: ignore[arg-type, assignment]
-        found = dedup(context)
+        expected = greedy_removals(best_first, brute(here))  # type: ignore[arg-type, assignment]
+        result = dedup(context)
         published.append(hub(context))
-        assert removals(context) == wanted
-        assert published[-1] == here.keys() - wanted.keys()
-        assert found.outcomes["kept"] == len(published[-1])
+        assert removals(context) == expected
+        assert published[-1] == here.keys() - expected.keys()
+        assert result.outcomes["kept"] == len(published[-1])
     assert published[0] < published[1]
     again = dedup(context)
     assert not again.changed
@@ -206,10 +206,10 @@ def test_who_stands_for_others_stays_and_who_has_no_vector_is_left_out_and_both_
     context = make_context(make_settings(embedding=ENDPOINT))
     near = np.array([1, 0.01, 0, 0]).astype("<f2").tobytes()
     ids = sorted(vectors(4, 5))
-    best, anchor, third, unread, gone = ids
-    add(context, {best: near, gone: near, unread: None})
+    best, anchor, third, unread, removed = ids
+    add(context, {best: near, removed: near, unread: None})
     add(context, {anchor: near, third: near}, days=1)
-    removed_for(context, [(gone, anchor)])
+    removed_for(context, [(removed, anchor)])
     result = dedup(context)
     assert result.outcomes == {"no_vector": 1, "removed_semantic": 1, "stands_for_others": 1, "kept": 1}
     assert removals(context) == {third: (best, 1.0)}
@@ -250,15 +250,15 @@ def test_calibration_shows_pairs_of_each_range_with_their_cosines_and_counts_all
     lines = calibration.calibrate(context, around=around, width=width, pairs=2)
     assert lines[0] == "60 personas, test-model, 1,770 pairs"
     cosines = brute(stored, 0.8)
-    told = {tuple(line.split()[1:4:2]): int(line.split()[4]) for line in lines if line.startswith("cosine")}
+    counts = {tuple(line.split()[1:4:2]): int(line.split()[4]) for line in lines if line.startswith("cosine")}
     ranges = [(0.8 + 0.02 * n, 0.82 + 0.02 * n) for n in range(10)]
-    assert told == {
+    assert counts == {
         (f"{low:.3f}", f"{high:.3f}:"): count
         for low, high in ranges
         if (count := sum(low <= cosine < high for cosine in cosines.values()))
     }
     shown = [line.split() for line in lines if line.startswith("  0.")]
-    assert len(shown) == sum(min(count, 2) for count in told.values())
+    assert len(shown) == sum(min(count, 2) for count in counts.values())
     texts = [line.split()[-1] for line in lines if line.startswith("  ")]
     for (cosine, *_), a, b in zip(shown, texts[::2], texts[1::2], strict=True):
         assert f"{cosines[min(a, b), max(a, b)]:.3f}" == cosine
@@ -276,7 +276,7 @@ def test_an_endpoint_gives_each_persona_its_vector_once(
     assert first.outcomes == {
         "embedded_before": 0, "declined_before": 0, "embedded": 19, "declined": 0, "failed": 1, "deferred": 0
     }  # fmt: skip
-    asked, spent = endpoint.counts(), first.spend.requests
+    counts, spent = endpoint.counts(), first.spend.requests
     assert spent == 20
     stored = {row["persona_id"]: row for row in context.store.read(PERSONA_EMBEDDINGS).collect()}
     calls = {bytes(row["vector"]) for row in context.store.read(LLM_CALLS).where("vector is not null").collect()}
@@ -285,7 +285,7 @@ def test_an_endpoint_gives_each_persona_its_vector_once(
     assert {(row["model"], row["dim"]) for row in stored.values()} == {("test-model", 4)}
     again = run_step(context, embed_personas.STEP)
     assert again.outcomes["embedded_before"] == 19 and again.outcomes["failed"] == 1
-    assert not again.changed and endpoint.counts() == asked
+    assert not again.changed and endpoint.counts() == counts
     longer = make_context(make_settings(embedding={**ENDPOINT, "dimensions": 8}))
     assert run_step(longer, embed_personas.STEP).outcomes["embedded"] == 19
     any_length = make_context(make_settings(embedding={**ENDPOINT, "dimensions": None}))

@@ -15,7 +15,7 @@ from personahub_spark.settings.dedup import SemanticSettings, SurfaceSettings
 from personahub_spark.text import token_set
 from tests.oracles import by_priority, greedy_removals
 from tests.spark.test_dedup_semantic import EXACT, brute, vectors
-from tests.spark.test_dedup_surface import ENGINES, SCHEMA, expected, found, persona_like_rows
+from tests.spark.test_dedup_surface import ENGINES, SCHEMA, expected, persona_like_rows, removals_of
 
 Plan = Callable[[bool, int], None]
 
@@ -54,9 +54,9 @@ def test_surface_removals_are_those_of_the_oracle_for_all_rows_though_each_batch
     rows = [row for row in persona_like_rows(seed)[:160] if token_set(row[1] or "")]
     batches = split(rng, len(rows))
     rows = [(row_id, text, (batch, hop)) for (row_id, text, (_, hop)), batch in zip(rows, batches, strict=True)]
-    wanted = expected(rows, settings)
-    assert len(wanted) > 20  # or this shows little
-    gone: dict[str, tuple[str, float, str]] = {}
+    oracle = expected(rows, settings)
+    assert len(oracle) > 20  # or this shows little
+    removed: dict[str, tuple[str, float, str]] = {}
     published: DataFrame | None = None
     for batch in range(3):
         plan(bool(batch % 2), rng.randint(1, 7))
@@ -64,16 +64,16 @@ def test_surface_removals_are_those_of_the_oracle_for_all_rows_though_each_batch
         rng.shuffle(taken)
         frame = spark.createDataFrame(taken, SCHEMA).repartition(rng.randint(1, 9))
         result = surface.deduplicate(frame, settings=settings, published=published)
-        gone |= found(result.removals)
+        removed |= removals_of(result.removals)
         kept = result.kept.localCheckpoint()
         published = kept if published is None else published.union(kept)
     case = f"seed {seed}, batches of {[batches.count(batch) for batch in range(3)]}"
-    assert gone == wanted, case
+    assert removed == oracle, case
     # What the oracle says, said once more without it: one of each group of equals stays.
     sets = {row_id: frozenset(token_set(text or "")) for row_id, text, _ in rows}
-    staying = [tokens for row_id, tokens in sets.items() if row_id not in gone]
+    staying = [tokens for row_id, tokens in sets.items() if row_id not in removed]
     assert len(staying) == len(set(staying)), case
-    assert {witness for witness, _, _ in gone.values()}.isdisjoint(gone), case
+    assert {witness for witness, _, _ in removed.values()}.isdisjoint(removed), case
 
 
 @pytest.mark.parametrize("seed", [22])
@@ -88,12 +88,12 @@ def test_semantic_removals_are_those_of_the_oracle_though_each_batch_comes_in_ot
     order = by_priority(batches.items())
     rank = {row: place for place, row in enumerate(order)}
     near = {pair: cosine for pair, cosine in brute(stored).items() if max(pair, key=rank.__getitem__) not in anchors}
-    wanted = greedy_removals(order, near)  # type: ignore[arg-type]
-    gone: dict[str, tuple[str, float]] = {}
+    oracle = greedy_removals(order, near)  # type: ignore[arg-type]
+    removed: dict[str, tuple[str, float]] = {}
     indexes: set[str] = set()
     for batch in range(3):
         plan(bool(batch % 2), rng.randint(1, 7))
-        taken = [row for row in stored if batches[row] <= batch and row not in gone]
+        taken = [row for row in stored if batches[row] <= batch and row not in removed]
         rng.shuffle(taken)
         frame = spark.createDataFrame(
             [(row, bytearray(stored[row]), batches[row], batches[row] == batch, row in anchors) for row in taken],
@@ -107,15 +107,17 @@ def test_semantic_removals_are_those_of_the_oracle_though_each_batch_comes_in_ot
         now = {row.id: (row.kept_id, row.similarity) for row in result.removals.collect()}
         case = f"seed {seed}, batch {batch} of {[list(batches.values()).count(each) for each in range(3)]}"
         assert {batches[row] for row in now} <= {batch}, f"{case}: a published one went"
-        gone |= now
+        removed |= now
         spared = {row.id for row in result.spared.select(F.col("id")).collect()}
         assert spared <= anchors, case
-    assert len(indexes) == 3 and len(wanted) > 20  # or this shows little
-    assert gone == wanted, f"seed {seed}"
-    assert {witness for witness, _ in gone.values()}.isdisjoint(gone) and anchors.isdisjoint(gone), f"seed {seed}"
+    assert len(indexes) == 3 and len(oracle) > 20  # or this shows little
+    assert removed == oracle, f"seed {seed}"
+    assert {witness for witness, _ in removed.values()}.isdisjoint(removed) and anchors.isdisjoint(removed), (
+        f"seed {seed}"
+    )
     points = {row: np.frombuffer(vector, "<f2") for row, vector in stored.items()}
     equals: dict[bytes, list[str]] = {}
     for row, point in points.items():
-        if row not in gone | dict.fromkeys(anchors, ("", 0.0)):
+        if row not in removed | dict.fromkeys(anchors, ("", 0.0)):
             equals.setdefault(point.tobytes(), []).append(row)
     assert all(len(rows) == 1 for rows in equals.values()), f"seed {seed}"

@@ -149,7 +149,7 @@ def expected(rows: list[Row], settings: SurfaceSettings = SETTINGS) -> Removals:
     }
 
 
-def found(removals: DataFrame) -> Removals:
+def removals_of(removals: DataFrame) -> Removals:
     rows = removals.collect()
     assert len({row.id for row in rows}) == len(rows)
     return {row.id: (row.kept_id, row.similarity, row.tier) for row in rows}
@@ -170,10 +170,10 @@ def test_removals_witnesses_and_tiers_are_those_of_the_exact_oracle(
     try:
         personas = spark.createDataFrame(rows, SCHEMA).repartition(partitions)
         result = surface.deduplicate(personas, settings=limited(settings, one_task_mb))
-        removed, wanted = found(result.removals), expected(rows)
+        removed, oracle = removals_of(result.removals), expected(rows)
     finally:
         spark.conf.unset("spark.sql.adaptive.enabled")
-    assert removed == wanted, f"seed {seed}, partitions {partitions}"
+    assert removed == oracle, f"seed {seed}, partitions {partitions}"
     assert {tier for _, _, tier in removed.values()} == {surface.EXACT_TOKENS, surface.SURFACE}
     undecidable = {(row.id, row.reason) for row in result.undecidable.collect()}
     assert undecidable == {(row_id, "no_tokens") for row_id in ("none-1", "none-2", "none-3")}
@@ -183,8 +183,8 @@ def test_removals_witnesses_and_tiers_are_those_of_the_exact_oracle(
     assert all(witness in kept for witness, _, _ in removed.values())
     assert all(10 * len(sets[a] & sets[b]) >= 9 * len(sets[a] | sets[b]) for a, (b, _, _) in removed.items())
     assert similar_pairs(kept, SETTINGS.threshold) == {}
-    told = {(row.id, row.priority.batch, row.priority.hop) for row in result.kept.collect()}
-    assert told == {(row_id, *priority) for row_id, text, priority in rows if row_id in kept and token_set(text)}
+    kept_rows = {(row.id, row.priority.batch, row.priority.hop) for row in result.kept.collect()}
+    assert kept_rows == {(row_id, *priority) for row_id, text, priority in rows if row_id in kept and token_set(text)}
 
 
 def test_the_planted_rows_meet_the_fate_they_were_planted_for() -> None:
@@ -213,9 +213,9 @@ def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_no
         result = surface.deduplicate(
             spark.createDataFrame(new, SCHEMA), settings=limited(settings, one_task_mb), published=published
         )
-        gone = found(result.removals)
-        assert gone and gone.keys() <= {row_id for row_id, _, _ in new}
-        removed |= gone
+        newly_removed = removals_of(result.removals)
+        assert newly_removed and newly_removed.keys() <= {row_id for row_id, _, _ in new}
+        removed |= newly_removed
         kept = result.kept.localCheckpoint()
         published = kept if published is None else published.union(kept)
     assert removed == expected(rows)
@@ -223,8 +223,8 @@ def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_no
     again = surface.deduplicate(
         spark.createDataFrame(late, SCHEMA), settings=limited(settings, one_task_mb), published=published
     )
-    wanted = {row_id: removed[row_id] for row_id, _, _ in late}  # better priorities are no help against published rows
-    assert found(again.removals) == wanted
+    of_late = {row_id: removed[row_id] for row_id, _, _ in late}  # better priorities are no help against published rows
+    assert removals_of(again.removals) == of_late
     assert again.kept.isEmpty()
 
 
@@ -246,7 +246,7 @@ def test_other_thresholds_and_seeds_meet_the_oracle(
 ) -> None:
     rows = persona_like_rows(4)
     result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=limited(settings, one_task_mb))
-    assert found(result.removals) == expected(rows, settings)
+    assert removals_of(result.removals) == expected(rows, settings)
 
 
 @ENGINES
@@ -257,7 +257,7 @@ def test_real_personas_meet_the_oracle(spark: SparkSession, settings: SurfaceSet
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["persona"] for line in lines]
     rows = [(f"p{n}", text, (0, n)) for n, text in enumerate(texts[:900])]
-    removed = found(surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings).removals)
+    removed = removals_of(surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=settings).removals)
     assert len(removed) > 100
     assert removed == expected(rows)
 
@@ -308,7 +308,7 @@ def test_scripts_lengths_and_marks_no_reader_sees(
     for name, (one, other) in SAME_WORDS.items():
         rows += [(f"{name} 1", one, (0, 0)), (f"{name} 2", other, (1, 0))]
     personas = spark.createDataFrame(rows, SCHEMA)
-    removed = found(surface.deduplicate(personas, settings=limited(settings, one_task_mb)).removals)
+    removed = removals_of(surface.deduplicate(personas, settings=limited(settings, one_task_mb)).removals)
     near = {(f"{name} 2", f"{name} 1", surface.SURFACE) for name in NEAR_DUPLICATES}
     same = {(f"{name} 2", f"{name} 1", surface.EXACT_TOKENS) for name in SAME_WORDS}
     assert {(row_id, kept, tier) for row_id, (kept, _, tier) in removed.items()} == near | same
@@ -324,8 +324,8 @@ def test_hot_tokens_and_copies_propose_no_more_than_their_share(spark: SparkSess
     rows += [("alone", "hot", (0, 0))]
     personas = spark.createDataFrame(rows, SCHEMA)
     settings = SurfaceSettings(engine="exact", threshold=Decimal("0.6"))
-    removed = found(surface.deduplicate(personas, settings=limited(settings, 0)).removals)
-    assert found(surface.deduplicate(personas, settings=settings).removals) == removed
+    removed = removals_of(surface.deduplicate(personas, settings=limited(settings, 0)).removals)
+    assert removals_of(surface.deduplicate(personas, settings=settings).removals) == removed
     assert len(removed) == 5_000 and {kept for kept, _, _ in removed.values()} == {"copy"}
     sets = surface.with_best(surface.token_sets(personas, settings)).where("id = best.id")
     assert sets.count() == 5_002
@@ -347,7 +347,7 @@ def test_a_threshold_of_more_digits_than_integers_can_hold_is_refused_and_the_fi
         ("below-b", " ".join(f"x{n}" for n in range(100_000)), (1, 0)),
     ]
     result = surface.deduplicate(spark.createDataFrame(rows, SCHEMA), settings=limited(finest, one_task_mb))
-    assert set(found(result.removals)) == {"above-b"}
+    assert set(removals_of(result.removals)) == {"above-b"}
 
 
 @ENGINES
@@ -410,8 +410,8 @@ def test_survivors_of_random_graphs_are_those_of_the_greedy_oracle(spark: SparkS
         ]
         frame = spark.createDataFrame(given, PAIRS).repartition(3)
         removed = survivors(frame, in_one_task=in_one_task)
-        wanted = {a: (b, float(s), "t") for a, (b, s) in greedy_removals(by_priority(rows), pairs).items()}
-        assert found(removed) == wanted, f"seed {seed}"
+        oracle = {a: (b, float(s), "t") for a, (b, s) in greedy_removals(by_priority(rows), pairs).items()}
+        assert removals_of(removed) == oracle, f"seed {seed}"
 
 
 def test_too_long_a_chain_of_decisions_is_one_clear_error(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +424,7 @@ def test_too_long_a_chain_of_decisions_is_one_clear_error(spark: SparkSession, m
 
 
 @pytest.mark.parametrize(
-    ("threshold", "num_hashes", "recall", "wanted"),
+    ("threshold", "num_hashes", "recall", "bands"),
     [
         (0.9, 128, 0.99999, (18, 7)),
         (0.9, 128, 0.999, (16, 8)),
@@ -434,13 +434,13 @@ def test_too_long_a_chain_of_decisions_is_one_clear_error(spark: SparkSession, m
     ],
 )
 def test_bands_are_the_longest_that_reach_the_recall(
-    threshold: float, num_hashes: int, recall: float, wanted: tuple[int, int]
+    threshold: float, num_hashes: int, recall: float, bands: tuple[int, int]
 ) -> None:
     def chance(rows: int) -> float:
         return 1 - (1 - threshold**rows) ** (num_hashes // rows)
 
     count, rows = surface.bands(threshold, num_hashes, recall)
-    assert (count, rows) == wanted
+    assert (count, rows) == bands
     assert chance(rows) >= recall
     assert all(chance(longer) < recall for longer in range(rows + 1, num_hashes + 1))
 
@@ -460,11 +460,11 @@ def test_what_a_row_is_known_by(spark: SparkSession) -> None:
 
     assert set(keys(EXACT).values()) == {None} and set(keys(EXACT)) == set(texts)
     by_minhash = keys(SETTINGS)
-    assert {name: len(found) for name, found in by_minhash.items()} == {"large": 18, "small": 1, "none": 0, "null": 0}
+    assert {name: len(bands) for name, bands in by_minhash.items()} == {"large": 18, "small": 1, "none": 0, "null": 0}
     assert by_minhash["small"] == [-8267869992603124719]
     assert by_minhash["large"][:2] == [-5240068484701981611, -2314536771905941516]
     at_half, at_one = (keys(SurfaceSettings(threshold=Decimal(threshold))) for threshold in ("0.5", "1"))
-    assert [len(found["large"] or ()) for found in (at_half, at_one)] == [64, 1]
+    assert [len(bands["large"] or ()) for bands in (at_half, at_one)] == [64, 1]
 
 
 @pytest.mark.parametrize(("num_hashes", "seed"), [(128, 42), (16, -7)])

@@ -43,9 +43,9 @@ def read(spark: SparkSession, tmp_path: Path) -> Iterator[Any]:
 
     def run(*paths: Path, **settings: Any) -> DataFrame:
         chosen = DocumentSettings(paths=[str(path) for path in paths], **settings)
-        found = documents.read(spark, chosen, stage=store.stage)
-        assert found.rows.count() == found.count
-        return found.rows
+        contents = documents.read(spark, chosen, stage=store.stage)
+        assert contents.rows.count() == contents.count
+        return contents.rows
 
     yield run
     store.drop_staged()
@@ -58,9 +58,9 @@ def lines(*records: dict[str, Any]) -> bytes:
 def by_place(rows: DataFrame, root: Path) -> dict[tuple[str, int], Row]:
     """(file below root, line) -> row; a place is there once."""
     collected = rows.collect()
-    found = {(row["file"].split(f"{root}/")[1], row["line"]): row for row in collected}
-    assert len(found) == len(collected)
-    return found
+    located = {(row["file"].split(f"{root}/")[1], row["line"]): row for row in collected}
+    assert len(located) == len(collected)
+    return located
 
 
 def test_every_shape_of_file_is_read_with_exact_places(read: Any, tmp_path: Path) -> None:
@@ -80,9 +80,9 @@ def test_every_shape_of_file_is_read_with_exact_places(read: Any, tmp_path: Path
     (root / "page.html").write_bytes(b"<html><body><br></body></html>")
     (root / "empty.jsonl").write_bytes(b"")
     rows = read(root, licence="unknown", lang="en")
-    found = by_place(rows, root)
+    by_location = by_place(rows, root)
 
-    texts = {place: row["text"] for place, row in found.items() if row["reason"] is None}
+    texts = {place: row["text"] for place, row in by_location.items() if row["reason"] is None}
     assert texts == {
         **{("sub */scripts.jsonl", line): text for line, text in enumerate(TEXTS.values(), start=1)},
         ("odd.jsonl", 1): "first",
@@ -92,7 +92,7 @@ def test_every_shape_of_file_is_read_with_exact_places(read: Any, tmp_path: Path
         ("packed.jsonl.zst", 2): "FIRST",
         ("plain.txt", 1): "Two lines\n\nof one text \U0001f642",
     }
-    assert {place: row["reason"] for place, row in found.items() if row["reason"] is not None} == {
+    assert {place: row["reason"] for place, row in by_location.items() if row["reason"] is not None} == {
         ("odd.jsonl", 4): "malformed_json",
         ("odd.jsonl", 5): "not_utf8",
         ("odd.jsonl", 6): "malformed_json",
@@ -100,15 +100,15 @@ def test_every_shape_of_file_is_read_with_exact_places(read: Any, tmp_path: Path
         ("latin.md", 1): "not_utf8",
         ("page.html", 1): "only_markup",
     }
-    assert all(row["doc_id"] == (content_id(row["text"]) if row["text"] else None) for row in found.values())
-    assert {row["lang"]: row["licence"] for row in found.values() if row["licence"] == "CC0"} == dict.fromkeys(
+    assert all(row["doc_id"] == (content_id(row["text"]) if row["text"] else None) for row in by_location.values())
+    assert {row["lang"]: row["licence"] for row in by_location.values() if row["licence"] == "CC0"} == dict.fromkeys(
         TEXTS, "CC0"
     )
-    defaulted = found["odd.jsonl", 1]
+    defaulted = by_location["odd.jsonl", 1]
     assert (defaulted["licence"], defaulted["lang"], defaulted["source"]) == ("unknown", "en", "documents")
-    assert found["packed.jsonl.gz", 1]["source"] == "named"
-    assert found["odd.jsonl", 4]["raw"] == '{"text": "fourth"'
-    assert found["odd.jsonl", 6]["raw"] == '{"text": ""}'
+    assert by_location["packed.jsonl.gz", 1]["source"] == "named"
+    assert by_location["odd.jsonl", 4]["raw"] == '{"text": "fourth"'
+    assert by_location["odd.jsonl", 6]["raw"] == '{"text": ""}'
 
     kept, rejects = documents.distinct(rows), inputs.rejected(rows)
     assert set(kept.columns) == {column.name for column in DOCUMENTS.columns}
@@ -137,19 +137,19 @@ def test_line_numbers_are_exact_in_files_that_several_tasks_read(
     monkeypatch.setattr(inputs, "_OPENING", 1024)
     spark.sparkContext.setJobGroup("parts", "")
     try:
-        found = by_place(read(folder), folder)
+        by_location = by_place(read(folder), folder)
     finally:
         spark.sparkContext.setJobGroup("tests", "")
     tracker = spark.sparkContext.statusTracker()
     stages = [tracker.getJobInfo(job).stageIds for job in tracker.getJobIdsForGroup("parts")]
-    known = [tracker.getStageInfo(stage) for stages in stages for stage in stages]
-    assert max(stage.numTasks for stage in known if stage is not None) > 12  # else this test shows nothing
-    assert found["broken.parquet", 1501]["reason"] == "unreadable_file"
-    del found["broken.parquet", 1501]
-    assert len(found) == 3 * 1800 + 1700  # counted apart, they were as many: the fixture compares
+    stage_infos = [tracker.getStageInfo(stage) for stages in stages for stage in stages]
+    assert max(stage.numTasks for stage in stage_infos if stage is not None) > 12  # else this test shows nothing
+    assert by_location["broken.parquet", 1501]["reason"] == "unreadable_file"
+    del by_location["broken.parquet", 1501]
+    assert len(by_location) == 3 * 1800 + 1700  # counted apart, they were as many: the fixture compares
     shifted = {
         (file, line): row["text"].split()[1]
-        for (file, line), row in found.items()
+        for (file, line), row in by_location.items()
         if int(row["text"].split()[1]) != (line if line < 900 or line == 901 or ".parquet" in file else line - 1)
     }
     assert shifted == {}
@@ -170,9 +170,9 @@ def test_fineweb_like_parquet_keeps_row_numbers_across_row_groups(read: Any, tmp
     folder = tmp_path / "in"
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), folder / "000_00000.parquet", row_group_size=60)
-    found = by_place(read(folder, mapping="fineweb"), folder)
-    assert len(found) == 250
-    for (_, line), row in found.items():
+    by_location = by_place(read(folder, mapping="fineweb"), folder)
+    assert len(by_location) == 250
+    for (_, line), row in by_location.items():
         if line in (100, 200):
             assert row["reason"] == {100: "missing_text", 200: "only_markup"}[line]
             continue
@@ -220,14 +220,16 @@ def test_in_one_folder_each_file_is_read_by_its_own_columns_and_what_is_no_such_
 
     monkeypatch.setattr(inputs, "list_files", then_one_vanishes)
     rows = read(folder, columns={"licence": "licence|meta.licence"}, licence="unknown")
-    found = {place: (row["text"] or row["reason"], row["licence"]) for place, row in by_place(rows, folder).items()}
-    assert {name.removesuffix(".parquet"): told for (name, line), told in found.items() if line == 1} == {
+    by_location = {
+        place: (row["text"] or row["reason"], row["licence"]) for place, row in by_place(rows, folder).items()
+    }
+    assert {name.removesuffix(".parquet"): values for (name, line), values in by_location.items() if line == 1} == {
         **{name: (f"from {name}", "unknown") for name in "aefg"}, "b": ("from b", "MIT"), "i": ("from i", "CC0"),
         "c": ("missing_text", None), "d": ("text_not_a_string", None), "h": ("missing_text", None),
         **dict.fromkeys(("gone", "empty", "footer.PARQUET"), ("unreadable_file", None)),
         "räume.jsonl": ("from räume", "unknown"), "caf\\xe9.txt": ("from latin", "unknown"),
     }  # fmt: skip
-    assert len(found) == 14
+    assert len(by_location) == 14
     assert "documents.paths: 4 files of unknown formats are skipped (README, b.csv.gz, data.csv, …)" in caplog.text
 
 
@@ -252,21 +254,21 @@ def test_a_file_that_breaks_off_gives_the_rows_before_and_one_that_says_so(
         rows = read(folder)
     finally:
         spark.sparkContext.setLogLevel("ERROR")
-    found = by_place(rows, folder)
-    broken = {place: row for place, row in found.items() if row["reason"] == "unreadable_file"}
-    last = {file: max(line for name, line in found if name == file) for file, _ in found}
+    by_location = by_place(rows, folder)
+    broken = {place: row for place, row in by_location.items() if row["reason"] == "unreadable_file"}
+    last = {file: max(line for name, line in by_location if name == file) for file, _ in by_location}
     assert set(broken) == {(file, last[file]) for file in last if not file.startswith("sound")}
     assert {file for file, _ in broken} == {"cut.jsonl.gz", "cut.jsonl.zst", "junk.jsonl.gz", "junk.parquet"}
     assert all(row["raw"] and "\n" not in row["raw"] for row in broken.values())
     assert last["junk.parquet"] == last["junk.jsonl.gz"] == 1
     for name in ("cut.jsonl.gz", "cut.jsonl.zst"):
         assert 100 < last[name] < 2000
-        before = [found[name, line]["text"].split()[1] for line in range(1, last[name])]
+        before = [by_location[name, line]["text"].split()[1] for line in range(1, last[name])]
         assert before == [str(line) for line in range(1, last[name])]
-    assert found["sound.jsonl", 1]["text"] == "sound"
-    assert found["sound.jsonl", 2]["reason"] == "text_not_a_string"
-    assert found["sound.txt", 1]["text"] == "sound too"
-    assert len({row["file"].rpartition("/")[0] for row in found.values()}) == 1  # one way to write a path
+    assert by_location["sound.jsonl", 1]["text"] == "sound"
+    assert by_location["sound.jsonl", 2]["reason"] == "text_not_a_string"
+    assert by_location["sound.txt", 1]["text"] == "sound too"
+    assert len({row["file"].rpartition("/")[0] for row in by_location.values()}) == 1  # one way to write a path
 
 
 def test_a_broken_file_among_many_does_not_take_a_job_for_each(read: Any, spark: SparkSession, tmp_path: Path) -> None:
@@ -295,22 +297,23 @@ def test_repeated_texts_are_one_document_at_its_first_place(spark: SparkSession)
         [(file, line, doc, doc, None) for file, line, doc in places],
         "file string, line long, doc_id string, text string, reason string",
     ).select("*", *[F.lit("s").alias(name) for name in ("title", "url", "lang", "licence", "source")])
-    found = {row["doc_id"]: (row["file"], row["line"]) for row in documents.distinct(rows.repartition(3)).collect()}
-    assert found == {"x": ("a", 9), "y": ("c", 1)}
+    first = {row["doc_id"]: (row["file"], row["line"]) for row in documents.distinct(rows.repartition(3)).collect()}
+    assert first == {"x": ("a", 9), "y": ("c", 1)}
 
 
 def test_every_source_and_licence_of_a_text_but_its_first_is_another_place_of_it(spark: SparkSession) -> None:
-    known = [("k", "s", None), ("l", "t", "MIT")]  # doc_id, source, licence
-    found = [
+    stored_rows = [("k", "s", None), ("l", "t", "MIT")]  # doc_id, source, licence
+    read_rows = [
         ("a", 1, "k", "s", None), ("a", 2, "k", "s", "MIT"), ("a", 3, "l", "s", "MIT"), ("b", 1, "l", "s", "MIT"),
         ("b", 2, "n", "t", None), ("a", 4, "n", "s", None), ("b", 3, "n", "s", None), ("b", 4, "o", "s", None),
         ("b", 5, None, None, None), ("b", 6, None, "s", None),
     ]  # fmt: skip
-    rows = spark.createDataFrame(found, "file string, line long, doc_id string, source string, licence string").select(
+    schema = "file string, line long, doc_id string, source string, licence string"
+    rows = spark.createDataFrame(read_rows, schema).select(
         "*", F.lit("title").alias("title"), F.lit("url").alias("url"),
         F.when(F.col("doc_id").isNull(), "malformed_json").alias("reason"),
     )  # fmt: skip
-    stored = spark.createDataFrame(known, "doc_id string, source string, licence string")
+    stored = spark.createDataFrame(stored_rows, "doc_id string, source string, licence string")
     placed = documents.places(rows.repartition(3), stored)
     others = documents.other_sources(placed).collect()
     assert {(row["doc_id"], row["source"], row["licence"], row["file"], row["line"]) for row in others} == {
@@ -335,9 +338,9 @@ def test_wrong_paths_formats_and_columns_are_named_before_anything_is_read(read:
         f"documents.paths: there is no file in {tmp_path}/empty; put some there, or name another folder"
     )
     (tmp_path / "data.csv.gz").write_bytes(b"x")
-    said = refusal(tmp_path / "data.csv.gz")
-    assert "data.csv.gz is of no known format (known: .jsonl" in said
-    assert said.endswith("set documents.format to jsonl, parquet or text")
+    message = refusal(tmp_path / "data.csv.gz")
+    assert "data.csv.gz is of no known format (known: .jsonl" in message
+    assert message.endswith("set documents.format to jsonl, parquet or text")
     assert refusal(tmp_path) == (
         "documents.paths: there is no file of a known format (.jsonl, .json, .ndjson, .parquet, .txt, .text, .md, "
         f".html, .htm) in {tmp_path}; put some there, or name another folder"
@@ -345,9 +348,9 @@ def test_wrong_paths_formats_and_columns_are_named_before_anything_is_read(read:
     (tmp_path / "a.txt").write_bytes(b"a text")
     assert "data.csv.gz is of no known format" in refusal(tmp_path, unknown_files="refuse")
     pq.write_table(pa.Table.from_pylist([{"id": 1, "content": "t"}]), tmp_path / "a.parquet")
-    said = refusal(tmp_path / "a.parquet")
-    assert "no column text of plain values" in said
-    assert "(columns: id, content)" in said
+    message = refusal(tmp_path / "a.parquet")
+    assert "no column text of plain values" in message
+    assert "(columns: id, content)" in message
     pq.write_table(pa.Table.from_pylist([{"text": {"content": "t"}}]), tmp_path / "b.parquet")
     assert "no column text of plain values" in refusal(tmp_path / "b.parquet")
     assert read(tmp_path / "a.parquet", columns={"text": "content"}).collect()[0]["text"] == "t"

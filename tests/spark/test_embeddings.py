@@ -29,8 +29,8 @@ spark = session.build(SparkSettings(master="local-cluster[1,2,1024]", spark_nlp=
 texts = json.load(open(sys.argv[1]))
 rows = [(str(n), text) for n, text in enumerate(texts)]
 embedded = SparkNlpEmbedder(EmbeddingSettings()).embed(spark.createDataFrame(rows, "id string, text string"))
-found = [(int(n), vector and bytes(vector).hex(), share) for n, vector, share in embedded.collect()]
-json.dump(sorted(found), open(sys.argv[2], "w"))
+rows = [(int(n), vector and bytes(vector).hex(), share) for n, vector, share in embedded.collect()]
+json.dump(sorted(rows), open(sys.argv[2], "w"))
 spark.stop()
 """
 
@@ -46,20 +46,26 @@ def test_vectors_equal_onnx_runtimes_whatever_shares_their_partition_and_unreada
     small_embedder: None, tmp_path: Path
 ) -> None:
     # Texts of one word to seventy, side by side; vectors by ONNX Runtime in Python, each text by itself.
-    known = [json.loads(line) for line in (HERE / "minilm_reference.jsonl").read_text(encoding="utf-8").splitlines()]
-    texts = [row["text"] for row in known] + UNREADABLE + [known[0]["text"]]
+    references = [
+        json.loads(line) for line in (HERE / "minilm_reference.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    texts = [row["text"] for row in references] + UNREADABLE + [references[0]["text"]]
     (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "texts.json"), str(tmp_path / "found.json")]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "texts.json"), str(tmp_path / "vectors.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent.parent)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert [row[0] for row in found] == list(range(len(texts)))
-    wanted = np.stack([np.frombuffer(base64.b64decode(row["vector"]), STORED) for row in known]).astype(np.float32)
-    vectors = np.stack([np.frombuffer(bytes.fromhex(row[1]), STORED) for row in found[: len(known)]]).astype(np.float32)
+    rows = json.loads((tmp_path / "vectors.json").read_text())
+    assert [row[0] for row in rows] == list(range(len(texts)))
+    expected = np.stack([np.frombuffer(base64.b64decode(row["vector"]), STORED) for row in references]).astype(
+        np.float32
+    )
+    vectors = np.stack([np.frombuffer(bytes.fromhex(row[1]), STORED) for row in rows[: len(references)]]).astype(
+        np.float32
+    )
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-3
-    cosines = (vectors * wanted).sum(axis=1)
+    cosines = (vectors * expected).sum(axis=1)
     assert cosines.min() > 0.999, texts[int(cosines.argmin())]
-    unread = found[len(known) : -1]
+    unread = rows[len(references) : -1]
     assert [row[1] for row in unread] == [None] * len(UNREADABLE)
     assert all(row[2] > 0.2 for row in unread)
-    assert found[-1][1:] == found[0][1:]  # the same text, the same vector
+    assert rows[-1][1:] == rows[0][1:]  # the same text, the same vector

@@ -170,9 +170,9 @@ def test_null_and_empty_texts_are_too_short_and_nothing_else(
 
 
 def test_flags_come_in_the_order_of_the_rules(flags: dict[tuple[str, str], list[str]]) -> None:
-    found = flags["I'm sorry, but no nurse is described", "en"]
-    assert found == [rule for rule in RULES if rule in found]
-    assert len(found) > 1
+    names = flags["I'm sorry, but no nurse is described", "en"]
+    assert names == [rule for rule in RULES if rule in names]
+    assert len(names) > 1
 
 
 def test_rules_that_are_off_flag_nothing_and_all_may_be_off(spark: SparkSession) -> None:
@@ -195,10 +195,10 @@ def test_a_megabyte_of_text_is_judged_at_all_under_ansi_mode(spark: SparkSession
     spark.conf.set("spark.sql.ansi.enabled", "true")
     started = time.perf_counter()
     try:
-        found = [row.flags for row in frame.select(judged.alias("flags")).collect()]
+        flags = [row.flags for row in frame.select(judged.alias("flags")).collect()]
     finally:
         spark.conf.set("spark.sql.ansi.enabled", ansi)
     assert time.perf_counter() - started < PATIENCE_S  # a rule that is quadratic in the length takes hours
-    assert "too_long" in found[1]
-    assert {"copies_source", "repeated_words"} <= set(found[1])
-    assert {"too_long", "wrong_language"} <= set(found[2])
+    assert "too_long" in flags[1]
+    assert {"copies_source", "repeated_words"} <= set(flags[1])
+    assert {"too_long", "wrong_language"} <= set(flags[2])

@@ -81,20 +81,20 @@ def kill_all(workers: list[int]) -> int:
 
 def in_flight(worker: int) -> set[str]:
     """The keys of the requests that a worker is asking, as its spool says."""
-    found: set[str] = set()
+    begun: set[str] = set()
     for spool in (path for path in open_files(worker) if path.suffix == ".jsonl"):
         with contextlib.suppress(OSError, ValueError):  # the last line may be half written
             for line in spool.read_text(encoding="utf-8").splitlines():
                 entry = json.loads(line)
                 if "start" in entry and entry["how"] != "suspect":
-                    found.add(entry["start"])
-                found.discard(entry.get("end", ""))
-    return found
+                    begun.add(entry["start"])
+                begun.discard(entry.get("end", ""))
+    return begun
 
 
-def task_of(context: Context, asked: Request) -> int:
+def task_of(context: Context, request: Request) -> int:
     """Which of two tasks asks it."""
-    key = context.spark.createDataFrame([(asked.key,)], "request_key string")
+    key = context.spark.createDataFrame([(request.key,)], "request_key string")
     return int(key.select(F.expr("pmod(xxhash64(request_key), 2)")).collect()[0][0])
 
 
@@ -220,26 +220,26 @@ def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succee
     assert (failed["status"], failed["error_class"]) == ("failed", "worker_died")
     assert kills == [1, 1]
     assert {row["status"] for row in rows.values()} == {"answered"} and len(rows) == 21
-    asked = endpoint.counts()["requests"]
-    assert asked - 22 <= 4  # the poison once more, the slow one twice, and what was in flight beside the poison
+    requests = endpoint.counts()["requests"]
+    assert requests - 22 <= 4  # the poison once more, the slow one twice, and what was in flight beside the poison
     assert ask(context, questions).requests == 0
-    assert endpoint.counts()["requests"] == asked
+    assert endpoint.counts()["requests"] == requests
 
 
-def ended(request: Request, **told: Any) -> Outcome:
+def ended(request: Request, **fields: Any) -> Outcome:
     needed = [field.name for field in dataclasses.fields(Outcome) if field.default is dataclasses.MISSING]
-    return Outcome(**{**dict.fromkeys(needed), "request_key": request.key, **told})
+    return Outcome(**{**dict.fromkeys(needed), "request_key": request.key, **fields})
 
 
 def test_requests_in_flight_when_the_store_is_full_are_asked_again_together_and_answers_are_kept(
     tmp_path: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = [question(f"number {n}") for n in range(3)]
-    asked: list[list[str]] = []
+    pulls: list[list[str]] = []
 
     def all_at_once(requests: Iterable[StoredRequest], *_: object, **__: object) -> Iterator[Outcome]:
         pulled = [request.read() for request in requests]
-        asked.append([request.key for request in pulled])
+        pulls.append([request.key for request in pulled])
         for request in pulled:
             yield ended(request, status="answered", text="yes", attempts=1, latency_ms=1, endpoint="here")
 
@@ -254,9 +254,9 @@ def test_requests_in_flight_when_the_store_is_full_are_asked_again_together_and_
     with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
         patched.setattr(files, "write_whole", refuses)
         next(caller([part]))
-    (told,) = [batch for batch in caller([part]) if batch.num_rows]
-    assert [len(keys) for keys in asked] == [3, 2]
-    assert told.to_pylist()[0]["status"] == "answered"
+    (answered,) = [batch for batch in caller([part]) if batch.num_rows]
+    assert [len(keys) for keys in pulls] == [3, 2]
+    assert answered.to_pylist()[0]["status"] == "answered"
     assert sum(shard.rows for shard in wal.shards(folder)) == 3
 
 
@@ -343,11 +343,11 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_without_looking_at_its_inpu
 ) -> None:
     context = make_context(make_settings(calls={"wave_rows": 10}))
     questions = [question(f"number {n}") for n in range(60)]
-    asked = {"step": "ask", "rows": 60, "recipe": "r1", "inputs": (DOCUMENTS,)}
+    options = {"step": "ask", "rows": 60, "recipe": "r1", "inputs": (DOCUMENTS,)}
     model = context.settings.endpoint("default")
     endpoint.set_script([{"match": ".", "times_total": 25}, {"match": ".", "status": 401}])
     with pytest.raises(RunStoppedError, match="ask: "):
-        complete_all(context, frame(context, questions), model, **asked)
+        complete_all(context, frame(context, questions), model, **options)
     kept = len(ledger_rows(context))
     assert 20 <= kept <= 25
     (plan,) = (Path(context.store.state_root) / "plans").iterdir()
@@ -362,7 +362,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_without_looking_at_its_inpu
     endpoint.set_script([])
     again = frame(context, questions)
     again = again.mapInArrow(refuse, again.schema)
-    assert complete_all(context, again, model, **asked).spend.requests == 60 - kept
+    assert complete_all(context, again, model, **options).spend.requests == 60 - kept
     assert set(ledger_rows(context)) == {q.key for q in questions}
     assert endpoint.counts()["billed"] == 60
 
@@ -373,13 +373,13 @@ def test_a_step_that_put_calls_off_and_is_run_again_with_the_same_input_keeps_wh
     """A plan's name comes again; the numbers of its transactions must not."""
     context = make_context(make_settings(models={"default": model_settings(endpoint, max_attempts=2)}))
     endpoint.set_script([{"match": "busy", "status": 429}])
-    asked = {"step": "ask", "rows": 4, "recipe": "r1", "inputs": (DOCUMENTS,)}
+    options = {"step": "ask", "rows": 4, "recipe": "r1", "inputs": (DOCUMENTS,)}
     questions = [question(text) for text in ("good", "busy 1", "fine", "busy 2")]
     model = context.settings.endpoint("default")
-    assert complete_all(context, frame(context, questions), model, **asked).spend.requests == 2
+    assert complete_all(context, frame(context, questions), model, **options).spend.requests == 2
     context.store.drop_staged()
     endpoint.set_script([])
-    assert complete_all(context, frame(context, questions), model, **asked).spend.requests == 2
+    assert complete_all(context, frame(context, questions), model, **options).spend.requests == 2
     assert set(ledger_rows(context)) == {q.key for q in questions}
     context.store.drop_staged()
 
@@ -390,15 +390,15 @@ def test_a_changed_input_makes_a_new_plan_and_what_the_old_one_paid_for_is_kept(
     context = make_context()
     model = context.settings.endpoint("default")
     endpoint.set_script([{"match": ".", "times_total": 8}, {"match": ".", "status": 401}])
-    asked = {"step": "ask", "rows": 20, "recipe": "r1", "inputs": (DOCUMENTS,)}
+    options = {"step": "ask", "rows": 20, "recipe": "r1", "inputs": (DOCUMENTS,)}
     with pytest.raises(RunStoppedError):
-        complete_all(context, frame(context, [question(f"old {n}") for n in range(20)]), model, **asked)
+        complete_all(context, frame(context, [question(f"old {n}") for n in range(20)]), model, **options)
     kept = len(ledger_rows(context))
     endpoint.set_script([])
     context.spark.sql(
         f"ALTER TABLE delta.`{context.settings.store.root}/documents` SET TBLPROPERTIES ('changed' = 'yes')"
     )
-    assert complete_all(context, frame(context, [question("new")]), model, **asked).spend.requests == 1
+    assert complete_all(context, frame(context, [question("new")]), model, **options).spend.requests == 1
     assert len(ledger_rows(context)) == kept + 1
     assert len(files.names(f"{context.store.state_root}/plans", folders=True)) == 1
 
@@ -440,10 +440,10 @@ def test_failures_of_a_row_are_kept_and_not_asked_again_and_passing_ones_are_put
     assert shown == Status(2, 5, "answers", spend.cost_microusd, failed=1, timeouts=2, retries=2)
     assert (by_text["cut"]["text"], by_text["cut"]["finish_reason"]) == ("half an ans", "length")
     assert spend.requests == 3
-    asked = endpoint.counts()["requests"]
+    requests = endpoint.counts()["requests"]
     endpoint.set_script([])
     assert ask(context, questions).requests == 2  # those put off, now that the endpoint is well
-    assert endpoint.counts()["requests"] == asked + 2
+    assert endpoint.counts()["requests"] == requests + 2
 
 
 def test_a_refused_key_stops_the_run_within_the_calls_in_flight_and_keeps_what_was_answered(

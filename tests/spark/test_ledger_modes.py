@@ -90,18 +90,18 @@ def test_texts_get_their_vectors_many_at_a_time_and_never_again(
     context = make_context(make_settings(models=model(endpoint, inputs_per_request=50, workers=1)))
     texts = [(str(n), f"A person who reads about item {n}") for n in range(120)]
     frame = context.spark.createDataFrame([*texts, ("again", texts[0][1])], "id string, text string")
-    asked = embed_all(context, frame, context.settings.endpoint("default"), step="embed", rows=121, dimensions=64)
+    completed = embed_all(context, frame, context.settings.endpoint("default"), step="embed", rows=121, dimensions=64)
     calls = endpoint.counts()["requests"]
     assert 3 <= calls <= 12  # a pause of the machine sends a call before it is full
-    assert asked.spend.requests == 120
-    assert asked.spend.input_tokens == endpoint.counts()["input_tokens"]
-    found = {
+    assert completed.spend.requests == 120
+    assert completed.spend.input_tokens == endpoint.counts()["input_tokens"]
+    by_text = {
         r["id"]: np.frombuffer(r["vector"], "<f4")
-        for r in vectors(asked.requests, context.store.read(LLM_CALLS)).collect()
+        for r in vectors(completed.requests, context.store.read(LLM_CALLS)).collect()
     }
-    assert len(found) == 121 and {v.shape for v in found.values()} == {(64,)}
-    assert all(abs(float(v @ v) - 1) < 1e-5 for v in found.values())
-    assert (found["again"] == found["0"]).all() and not (found["1"] == found["0"]).all()
+    assert len(by_text) == 121 and {v.shape for v in by_text.values()} == {(64,)}
+    assert all(abs(float(v @ v) - 1) < 1e-5 for v in by_text.values())
+    assert (by_text["again"] == by_text["0"]).all() and not (by_text["1"] == by_text["0"]).all()
     again = embed_all(context, frame, context.settings.endpoint("default"), step="embed", rows=121, dimensions=64)
     assert again.spend.requests == 0 and endpoint.counts()["requests"] == calls
 

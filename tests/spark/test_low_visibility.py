@@ -44,10 +44,10 @@ def test_a_persona_is_of_a_kind_by_its_head_and_not_by_those_it_speaks_of(spark:
     kinds = kinds_of_low_visibility()
     assert set(PAIRS) == set(kinds)
     rows = [(kind, text, nth == 0) for kind, pairs in PAIRS.items() for pair in pairs for nth, text in enumerate(pair)]
-    frame = spark.createDataFrame(rows, "kind string, text string, wanted boolean")
+    frame = spark.createDataFrame(rows, "kind string, text string, expected boolean")
     head = head_of_persona(F.col("text"))
     for kind, pattern in kinds.items():
         frame = frame.withColumn(kind, head.rlike(pattern))
-    found = frame.withColumn("head", head).collect()
-    wrong = [(row["kind"], row["text"], row["head"]) for row in found if row[row["kind"]] != row["wanted"]]
+    judged = frame.withColumn("head", head).collect()
+    wrong = [(row["kind"], row["text"], row["head"]) for row in judged if row[row["kind"]] != row["expected"]]
     assert not wrong

@@ -42,16 +42,16 @@ def run_again(context: Context) -> str:
     return report.summary(context.store, outcomes, context.run_id)
 
 
-def sums(said: str) -> list[tuple[int, list[int]]]:
+def sums(report: str) -> list[tuple[int, list[int]]]:
     """(total, its parts) of every line that has an equals sign, parenthesised notes and what follows a comma apart."""
-    found = []
-    for line in said.splitlines():
+    totals = []
+    for line in report.splitlines():
         if " = " in line and not line.startswith(("-", " " * 4)):
             total, parts = line.split(" = ")
             parts = re.split(r"[,;] ", parts.replace(",0", "0"))[0]
             numbers = [int(number) for number in re.findall(r"(?:^|\+ )(\d+)", parts)]
-            found.append((int(re.findall(r"\d+", total)[0]), numbers))
-    return found
+            totals.append((int(re.findall(r"\d+", total)[0]), numbers))
+    return totals
 
 
 def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
@@ -80,21 +80,21 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
     quick = chosen.models["default"].model_copy(update={"max_attempts": 2})
     context = make_context(chosen.model_copy(update={"models": {"default": quick}}))
 
-    said = run_again(context)
-    assert len(sums(said)) == 7 and all(total == sum(parts) for total, parts in sums(said)), said
-    assert "documents    11 rows read = 8 new + 0 known + 1 repeated + 2 quarantined" in said
-    assert "  asked      8 documents = 0 done before + 5 read + 1 unreadable + 1 failed + 1 put off" in said
-    assert "  unreadable empty 1" in said
+    output = run_again(context)
+    assert len(sums(output)) == 7 and all(total == sum(parts) for total, parts in sums(output)), output
+    assert "documents    11 rows read = 8 new + 0 known + 1 repeated + 2 quarantined" in output
+    assert "  asked      8 documents = 0 done before + 5 read + 1 unreadable + 1 failed + 1 put off" in output
+    assert "  unreadable empty 1" in output
     assert (
         "personas     4 distinct = 2 in the hub + 1 flagged + 1 removed by exact_tokens + 0 removed by surface"
-        " + 0 removed by semantic" in said
+        " + 0 removed by semantic" in output
     )
-    assert "math         2 written = 1 pass the form checks + 1 fail one or more" in said
+    assert "math         2 written = 1 pass the form checks + 1 fail one or more" in output
     # seven questions about documents, one of them shared, less the one put off; two problems
-    assert "this run     8 calls = 7 answered + 1 failed; those of the 1 calls put off not counted" in said
-    assert "  requests   8 sent = 8 first + 0 again\n" in said and "all runs" not in said
+    assert "this run     8 calls = 7 answered + 1 failed; those of the 1 calls put off not counted" in output
+    assert "  requests   8 sent = 8 first + 0 again\n" in output and "all runs" not in output
     # everybody is listed, those of the hub first, with what is wrong with the others
-    listed = said.splitlines()[said.splitlines().index("Personas (4)") :]
+    listed = output.splitlines()[output.splitlines().index("Personas (4)") :]
     assert all(len(line) <= 120 for line in listed)
     assert [line.split("  ")[1] for line in listed[3:7]] == [
         "A weaver who repairs old looms for a village museum",
@@ -117,24 +117,24 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
 
     (folder / "c.txt").write_text("One more, sent twice.")
     endpoint.set_script([rule for rule in RULES if rule["match"] != RULES[0]["match"]])
-    said = run_again(context)
-    assert len(sums(said)) == 9 and all(total == sum(parts) for total, parts in sums(said)), said
-    assert "documents    12 rows read = 1 new + 8 known + 1 repeated + 2 quarantined" in said
-    assert "  asked      9 documents = 6 done before + 2 read + 0 unreadable + 1 failed + 0 put off" in said
+    output = run_again(context)
+    assert len(sums(output)) == 9 and all(total == sum(parts) for total, parts in sums(output)), output
+    assert "documents    12 rows read = 1 new + 8 known + 1 repeated + 2 quarantined" in output
+    assert "  asked      9 documents = 6 done before + 2 read + 0 unreadable + 1 failed + 0 put off" in output
     calls = context.store.read(LLM_CALLS).collect()
-    assert f"all runs     {len(calls)} calls = {len(calls) - 1} answered + 1 failed" in said
-    assert "this run     2 calls = 2 answered + 0 failed\n  requests   3 sent = 2 first + 1 again (after an" in said
-    assert f"  requests   11 sent = {len(calls)} first + {11 - len(calls)} again (after an" in said
+    assert f"all runs     {len(calls)} calls = {len(calls) - 1} answered + 1 failed" in output
+    assert "this run     2 calls = 2 answered + 0 failed\n  requests   3 sent = 2 first + 1 again (after an" in output
+    assert f"  requests   11 sent = {len(calls)} first + {11 - len(calls)} again (after an" in output
     assert sum(call["attempts"] for call in calls) == 11
 
-    said = run_again(context)
-    assert "documents    12 rows read = 0 new + 9 known + 1 repeated + 2 quarantined" in said
-    assert "this run     0 calls = 0 answered + 0 failed\nall runs     " in said
+    output = run_again(context)
+    assert "documents    12 rows read = 0 new + 9 known + 1 repeated + 2 quarantined" in output
+    assert "this run     0 calls = 0 answered + 0 failed\nall runs     " in output
     short = report.summary(context.store, {}, "another", width=60, most=1).splitlines()
     start = short.index("Personas (4, the first 1 of them)")
     assert len(short[start:]) == 4 + 5 + 4 + 1 and all(len(line) <= 60 for line in short[start:])
     hub = context.store.view("hub").count()
-    assert f"= {hub} in the hub + " in said
+    assert f"= {hub} in the hub + " in output
 
 
 def test_a_plain_text_file_is_named_beside_its_persona(
@@ -144,5 +144,5 @@ def test_a_plain_text_file_is_named_beside_its_persona(
     folder.mkdir()
     (folder / "notes of a week.txt").write_text("The river rose.")
     endpoint.set_script(RULES)
-    said = run_again(make_context())
-    assert "notes of a week.txt:1" in said
+    output = run_again(make_context())
+    assert "notes of a week.txt:1" in output

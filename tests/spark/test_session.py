@@ -79,8 +79,8 @@ def test_a_step_that_puts_much_into_quarantine_says_so_in_a_warning_and_files_it
     ):
         result = StepResult(sum(outcomes.values()), outcomes, files_skipped=files_skipped)
         run_step(context, Step("step", lambda _, result=result: result))  # type: ignore[misc]
-    said = [(record.levelname, record.getMessage().rpartition(";")[0]) for record in caplog.records]
-    assert said == [
+    messages = [(record.levelname, record.getMessage().rpartition(";")[0]) for record in caplog.records]
+    assert messages == [
         ("INFO", "step: 10 in = 9 new + 1 quarantined; 2 files of unknown formats skipped"),
         ("WARNING", "step: 10 in = 8 new + 2 quarantined; 20 % of them went to quarantine"),
         ("WARNING", "step: 100 in = 90 done before + 8 read + 2 unreadable; 20 % of the new ones went to quarantine"),
@@ -168,11 +168,11 @@ def test_managed_tables_of_a_hive_catalog_are_there_in_the_next_session(tmp_path
     conf["spark.sql.shuffle.partitions"] = "2"
     raw = {"store": {"root": None, "state": str(tmp_path / "state")}, "spark": {"master": "local[2]", "conf": conf}}
     (tmp_path / "conf.yaml").write_text(yaml.safe_dump(raw))
-    said = [job(tmp_path, "create_tables.py", "--conf", "conf.yaml") for _ in range(2)]
-    assert [done.returncode for done in said] == [0, 0], said[0].stderr
+    runs = [job(tmp_path, "create_tables.py", "--conf", "conf.yaml") for _ in range(2)]
+    assert [done.returncode for done in runs] == [0, 0], runs[0].stderr
     tables = len(TABLES)
-    assert f"= {tables} made + 0 there already" in said[0].stderr
-    assert f"= 0 made + {tables} there already" in said[1].stderr
+    assert f"= {tables} made + 0 there already" in runs[0].stderr
+    assert f"= 0 made + {tables} there already" in runs[1].stderr
 
 
 def test_java_options_of_the_settings_are_added_to_ours(spark: SparkSession) -> None:
@@ -226,6 +226,6 @@ def test_speculation_is_refused_also_where_spark_submit_turned_it_on(tmp_path: P
         env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2
-    said = done.stdout + done.stderr  # spark-submit joins the two of its program
-    assert "error: spark.speculation is on: a speculative twin would ask a model twice; turn it off" in said
+    output = done.stdout + done.stderr  # spark-submit joins the two of its program
+    assert "error: spark.speculation is on: a speculative twin would ask a model twice; turn it off" in output
     assert not (tmp_path / "store").exists()

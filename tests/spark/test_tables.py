@@ -175,7 +175,7 @@ def test_a_table_is_made_as_create_table_would_make_it(
     finally:
         spark.sql("DROP DATABASE made_by_sql CASCADE")
 
-    def told(root: str, kind: str) -> dict[str, Any]:
+    def log_of(root: str, kind: str) -> dict[str, Any]:
         """Protocol and metadata, but for what differs from table to table."""
         content = files.read_whole(f"{root}/{table.name}/_delta_log", f"{0:020}.{kind}").decode()
         actions: dict[str, Any] = {}
@@ -188,8 +188,8 @@ def test_a_table_is_made_as_create_table_would_make_it(
         metadata["schemaString"] = json.loads(metadata["schemaString"])
         return actions
 
-    assert told(root_of(store), "json") == told(str(tmp_path), "json")
-    assert told(root_of(store), "crc") == told(str(tmp_path), "crc")
+    assert log_of(root_of(store), "json") == log_of(str(tmp_path), "json")
+    assert log_of(root_of(store), "crc") == log_of(str(tmp_path), "crc")
 
 
 def test_a_row_is_added_once_stamped_and_a_known_key_stays_as_it_was(spark: SparkSession, store: Store) -> None:
@@ -198,8 +198,8 @@ def test_a_row_is_added_once_stamped_and_a_known_key_stays_as_it_was(spark: Spar
     assert add(spark, store, QUARANTINE, *first, run_id="run-2") == 0
     later = [{"source": "once", "line": "2", "reason": "renamed"}, {"source": "once", "line": "3"}]
     assert add(spark, store, QUARANTINE, *later, run_id="run-3") == 1
-    found = store.read(QUARANTINE).where("source = 'once'").collect()
-    assert sorted((row["line"], row["reason"], row["run_id"], row["created_at"]) for row in found) == [
+    rows = store.read(QUARANTINE).where("source = 'once'").collect()
+    assert sorted((row["line"], row["reason"], row["run_id"], row["created_at"]) for row in rows) == [
         ("0", "malformed_json", "run-1", NOW),
         ("1", "malformed_json", "run-1", NOW),
         ("2", "malformed_json", "run-1", NOW),
@@ -224,11 +224,11 @@ def test_two_rows_of_one_key_refuse_the_whole_write(spark: SparkSession, store: 
     rows = [
         {"source": "twice", "line": line, "reason": reason} for line, reason in [("1", "a"), ("2", "b"), ("2", "c")]
     ]
-    wanted = "^table quarantine refused the rows: two rows for one key of quarantine: twice, 2, a"
-    with pytest.raises(PersonaHubError, match=wanted):
+    message = "^table quarantine refused the rows: two rows for one key of quarantine: twice, 2, a"
+    with pytest.raises(PersonaHubError, match=message):
         add(spark, store, QUARANTINE, *rows)
     dry = Store(spark, StoreSettings(root=root_of(store), database="shared_tables"), dry_run=True)
-    with pytest.raises(PersonaHubError, match=wanted):
+    with pytest.raises(PersonaHubError, match=message):
         add(spark, dry, QUARANTINE, *rows)
     assert store.read(QUARANTINE).where("source = 'twice'").count() == 0
 
@@ -458,8 +458,8 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
     )  # fmt: skip
     fill(store, EXAMPLES, {})
     fill(store, ACCEPTANCES, {"synthesis_id": sha("s")})
-    told = {"background": "b", "history": ["9: flew"], "preferences": [], "skills": ["flying"]}
-    profile = {"task": "profile", "options": {"language": None}, "output": json.dumps(told), "text": "b"}
+    output = {"background": "b", "history": ["9: flew"], "preferences": [], "skills": ["flying"]}
+    profile = {"task": "profile", "options": {"language": None}, "output": json.dumps(output), "text": "b"}
     fill(
         store, SYNTHESES, {**profile, "synthesis_id": sha("w1"), "call_key": "w1"},
         {**profile, "synthesis_id": sha("w2"), "call_key": "w2", "checks": ["too_short", "missing_field"]},
@@ -588,8 +588,8 @@ def test_a_problem_fails_just_the_checks_it_fails(filled: Store) -> None:
 def test_a_view_of_a_task_has_its_fields_with_their_types_beside_the_persona(filled: Store) -> None:
     rows = {row["call_key"]: row for row in filled.view("profiles").collect()}
     assert {key: row["passed"] for key, row in rows.items()} == {"w1": True, "w2": False}
-    told = ("persona", "background", "history", "preferences", "skills", "too_short", "model")
-    assert [rows["w1"][name] for name in told] == ["a pilot", "b", ["9: flew"], [], ["flying"], False, "m"]
+    columns = ("persona", "background", "history", "preferences", "skills", "too_short", "model")
+    assert [rows["w1"][name] for name in columns] == ["a pilot", "b", ["9: flew"], [], ["flying"], False, "m"]
     assert rows["w2"]["too_short"] and not rows["w2"]["repeats_itself"]
 
 

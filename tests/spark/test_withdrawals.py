@@ -17,34 +17,38 @@ EDGES = "persona_id string, source_key string, source_kind string"
 SOURCES = "doc_id string, source string, licence string"
 
 
-def held_up(persona: str, edges: set[tuple[str, str, str]], gone: set[str], seen: frozenset[str] = frozenset()) -> bool:
-    """Whether some path from ``persona`` up ends at a text or row that is not ``gone``."""
+def held_up(
+    persona: str, edges: set[tuple[str, str, str]], withdrawn: set[str], seen: frozenset[str] = frozenset()
+) -> bool:
+    """Whether some path from ``persona`` up ends at a text or row that is not ``withdrawn``."""
     return any(
-        key not in gone if kind != "persona" else key not in seen and held_up(key, edges, gone, seen | {persona, key})
+        key not in withdrawn
+        if kind != "persona"
+        else key not in seen and held_up(key, edges, withdrawn, seen | {persona, key})
         for child, key, kind in edges
         if child == persona
     )
 
 
-def below(gone: set[str], edges: set[tuple[str, str, str]]) -> set[str]:
-    found: set[str] = set()
-    while more := {child for child, key, _ in edges if key in gone | found} - found:
-        found |= more
-    return found
+def below(withdrawn: set[str], edges: set[tuple[str, str, str]]) -> set[str]:
+    descendants: set[str] = set()
+    while more := {child for child, key, _ in edges if key in withdrawn | descendants} - descendants:
+        descendants |= more
+    return descendants
 
 
 def first_ways(edges: set[tuple[str, str, str]]) -> dict[str, list[str]]:
     """Persona -> its first origin and the parents on the way from a text: that is last, as in ``persona_ancestors``."""
-    found: dict[str, list[str]] = {}
+    ways: dict[str, list[str]] = {}
     while True:
         more = {
-            child: [key] if kind != "persona" else [*found[key], key]
+            child: [key] if kind != "persona" else [*ways[key], key]
             for child, key, kind in sorted(edges)
-            if child not in found and (kind != "persona" or key in found)
+            if child not in ways and (kind != "persona" or key in ways)
         }
         if not more:
-            return found
-        found |= more
+            return ways
+        ways |= more
 
 
 @pytest.mark.parametrize("seed", [5])
@@ -70,16 +74,17 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
             if not held_up(persona, edges, set()):
                 edges.add((persona, f"{world}-s3", "document"))
     documents, imports = (
-        [(key, *told) for key, told in sources.items() if key.endswith(ends)] for ends in (("2", "3"), ("0", "1"))
+        [(key, *provenance) for key, provenance in sources.items() if key.endswith(ends)]
+        for ends in (("2", "3"), ("0", "1"))
     )
     ruled = [("source", "a"), ("licence", "mit"), ("document", "7-s2"), ("document", "9-s0"), ("source", "cc0")]
     # Some texts were found again: one goes when all its places do.
     again = [(key, rng.choice("abc"), rng.choice(["cc0", "mit", None])) for key, *_ in documents if rng.random() < 0.4]
     held = {key for key, source, licence in again if source != "a" and licence != "mit"}
-    gone = {key for key, (source, licence) in sources.items() if source == "a" or licence == "mit"} - held | {"7-s2"}
+    withdrawn = {k for k, (source, licence) in sources.items() if source == "a" or licence == "mit"} - held | {"7-s2"}
     ways = first_ways(edges)
     stage = Store(spark, StoreSettings(root=str(tmp_path))).stage
-    found = reach(
+    reached = reach(
         spark.createDataFrame(ruled, "kind string, value string"),
         documents=spark.createDataFrame(documents, SOURCES),
         document_sources=spark.createDataFrame([*again, ("7-s2", "c", None)], SOURCES),
@@ -87,9 +92,9 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
         origins=spark.createDataFrame(sorted(edges), EDGES).repartition(3),
         stage=stage,
     )
-    assert {row[0] for row in found.documents.union(found.imports).collect()} == gone
-    expected = {persona: held_up(persona, edges, gone) for persona in below(gone, edges)}
-    assert {row["persona_id"]: row["stays"] for row in found.personas.collect()} == expected
+    assert {row[0] for row in reached.documents.union(reached.imports).collect()} == withdrawn
+    expected = {persona: held_up(persona, edges, withdrawn) for persona in below(withdrawn, edges)}
+    assert {row["persona_id"]: row["stays"] for row in reached.personas.collect()} == expected
     assert len({*expected.values()}) == 2 and any(
         (other, persona, "persona") in edges and not expected[persona]
         for persona, other, _ in edges
@@ -98,7 +103,7 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
 
     # Who stays comes from something that is in use, by a way that one can walk, and from its first origin if it can.
     rerouted = lineage.reroutes(
-        found.edges,
+        reached.edges,
         personas=spark.createDataFrame(
             [(p, way[-1]) for p, way in ways.items()], "persona_id string, first_origin string"
         ),
@@ -111,7 +116,7 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
     new = {row["persona_id"]: (row["origin"], row["path"]) for row in rerouted.collect()}
     assert all(now[persona] != way for persona, way in new.items())
     now |= new
-    in_use = {(child, key) for child, key, kind in edges if expected.get(key, True) and key not in gone}
+    in_use = {(child, key) for child, key, kind in edges if expected.get(key, True) and key not in withdrawn}
     for persona, stays in expected.items():
         if stays:
             origin, path = now[persona]
