@@ -1,4 +1,4 @@
-"""Asking a loopback endpoint: what the tests of the client have in common."""
+"""Common helpers of the tests that send requests to a loopback endpoint."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ from personahub_spark.store.store import Store
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "jobs"), str(ROOT / "tests")]
 
-# A slow machine fails no property: no deadline for an example, and no complaint that making examples takes long.
-# Examples are new ones in every run; a failure prints the blob that makes it again.
+# No property fails because the machine is slow: no deadline for an example, no health check for slow generation.
+# Each run has new examples; a failure prints the blob that reproduces it.
 hypothesis.settings.register_profile(
     "any_machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("any_machine")
 
-# As on a laptop; but the two processes of a whole run live long enough for Java to compile well what they do most.
+# The settings of a laptop, with Java's full compiler: the two processes of a whole run live long enough to profit.
 QUICK = loading.load(ROOT / "conf" / "local.yaml").spark.conf | {
     "spark.sql.shuffle.partitions": "2",
     "spark.databricks.delta.snapshotPartitions": "1",
@@ -38,7 +38,7 @@ QUICK = loading.load(ROOT / "conf" / "local.yaml").spark.conf | {
     "spark.driver.extraJavaOptions": "-XX:+UseSerialGC",
 }
 
-# Files that take minutes, the longest first: two processes that share the files are then done at about the same time.
+# Files that take minutes, the longest first, so that two processes that share the files finish at about the same time.
 LONGEST = (
     "test_pipeline", "test_lifecycle", "test_expand", "test_ledger", "test_demo", "test_tables", "test_import",
     "test_dedup", "test_submit", "test_endings", "test_session", "test_reports", "test_extract", "test_sandbox",
@@ -46,7 +46,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, then the others that need Spark, then those that do not."""
+    """Run the longest files first, then the others that need Spark, then those that do not."""
 
     def place(item: pytest.Item) -> tuple[bool, int]:
         name = item.path.stem
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes name no test: a packed file holds the time, and processes that share tests must agree on their names."""
+    """Keep bytes out of test names: a packed file contains the time, and all pytest processes need the same names."""
     return argname if isinstance(val, bytes) else None
 
 
@@ -69,7 +69,7 @@ def spark() -> Iterator[SparkSession]:
 
 @pytest.fixture(autouse=True)
 def _forget_tables() -> Iterator[None]:
-    """Delta keeps what it knows of each table in memory, and each test has tables of its own."""
+    """Clear Delta's cache of tables, because each test has its own tables."""
     yield
     active = SparkSession.getActiveSession()
     if active is not None and active._jvm is not None:
@@ -84,7 +84,7 @@ def _endpoint() -> Iterator[FakeEndpoint]:
 
 @pytest.fixture
 def endpoint(_endpoint: FakeEndpoint) -> FakeEndpoint:
-    """A loopback endpoint that counts; it answers by rule, and from nothing but the question without one."""
+    """A loopback endpoint that counts requests. It answers by the script, or else with a hash of the question."""
     _endpoint.set_script([])
     _endpoint.reset()
     return _endpoint
@@ -92,7 +92,7 @@ def endpoint(_endpoint: FakeEndpoint) -> FakeEndpoint:
 
 @pytest.fixture
 def make_settings(tmp_path: Path, endpoint: FakeEndpoint) -> Callable[..., Settings]:
-    """Settings with a store of this test's own and the fake endpoint; keyword arguments go over them, by group."""
+    """Settings with the test's own store and the fake endpoint; keyword arguments override them, by group."""
 
     def make(**groups: dict[str, Any] | list[Any]) -> Settings:
         raw: dict[str, Any] = {
@@ -119,7 +119,7 @@ def make_settings(tmp_path: Path, endpoint: FakeEndpoint) -> Callable[..., Setti
 
 @pytest.fixture(scope="session")
 def _empty_tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store's folder with all its tables, for tests to start from a copy: making them takes seconds."""
+    """A store's folder with all its tables. Tests start from a copy, because creating them takes seconds."""
     root = tmp_path_factory.mktemp("empty") / "store"
     Store(spark, StoreSettings(root=str(root), database="empty_tables")).create()
     return root
@@ -129,7 +129,7 @@ def _empty_tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory)
 def make_context(
     spark: SparkSession, make_settings: Callable[..., Settings], _empty_tables: Path
 ) -> Callable[..., steps.Context]:
-    """A context on this test's store, the tables made, with a price for the test's model."""
+    """A context on the test's own store with all tables, and with a price for the test's model."""
 
     def make(chosen: Settings | None = None, *, dry_run: bool = False, tables: bool = True) -> steps.Context:
         chosen = chosen or make_settings()
@@ -147,7 +147,7 @@ def make_context(
             progress=Progress(),
             started_at=now,
         )
-        if tables and not is_copy:  # a copy has all tables, and to see that takes seconds
+        if tables and not is_copy:  # a copy has all tables, and checking that takes seconds
             context.store.create()
         return context
 

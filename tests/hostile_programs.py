@@ -1,6 +1,6 @@
-"""Programs that try to get out of a sandbox, or to use up the machine; and some that only work.
+"""Programs that try to escape from a sandbox or to exhaust the machine, and harmless ones.
 
-Each does a bounded amount of harm, also where nothing holds it. It prints ESCAPED where it could do what it must not.
+The harm of each is bounded, even without a sandbox. A program prints ESCAPED if it could do something forbidden.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SECRET = "the-word-that-nobody-may-read"
 
 @dataclass(frozen=True)
 class Program:
-    """``ends``: the statuses that it may have. ``escapes``: it may be run without a sandbox, and gets out then."""
+    """``ends``: allowed statuses. ``escapes``: it can be run without a sandbox, and escapes then."""
 
     name: str
     source: str
@@ -32,7 +32,7 @@ class Program:
 
 @contextmanager
 def surroundings(folder: Path) -> Iterator[str]:
-    """What programs go for, in ``folder`` and on this machine, as the first lines of a program."""
+    """Set up targets of the programs, in ``folder`` and on this machine; yields their names as code for a program."""
     (folder / "secret").write_text(SECRET)
     (folder / "secret").chmod(0o600)
     (folder / "victim").write_text("as it was")
@@ -64,7 +64,7 @@ def _program(name: str, ends: str, source: str, *, escapes: bool = False, endles
 
 
 def _call(name: str, call: str, *, escapes: bool = False) -> Program:
-    """A function of the C library: it fails with EPERM or as if there were none."""
+    """Calls a function of the C library, which must fail with EPERM, EACCES or ENOSYS."""
     source = f"""
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -77,7 +77,7 @@ print("ESCAPED" if result != -1 or code not in (1, 13, 38) else "refused", resul
 _PRINT = "\nprint('ESCAPED')"
 
 HOSTILE = [
-    # Using up
+    # Exhausting the machine
     _program("fork bomb", "denied", """
 import os, time
 for _ in range(20):

@@ -1,4 +1,4 @@
-"""Slow and obviously right: what the engines are compared with."""
+"""Slow but simple reference implementations, to which the engines are compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def similar_pairs(token_sets: Mapping[str, frozenset[str]], threshold: Decimal) 
 
 
 def greedy_removals(best_first: Sequence[str], pairs: Mapping[Pair, Fraction]) -> dict[str, tuple[str, Fraction]]:
-    """From best to worst, keep whoever has no kept partner; removed id -> (most similar kept partner, similarity)."""
+    """Keep rows without a kept partner, from best to worst; removed id -> (most similar kept partner, similarity)."""
     partners: dict[str, dict[str, Fraction]] = {}
     for (id_a, id_b), similarity in pairs.items():
         partners.setdefault(id_a, {})[id_b] = similarity

@@ -1,4 +1,4 @@
-"""Processes below one, as Linux tells of them."""
+"""Processes below a process, and their open files, from /proc."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def open_files(pid: int) -> list[Path]:
-    """What the process has open; nothing where it is gone."""
+    """The process's open files; none if it has ended."""
     files = []
     with suppress(OSError):
         for held in Path(f"/proc/{pid}/fd").iterdir():
@@ -17,7 +17,7 @@ def open_files(pid: int) -> list[Path]:
 
 
 def descendants(pid: int, command: str) -> dict[int, int]:
-    """Those processes below ``pid`` whose command line holds ``command``: process id -> its parent's."""
+    """Processes below ``pid`` whose command line contains ``command``: process id -> its parent's id."""
     parents: dict[int, int] = {}
     waiting = [pid]
     while waiting:

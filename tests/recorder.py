@@ -1,4 +1,4 @@
-"""A server on loopback that writes down what it is sent, and gives one and the same reply."""
+"""A loopback server that records all requests, and always gives the same reply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ANSWER = json.dumps({"choices": [{"message": {"content": "recorded"}, "finish_re
 
 @dataclass(frozen=True)
 class Sent:
-    """One request: ``target`` as in its first line, header names in lower case."""
+    """One request: ``target`` is that of its first line; header names are in lower case."""
 
     method: str
     target: str
@@ -29,7 +29,7 @@ class Sent:
 
 
 class Recorder:
-    """Runs while the context lasts; ``sent`` is what it got. It refuses to be a tunnel (CONNECT) with 502."""
+    """Runs inside its context; ``sent``: the requests that it got. It refuses CONNECT with 502."""
 
     def __init__(
         self,

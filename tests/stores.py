@@ -1,4 +1,4 @@
-"""What is in a store's tables, for tests that compare a store before and after, or two stores."""
+"""The contents of a store's tables, for tests that compare a store before and after, or two stores."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from personahub_spark.store.table import Table
 
 
 def assert_same_rows(one: DataFrame, other: DataFrame, *, key: Sequence[str]) -> None:
-    """Both have the same columns and the same rows, in whatever order; ``key`` tells rows from each other."""
+    """Assert that both have the same columns and rows, in any order; ``key``: columns that identify a row."""
     assert_df_equality(one.orderBy(*key), other.orderBy(*key), ignore_nullable=True, ignore_metadata=True)
 
 
 def assert_same_tables(
     one: Context, other: Context, *, without: Sequence[str] = (), but: Collection[Table] = ()
 ) -> None:
-    """The tables of two stores, all ``but`` some, have the same rows, the columns ``without`` aside.
+    """Assert that the tables of two stores, except ``but``, have the same rows, except the columns ``without``.
 
-    A table that is empty in both costs no Spark job.
+    A table that is empty in both needs no Spark job.
     """
     numbers = rows_added({}, live_files(one)), rows_added({}, live_files(other))
     for table in TABLES:
@@ -42,16 +42,16 @@ def assert_same_tables(
 
 
 def live_files(context: Context) -> dict[str, dict[str, int]]:
-    """The data files that each table consists of now, and how many rows each has, read from Delta's log without Spark.
+    """The current data files of each table, with their numbers of rows, read from Delta's log without Spark.
 
-    Data files never change, so two equal answers mean equal rows, and a row added or removed shows.
+    Data files never change, so equal results mean equal rows: any row that is added or removed makes a difference.
     """
     root = Path(str(context.settings.store.root))
     return {table.name: _live(root / table.name / "_delta_log") for table in TABLES}
 
 
 def rows_added(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -> dict[str, int]:
-    """How many rows each table got, where it got some; AssertionError where a file of ``before`` is gone."""
+    """Number of rows added to each table, if any; AssertionError if a file of ``before`` was removed."""
     assert all(before.get(name, {}).items() <= files.items() for name, files in after.items())
     added = {name: sum(files.values()) - sum(before.get(name, {}).values()) for name, files in after.items()}
     return {name: rows for name, rows in added.items() if rows}
@@ -70,9 +70,9 @@ def _live(log: Path) -> dict[str, int]:
 
 
 def put(store: Store, table: Table, *rows: Mapping[str, Any], run_id: str, created_at: datetime) -> None:
-    """Add rows that are sound and new as one commit of Delta's log, without Spark; columns that they lack are null.
+    """Add valid new rows as one commit of Delta's log, without Spark; missing columns are null.
 
-    A store in a folder of this machine adds them in milliseconds that way, where a step takes a second or two.
+    This takes milliseconds for a store in a local folder; a step takes a second or two.
     """
     folder = Path(str(store._root)) / table.name
     stamped = [{**row, "run_id": run_id, "created_at": created_at.replace(tzinfo=UTC)} for row in rows]

@@ -1,4 +1,4 @@
-"""Tasks for tests: declared ones by name, and what an answer about one persona or document says."""
+"""Helpers for tests of tasks: a declared task by name, its requests, and its readings of an answer."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def about(text: str, name: str = "persona") -> Subject:
 
 
 def request(task: Task, text: str) -> Request:
-    """The question of a task with one input about ``text``."""
+    """The request of a task with one input, about ``text``."""
     return task.request(about(text, *task.inputs))
 
 
 def read(task: Task, answer: str | None, finish_reason: str | None, text: str = "A person") -> Reading:
-    """The first thing that an answer about ``text`` says."""
+    """The first reading of an answer about ``text``."""
     return task.read(answer, finish_reason, about(text, *task.inputs))[0]
 
 
 def readings(task: Task, answer: str | None, finish_reason: str | None, text: str = "A person") -> tuple[Reading, ...]:
-    """All that an answer about ``text`` says."""
+    """All readings of an answer about ``text``."""
     return task.read(answer, finish_reason, about(text, *task.inputs))

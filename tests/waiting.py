@@ -1,4 +1,4 @@
-"""Waiting for events. The only bound is against hanging: no verdict depends on how fast the machine is."""
+"""Waiting for events. The only time limit is against hanging: no test depends on how fast the machine is."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from personahub_spark.llm import client
 from personahub_spark.llm.fake import FakeEndpoint
 
 PATIENCE_S = 1200.0
-"""Longer than anything takes here that does not hang, on any machine: the one bound for tests and their programs."""
+"""The only time limit of tests and their programs: on any machine, what takes longer hangs."""
 
 LINEAR_S = 60.0
 
 
 def eventually(holds: Callable[[], object], *, every_s: float = 0.01) -> bool:
-    """Whether it comes to hold; False is what a test sees that hangs."""
+    """Wait until ``holds`` is true, and return True; False if that takes longer than ``PATIENCE_S``."""
     end = monotonic() + PATIENCE_S
     while not holds():
         if monotonic() > end:
@@ -29,16 +29,16 @@ def eventually(holds: Callable[[], object], *, every_s: float = 0.01) -> bool:
 
 @contextmanager
 def linear() -> Iterator[None]:
-    """For work of some 100,000 characters that takes a second at most, and many minutes where its time is quadratic."""
+    """Assert linear time of work on about 100,000 characters: a second at most, but many minutes if it is quadratic."""
     began = process_time()
     yield
     assert process_time() - began < LINEAR_S
 
 
 class Clock:
-    """``time.monotonic``, and with it the clock of event loops, that tests set forward: what hangs times out at once.
+    """Replaces ``time.monotonic``, also for event loops. Tests set it forward, so that hanging calls time out at once.
 
-    It never goes back. Sleeping threads sleep on; an event loop sees the new time when it next wakes up.
+    It never goes back. It does not wake sleeping threads; an event loop sees the new time when it next wakes up.
     """
 
     def __init__(self) -> None:
@@ -52,15 +52,15 @@ class Clock:
 
     @contextmanager
     def skipping(self, seconds: float, *, fake: FakeEndpoint) -> Iterator[None]:
-        """Set it forward, again and again, while calls of ``fake`` hang: its counts stay the same, with some open.
+        """Set it forward repeatedly while calls of ``fake`` hang: some are open, and its counts do not change.
 
-        A call that hangs for ``seconds`` sees three steps; one that was begun just before a step has its answer before
+        A call that hangs for ``seconds`` spans three steps; a call that began just before a step has its answer before
         the next one.
         """
         over = threading.Event()
 
         def look() -> dict[str, int]:
-            # A turn of the client's loop, so that a slow one does not seem to hang.
+            # Wait for a turn of the client's loop, so that a slow loop does not look like a hanging call.
             asyncio.run_coroutine_threadsafe(asyncio.sleep(0), client._runtime().loop).result()
             return fake.counts()
 

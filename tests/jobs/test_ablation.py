@@ -1,4 +1,4 @@
-"""The ablation of dedup: what each tier leaves at each threshold, against the oracles, and that it changes nothing."""
+"""The ablation of dedup: the personas kept by each tier at each threshold equal the oracles', and no table changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ THRESHOLDS = [Decimal("0.6"), Decimal("0.9")]
 
 
 def add(context: Context, texts: Mapping[str, np.ndarray[Any, Any] | None], *, days: int, flags: list[str]) -> None:
-    """Personas with their vectors, as steps add them that start so many days after Monday."""
+    """Add personas with their vectors, like a step that starts this number of days after Monday."""
     stamps: dict[str, Any] = {"run_id": f"day {days} {flags}", "created_at": MONDAY + timedelta(days=days)}
     same = {"lang": "en", "hop": 0, "first_origin": "somewhere", "quality_flags": flags}
     personas = [{"persona_id": content_id(text), "text": text, **same} for text in texts]
@@ -50,7 +50,7 @@ def add(context: Context, texts: Mapping[str, np.ndarray[Any, Any] | None], *, d
 def expected(
     best_first: list[str], sets: dict[str, frozenset[str]], cosines: dict[tuple[str, str], float], tier: str, t: Decimal
 ) -> set[str]:
-    """Who stays, by going from best to worst within a tier; who stands for others by words stays whatever it means."""
+    """Ids that are kept, deciding from best to worst within a tier; witnesses of the surface tier are always kept."""
     removed: set[str] = set()
     anchors: set[str] = set()
     if tier in ("exact", "surface", "both"):
@@ -84,7 +84,7 @@ def test_each_tier_leaves_at_each_threshold_what_the_oracles_leave_and_no_table_
     days = {text: int(n >= 150) for n, text in enumerate(texts)}
     for day in (0, 1):
         add(context, {text: vectors[text] for text in texts if days[text] == day}, days=day, flags=[])
-    # These four take no part: without a vector, without words, flagged; and what has no vector of this model.
+    # Not compared: personas without a vector, without words, flagged, or without a vector of this model.
     add(context, {"a nurse whom the model cannot read": None, "?!": near}, days=0, flags=[])
     add(context, {f"{texts[0]} flagged": near}, days=0, flags=["too_short"])
     before = {table: context.store.read(table).count() for table in (PERSONAS, PERSONA_EMBEDDINGS)}
@@ -119,8 +119,8 @@ def test_each_tier_leaves_at_each_threshold_what_the_oracles_leave_and_no_table_
         assert one.mean_distance == pytest.approx(1 - among.max(axis=1).mean(), abs=1e-5), f"seed {seed}: {one}"
         assert one.share == one.retained / len(texts)
     retained = {(one.tier, one.threshold): one.retained for one in results}
-    assert retained["none", None] > retained["exact", None] > retained["surface", high]  # or this shows little
-    assert retained["both", low] > retained["semantic", low] > 1  # those who stand for others stay
+    assert retained["none", None] > retained["exact", None] > retained["surface", high]  # else it proves little
+    assert retained["both", low] > retained["semantic", low] > 1  # witnesses are kept
     assert before == {table: context.store.read(table).count() for table in before}
     assert context.store.view("hub").count() == len(texts) + 2
 

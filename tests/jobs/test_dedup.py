@@ -33,7 +33,7 @@ WORDS = " ".join(f"w{n}" for n in range(20))
 
 
 def add(context: Context, texts: Iterable[str], *, days: int = 0, flags: tuple[str, ...] = ()) -> None:
-    """Personas as a step adds them that starts so many days after Monday."""
+    """Add personas, like a step that starts this number of days after Monday."""
     same = {"lang": "en", "hop": 0, "first_origin": "somewhere", "quality_flags": list(flags)}
     rows = [{"persona_id": content_id(text), "text": text, **same} for text in sorted(set(texts))]
     put(context.store, PERSONAS, *rows, run_id=f"day {days}", created_at=MONDAY + timedelta(days=days))
@@ -72,14 +72,14 @@ def test_batches_in_a_row_give_what_one_run_over_all_gives_and_no_published_pers
         result = dedup(batches)
         published.append(hub(batches))
         assert result.outcomes["kept"] == len(published[-1])
-        assert result.outcomes["removed_surface"] + result.outcomes["removed_exact_tokens"] > 0  # or this shows little
+        assert result.outcomes["removed_surface"] + result.outcomes["removed_exact_tokens"] > 0  # else it proves little
     dedup(whole)
     assert published[0] <= published[1] == hub(whole)
     assert removals(batches) == removals(whole)
     assert {kept for kept, _, _ in removals(whole).values()} <= published[1]
     stored = batches.store.read(PERSONA_BANDS).collect()
     assert {row["persona_id"] for row in stored} == published[1] and len(stored) == len(published[1])
-    # With nothing new, nothing is compared and nothing written: what is left is to count.
+    # Without new rows, nothing is compared or written, only counted.
     batches.spark.sparkContext.setJobGroup("nothing new", "")
     assert not dedup(batches).changed
     assert len(batches.spark.sparkContext.statusTracker().getJobIdsForGroup("nothing new")) < 30
@@ -103,7 +103,7 @@ def test_over_both_tiers_and_days_no_witness_of_a_removal_is_removed_by_either_a
     published: set[str] = set()
     counts: dict[str, int] = {}
     for day in (0, 1):
-        # The second day arrives in a table that has decisions of both tiers.
+        # On the second day the tables already have decisions of both tiers.
         arrived = texts[:90] if day == 0 else texts[90:]
         add(context, arrived, days=day)
         made = {"model": "test-model", "dim": 4, "unread_share": 0.0}
@@ -135,7 +135,7 @@ def test_over_both_tiers_and_days_no_witness_of_a_removal_is_removed_by_either_a
         published = now
     assert (
         min(counts["removed_surface"], counts["removed_semantic"], counts["stands_for_others"]) > 0
-    )  # or this shows little
+    )  # else it proves little
 
 
 def test_other_parameters_against_stored_removals_are_refused_in_a_sentence_that_says_what_to_do(
@@ -154,12 +154,12 @@ def test_other_parameters_against_stored_removals_are_refused_in_a_sentence_that
         dedup(make_context(other))
     assert "\n" not in str(e.value)
     assert removals(context) == before
-    assert not dedup(context).changed  # set back, it goes on
+    assert not dedup(context).changed  # with the old parameters it works again
     context.spark.sql(f"DELETE FROM delta.`{usual.store.root}/persona_removals`")
-    with pytest.raises(PersonaHubError, match="the same with persona_bands"):  # those tell who was kept
+    with pytest.raises(PersonaHubError, match="the same with persona_bands"):  # they show which personas were kept
         dedup(make_context(other))
     context.spark.sql(f"DELETE FROM delta.`{usual.store.root}/persona_bands`")
-    assert dedup(make_context(other)).outcomes["removed_surface"] == 2  # decided anew
+    assert dedup(make_context(other)).outcomes["removed_surface"] == 2  # all decisions are made again
 
 
 def test_no_published_persona_goes_for_later_ones_of_a_clock_that_went_back(
@@ -172,7 +172,7 @@ def test_no_published_persona_goes_for_later_ones_of_a_clock_that_went_back(
     add(context, [f"{WORDS} less"], days=0)
     assert dedup(context).outcomes["removed_surface"] == 1
     assert {kept for kept, _, _ in removals(context).values()} == hub(context) == {content_id(WORDS)}
-    # Without the table that tells who was published they would; that is refused.
+    # Without the table of published personas they would be removed, so dedup refuses to run.
     context.spark.sql(f"DELETE FROM delta.`{context.settings.store.root}/persona_bands`")
     add(context, [f"{WORDS} early"], days=0)
     before = removals(context)

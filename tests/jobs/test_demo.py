@@ -1,4 +1,4 @@
-"""The demo as a program: a user's own run, again, and with calls put off. The endpoint is the fake one."""
+"""The demo as a separate process: with a user's documents, a second time, and with calls put off. Fake endpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL = "smollm2-135m-instruct"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkout as the demo sees it from where it is started, with documents whose path needs quoting."""
+    """A working directory with links to this checkout, and with documents whose path needs quoting."""
     for name in ("conf", "demo"):
         (tmp_path / name).symlink_to(ROOT / name)
     documents = tmp_path / "it's mine; [really]"
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The demo where pip finds nothing and the cache has the jars and the embedder alone: a model cannot be fetched."""
+    """Run the demo without a package index; its cache has only jars and embedder, so it cannot fetch a model."""
     cache = folder / "cache"
     if not cache.exists():
         cache.mkdir()
@@ -86,7 +86,7 @@ def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder
     assert store.name.startswith("it-s-mine-really-")
     assert f'make sql STORE=warehouse/{store.name} Q="' in second.stdout
 
-    third = demo(folder, *mine)  # a model would have to be fetched and served
+    third = demo(folder, *mine)  # the demo would need to fetch and serve a model
     assert third.returncode == 0, third.stderr
     assert "Nothing was new: these documents were read before" in third.stdout and " + 0 model + " in third.stdout
     assert endpoint.counts()["requests"] == requests

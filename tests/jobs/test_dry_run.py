@@ -1,4 +1,4 @@
-"""A dry run says what would be done, also where nothing is there yet, and leaves nothing behind."""
+"""A dry run prints what it would do, also without a store, and writes nothing."""
 
 from __future__ import annotations
 

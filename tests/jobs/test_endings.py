@@ -28,7 +28,7 @@ PERSONA = {"match": "<document>", "reply": '{"persona": "A hydrologist with {num
 
 
 class Run:
-    """The pipeline as a program in a process group of its own, as a terminal starts it."""
+    """The pipeline as a separate process with its own process group, like a command in a terminal."""
 
     def __init__(self, conf: Path, folder: Path, *, submit: bool = False) -> None:
         self.folder = folder
@@ -59,7 +59,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended, or a test of it has failed
+        with contextlib.suppress(ProcessLookupError):  # only if a test failed is it still running
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def wait_until(self, happened: Callable[[], object]) -> None:
@@ -67,7 +67,7 @@ class Run:
         assert self.process.poll() is None, self.output.read_text()
 
     def end(self, number: signal.Signals, *, group: bool) -> None:
-        """Send the signal; what is left must be nothing but one sentence."""
+        """Send the signal; the process must print one sentence and leave no process and no file."""
         below = descendants(self.process.pid, "")
         assert below
         before = self.output.read_text()
@@ -78,7 +78,7 @@ class Run:
         assert code == 128 + number, self.output.read_text()
         assert self.output.read_text() == f"{before}{endings.SENTENCE}\n"
         assert not [pid for pid in below if _is_alive(pid)]
-        # What a slow machine did not delete in time goes after the process.
+        # On a slow machine, files may be deleted after the process has ended.
         assert eventually(lambda: not [path for path in self.temporary.rglob("*") if path.is_file()])
         assert {path.name for path in self.temporary.iterdir()} <= {f"personahub-{os.getuid()}"}
 
@@ -105,7 +105,7 @@ def test_signals_end_a_pipeline_at_once_and_the_next_run_asks_again_only_what_wa
     assert not (tmp_path / "store").exists()
 
     endpoint.set_script([{"match": "number 10[0-3]", "fault": "hang"}, PERSONA])
-    with Run(conf, tmp_path, submit=True) as asking:  # Java is the parent here, and hears Ctrl-C itself
+    with Run(conf, tmp_path, submit=True) as asking:  # here Java is the parent, and gets Ctrl-C itself
         asking.wait_until(lambda: (c := endpoint.counts())["billed"] == 12 and c["requests"] == 16)
         asking.end(signal.SIGINT, group=True)
     assert endpoint.counts()["requests"] == 16
@@ -113,8 +113,8 @@ def test_signals_end_a_pipeline_at_once_and_the_next_run_asks_again_only_what_wa
     endpoint.set_script([PERSONA])
     plans = tmp_path / "store" / "_state" / "plans"
     with Run(conf, tmp_path) as committing:
-        committing.wait_until(lambda: endpoint.counts()["requests"] == 20)  # those in flight, and no other
-        committing.wait_until(lambda: len([*plans.glob("*/commits/*.begun")]) == 2)  # the first is of what was kept
+        committing.wait_until(lambda: endpoint.counts()["requests"] == 20)  # only those in flight
+        committing.wait_until(lambda: len([*plans.glob("*/commits/*.begun")]) == 2)  # first: kept answers
         committing.end(signal.SIGTERM, group=True)
     assert endpoint.counts()["billed"] == endpoint.counts()["distinct"] == 16
 
@@ -126,7 +126,7 @@ def test_signals_end_a_pipeline_at_once_and_the_next_run_asks_again_only_what_wa
 
 
 def _hear_all() -> None:
-    """Whoever runs the tests in the background of a script lets them ignore Ctrl-C."""
+    """Reset signal handlers: processes that a script starts in the background ignore Ctrl-C."""
     for number in endings.SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""Persona-to-Persona as a job: a graph with circles, every hop paid once, and reasons to stop."""
+"""Persona-to-Persona as a job: a graph with cycles, every hop paid once, and stop rules."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BOY_AGAIN = BOY.replace("broken", "bandaged")  # 22 of 24 words: a surface dupli
 DRIVER = "A van driver with a bad knee who knows all gates of the hospital"
 MILLER = "An old miller whose wheel stands still in dry summers"
 CLERK = "A ticket clerk at a small station who fears for her job"
-ECHO = "I am a van driver with a bad knee who knows all gates"  # flagged, also because it says what its parent is
+ECHO = "I am a van driver with a bad knee who knows all gates"  # flagged, among others because it copies its parent
 
 FAMILY = {
     NURSE: [("patient", BOY), ("colleague", DRIVER), ("friend", NURSE)],
@@ -81,7 +81,7 @@ def rules(family: dict[str, list[tuple[str, str]]]) -> list[dict[str, Any]]:
 def make_hub(
     make_context: Callable[..., Context], make_settings: Callable[..., whole.Settings], tmp_path: Any
 ) -> Callable[..., Context]:
-    """A store with the given personas of hop 0, each from a document of its own."""
+    """A store with the given personas of hop 0, each from its own document."""
 
     def make(name: str, personas: list[str], **expansion: Any) -> Context:
         store = {"root": str(tmp_path / name), "database": f"db_{name}"}
@@ -137,7 +137,7 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
 
     edges = {(row["source_key"], row["persona_id"]): row for row in context.store.read(PERSONA_ORIGINS).collect()}
     ids = {text: content_id(text) for text in (NURSE, BAKER, BOY, DRIVER, MILLER, CLERK, ECHO, BOY_AGAIN)}
-    assert edges[ids[BAKER], ids[BOY]]["hop"] == 1  # known by then: an edge and no row
+    assert edges[ids[BAKER], ids[BOY]]["hop"] == 1  # a known persona: an edge is added, but no row
     back = edges[ids[BOY], ids[NURSE]]
     assert (back["hop"], back["relation"], back["relation_words"]) == (2, "carer", "the carer next door")
     removed = {row["persona_id"]: row for row in context.store.read(PERSONA_REMOVALS).collect()}
@@ -173,7 +173,7 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
         (ids[NURSE], 1): (2, 1), (ids[BAKER], 1): (3, 2), (ids[NURSE], 2): (1, 0), (ids[BAKER], 2): (2, 1),
     }  # fmt: skip
 
-    # SQL reaches the document from every persona, along a path of its hops
+    # SQL leads from every persona to its document, along the path of hops
     lineages = context.store.view("persona_lineage").collect()
     for row in lineages:
         assert (row["licence"], len(row["path"])) == ("CC0-1.0", row["hop"]), row
@@ -190,7 +190,7 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
         assert context.spark.table("persona_lineage").collect() == clerk
         queries.use(context.spark, context.store)
         assert context.spark.table("persona_lineage").count() > 1
-        # As if the tables were large: what joins is filtered, and the answer is the same.
+        # With settings for large tables, joins are filtered, and the result is the same.
         for name, value in {"spark.sql.autoBroadcastJoinThreshold": "-1", **queries.RUNTIME_FILTERS}.items():
             context.spark.conf.set(name, value)
         second = context.spark.sql("SELECT * FROM persona_lineage WHERE hop = 2")
@@ -221,10 +221,10 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     assert not again.changed and live_files(context) == before and endpoint.counts()["billed"] == 5
     assert again.rows_in == first.rows_in and again.outcomes == {"done_before": 5}
 
-    # Origins come last of what is found: with them a question counts as answered, and what was written before is known.
+    # Origins are written last: once they exist, the question counts as answered, and the other rows must exist.
     hop = ["personas", "persona_ancestors", "persona_origins"]
     assert [name for name in written if name in hop] == 2 * hop
-    # A run that dies between two tables is taken up; it pays nothing twice and makes the same tables.
+    # A run that dies between two tables can be resumed; it pays nothing twice and the tables are the same.
     endpoint.reset()
     whole, context = context, make_hub("dying", [NURSE, BAKER], hops=2)
 
@@ -290,7 +290,7 @@ def test_expansion_stops_where_novelty_or_money_ends(
     caplog.set_level(logging.INFO)
     context = make_hub("stops", [NURSE, BAKER], hops=3, min_novelty=0.7)
 
-    # Without money for all calls the rest is put off, and the expansion with it.
+    # Without money for all calls, the rest is put off and the expansion ends.
     raw = context.settings.model_dump(mode="json")
     raw["calls"]["max_cost_usd"] = 0.000001
     poor = dataclasses.replace(context, settings=loading.validate(raw))
@@ -302,7 +302,7 @@ def test_expansion_stops_where_novelty_or_money_ends(
     assert endpoint.counts()["billed"] == 2
     assert "3 of the 5 personas that it found are new, less than the share 0.7 of expansion.min_novelty" in caplog.text
 
-    # Of those whose siblings were the most often new one is asked: not the boy, though his id comes first.
+    # One of the personas with the most new siblings is asked about: not the boy, although his id is the first.
     raw["calls"]["max_cost_usd"] = None
     raw["expansion"] |= {"min_novelty": 0.0, "hops": 2, "count": 1, "prefer": "novelty"}
     result = expand(dataclasses.replace(context, run_id="one", settings=loading.validate(raw)))
@@ -311,13 +311,13 @@ def test_expansion_stops_where_novelty_or_money_ends(
     empty = context.store.read(QUARANTINE).where("reason = 'empty'").collect()
     assert [row["line"] for row in empty] == [content_id(MILLER)]
 
-    # The branch of the nurse, with 1 of 2 new, ends; that of the baker goes on.
+    # The branch of the nurse ends, because 1 of 2 is new; that of the baker goes on.
     raw["expansion"] |= {"min_novelty": 0.55, "count": None}
     result = expand(dataclasses.replace(context, run_id="lenient", settings=loading.validate(raw)))
     assert result.outcomes["branch_ended"] == 1 and endpoint.counts()["billed"] == 4
     assert not expand(dataclasses.replace(context, run_id="again", settings=loading.validate(raw))).changed
 
-    # Who is rerouted counts with those that came from where the way leads now.
+    # A rerouted persona counts among the siblings of its new parent.
     raw["expansion"] |= {"count": 1}
 
     def siblings_new() -> dict[str, float]:
@@ -334,7 +334,7 @@ def test_expansion_stops_where_novelty_or_money_ends(
     context.add_new(PERSONA_ORIGINS, edge, expected=1)
     assert siblings_new() == {BOY: 2 / 3, DRIVER: 2 / 3, MILLER: 0.5}
 
-    # Who is withdrawn counts no more among those that were found: the baker, whom the nurse named.
+    # A withdrawn persona no longer counts as a sibling: the baker, who came from the nurse.
     columns = StructType(list(WITHDRAWN.columns))
     baker = [("persona", content_id(BAKER), None, None)]
     context.add_new(WITHDRAWN, context.spark.createDataFrame(baker, columns))

@@ -1,4 +1,4 @@
-"""Text-to-Persona at full width: several verbs, personas and parts of a document, each question paid once."""
+"""Text-to-Persona with all options: several verbs, personas and parts of a document; each question is paid once."""
 
 from __future__ import annotations
 

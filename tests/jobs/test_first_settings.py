@@ -1,4 +1,4 @@
-"""The settings that a reader copies from docs/run.md work as they are written."""
+"""The settings in docs/run.md work when they are copied unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN = Path(__file__).parent.parent.parent / "docs" / "run.md"
 def test_the_settings_of_the_first_example_are_complete(
     make_context: Callable[..., Context], endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They run from a folder where nothing is but texts; only the endpoint is another one."""
+    """They run in a folder that has only texts; the test changes only the endpoint."""
     [block] = re.findall(r"```yaml\n# my\.yaml\n(.*?)```", RUN.read_text(encoding="utf-8"), re.DOTALL)
     assert len(block.splitlines()) <= 10
     (tmp_path / "texts").mkdir()
@@ -41,7 +41,7 @@ def test_the_settings_of_the_first_example_are_complete(
     chosen: Settings = loading.load("my.yaml", overrides)
     assert loading.load_prices(chosen.prices)[chosen.endpoint("default").model]
     context = make_context(chosen, tables=False)
-    # Any step makes the tables that are missing.
+    # Every step creates missing tables.
     results = run_steps(context, [step for step in run_pipeline.chosen(chosen) if step.name != "create_tables"])
     assert results["synthesize"].outcomes["passed"] == 1
     assert len(context.store.existing()) == len(TABLES)

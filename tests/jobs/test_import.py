@@ -1,4 +1,4 @@
-"""Released personas come in once, whatever their shape, with their source, and what is wrong with a row is a row."""
+"""Released personas of every format are imported once, with their source; each faulty row becomes a rejected row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHAT = [{"persona": f"A cook number {n} who keeps bees"} for n in range(3)]
 
 
 def write(folder: Path) -> list[dict[str, Any]]:
-    """Files of each released shape; the settings' list of imports."""
+    """Write files of each released format; the settings' list of imports."""
     rng = random.Random(3)
     folder.mkdir()
     elite = {"persona": "A judge of Roman law", "general domain (top 1 percent)": "Law", "stray": [[1]]}
@@ -65,7 +65,7 @@ def run(context: Context) -> StepResult:
 
 
 class Dying(Store):
-    """A store whose driver dies at its ``deaths``-th write."""
+    """A store that raises at its ``deaths``-th write, as if the driver died."""
 
     deaths = 0
 
@@ -82,9 +82,9 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     listed = write(tmp_path / "in")
     chosen = make_settings(imports=listed)
     context = make_context(chosen)
-    context.spark.sparkContext.setLogLevel("OFF")  # what Spark says of a file that breaks off is long
+    context.spark.sparkContext.setLogLevel("OFF")  # Spark logs long messages about truncated files
     try:
-        for death in (2, 9):  # after the rows of the first files, and amid those of the second
+        for death in (2, 9):  # after the rows of the first files, and among those of the second
             dying = Dying(context.spark, chosen.store)
             dying.deaths = death
             with pytest.raises(KeyboardInterrupt):
@@ -100,7 +100,7 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     }
     cut = counted.pop("cut.jsonl.gz")
     assert 50 < cut[0] < 900 and cut[-1] == 1
-    # All but one of these were in persona_imports when the run died that read them first.
+    # All but one of these were already in persona_imports when the first run died.
     assert counted == {
         "elite.jsonl": (7, 0, 1, 1, 5), "tool.jsonl": (3, 0, 0, 3, 0), "empty.jsonl": (0, 0, 0, 0, 0),
         "fine.parquet": (2, 0, 1, 0, 1), "chat.jsonl": (4, 4, 0, 0, 0),
@@ -140,7 +140,7 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     again = run(context)
     assert not again.changed and again.outcomes["done_before"] == again.rows_in == result.rows_in
     assert live_files(context) == before
-    # A file that was changed is read again, and so is one that was moved; what they have is known.
+    # A changed file and a moved file are read again; their rows are known.
     (tmp_path / "in" / "tool.jsonl").rename(tmp_path / "in" / "moved.jsonl")
     chat = tmp_path / "in" / "chat.jsonl"
     chat.write_text(chat.read_text() + '\n{"persona": "A sailor who sews"}')
@@ -199,6 +199,6 @@ def test_flags_are_told_by_rule_before_and_after_and_an_import_has_limits_of_its
     assert messages() == [f"import_personas: 4 of 8 {out} too_long 3 (max_words), first_person 1"]
     kept = {row["text"].split()[-1] for row in context.store.view("hub").collect()}
     assert kept == {"plant80", "plant199", "botanist"}
-    # How a file is judged does not make it another file, and personas keep their flags.
+    # With other filters a file is not read again, and personas keep their flags.
     again = run(make_context(make_settings(imports=entries)))
     assert not again.changed and messages() == []

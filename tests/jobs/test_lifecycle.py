@@ -1,4 +1,4 @@
-"""A withdrawn source leaves the hub with all that comes from it alone; a release is the same whatever happens later."""
+"""A withdrawal removes a source and all rows that come from it alone; later changes do not change a release."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from tests.stores import assert_same_rows, live_files
 
 WORDS = " ".join(f"w{n}" for n in range(20))
 ORPHAN = "an orphan"
-# Texts: "both" comes from both sources, "twice" has two parents; round and about found each other; the run of the
-# orphan died before it wrote down where it was found.
+# Texts: "both" comes from both sources, "twice" has two parents; round and about are parents of each other; the run
+# of the orphan died before it wrote its origin.
 FROM = {
     WORDS: ["1"], f"{WORDS} more": ["2"], f"{WORDS} less": ["2"], "both": ["1", "2"], "child of one": [WORDS],
     "twice": [WORDS, "both"], "round": ["child of one", "about"], "about": ["round"], "imported": ["i"],
@@ -93,12 +93,12 @@ def hub(context: Context) -> set[str]:
 
 
 def lineage(context: Context) -> dict[tuple[str, str | None], tuple[str, str, list[str]]]:
-    """Persona and parent -> source, root and path, of everybody in the hub."""
+    """(persona, parent) -> (source, root, path) of all personas of the hub."""
     texts = {id_of(text): text for text in FROM}
     view = context.store.view("persona_lineage").localCheckpoint()
     key = ["persona_id", "parent_id", "source", "doc_id"]
     assert_same_rows(trace(context.store, texts), view, key=key)
-    # One persona alone, which no look-up of another helps.
+    # One persona alone, so that look-ups of others cannot help.
     for text in ("twice", "round"):
         alone = view.where(F.col("persona_id") == id_of(text))
         assert not alone.isEmpty()
@@ -137,7 +137,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     context = make_context(make_settings())
     fill(context)
     dedup(context)
-    add(context.spark, context.store, RUNS, {"step": "dedup_semantic"})  # this tier is used here
+    add(context.spark, context.store, RUNS, {"step": "dedup_semantic"})  # so that this store uses the semantic tier
     near = {f"{WORDS} more", f"{WORDS} less"}
     meaning = {"persona_id": id_of("twice"), "kept_id": id_of("child of one"), "tier": "semantic", "similarity": 0.95}
     add(context.spark, context.store, PERSONA_REMOVALS, meaning)
@@ -179,18 +179,18 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert [row["item"] for row in flagged] == [sha("both")]
     used = {row["doc_id"]: row["source"] for row in context.store.view("documents_in_use").collect()}
     assert used == {sha("2"): "good", sha("3"): "good"}
-    # Those that went for a withdrawn one are decided anew: the best of them is published, the other has it as witness.
+    # Personas removed for a withdrawn one are decided again: the best is published, and is the witness of the other.
     compared = {row["persona_id"] for row in context.store.read(PERSONA_BANDS).collect()}
     assert compared.isdisjoint(map(id_of, ALONE | removed)) and id_of("both") in compared
     tiers = []
     with monkeypatch.context() as patched:
         semantic = Step(removals.DEDUP_SEMANTIC.name, lambda _: tiers.append("semantic") or StepResult(0, {}))
         patched.setattr(removals, "DEDUP_SEMANTIC", semantic)
-        withdrawals.withdraw_and_settle(context)  # changes nothing itself; dedup had not come about
+        withdrawals.withdraw_and_settle(context)  # withdraws nothing new, but runs the dedup that is still due
     assert tiers == ["semantic"]
     assert dedup(context).outcomes["withdrawn"] == 6
     second = hub(context)
-    # Whoever stays is shown with an origin that is in use; both begin with it, though they were found elsewhere first.
+    # Personas that stay are shown with an origin in use, even if their first origin was another one.
     shown = lineage(context)
     assert {persona for persona, _ in shown} == second and {source for source, *_ in shown.values()} == {"good"}
     assert shown["both", None] == ("good", None, [])
@@ -200,7 +200,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     hop = context.store.view("expansion_hops").where("hop = 1").collect()[0]
     assert [hop[name] for name in ("raw", "exact_duplicates", "withdrawn", "new", "novelty")] == [7, 2, 3, 2, 2 / 3]
     branches = context.store.view("expansion_branches").where("hop = 1").collect()
-    # What led from or to withdrawn ones does not count; who was first found by one is new where it was found too.
+    # Edges of withdrawn personas do not count; a persona first inferred from one is new in its other branch.
     assert {row["root_id"]: (row["raw"], row["new"]) for row in branches} == {id_of("both"): (2, 2)}
     witness = context.store.read(PERSONA_REMOVALS).collect()
     assert [(row["kept_id"] in set(map(id_of, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
@@ -220,7 +220,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
         assert not run(context, rule).changed
     assert not dedup(context).changed
     assert live_files(context) == settled
-    # It does not come back by another import, and what is found elsewhere does.
+    # Another import does not bring it back, but other sources do.
     (tmp_path / "more.jsonl").write_text('{"persona": "someone new from there"}')
     entry = {"paths": [str(tmp_path / "more.jsonl")], "source": "bad"}
     again = make_context(make_settings(imports=[entry, entry | {"source": "another"}]))
@@ -236,7 +236,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert third == second | {"child of one", "round", "about", "someone new from there"}
     assert not run(context).changed
 
-    # The releases are what they were.
+    # The releases are unchanged.
     manifest = release(context, "v2")
     assert manifest["hub"]["personas"] == len(third) and manifest["rows"]["withdrawals"] == 1
     assert {row["source"] for row in manifest["sources"]} == {"good", "another"}

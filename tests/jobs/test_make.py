@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def make(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """make with this Python as its environment."""
+    """Run make with this Python environment."""
     environment = tmp_path / "environment"
     python = environment / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def make(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     python.chmod(0o755)
     (environment / "ready").touch()
     command = ["make", *arguments, f"VENV={environment}"]
-    # These tests may themselves run below a make.
+    # The tests may run inside make themselves.
     outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     return subprocess.run(
         command, cwd=ROOT, env=outside, capture_output=True, text=True, timeout=PATIENCE_S, check=False
@@ -38,7 +38,7 @@ def test_a_query_keeps_its_quotes_and_a_wrong_one_is_one_sentence(
     query = "select concat('it\"s ', '$HOME $(HOME)') as said, count(*) as n from hub where lang = 'en'"
     done = make(tmp_path, "sql", store, f"Q={query} union all select 'more', 1", "FORMAT=csv", "ROWS=1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == 'said,n\n"it""s $HOME $(HOME)",0\n'  # text mode takes the carriage returns
+    assert done.stdout == 'said,n\n"it""s $HOME $(HOME)",0\n'  # text mode converts carriage returns
     assert [line for line in done.stderr.splitlines() if "rows are shown" in line] == [
         "the first 1 rows are shown and there are more; --rows N shows N, --rows 0 all (make sql: ROWS=N)"
     ]

@@ -1,4 +1,4 @@
-"""A real language model, end to end: small, so what is asked of it is only that it is heard and paid for once."""
+"""A real language model, end to end. It is small, so the test only checks that its answers are stored and paid once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_real_model_answers_through_the_whole_pipeline_once(
                     "base_url": base_url,
                     "structured_output": "json_schema",
                     "in_flight": 1,
-                    "timeout_s": 10 * PATIENCE_S,  # others may keep the machine busy
+                    "timeout_s": 10 * PATIENCE_S,  # the machine may be busy
                     "deadline_s": 10 * PATIENCE_S,
                 }
             },

@@ -1,4 +1,4 @@
-"""The whole slice, step by step, against an endpoint that counts: every job twice, hostile answers, no secret."""
+"""The whole pipeline with an endpoint that counts: every job twice, hostile answers, no secrets in logs or files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def text_of(word: str) -> str:
 
 
 def write_documents(folder: Path) -> list[str]:
-    """One document a persona, one repeated, and lines that are none; the texts."""
+    """Write a document for each persona, a repeated one, and lines that are no documents; the texts."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = [text_of(word) for word in ANSWERS]
     rows = [json.dumps({"text": text, "title": text[:9], "licence": "CC0-1.0"}, ensure_ascii=False) for text in texts]
@@ -88,7 +88,7 @@ def pipeline(
 ) -> Context:
     write_documents(tmp_path / "documents")
     endpoint.set_script(RULES)
-    # Spark would take most of these for a pattern, SQL some for the end of a name, and an address others.
+    # Characters that are special in Spark's path patterns, in SQL names, or in URLs.
     root = f"{tmp_path}/st{{o,r}}e [x]*?\\ '`\"%20 #ü:$"
     return make_context(make_settings(personas={"language": None}, store={"root": root}))
 
@@ -117,9 +117,9 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     before = live_files(pipeline)
     (tmp_path / "a file").touch()
     nowhere = pipeline.settings.store.model_copy(update={"state": str(tmp_path / "a file" / "state")})
-    idle = dataclasses.replace(pipeline, store=Store(pipeline.spark, nowhere))  # a job that stages anything fails
+    idle = dataclasses.replace(pipeline, store=Store(pipeline.spark, nowhere))  # staging anything fails
     for step in steps:
-        context = pipeline if step == "ingest_documents" else idle  # files are read before it is known what is new
+        context = pipeline if step == "ingest_documents" else idle  # it must read the files to see what is new
         pipeline.spark.sparkContext.setJobGroup(f"{step} again", "")
         again = run_step(context, run_pipeline.STEPS[step])
         assert not again.changed, f"{step} changed something the second time: {again}"
@@ -129,17 +129,17 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     assert live_files(pipeline) == before
     assert endpoint.counts()["billed"] == billed
 
-    # I2: what the runs table says adds up, and agrees with the tables
+    # the outcomes in the runs table add up
     for row in pipeline.store.read(RUNS).collect():
         assert sum(row["outcomes"].values()) == row["rows_in"], row["step"]
     # every removal has a kept witness
     hub = {row["persona_id"]: row["text"] for row in pipeline.store.view("hub").collect()}
     removal = pipeline.store.read(next(t for t in TABLES if t.name == "persona_removals")).collect()
     assert [r["kept_id"] in hub and r["similarity"] == 1.0 for r in removal] == [True]
-    # other scripts are what they were
+    # texts in other scripts are unchanged
     assert set(hub.values()) >= {ANSWERS[w] for w in ("中文", "日本語", "ไทย", "عربي", "emoji", "knitting")}
     assert all(content_id(text) == key for key, text in hub.items())
-    # SQL reaches document, licence, model and cost from each problem
+    # SQL leads from each problem to document, licence, model and cost
     lineage = {row["persona_id"]: row for row in pipeline.store.view("persona_lineage").collect()}
     for problem in pipeline.store.view("math_problems").collect():
         reached = lineage[problem["persona_id"]]
@@ -154,9 +154,9 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     }  # fmt: skip
     empty = {"expansion_branches", "accepted_rows", "order_costs", "examples_in_use", "survey_counts", "profiles"}
     assert all(pipeline.store.view(view).columns for view in pipeline.store.views)
-    for view in (*VIEWS, "math_problems", "profiles"):  # views of tasks are made from one pattern
+    for view in (*VIEWS, "math_problems", "profiles"):  # the views of tasks are generated
         assert (pipeline.store.view(view).count() > 0) == (view not in empty), view
-    # the notebook tells the same
+    # the notebook has the same results
     conf = tmp_path / "conf.yaml"
     conf.write_text(yaml.safe_dump(pipeline.settings.model_dump(mode="json")), encoding="utf-8")
     monkeypatch.setenv("PERSONAHUB_CONF", str(conf))
@@ -197,7 +197,7 @@ def test_a_replay_makes_the_same_tables_without_an_endpoint(
     replayed = make_context(loading.validate(raw))
     run_all(replayed)
     assert endpoint.counts()["requests"] == requests
-    assert_same_tables(pipeline, replayed, but=[RUNS])  # they tell of other settings, and took their own time
+    assert_same_tables(pipeline, replayed, but=[RUNS])  # runs differ in settings and times
     assert replayed.store.read(RUNS).count() == pipeline.store.read(RUNS).count()
 
 
@@ -265,7 +265,7 @@ def test_a_step_whose_counts_do_not_add_up_fails_loudly(pipeline: Context) -> No
 
 
 def losing_one(function: Callable[..., DataFrame]) -> Callable[..., DataFrame]:
-    """``function``, but for one row."""
+    """``function`` without one of its rows."""
 
     def lossy(*arguments: Any) -> DataFrame:
         rows = function(*arguments)
@@ -275,7 +275,7 @@ def losing_one(function: Callable[..., DataFrame]) -> Callable[..., DataFrame]:
 
 
 def straying_one(function: Callable[..., DataFrame]) -> Callable[..., DataFrame]:
-    """``function``, but one of the rows that have a persona has an id that no join finds."""
+    """``function``, with a wrong id in one of the rows that have a persona, so that no join finds it."""
 
     def lossy(*arguments: Any) -> DataFrame:
         rows = function(*arguments)
@@ -303,7 +303,7 @@ def test_a_row_that_a_join_or_a_write_loses_is_a_loud_failure_wherever_it_gets_l
     lost("extract_personas", asking, "requests", "8 rows came in but 7 are accounted for", verb="write")
     lost("extract_personas", asking, "unreadable", "quarantine got 1 new rows .* 2 were expected", verb="like")
     lost("synthesize", asking, "answers", "6 rows came in but 5 are accounted for")
-    recorded = pipeline.store.read(RUNS).collect()  # of a step that failed only what it spent
+    recorded = pipeline.store.read(RUNS).collect()  # a failed step has only its spending
     assert [row["step"] for row in recorded if row["outcomes"]] == ["ingest_documents"]
 
 
@@ -356,7 +356,7 @@ def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_or
     assert first_origins[twins[0]["persona_id"]] == min(map(content_id, texts))
     assert [row["kept_rows"] for row in context.store.view("spend").collect()] == [2]
 
-    # Shown whole they are two questions, and another recipe; the short one is the same question as before.
+    # With the whole texts there are two questions and another recipe; that of the short text is the same as before.
     whole = changed(context, personas={"max_document_tokens": 6000})
     second = run_step(whole, run_pipeline.STEPS["extract_personas"])
     assert second.outcomes == {"done_before": 0, "read": 3, "unreadable": 0, "failed": 0, "deferred": 0}
@@ -366,14 +366,14 @@ def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_or
 
 @dataclass
 class Alone:
-    """What is seen of jobs that run one by one as programs of their own."""
+    """Outputs, files and processes of jobs that run one by one as separate processes."""
 
     store: Store
     output: dict[str, str] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
     command_lines: set[bytes] = field(default_factory=set)
     files: dict[str, bytes] = field(default_factory=dict)
-    """Path -> content as last seen, of those too that a job deletes before it ends."""
+    """Path -> last content that was read, also of files that a job deletes before it ends."""
 
     def look_at_processes(self, pid: int) -> None:
         for process in (pid, *descendants(pid, "")):
@@ -389,8 +389,8 @@ class Alone:
 
 @pytest.fixture(scope="module")
 def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    """Each job as a program, its key in a variable of that process alone, with Spark's event log; in a locale in which
-    Java by itself could not name the places."""
+    """Run each job as a separate process that alone has the key in a variable, with Spark's event log, in a locale in
+    which plain Java could not open these paths."""
     root = tmp_path_factory.mktemp("alone")
     write_documents(root / "in" / "Überschriften")
     (root / "out" / "events").mkdir(parents=True)
@@ -446,7 +446,7 @@ def test_each_job_succeeds_alone_under_plain_python(alone: Alone) -> None:
 
 
 def test_no_key_is_in_a_log_event_log_plan_table_state_file_or_command_line(alone: Alone) -> None:
-    # The key was used, or the endpoint had said 401; each place was looked at, or this test would show nothing.
+    # The key was used, else the endpoint would return 401; and files of each kind were read, else this proves nothing.
     assert alone.codes["synthesize"] == 0
     assert any(b"call_key" in content for name, content in alone.files.items() if "/events/" in name)
     assert {"plans", "shards"} <= {part for name in alone.files for part in name.split("/")}
@@ -479,7 +479,7 @@ def test_a_bad_setting_or_a_missing_key_is_one_sentence_and_exit_code_2_before_s
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, "jobs/extract_personas.py", "--set", f"store.root={tmp_path}", *arguments]
-    environment = {**os.environ, "JAVA_HOME": str(tmp_path)}  # no Java there: whoever looks for it says so
+    environment = {**os.environ, "JAVA_HOME": str(tmp_path)}  # searching for Java would fail
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1

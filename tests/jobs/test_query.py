@@ -1,4 +1,4 @@
-"""Rows of a query as a table, as CSV and as JSON, each as a program or a person expects it."""
+"""Rows of a query as a table, as CSV and as JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def shown(rows: DataFrame, form: str) -> str:
 
 def test_json_is_one_object_a_line_with_its_types(odd: DataFrame) -> None:
     lines = shown(odd, "json").splitlines()
-    assert [json.loads(line)["id"] for line in lines] == [22, 3, 1]  # in the order that was asked for
+    assert [json.loads(line)["id"] for line in lines] == [22, 3, 1]  # in the order of the query
     assert "\x1b" not in lines[0] and json.loads(lines[0])["text"] == "\x1b[31m"
     assert json.loads(lines[2]) == {
         "id": 1, "text": 'a, "b"\nc', "cost": 1.5, "names": ["x", None], "fields": {"k": {"a": 1, "b": None}},

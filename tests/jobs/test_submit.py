@@ -1,4 +1,4 @@
-"""spark-submit to a master with executors of its own: what they need is really shipped."""
+"""spark-submit to a master with separate executors: they get all files that they need."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     raw["pipeline"]["steps"] = ["create_tables", "ingest_documents", "extract_personas", "dedup_surface"]
     conf = tmp_path / "conf.yaml"
     conf.write_text(yaml.safe_dump(raw), encoding="utf-8")
-    # A Python that does not know this checkout, as on another machine: the editable install's hook is left out.
+    # A Python that cannot import this checkout, as on another machine: without the hook of the editable install.
     python = tmp_path / "python"
     site = Path(pyspark.__file__).parent.parent
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{site}:$PYTHONPATH" exec "{os.path.realpath(sys.executable)}" "$@"\n')
@@ -58,7 +58,7 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     ]  # fmt: skip
     environment = {**os.environ, "SPARK_HOME": str(Path(pyspark.__file__).parent)}
     environment.pop("PYTHONPATH", None)
-    environment["LC_ALL"] = "C"  # Java cannot name what is not ASCII
+    environment["LC_ALL"] = "C"  # in this locale Java can only open ASCII names
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
@@ -86,6 +86,6 @@ def test_a_store_that_java_cannot_name_is_refused_where_java_was_started_before_
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 2, done.stderr[-4000:]
-    output = done.stdout + done.stderr  # spark-submit shows both of a program's on its own standard output
+    output = done.stdout + done.stderr  # spark-submit writes both streams of a program to its standard output
     assert f"error: store.root is {tmp_path}/räume, and Java was started in a locale" in output
     assert not [name for name in os.listdir(tmp_path) if name != "conf.yaml"]

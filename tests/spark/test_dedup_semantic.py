@@ -34,13 +34,13 @@ MakeContext = Callable[..., Context]
 MakeSettings = Callable[..., whole.Settings]
 
 MONDAY = datetime(2026, 1, 5)
-# At this margin no pair can be missed; a bucket of more than a hundred rows is compared in parts.
+# With this margin no pair can be missed; a bucket of more than a hundred rows is compared in parts.
 EXACT = {"rows_per_bucket": 20, "bucket_cap": 100, "margin": 0.24, "sample_rows": 1000}
 ENDPOINT = {"by": "endpoint", "model": "default", "dimensions": 4}
 
 
 def vectors(seed: int, count: int) -> dict[str, bytes]:
-    """Stored vectors of so few dimensions that many are near each other by chance."""
+    """Stored vectors with few dimensions, so that many are near each other by chance."""
     points = np.random.default_rng(seed).normal(size=(count, 4))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     return {content_id(f"persona {seed} {n}"): point.astype("<f2").tobytes() for n, point in enumerate(points)}
@@ -68,7 +68,7 @@ def test_pairs_are_those_of_brute_force_on_any_partitions_and_in_parts_of_crowde
     placed = frame.join(semantic.assign(frame, centroids, settings=chosen), on="id", how="inner")
     placed = placed.localCheckpoint()
     sizes = placed.select(F.explode("buckets").alias("bucket")).groupBy("bucket").count()
-    assert sizes.where("count > 100").count() > 0  # or no bucket is compared in parts
+    assert sizes.where("count > 100").count() > 0  # otherwise no bucket would be compared in parts
     collected = semantic.similar_pairs(placed, settings=chosen).collect()
     pairs = {(row.id_a, row.id_b): row.similarity for row in collected}
     expected = {pair: cosine for pair, cosine in brute(stored).items() if fresh & set(pair)}
@@ -77,7 +77,7 @@ def test_pairs_are_those_of_brute_force_on_any_partitions_and_in_parts_of_crowde
 
 
 def oracle(stored: dict[str, bytes], batches: dict[str, int], anchors: set[str]) -> dict[str, tuple[str, float]]:
-    """Who goes for whom, going from best to worst; anchors stay."""
+    """Removed id -> its kept partner and the cosine, from best to worst; anchors are kept."""
     order = by_priority(batches.items())
     rank = {row: place for place, row in enumerate(order)}
     near = {pair: cosine for pair, cosine in brute(stored).items() if max(pair, key=rank.__getitem__) not in anchors}
@@ -127,7 +127,7 @@ def test_every_removal_has_a_kept_witness_and_neither_partitions_nor_order_nor_a
     case = f"seed {seed}, partitions {partitions}, {shuffled} shuffled, adaptive {adaptive}"
     assert whole == oracle(stored, batches, anchors), case
     assert not split or split == whole, case
-    # What the oracle says, said once more without it.
+    # The same property, checked without the oracle.
     points = {row: np.frombuffer(vector, "<f2").astype(np.float64) for row, vector in stored.items()}
     lengths = {row: np.linalg.norm(point) for row, point in points.items()}
     kept = stored.keys() - whole.keys()
@@ -143,7 +143,7 @@ def test_every_removal_has_a_kept_witness_and_neither_partitions_nor_order_nor_a
 
 
 def add(context: Context, stored: dict[str, bytes | None], *, days: int = 0) -> None:
-    """Personas with their vectors, as steps add them that start so many days after Monday."""
+    """Add personas with their vectors, like a step that starts this number of days after Monday."""
     stamps: dict[str, Any] = {"run_id": f"day {days}", "created_at": MONDAY + timedelta(days=days)}
     same = {"lang": "en", "hop": 0, "first_origin": "somewhere", "quality_flags": []}
     put(context.store, PERSONAS, *({"persona_id": row, "text": f"text {row}", **same} for row in stored), **stamps)
@@ -166,7 +166,7 @@ def hub(context: Context) -> set[str]:
 
 
 def removed_for(context: Context, pairs: Iterable[tuple[str, str]]) -> None:
-    """As if surface dedup had removed the first of each pair for the second."""
+    """Store removals as if surface dedup had removed the first of each pair in favour of the second."""
     same = {"tier": "surface", "similarity": 0.95, "parameters_version": "v"}
     rows = [{"persona_id": removed, "kept_id": kept, **same} for removed, kept in pairs]
     put(context.store, PERSONA_REMOVALS, *rows, run_id="surface", created_at=MONDAY)
@@ -177,7 +177,7 @@ def test_batches_in_a_row_give_what_the_oracle_gives_for_all_and_a_second_run_ad
 ) -> None:
     context = make_context(make_settings(embedding=ENDPOINT, dedup={"semantic": EXACT}))
     stored = vectors(3, 250)
-    arrivals = {row: int(n >= 50) for n, row in enumerate(stored)}  # five times as many: the buckets are made anew
+    arrivals = {row: int(n >= 50) for n, row in enumerate(stored)}  # five times as many rows: new buckets are trained
     expected: dict[str, tuple[str, float]] = {}
     published: list[set[str]] = []
     for day in (0, 1):
@@ -231,7 +231,7 @@ def test_other_parameters_and_other_vectors_are_refused_in_a_sentence_that_says_
     assert "\n" not in str(e.value)
     assert not dedup(context).changed
     context.spark.sql(f"DELETE FROM delta.`{usual.store.root}/persona_removals`")
-    assert dedup(context).outcomes["removed_semantic"] == 1  # decided anew
+    assert dedup(context).outcomes["removed_semantic"] == 1  # all decisions are made again
     context.spark.sql(f"DELETE FROM delta.`{usual.store.root}/persona_removals`")
     assert dedup(other).outcomes["removed_semantic"] == 2
 

@@ -1,4 +1,4 @@
-"""Both tiers over random rows that arrive in random batches, each on another number of partitions and another plan."""
+"""Both tiers on random rows in random batches, each batch with other partitions and another query plan."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Plan = Callable[[bool, int], None]
 
 @pytest.fixture
 def plan(spark: SparkSession) -> Iterator[Plan]:
-    """Sets whether plans adapt as they run, and the number of shuffled partitions; both are as before afterwards."""
+    """Set adaptive execution and the number of shuffle partitions, and restore both afterwards."""
     names = ("spark.sql.adaptive.enabled", "spark.sql.shuffle.partitions")
     before = {name: spark.conf.get(name) for name in names}
 
@@ -36,7 +36,7 @@ def plan(spark: SparkSession) -> Iterator[Plan]:
 
 
 def split(rng: random.Random, count: int) -> list[int]:
-    """A batch number for each of ``count`` rows in random order: three batches, one of them of a single row."""
+    """A batch number for each of ``count`` rows, in random order: three batches, one of them with a single row."""
     cut = rng.randrange(count // 4, 3 * count // 4)
     sizes = [cut, count - cut - 1]
     sizes.insert(rng.randrange(3), 1)
@@ -55,7 +55,7 @@ def test_surface_removals_are_those_of_the_oracle_for_all_rows_though_each_batch
     batches = split(rng, len(rows))
     rows = [(row_id, text, (batch, hop)) for (row_id, text, (_, hop)), batch in zip(rows, batches, strict=True)]
     oracle = expected(rows, settings)
-    assert len(oracle) > 20  # or this shows little
+    assert len(oracle) > 20  # else it proves little
     removed: dict[str, tuple[str, float, str]] = {}
     published: DataFrame | None = None
     for batch in range(3):
@@ -69,7 +69,7 @@ def test_surface_removals_are_those_of_the_oracle_for_all_rows_though_each_batch
         published = kept if published is None else published.union(kept)
     case = f"seed {seed}, batches of {[batches.count(batch) for batch in range(3)]}"
     assert removed == oracle, case
-    # What the oracle says, said once more without it: one of each group of equals stays.
+    # The same property, checked without the oracle: one row of each group of equals is kept.
     sets = {row_id: frozenset(token_set(text or "")) for row_id, text, _ in rows}
     staying = [tokens for row_id, tokens in sets.items() if row_id not in removed]
     assert len(staying) == len(set(staying)), case
@@ -110,7 +110,7 @@ def test_semantic_removals_are_those_of_the_oracle_though_each_batch_comes_in_ot
         removed |= now
         spared = {row.id for row in result.spared.select(F.col("id")).collect()}
         assert spared <= anchors, case
-    assert len(indexes) == 3 and len(oracle) > 20  # or this shows little
+    assert len(indexes) == 3 and len(oracle) > 20  # else it proves little
     assert removed == oracle, f"seed {seed}"
     assert {witness for witness, _ in removed.values()}.isdisjoint(removed) and anchors.isdisjoint(removed), (
         f"seed {seed}"

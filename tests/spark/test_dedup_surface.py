@@ -1,4 +1,4 @@
-"""Surface dedup against the exact oracle: who goes, for whom, and that nothing else matters."""
+"""Surface dedup compared with the exact oracle: removals and their witnesses, whatever the partitions and batches."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ Row = tuple[str, str | None, tuple[int, int]]
 
 
 def persona_like_rows(seed: int) -> list[Row]:
-    """Texts of several scripts; a good part of them are edits of earlier ones."""
+    """Texts of several scripts; many of them are edits of earlier ones."""
     rng = random.Random(seed)
     texts: list[str] = []
     for _ in range(260):
@@ -104,7 +104,7 @@ def persona_like_rows(seed: int) -> list[Row]:
     return [(f"id{rng.getrandbits(64):016x}", text, (rng.randrange(3), rng.randrange(2))) for text in texts]
 
 
-# Nine common words of ten in all: exactly at the threshold. Then chains, and groups of equals on either side of a pair.
+# Nine of ten words in common: exactly at the threshold. Then chains, and groups of equals on either side of a pair.
 NINE = "a1 a2 a3 a4 a5 a6 a7 a8 a9"
 PLANTED: list[Row] = [
     ("exact-a", NINE, (0, 0)),
@@ -177,7 +177,7 @@ def test_removals_witnesses_and_tiers_are_those_of_the_exact_oracle(
     assert {tier for _, _, tier in removed.values()} == {surface.EXACT_TOKENS, surface.SURFACE}
     undecidable = {(row.id, row.reason) for row in result.undecidable.collect()}
     assert undecidable == {(row_id, "no_tokens") for row_id in ("none-1", "none-2", "none-3")}
-    # What the oracle says, said once more without it.
+    # The same property, checked without the oracle.
     sets = {row_id: frozenset(token_set(text)) for row_id, text, _ in rows}
     kept = {row_id: tokens for row_id, tokens in sets.items() if row_id not in removed}
     assert all(witness in kept for witness, _, _ in removed.values())
@@ -223,7 +223,7 @@ def test_batches_that_meet_what_was_kept_give_what_one_run_gives_and_displace_no
     again = surface.deduplicate(
         spark.createDataFrame(late, SCHEMA), settings=limited(settings, one_task_mb), published=published
     )
-    of_late = {row_id: removed[row_id] for row_id, _, _ in late}  # better priorities are no help against published rows
+    of_late = {row_id: removed[row_id] for row_id, _, _ in late}  # published rows win even over better priorities
     assert removals_of(again.removals) == of_late
     assert again.kept.isEmpty()
 
@@ -319,7 +319,7 @@ def test_hot_tokens_and_copies_propose_no_more_than_their_share(spark: SparkSess
     rng = random.Random(8)
     rows: list[Row] = [("copy", "the same words in all of these many copies of a text", (0, 0))]
     rows += [(f"copy-{n:05}", "of the MANY copies, all of a text in these same words", (1, 0)) for n in range(5_000)]
-    # One token in half of the rows, in texts so short that it is among their rarest ones.
+    # One token in half of the rows; the texts are so short that it is among their rarest tokens.
     rows += [(f"hot-{n}", f"hot {rng.getrandbits(60):x}", (0, 0)) for n in range(5_000)]
     rows += [("alone", "hot", (0, 0))]
     personas = spark.createDataFrame(rows, SCHEMA)
@@ -358,7 +358,7 @@ def test_published_rows_count_for_the_memory_of_one_task_as_new_ones_do(
     for path in ("_in_one_task", "_by_joins"):
         way = getattr(surface, path)
         monkeypatch.setattr(surface, path, lambda *rows, path=path, way=way: taken.append(path) or way(*rows))
-    # Half of them take 0.73 MB: 1,300 rows of four tokens, or 500 with 18 bands besides.
+    # Half of them take 0.73 MB: 1,300 rows of four tokens, or 500 rows that also have 18 bands.
     count = 1000 if settings.engine == "minhash" else 2600
     rows: list[Row] = [(f"{n:04}", f"persona {n} of many", (n % 2, 0)) for n in range(count)]
     old, new = (spark.createDataFrame([row for row in rows if row[2][0] == half], SCHEMA) for half in range(2))
@@ -384,7 +384,7 @@ def test_nothing_in_nothing_out(spark: SparkSession, one_task_mb: int) -> None:
 
 @pytest.fixture
 def small_batches(spark: SparkSession) -> Iterator[None]:
-    """Python sees three rows at a time."""
+    """Batches of three rows for Python."""
     name = "spark.sql.execution.arrow.maxRecordsPerBatch"
     before = spark.conf.get(name)
     assert before is not None
@@ -446,7 +446,7 @@ def test_bands_are_the_longest_that_reach_the_recall(
 
 
 def test_what_a_row_is_known_by(spark: SparkSession) -> None:
-    """The values are stored, and later batches must make the same: with others, _BANDS_VERSION has to go up."""
+    """Keys are stored, and later batches must compute the same ones: raise _BANDS_VERSION if they change."""
     texts = {
         "large": "A nurse in a village by the sea who collects old maps",
         "small": "A nurse",

@@ -1,4 +1,4 @@
-"""Files of every shape become rows with their place; whatever is wrong with a file or a row is a row too."""
+"""Files of every format become rows with file and line; each fault of a file or a row becomes a row with a reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TEXTS = {
 
 @pytest.fixture
 def read(spark: SparkSession, tmp_path: Path) -> Iterator[Any]:
-    """Read ``paths`` under the given settings; the frame of rows, as many as were counted in the files."""
+    """Read ``paths`` with the given settings; asserts that the frame has as many rows as were counted in the files."""
     store = Store(spark, StoreSettings(root=str(tmp_path / "store")))
 
     def run(*paths: Path, **settings: Any) -> DataFrame:
@@ -56,7 +56,7 @@ def lines(*records: dict[str, Any]) -> bytes:
 
 
 def by_place(rows: DataFrame, root: Path) -> dict[tuple[str, int], Row]:
-    """(file below root, line) -> row; a place is there once."""
+    """(file below root, line) -> row; asserts that no two rows have the same place."""
     collected = rows.collect()
     located = {(row["file"].split(f"{root}/")[1], row["line"]): row for row in collected}
     assert len(located) == len(collected)
@@ -114,7 +114,7 @@ def test_every_shape_of_file_is_read_with_exact_places(read: Any, tmp_path: Path
     assert set(kept.columns) == {column.name for column in DOCUMENTS.columns}
     assert set(rejects.columns) == {column.name for column in QUARANTINE.columns}
     places = by_place(kept, root)
-    assert set(places) == set(texts) - {("packed.jsonl.zst", 2)}  # "first", met before in odd.jsonl
+    assert set(places) == set(texts) - {("packed.jsonl.zst", 2)}  # "first", which is also in odd.jsonl
     assert {(row["source"].split("/")[-1], row["line"]) for row in rejects.collect()} >= {("odd.jsonl", "4")}
 
 
@@ -143,10 +143,10 @@ def test_line_numbers_are_exact_in_files_that_several_tasks_read(
     tracker = spark.sparkContext.statusTracker()
     stages = [tracker.getJobInfo(job).stageIds for job in tracker.getJobIdsForGroup("parts")]
     stage_infos = [tracker.getStageInfo(stage) for stages in stages for stage in stages]
-    assert max(stage.numTasks for stage in stage_infos if stage is not None) > 12  # else this test shows nothing
+    assert max(stage.numTasks for stage in stage_infos if stage is not None) > 12  # otherwise the test proves nothing
     assert by_location["broken.parquet", 1501]["reason"] == "unreadable_file"
     del by_location["broken.parquet", 1501]
-    assert len(by_location) == 3 * 1800 + 1700  # counted apart, they were as many: the fixture compares
+    assert len(by_location) == 3 * 1800 + 1700  # the fixture compares this with the number counted while reading
     shifted = {
         (file, line): row["text"].split()[1]
         for (file, line), row in by_location.items()
@@ -242,14 +242,14 @@ def test_a_file_that_breaks_off_gives_the_rows_before_and_one_that_says_so(
     folder.mkdir()
     packed = gzip.compress(whole)
     (folder / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
-    small_window = zstandard.ZstdCompressionParameters.from_level(3, window_log=10)  # what is decoded comes out soon
+    small_window = zstandard.ZstdCompressionParameters.from_level(3, window_log=10)  # decoded rows are returned early
     packed = zstandard.ZstdCompressor(compression_params=small_window).compress(whole)
     (folder / "cut.jsonl.zst").write_bytes(packed[: len(packed) // 2])
     (folder / "junk.jsonl.gz").write_bytes(b"this is no gzip file")
     (folder / "junk.parquet").write_bytes(b"this is no Parquet file" * 5)
     (folder / "sound.jsonl").write_bytes(lines({"text": "sound"}, {"text": 5}))
     (folder / "sound.txt").write_text("sound too")
-    spark.sparkContext.setLogLevel("OFF")  # what Spark says of such files is long
+    spark.sparkContext.setLogLevel("OFF")  # Spark logs long messages about such files
     try:
         rows = read(folder)
     finally:
@@ -268,7 +268,7 @@ def test_a_file_that_breaks_off_gives_the_rows_before_and_one_that_says_so(
     assert by_location["sound.jsonl", 1]["text"] == "sound"
     assert by_location["sound.jsonl", 2]["reason"] == "text_not_a_string"
     assert by_location["sound.txt", 1]["text"] == "sound too"
-    assert len({row["file"].rpartition("/")[0] for row in by_location.values()}) == 1  # one way to write a path
+    assert len({row["file"].rpartition("/")[0] for row in by_location.values()}) == 1  # all paths have the same form
 
 
 def test_a_broken_file_among_many_does_not_take_a_job_for_each(read: Any, spark: SparkSession, tmp_path: Path) -> None:

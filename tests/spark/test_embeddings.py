@@ -1,4 +1,4 @@
-"""Vectors of Spark NLP are those of ONNX Runtime, also on executors elsewhere: in a process with its jars."""
+"""Vectors of Spark NLP equal those of ONNX Runtime; runs in a separate process that loads Spark NLP's jars."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ spark.stop()
 
 @pytest.fixture
 def small_embedder() -> None:
-    """Skips where the model was not fetched before: tests load no models from the network."""
+    """Skip if the model is not in the cache: tests download no models."""
     if not (cache_root() / "models" / MODEL / "assets" / "vocab.txt").exists():
         pytest.skip(f"{MODEL} is not in the cache; python -m personahub_spark.llm.local_models fetch {MODEL}")
 
@@ -45,7 +45,7 @@ def small_embedder() -> None:
 def test_vectors_equal_onnx_runtimes_whatever_shares_their_partition_and_unreadable_texts_have_none(
     small_embedder: None, tmp_path: Path
 ) -> None:
-    # Texts of one word to seventy, side by side; vectors by ONNX Runtime in Python, each text by itself.
+    # Texts of one to seventy words in the same batches; references by ONNX Runtime in Python, one text at a time.
     references = [
         json.loads(line) for line in (HERE / "minilm_reference.jsonl").read_text(encoding="utf-8").splitlines()
     ]

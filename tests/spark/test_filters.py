@@ -1,4 +1,4 @@
-"""Each rule by minimal pairs: a bad row, and the least change that makes it good. All rows are judged in one job."""
+"""Each rule by minimal pairs: a bad row, and the smallest change that makes it good. One Spark job judges all rows."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_megabyte_of_text_is_judged_at_all_under_ansi_mode(spark: SparkSession
         flags = [row.flags for row in frame.select(judged.alias("flags")).collect()]
     finally:
         spark.conf.set("spark.sql.ansi.enabled", ansi)
-    assert time.perf_counter() - started < PATIENCE_S  # a rule that is quadratic in the length takes hours
+    assert time.perf_counter() - started < PATIENCE_S  # a rule with quadratic time would take hours
     assert "too_long" in flags[1]
     assert {"copies_source", "repeated_words"} <= set(flags[1])
     assert {"too_long", "wrong_language"} <= set(flags[2])

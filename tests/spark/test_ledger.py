@@ -66,13 +66,13 @@ def model_settings(endpoint: FakeEndpoint, **more: Any) -> dict[str, Any]:
 
 
 def python_workers() -> list[int]:
-    """Those of this session, without the daemon that forks them."""
+    """Python workers of this session, without the daemon that forks them."""
     daemon = descendants(os.getpid(), f"-m {python_daemon.__name__}")
     return [pid for pid, parent in daemon.items() if parent in daemon]
 
 
 def kill_all(workers: list[int]) -> int:
-    """SIGKILL them, and wait until they are gone; how many."""
+    """SIGKILL them, wait until they have ended, and return their number."""
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not any(open_files(pid) for pid in workers))
@@ -80,7 +80,7 @@ def kill_all(workers: list[int]) -> int:
 
 
 def in_flight(worker: int) -> set[str]:
-    """The keys of the requests that a worker is asking, as its spool says."""
+    """Keys of a worker's requests in flight, from its spool."""
     begun: set[str] = set()
     for spool in (path for path in open_files(worker) if path.suffix == ".jsonl"):
         with contextlib.suppress(OSError, ValueError):  # the last line may be half written
@@ -93,13 +93,13 @@ def in_flight(worker: int) -> set[str]:
 
 
 def task_of(context: Context, request: Request) -> int:
-    """Which of two tasks asks it."""
+    """Which of two tasks sends the request."""
     key = context.spark.createDataFrame([(request.key,)], "request_key string")
     return int(key.select(F.expr("pmod(xxhash64(request_key), 2)")).collect()[0][0])
 
 
 def forget_dead_workers(context: Context) -> None:
-    """Spark keeps idle Python workers, and finds out that one was killed when it wants to use it."""
+    """Spark keeps idle Python workers, and notices that one was killed only when it uses it."""
     for _ in range(10):
         with contextlib.suppress(Exception):
             context.spark.sparkContext.parallelize(range(4), 4).map(abs).count()
@@ -118,7 +118,7 @@ def test_each_distinct_request_is_asked_once_and_kept_with_its_cost(
 ) -> None:
     context = make_context()
     questions = [question(f"number {n}") for n in range(30)]
-    spend = ask(context, questions * 3)  # the same question thrice is one request
+    spend = ask(context, questions * 3)  # the same question three times is one request
     counts = endpoint.counts()
     assert (counts["requests"], counts["billed"], counts["max_billed_per_body"]) == (30, 30, 1)
     rows = ledger_rows(context)
@@ -133,7 +133,7 @@ def test_each_distinct_request_is_asked_once_and_kept_with_its_cost(
     again = ask(context, [*questions, question("one more")])
     assert endpoint.counts()["requests"] == 31
     assert again.requests == 1
-    # what was there is as it was, run and time included
+    # existing rows are unchanged, including run and time
     after = ledger_rows(context)
     assert {key: after[key] for key in rows} == rows
     context.store.drop_staged()
@@ -160,7 +160,7 @@ def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
     make_context: MakeContext, endpoint: FakeEndpoint
 ) -> None:
     context = make_context()
-    # Twenty have their answers when the others are asked, which are billed although nobody is there any more.
+    # Twenty have their answers when the others are sent. Those are billed although the worker has been killed.
     endpoint.set_script([{"match": ".", "times_total": 20}, {"delay_s": PATIENCE_S}])
     questions = [question(f"number {n}") for n in range(60)]
     over, kills = threading.Event(), []
@@ -189,7 +189,7 @@ def test_a_worker_that_is_killed_costs_at_most_its_calls_in_flight(
 def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succeed(
     make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
 ) -> None:
-    """Also one that another task was asking at both times, and that was ended with the stage."""
+    """Also a call of another task that was in flight both times, and that ended with the stage."""
     patient = model_settings(endpoint, in_flight=2, timeout_s=PATIENCE_S, deadline_s=PATIENCE_S)
     context = make_context(make_settings(models={"default": patient}))
     endpoint.set_script([{"match": "poison|slow", "delay_s": PATIENCE_S}])
@@ -199,15 +199,15 @@ def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succee
     over = threading.Event()
     kills = []
 
-    def kill_whoever_asks_the_poison() -> None:
+    def kill_the_worker_of_the_poison() -> None:
         while len(kills) < 2 and not over.wait(0.05):
             flying = {worker: in_flight(worker) for worker in python_workers()}
             if {poison.key, slow.key} <= set[str]().union(*flying.values()):
                 if kills:
-                    endpoint.set_script([])  # the slow one is answered at last
+                    endpoint.set_script([])  # finally, the slow one is answered
                 kills.append(kill_all([worker for worker, keys in flying.items() if poison.key in keys]))
 
-    killer = threading.Thread(target=kill_whoever_asks_the_poison)
+    killer = threading.Thread(target=kill_the_worker_of_the_poison)
     killer.start()
     try:
         ask(context, questions)
@@ -221,7 +221,7 @@ def test_a_call_that_kills_its_worker_twice_is_one_failure_and_all_others_succee
     assert kills == [1, 1]
     assert {row["status"] for row in rows.values()} == {"answered"} and len(rows) == 21
     requests = endpoint.counts()["requests"]
-    assert requests - 22 <= 4  # the poison once more, the slow one twice, and what was in flight beside the poison
+    assert requests - 22 <= 4  # the poison once more, the slow one twice, and the calls in flight with the poison
     assert ask(context, questions).requests == 0
     assert endpoint.counts()["requests"] == requests
 
@@ -314,7 +314,7 @@ def test_the_task_that_failed_is_known_also_where_the_worker_raised_which_is_fut
     assert tries.are_futile
 
 
-@pytest.mark.parametrize(("workers", "waves"), [(1, 3), (2, 1)])  # one leaves a core: waves are committed meanwhile
+@pytest.mark.parametrize(("workers", "waves"), [(1, 3), (2, 1)])  # leaves a core to commit waves meanwhile
 def test_a_commit_that_fails_loses_nothing_and_a_re_run_asks_nothing_more(
     workers: int, waves: int, make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
 ) -> None:
@@ -331,7 +331,7 @@ def test_a_commit_that_fails_loses_nothing_and_a_re_run_asks_nothing_more(
     def not_reached(_: Endpoint) -> None:
         raise AssertionError("an endpoint is looked for, though every answer is there")
 
-    if waves == 1:  # every answer is in the log by then
+    if waves == 1:  # by then every answer is in the log
         context = dataclasses.replace(context, before_asking=not_reached)
     assert ask(context, questions).requests == 10
     assert set(ledger_rows(context)) == {q.key for q in questions}
@@ -370,7 +370,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_without_looking_at_its_inpu
 def test_a_step_that_put_calls_off_and_is_run_again_with_the_same_input_keeps_what_it_is_paid_for_then(
     make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint
 ) -> None:
-    """A plan's name comes again; the numbers of its transactions must not."""
+    """The same plan name is used again; its transaction numbers must not be."""
     context = make_context(make_settings(models={"default": model_settings(endpoint, max_attempts=2)}))
     endpoint.set_script([{"match": "busy", "status": 429}])
     options = {"step": "ask", "rows": 4, "recipe": "r1", "inputs": (DOCUMENTS,)}
@@ -404,7 +404,7 @@ def test_a_changed_input_makes_a_new_plan_and_what_the_old_one_paid_for_is_kept(
 
 
 class Watched(Progress):
-    """Keeps what the last watch would have shown at its end."""
+    """Keeps the status at the end of the last ``watch``."""
 
     @contextlib.contextmanager
     def watch(self, label: str, poll: Callable[[], Status | None]) -> Iterator[None]:
@@ -442,7 +442,7 @@ def test_failures_of_a_row_are_kept_and_not_asked_again_and_passing_ones_are_put
     assert spend.requests == 3
     requests = endpoint.counts()["requests"]
     endpoint.set_script([])
-    assert ask(context, questions).requests == 2  # those put off, now that the endpoint is well
+    assert ask(context, questions).requests == 2  # those that were put off; now the endpoint works
     assert endpoint.counts()["requests"] == requests + 2
 
 
@@ -463,7 +463,7 @@ def test_a_refused_key_stops_the_run_within_the_calls_in_flight_and_keeps_what_w
 def test_answers_that_a_dead_driver_left_in_the_log_are_folded_in_before_anything_is_asked(
     make_context: MakeContext, make_settings: MakeSettings, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
-    """SIGKILL of the whole run, JVM and Python workers included, in the middle of the calls."""
+    """SIGKILL the whole run, with JVM and Python workers, while calls are in flight."""
     total = 120
     answered, in_flight = 40, 8
     endpoint.set_script([{"match": ".", "times_total": answered}, {"delay_s": PATIENCE_S}])
@@ -493,19 +493,19 @@ def test_answers_that_a_dead_driver_left_in_the_log_are_folded_in_before_anythin
         kept = sum(shard.rows for wave in waves for shard in wal.shards(str(wave)))
         return kept == answered and endpoint.counts()["open"] == in_flight
 
-    # What it leaves of temporary files goes with the test's folder.
+    # Its temporary files are deleted with the test's folder.
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, str(script)], start_new_session=True, env=environment) as victim:
         try:
             assert eventually(lambda: victim.poll() is not None or is_halfway(), every_s=0.1)
             assert victim.poll() is None, "the victim did not get to its calls"
         finally:
-            with contextlib.suppress(ProcessLookupError):  # it has ended by itself, which the assertion says
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself; the assertion reports that
                 os.killpg(victim.pid, signal.SIGKILL)
         victim.wait()
-    assert eventually(lambda: endpoint.counts()["billed"] == answered + in_flight)  # what was in flight is billed too
+    assert eventually(lambda: endpoint.counts()["billed"] == answered + in_flight)  # calls in flight are billed too
     endpoint.set_script([])
-    assert ask(context, [question(f"number {n}") for n in range(total)]).requests == total  # what was recovered counts
+    assert ask(context, [question(f"number {n}") for n in range(total)]).requests == total  # recovered answers count
     assert len(ledger_rows(context)) == total
     assert endpoint.counts()["billed"] == total + in_flight
 
@@ -516,7 +516,7 @@ def test_a_transaction_that_is_tried_again_adds_nothing(make_context: MakeContex
     row = ledger_rows(context)[question("warm").key].asDict()
     calls = context.spark.createDataFrame([{**row, "request_key": "0" * 64}], context.store.read(LLM_CALLS).schema)
     assert context.store.append(LLM_CALLS, calls, app_id="a plan", version=3) == 1
-    assert context.store.append(LLM_CALLS, calls, app_id="a plan", version=3) == 1  # says what it added the first time
+    assert context.store.append(LLM_CALLS, calls, app_id="a plan", version=3) == 1  # the same as the first time
     assert len(ledger_rows(context)) == 2
 
 

@@ -49,7 +49,7 @@ def test_a_cap_is_not_exceeded_and_what_did_not_fit_is_put_off(
     spend = ask(context, [f"number {n}" for n in range(60)])
     assert 0 < spend.requests < 60
     assert spend.cost_microusd <= cap * 1_000_000
-    # what is left is less than one call may cost: a token a byte of its body, and all the tokens it is allowed
+    # less is left than the maximum of one call: a token for each byte of its body, and all its max_tokens
     assert spend.cost_microusd > cap * 1_000_000 - 160
     assert endpoint.counts()["billed"] == spend.requests
     assert "60 requests for test-model" in caplog.text and "at most about $" in caplog.text
@@ -57,7 +57,7 @@ def test_a_cap_is_not_exceeded_and_what_did_not_fit_is_put_off(
     # the same run has nothing left to spend; another run goes on
     assert ask(context, [f"number {n}" for n in range(60)]).requests == 0
     assert ask(make_context(context.settings), [f"number {n}" for n in range(60)]).requests > 0
-    # nor is it exceeded where the endpoint does not say what a call took: rows do not know it, the cap holds the most
+    # nor is it exceeded if the endpoint reports no usage: cost is null in the rows, and the cap counts the maximum
     endpoint.set_script([{"usage": "empty"}])
     endpoint.reset()
     blind = make_context(context.settings)
@@ -80,7 +80,7 @@ def test_an_outage_leaves_no_failure_and_the_run_goes_on_by_itself(
     rows = context.store.read(LLM_CALLS).groupBy("status").count().collect()
     assert [(row["status"], row["count"]) for row in rows] == [("answered", 200)]
     assert endpoint.counts()["billed"] == 200
-    # Twenty calls had begun; some tried again before it was known to be an outage; then there is a probe a second.
+    # Twenty calls had begun; some were retried before the outage was detected; then there is one probe a second.
     assert 1 <= len(endpoint.outage_requests()) <= 20 + 20 + 8
 
 
@@ -92,7 +92,7 @@ def test_texts_get_their_vectors_many_at_a_time_and_never_again(
     frame = context.spark.createDataFrame([*texts, ("again", texts[0][1])], "id string, text string")
     completed = embed_all(context, frame, context.settings.endpoint("default"), step="embed", rows=121, dimensions=64)
     calls = endpoint.counts()["requests"]
-    assert 3 <= calls <= 12  # a pause of the machine sends a call before it is full
+    assert 3 <= calls <= 12  # if the machine pauses, a call is sent before it is full
     assert completed.spend.requests == 120
     assert completed.spend.input_tokens == endpoint.counts()["input_tokens"]
     by_text = {
@@ -116,7 +116,7 @@ def test_batch_files_fill_the_same_ledger_at_their_own_price(
     assert spend.cost_microusd == Decimal(spend.input_tokens + 2 * spend.output_tokens) / 2
     assert counts["billed"] == 25, counts
     assert ask(context, [f"number {n}" for n in range(25)]).requests == 0
-    live = make_context(make_settings(models=model(endpoint)))  # the same questions by calls: they have their answers
+    live = make_context(make_settings(models=model(endpoint)))  # the same questions by calls: they are already answered
     assert ask(live, [f"number {n}" for n in range(25)]).requests == 0
 
 
@@ -143,7 +143,7 @@ def test_a_replay_sends_nothing_copies_the_recorded_rows_and_stops_at_a_miss(
 
 @contextmanager
 def event_log(spark: SparkSession, folder: Path) -> Iterator[None]:
-    """While it lasts, Spark writes its event log into ``folder``."""
+    """Make Spark write its event log into ``folder`` inside the context."""
     folder.mkdir()
     jvm, scala = spark.sparkContext._gateway.jvm, spark.sparkContext._jsc.sc()
     place = jvm.java.net.URI(folder.as_uri())
@@ -165,7 +165,7 @@ def test_a_key_of_hadoops_credential_providers_reaches_the_calls_and_nothing_els
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("DEBUG", logger="personahub_spark")  # what Py4J says at DEBUG holds every word to the JVM
+    caplog.set_level("DEBUG", logger="personahub_spark")  # at DEBUG, Py4J logs every message to the JVM
     secret, pickled = "hadoop-kept-secret-4711", []
 
     def dumps(self: CloudPickleSerializer, function: object) -> bytes:
@@ -202,5 +202,5 @@ def test_a_key_of_hadoops_credential_providers_reaches_the_calls_and_nothing_els
         b"SparkListenerSQLExecutionStart" in content and b"MapInArrow" in content for content in written.values()
     )
     assert not [file for file, content in written.items() if secret.encode() in content]
-    # Tasks of other frames do not have it, nor whatever this program starts later.
+    # Neither tasks of other frames have it, nor processes that this program starts later.
     assert secret not in {*os.environ.values(), *context.spark.sparkContext.environment.values()}

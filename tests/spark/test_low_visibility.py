@@ -1,4 +1,4 @@
-"""Kinds of people that web text rarely yields: told by what a persona is, not by whom it speaks of."""
+"""Kinds of people that web text rarely yields: decided by who the persona is, not by whom it mentions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pyspark.sql import functions as F
 
 from personahub_spark.publication.report import head_of_persona, kinds_of_low_visibility
 
-# Of each kind one who is of it, and beside it one who only deals with such people.
+# For each kind: a persona of this kind, and a persona that only deals with such people.
 PAIRS = {
     "children": [
         ("A nine-year-old boy who counts ambulances.", "A teacher of nine-year-old boys."),

@@ -36,14 +36,14 @@ RULES: list[dict[str, Any]] = [
 
 
 def run_again(context: Context) -> str:
-    """All steps as one run of its own, and its summary."""
+    """Run all steps as a new run; its summary."""
     context = dataclasses.replace(context, run_id=f"run-{steps.now():%H%M%S%f}")
     outcomes = {step: run_step(context, run_pipeline.STEPS[step]).outcomes for step in STEPS}
     return report.summary(context.store, outcomes, context.run_id)
 
 
 def sums(report: str) -> list[tuple[int, list[int]]]:
-    """(total, its parts) of every line that has an equals sign, parenthesised notes and what follows a comma apart."""
+    """(total, parts) of every line with an equals sign, without notes in parentheses and text after a comma."""
     totals = []
     for line in report.splitlines():
         if " = " in line and not line.startswith(("-", " " * 4)):
@@ -90,10 +90,10 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
         " + 0 removed by semantic" in output
     )
     assert "math         2 written = 1 pass the form checks + 1 fail one or more" in output
-    # seven questions about documents, one of them shared, less the one put off; two problems
+    # seven questions about documents, one of them shared, minus the one put off; two problems
     assert "this run     8 calls = 7 answered + 1 failed; those of the 1 calls put off not counted" in output
     assert "  requests   8 sent = 8 first + 0 again\n" in output and "all runs" not in output
-    # everybody is listed, those of the hub first, with what is wrong with the others
+    # all personas are listed, those of the hub first, the others with their faults
     listed = output.splitlines()[output.splitlines().index("Personas (4)") :]
     assert all(len(line) <= 120 for line in listed)
     assert [line.split("  ")[1] for line in listed[3:7]] == [
@@ -102,7 +102,7 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
         "I am a baker, call me",
         "A weaver, who repairs old looms for a village museum!",
     ]
-    assert "title 0" in listed[3] and "https://example.org/" in listed[4]  # no title, but an address
+    assert "title 0" in listed[3] and "https://example.org/" in listed[4]  # it has no title, but an address
     assert listed[5].endswith("flagged: too_short, first_person") or listed[5].endswith("flagged: first_person")
     assert listed[6].endswith("removed by exact_tokens")
     assert listed[8:12] == [

@@ -1,4 +1,4 @@
-"""What a step leaves behind, and the exit codes that need a session."""
+"""Rows and files of a step, and the exit codes that need a session."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_a_step_that_fails_after_asking_leaves_a_record_of_what_it_spent(
         return complete_all(context, rows, model, step="ask", rows=len(made)).spend
 
     def refused(context: Context) -> StepResult:
-        ask(context, "one", "two")  # as a step that asks for several things, one after the other
-        # Paid for, and not to be read; when it is asked again the key is refused.
+        ask(context, "one", "two")  # like a step with several plans, one after the other
+        # The reply is billed but unreadable; when it is asked for again the key is refused.
         unreadable = '{"usage": {"prompt_tokens": 10, "completion_tokens": 4}, "choices": [{}]}'
         endpoint.set_script([{"match": ".", "times": 1, "body": unreadable}, {"match": ".", "status": 401}])
         ask(context, "three")
@@ -129,7 +129,7 @@ def test_a_step_that_fails_after_asking_leaves_a_record_of_what_it_spent(
         assert row["requests"] == len(mine) == requests
         assert row["input_tokens"] == sum(call["input_tokens"] for call in mine) > 0
         assert row["cost_microusd"] == sum(call["cost_microusd"] for call in mine) > 0
-    for kind in ("input_tokens", "output_tokens"):  # the run's own count is the endpoint's, what was lost included
+    for kind in ("input_tokens", "output_tokens"):  # the run counts as much as the endpoint, lost calls included
         assert rows[context.run_id][kind] + rows[context.run_id][f"put_off_{kind}"] == billed[kind]
     assert rows[context.run_id]["put_off_input_tokens"] > 0
     seen = {row["run_id"]: row for row in context.store.view("spend_by_run").collect()}
@@ -189,7 +189,7 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 
 def job(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A job as a program of its own, run in ``folder``."""
+    """Run a job as a separate process in ``folder``."""
     command = [sys.executable, str(ROOT / "jobs" / name), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
@@ -226,6 +226,6 @@ def test_speculation_is_refused_also_where_spark_submit_turned_it_on(tmp_path: P
         env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2
-    output = done.stdout + done.stderr  # spark-submit joins the two of its program
+    output = done.stdout + done.stderr  # spark-submit merges both streams of its program
     assert "error: spark.speculation is on: a speculative twin would ask a model twice; turn it off" in output
     assert not (tmp_path / "store").exists()

@@ -1,4 +1,4 @@
-"""Tables: a row gets in once, whole and fitting, or is refused with a sentence; views answer their question."""
+"""Tables: a row is added once if it is complete and valid, or refused with a message; views give the right rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sha(letter: str) -> str:
     return letter * 64
 
 
-# A sound row of each table; a test changes what it is about.
+# A valid row of each table; a test changes the columns that it is about.
 SOUND: dict[str, dict[str, Any]] = {
     "documents": {"doc_id": sha("d"), "text": "t", "source": "s", "file": "f", "line": 1},
     "document_sources": {"place_id": sha("l"), "doc_id": sha("d"), "source": "other", "file": "g", "line": 2},
@@ -105,12 +105,12 @@ SOUND: dict[str, dict[str, Any]] = {
 
 
 def sound(table: Table, *changes: dict[str, Any]) -> list[dict[str, Any]]:
-    """Sound rows of ``table``, each with its changes."""
+    """Add valid rows to ``table``, each with its changes."""
     return [{**SOUND[table.name], **change} for change in changes]
 
 
 def frame(spark: SparkSession, table: Table, *changes: dict[str, Any]) -> DataFrame:
-    """Sound rows of ``table``, each with its changes; no column is declared non-null."""
+    """Valid rows of ``table``, each with its changes; no column is declared non-null."""
     rows = sound(table, *changes)
     columns = StructType([column.__class__(column.name, column.dataType, True) for column in table.columns])
     return spark.createDataFrame([tuple(row.get(name) for name in columns.names) for row in rows], columns)
@@ -121,13 +121,13 @@ def add(spark: SparkSession, store: Store, table: Table, *changes: dict[str, Any
 
 
 def fill(store: Store, table: Table, *changes: dict[str, Any], run_id: str = "run-1", at: datetime = NOW) -> None:
-    """As ``add``, for rows whose adding is not what the test is about."""
+    """Like ``add``, for rows that a test only needs as its input."""
     put(store, table, *sound(table, *changes), run_id=run_id, created_at=at)
 
 
 @pytest.fixture(scope="module")
 def store(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Tables that the tests of this module share; each uses keys of its own."""
+    """Tables that the tests of this module share; each test uses its own keys."""
     root = tmp_path_factory.mktemp("it's a store")
     made = Store(spark, StoreSettings(root=str(root), database="shared_tables"))
     assert made.existing() == []
@@ -176,7 +176,7 @@ def test_a_table_is_made_as_create_table_would_make_it(
         spark.sql("DROP DATABASE made_by_sql CASCADE")
 
     def log_of(root: str, kind: str) -> dict[str, Any]:
-        """Protocol and metadata, but for what differs from table to table."""
+        """Protocol and metadata, without the parts that differ between tables."""
         content = files.read_whole(f"{root}/{table.name}/_delta_log", f"{0:020}.{kind}").decode()
         actions: dict[str, Any] = {}
         for line in content.splitlines():
@@ -284,7 +284,7 @@ def test_a_row_outside_a_closed_domain_breaks_just_the_check_of_it(spark: SparkS
     table = BY_NAME[name]
     broken = [(check, change) for of, check, change in BAD if of == name and check in table.checks]
     rows = frame(spark, table, {}, *(change for _, change in broken)).select(
-        F.array_compact(  # as Delta sees it: what is unknown is broken
+        F.array_compact(  # for Delta, an unknown result breaks the constraint
             F.array(*[F.when(F.coalesce(F.expr(check), F.lit(False)), None).otherwise(F.lit(of))
                       for of, check in table.checks.items()])
         ).alias("broken")
@@ -296,7 +296,7 @@ def test_a_row_outside_a_closed_domain_breaks_just_the_check_of_it(spark: SparkS
 def test_such_a_row_is_refused(
     spark: SparkSession, store: Store, name: str, check: str, change: dict[str, Any]
 ) -> None:
-    """That each table has its checks is tested where tables are made."""
+    """Another test checks that each table has its constraints."""
     with pytest.raises(PersonaHubError, match=f"^table {name} refused the rows: .*{check}") as caught:
         add(spark, store, BY_NAME[name], change)
     assert "\n" not in str(caught.value)
@@ -347,7 +347,7 @@ def test_one_name_for_tables_at_two_places_is_refused(spark: SparkSession, tmp_p
         ):
             at("two").use()
         (tmp_path / "link").symlink_to(tmp_path / "one")
-        at("link").use([PERSONAS.name])  # the same table by another way
+        at("link").use([PERSONAS.name])  # another path to the same table
         shutil.rmtree(tmp_path / "one")
         with pytest.raises(PersonaHubError, match=r"already the name of something whose files are gone, or "):
             at("two").use()
@@ -417,7 +417,7 @@ SURVEY = {
 
 @pytest.fixture(scope="module")
 def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """p and its child r are published, f is flagged, q removed; two ways led to p, one twice; the text z withdrawn."""
+    """p and its child r are published, f is flagged, q removed; p has two origins, one twice; text z is withdrawn."""
     root = tmp_path_factory.mktemp("filled")
     store = Store(spark, StoreSettings(root=str(root), database="filled_tables"), task_views=task_views())
     store.create()
@@ -495,7 +495,7 @@ def test_a_survey_is_counted_for_all_and_by_label_with_intervals(spark: SparkSes
         ("lang", "unknown", "seldom"): (2, 4), ("hop", "0", "Often"): (2, 3), ("hop", "0", "seldom"): (1, 3),
         ("hop", "1", "seldom"): (1, 1), ("field", "air", "Often"): (2, 3), ("field", "air", "seldom"): (1, 3),
     }  # fmt: skip
-    # Wilson's interval has the shares that such a count would not be far from, at 1.96 standard deviations.
+    # Wilson's interval: the shares for which this count is within 1.96 standard deviations.
     for row in rows.values():
         for bound in (row["low"], row["high"]):
             far = abs(row["share"] - bound) / max((bound * (1 - bound) / row["asked"]) ** 0.5, 1e-12)
@@ -533,9 +533,9 @@ def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: St
     assert personas["cost_usd"] == pytest.approx(Decimal("0.000300000003"))
     assert personas["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.000300000003"))
     assert rows["extract_personas", "other"]["kept_rows"] == 1
-    again = rows["extract_personas", "third"]  # found what was found before, and what is flagged: nothing kept for it
+    again = rows["extract_personas", "third"]  # it inferred known and flagged personas only, so no row was kept
     assert (again["cost_usd"], again["kept_rows"], again["cost_usd_per_kept_row"]) == (Decimal("0.000003"), 0, None)
-    texts = rows["synthesize", "m"]  # a problem and a profile; the others fail checks
+    texts = rows["synthesize", "m"]  # one problem and one profile pass; the others fail checks
     assert (texts["requests"], texts["kept_rows"]) == (8, 2)
     assert texts["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.00003"))
 
@@ -601,10 +601,10 @@ def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(
     try:
         elsewhere.use(["hub"])
         assert {row["viewName"] for row in spark.sql("SHOW VIEWS IN another_name").collect()} == {"hub"}
-        assert spark.table("hub").count() == 2  # of a view also what it reads
+        assert spark.table("hub").count() == 2  # of a view, also the tables that it reads
         elsewhere.use()
         assert spark.sql("SELECT count(*) AS n FROM personas").collect()[0]["n"] == 4
-        for name in (*VIEWS, "math_problems", "profiles"):  # other tasks wrote nothing
+        for name in (*VIEWS, "math_problems", "profiles"):  # the other tasks have no rows
             assert spark.table(name).count() == filled.view(name).count() > 0
         assert {name: spark.table(name).columns for name in filled.views} == {
             name: filled.view(name).columns for name in filled.views

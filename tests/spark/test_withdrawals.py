@@ -1,4 +1,4 @@
-"""What a withdrawal reaches, against walking every path by hand."""
+"""The rows that a withdrawal reaches, compared with a walk over every path."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def below(withdrawn: set[str], edges: set[tuple[str, str, str]]) -> set[str]:
 
 
 def first_ways(edges: set[tuple[str, str, str]]) -> dict[str, list[str]]:
-    """Persona -> its first origin and the parents on the way from a text: that is last, as in ``persona_ancestors``."""
+    """Persona -> the path from its text to its parent, as in ``persona_ancestors``: the parent is last."""
     ways: dict[str, list[str]] = {}
     while True:
         more = {
@@ -58,7 +58,7 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
     rng = random.Random(seed)
     edges: set[tuple[str, str, str]] = set()
     sources: dict[str, tuple[str, str | None]] = {}
-    for world in range(60):  # apart from one another, so that one run looks at all
+    for world in range(60):  # separate graphs, so that one run checks all of them
         for n in range(4):
             sources[f"{world}-s{n}"] = (rng.choice("ab"), rng.choice(["cc0", "mit", None]))
         personas = [f"{world}-p{n}" for n in range(rng.randint(3, 7))]
@@ -70,7 +70,7 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
                     edges.add((persona, key, "import" if key.endswith(("0", "1")) else "document"))
                 else:
                     edges.add((persona, parent, "persona"))
-        for persona in personas:  # whatever there is was found somewhere
+        for persona in personas:  # every persona has an origin
             if not held_up(persona, edges, set()):
                 edges.add((persona, f"{world}-s3", "document"))
     documents, imports = (
@@ -78,7 +78,7 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
         for ends in (("2", "3"), ("0", "1"))
     )
     ruled = [("source", "a"), ("licence", "mit"), ("document", "7-s2"), ("document", "9-s0"), ("source", "cc0")]
-    # Some texts were found again: one goes when all its places do.
+    # Some texts have further places; a text is withdrawn only if all its places are.
     again = [(key, rng.choice("abc"), rng.choice(["cc0", "mit", None])) for key, *_ in documents if rng.random() < 0.4]
     held = {key for key, source, licence in again if source != "a" and licence != "mit"}
     withdrawn = {k for k, (source, licence) in sources.items() if source == "a" or licence == "mit"} - held | {"7-s2"}
@@ -99,9 +99,9 @@ def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
         (other, persona, "persona") in edges and not expected[persona]
         for persona, other, _ in edges
         if other in expected
-    )  # cycles that hold one another are among them
+    )  # among them are cycles of withdrawn personas
 
-    # Who stays comes from something that is in use, by a way that one can walk, and from its first origin if it can.
+    # A persona that stays gets a path to an origin in use, along existing edges; to its first origin if possible.
     rerouted = lineage.reroutes(
         reached.edges,
         personas=spark.createDataFrame(

@@ -1,4 +1,4 @@
-"""A loopback endpoint for the tests that ask one."""
+"""A loopback endpoint for unit tests, and fixtures for time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _fake() -> Iterator[FakeEndpoint]:
 
 @pytest.fixture
 def fake(_fake: FakeEndpoint) -> FakeEndpoint:
-    """One process for all tests, its script empty and its counts at zero."""
+    """The loopback endpoint: one process for all tests, with an empty script and counts of zero."""
     _fake.set_script([])
     _fake.reset()
     return _fake
@@ -28,13 +28,13 @@ def fake(_fake: FakeEndpoint) -> FakeEndpoint:
 
 @pytest.fixture(autouse=True)
 def _patient_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call for embeddings waits until it is full: a slow machine sends no part of it before."""
+    """Calls for embeddings wait until they are full, so that a slow machine does not send a part early."""
     monkeypatch.setattr(calls, "PACK_WAIT_S", PATIENCE_S)
 
 
 @pytest.fixture(scope="session")
 def clock() -> Clock:
-    """This process's clock from the first test that sets it forward on: put back, it would go backwards."""
+    """A clock that tests set forward. The process keeps it, because without it time would go backwards."""
     clock = Clock()
     time.monotonic = clock
     return clock

@@ -1,4 +1,4 @@
-"""Where a model is served: shares, failover, outages, refused keys, and keys from where an address says."""
+"""Addresses of a model: shares, failover, outages, refused keys, and where keys come from."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_another_address_stands_in_for_one_that_does_not_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake.set_script([trouble])
-    # A slow machine would probe it more often.
+    # Otherwise a slow machine would probe it more often.
     monkeypatch.setattr(Admission, "PROBE_S", PATIENCE_S)
     results = answers(asks(100), both(fake, second, transport=transport, in_flight=4))
     assert statuses(results) == {"answered"}
@@ -125,13 +125,13 @@ def test_a_refused_key_stops_the_run_though_every_other_call_hangs(fake: FakeEnd
 def test_an_outage_is_sat_out_with_a_probe_a_second_and_no_row_suffers(
     fake: FakeEndpoint, transport: str, trouble: dict[str, Any], clock: Clock
 ) -> None:
-    """The outage is longer than any request's deadline: waiting for the endpoint is not the request's time."""
+    """The outage is longer than any request's deadline; waiting for its end does not count against the deadline."""
     fake.set_script([trouble])
     where = endpoint(fake, transport=transport, in_flight=8, deadline_s=500, timeout_s=500)
 
     def end_it() -> None:
         for _ in range(3):
-            # Ten have begun; of the eight that have a place all wait for leave, but at most one that probes.
+            # Ten have begun. The eight that have a place wait for admission, except at most one that probes.
             assert eventually(lambda: gate._on_loop(is_held) and gate._on_loop(waiting) >= 7)
             requests_so_far = fake.counts()["requests"]
             clock.skip(200)
@@ -165,7 +165,7 @@ def test_an_outage_in_the_middle_costs_no_row_either(fake: FakeEndpoint) -> None
     results = answers(asks(300), endpoint(fake, in_flight=16))
     assert statuses(results) == {"answered"}
     assert (len(results), fake.counts()["billed"]) == (300, 300)
-    assert time.monotonic() - began > 3  # twenty were under way or waited; four probes, one a second
+    assert time.monotonic() - began > 3  # twenty were in flight or waited; four are probes, one a second
 
 
 def test_an_outage_over_its_limit_puts_every_row_off(fake: FakeEndpoint) -> None:
@@ -202,7 +202,7 @@ def test_an_endpoint_that_hangs_for_everybody_fails_nobody(fake: FakeEndpoint, c
 
 @pytest.mark.parametrize("limit", [None, 60_000])
 def test_the_gate_counts_timeouts_and_further_attempts(fake: FakeEndpoint, limit: int | None, clock: Clock) -> None:
-    """Whether tasks ask for leave (there is a limit) or call without asking."""
+    """With a limit, tasks ask the gate before each call; without one they do not."""
     slow, refused = [ask(f"slow {n}") for n in range(3)], [ask(f"refused {n}") for n in range(2)]
     fake.set_script([{"match": "slow", "fault": "hang", "times": 1}, {"match": "refused", "status": 500, "times": 2}])
     where = endpoint(fake, in_flight=2, timeout_s=100, deadline_s=1e6, requests_per_minute=limit)

@@ -1,4 +1,4 @@
-"""Answers of every class, answers that are not the JSON asked for, replies no one can read: named, billed, stored."""
+"""Answers of every class, answers that break the requested JSON, unreadable replies: named, billed, stored."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_without_a_price_the_cost_is_unknown_not_zero(fake: FakeEndpoint) -> Non
 
 
 def test_totals_equal_the_servers_own_count_whatever_went_wrong(fake: FakeEndpoint) -> None:
-    """Cut off, refused, empty, wrong JSON asked again, unreadable and refused requests, all in one run."""
+    """Cut-off, refused and empty answers, wrong JSON, unreadable replies and bad requests, all in one run."""
     fake.set_script(
         [
             {"match": r"question \d*1\b", "reply": "cut", "finish_reason": "length", "reasoning_tokens": 5},

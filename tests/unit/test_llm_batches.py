@@ -72,7 +72,7 @@ def run(fake: FakeEndpoint, journal: Journal, requests: Any, **options: Any) -> 
 
 
 def by_content(fake: FakeEndpoint, journal: Journal, requests: Any, **options: Any) -> dict[str, Outcome]:
-    """Outcomes by the content of their request, or by key where it is not known; each request has one."""
+    """Run the requests; outcomes by the request's content, or else by its key. Asserts one outcome for each request."""
     contents = {r.key: r.messages[0]["content"] for r in requests if isinstance(r, Request)}
     results = [outcome for outcome in run(fake, journal, iter(requests), **options) if outcome is not None]
     assert Counter(outcome.request_key for outcome in results).most_common(1)[0][1] == 1
@@ -279,7 +279,7 @@ def test_a_paid_answer_is_kept_and_classed_also_by_the_run_that_takes_it_up(
     first = run(fake, journal, [request])
     while next(first) is None:
         pass
-    first.close()  # before the outcome was kept
+    first.close()  # before the outcome was stored
     (outcome,) = by_content(fake, journal, []).values()
     assert (outcome.status, outcome.answer_class, outcome.prompt_version) == ("answered", answer_class, "v2")
     assert outcome.request_key == request.key
@@ -325,7 +325,7 @@ def test_a_cancelled_batch_keeps_what_was_answered_and_puts_off_the_rest(fake: F
     run_away = run(fake, journal, asks(50))
     assert eventually(lambda: next(run_away) is None and fake.batch_counts()["billed"] > 0)
     run_away.close()
-    with openai.OpenAI(base_url=f"{fake.url}", api_key="none") as provider:  # somebody, say on the provider's page
+    with openai.OpenAI(base_url=f"{fake.url}", api_key="none") as provider:  # for example on the provider's page
         (batch,) = provider.batches.list()
         provider.batches.cancel(batch.id)
     results = by_content(fake, journal, asks(50))
@@ -342,11 +342,11 @@ def test_no_more_is_sent_than_the_cap_allows_even_if_every_answer_is_as_long_as_
         return Request("m", [{"role": "user", "content": f"question {n}"}], {"max_tokens": 50})
 
     price = PRICE.of_batches
-    one = len(_line(bounded(1))) * price.input + 50 * price.output  # a byte may be a token, and no token is less
+    one = len(_line(bounded(1))) * price.input + 50 * price.output  # at most a token for each byte
     budget = Budget(cap=one * 10, spent=one * Decimal("4.5"))
     results = by_content(fake, journal, [bounded(n) for n in range(1, 401)], budget=budget, max_lines=4)
-    # Answers are shorter than they may be, so what is left after the first batches is enough for more of them; but a
-    # batch may take a day, so the last cents are not chased with smaller and smaller ones.
+    # Answers are shorter than their maximum, so the money left after the first batches is enough for more; but a
+    # batch may take a day, so the last cents are not spent on smaller and smaller batches.
     answered = statuses(results)["answered"]
     assert 5 < answered < 400 and statuses(results) == {"answered": answered, "deferred": 400 - answered}
     assert {o.error_class for o in results.values() if o.status == "deferred"} == {"budget_reached"}
@@ -366,7 +366,7 @@ def test_a_taken_up_batch_counts_against_the_cap_and_a_call_without_a_limit_stop
     under_way = run(fake, journal, iter([bounded(f"earlier {n}") for n in range(3)]))  # without a cap
     assert next(under_way) is None
     under_way.close()
-    # Less than the new request may cost, and more than those of the batch have cost in the end.
+    # Less than the maximum of the new request, and more than the final cost of the batch.
     budget = Budget(Decimal(100), Decimal(0))
     results = by_content(fake, journal, [bounded("new")], budget=budget)
     assert statuses(results) == {"answered": 3, "deferred": 1} and results["new"].error_class == "budget_reached"
@@ -456,7 +456,7 @@ def test_the_key_is_nowhere_even_when_the_endpoint_echoes_it(tmp_path: Path, cap
         next(left)
         left.close()
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert b"shape" in written  # there is an intent, with neither key nor prompt
+    assert b"shape" in written  # an intent was written, without key or prompt
     for text in (repr(results), str(caught.value), caplog.text, "".join(messages), written.decode()):
         assert KEY not in text
     for text in (caplog.text, "".join(messages), written.decode()):
@@ -573,7 +573,7 @@ def test_a_batch_that_the_endpoint_forgot_is_put_off(fake: FakeEndpoint, journal
 
 
 CRASHES: dict[str, tuple[list[dict[str, Any]], str]] = {
-    # what the endpoint does, and the path that the run has come to when it is killed
+    # what the endpoint does, and the path of the request during which the run is killed
     "after the intent": ([{"path": "POST /v1/files$", "status": 503}], "/v1/files"),
     "while the upload's reply is on its way": ([{"path": "POST /v1/files$", "fault": "hang"}], "/v1/files"),
     "after the upload": ([{"path": "POST /v1/batches$", "status": 503}], "/v1/batches"),

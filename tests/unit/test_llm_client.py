@@ -108,7 +108,7 @@ def test_no_requests_no_outcomes(fake: FakeEndpoint) -> None:
 
 
 def test_in_flight_is_reached_and_never_passed(fake: FakeEndpoint) -> None:
-    for delay_s in (0.1, 1, 10, 100):  # on a slow machine the first one may have its answer before the tenth is asked
+    for delay_s in (0.1, 1, 10, 100):  # a slow machine may get the first answer before it sends the tenth request
         fake.set_script([{"delay_s": delay_s}])
         answers(asks(40), endpoint(fake, in_flight=10))
         if fake.counts()["max_concurrent"] == 10:
@@ -183,7 +183,7 @@ def test_a_request_ends_at_its_deadline(fake: FakeEndpoint, rule: dict[str, Any]
     with clock.skipping(100, fake=fake):
         outcome = only(answers([ask("x")], endpoint(fake, max_attempts=1000, **limits)))
     assert outcome.status == "deferred"
-    assert outcome.attempts == 2 or "fault" not in rule  # which would else be three
+    assert outcome.attempts == 2 or "fault" not in rule  # otherwise there would be three
 
 
 def test_a_request_that_never_works_does_not_hold_up_a_run_as_an_outage_would(
@@ -368,7 +368,7 @@ def test_a_cut_off_answer_keeps_its_cost(fake: FakeEndpoint) -> None:
     assert outcome.cost_microusd == Decimal(11)
 
 
-# --- answers that are to be JSON
+# --- answers in JSON
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 
@@ -451,7 +451,7 @@ def test_a_schema_that_is_none_fails_its_row_unsent(fake: FakeEndpoint) -> None:
     assert fake.counts()["requests"] == 1
 
 
-# --- poison
+# --- requests that always fail
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,7 @@ def test_a_request_that_hangs_while_others_do_not_costs_three_and_is_put_off(fak
     bad = by_key.pop(ask("poison").key)
     assert (bad.status, bad.error_class, bad.attempts) == ("deferred", "timeout", 3)
     assert {outcome.status for outcome in by_key.values()} == {"answered"}
-    # Of the same request the endpoint says that it never will: a minimal pair.
+    # The minimal pair: the endpoint refuses the same request for good.
     fake.set_script([{"match": "poison", "status": 400}])
     by_key = {o.request_key: o for o in answers(requests, endpoint(fake, in_flight=4))}
     assert by_key[ask("poison").key].status == "failed"
@@ -564,7 +564,7 @@ def test_in_flight_counts_calls_not_inputs(fake: FakeEndpoint) -> None:
             pulled += 1
             yield request
 
-    for delay_s in (0.1, 1, 10):  # on a slow machine the first call may have its answer before the third is made
+    for delay_s in (0.1, 1, 10):  # a slow machine may get the first answer before it makes the third call
         pulled, yielded, ahead = 0, 0, 0
         fake.reset()
         fake.set_script([{"delay_s": delay_s}])
@@ -636,12 +636,12 @@ def test_one_bad_input_among_256_is_found_by_halving(fake: FakeEndpoint, rule: d
     assert Counter(outcome.status for outcome in results.values()) == {"answered": 255, "failed": 1}
     assert fake.counts()["requests"] <= 17
     used = sum(outcome.usage.input_tokens for outcome in results.values() if outcome.usage)
-    # A reply of which half is there was paid for, and does not tell what it took: nor do the rows that it was for.
+    # Half a reply is billed but has no usage, so the usage of its rows is unknown too.
     assert used == (0 if rule.get("body") == '{"data": [{' else fake.counts()["input_tokens"])
 
 
 def test_an_input_without_a_usable_vector_is_asked_alone_before_it_fails(fake: FakeEndpoint) -> None:
-    fake.set_script([{"fault": "nan", "match": "input 0"}])  # of each reply the first vector
+    fake.set_script([{"fault": "nan", "match": "input 0"}])  # the first vector of each reply
     results = answers(embeds(64), endpoint(fake))
     bad = [outcome for outcome in results if outcome.status != "answered"]
     assert [(o.request_key, o.status, o.error_class, o.attempts) for o in bad] == [
@@ -865,7 +865,7 @@ def test_an_outage_is_waited_out_and_costs_no_row(fake: FakeEndpoint) -> None:
     results = answers(asks(300), endpoint(fake))
     assert Counter(outcome.status for outcome in results) == {"answered": 300}
     assert fake.counts()["requests"] == 300 + 14
-    assert time.monotonic() - began > 3  # of the 14 ten were under way or waited; the others are probes, one a second
+    assert time.monotonic() - began > 3  # of the 14, ten were in flight or waited; the others are probes, one a second
 
 
 def test_a_run_that_the_gate_ends_stops_while_its_calls_hang(

@@ -1,4 +1,4 @@
-"""Embeddings: many inputs in one call, exact sums, and one bad input that spoils nothing but its own row."""
+"""Embeddings: many inputs in one call, exact sums, and a bad input that fails only its own row."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_usage_is_shared_even_when_inputs_have_no_tokens_of_ours(fake: FakeEndpo
     assert sum((outcome.usage for outcome in results if outcome.usage), Usage(0, 0, 0, 0)) == Usage(7, 0, 0, 0)
 
 
-# --- servers that do not give vectors in base64
+# --- servers without vectors in base64
 
 NAMED = [
     (400, "Unsupported encoding_format: only float is supported"),
@@ -184,7 +184,7 @@ NAMED = [
 
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], str]:
-    """What this process knows of how addresses give vectors, from now on."""
+    """What the process learns, from now on, about the encodings of vectors by address."""
     learned: dict[tuple[str, str], str] = {}
     monkeypatch.setattr(_runtime(), "encodings", learned)
     return learned

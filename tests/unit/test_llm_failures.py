@@ -1,4 +1,4 @@
-"""What a failure means, and how long to wait after one."""
+"""The meaning of failures, and the wait after them."""
 
 from __future__ import annotations
 

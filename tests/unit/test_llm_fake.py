@@ -1,4 +1,4 @@
-"""The fake endpoint itself: what tests and dry runs rely on."""
+"""The fake endpoint, on which tests and dry runs rely."""
 
 from __future__ import annotations
 

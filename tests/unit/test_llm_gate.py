@@ -1,4 +1,4 @@
-"""The gate over real connections: what one task does, all feel."""
+"""The gate over real connections: it decides for all tasks together."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def settle(client: GateClient, permit: Permit, failure: Failure | None = None, c
 
 
 def calls_waiting(gate: Gate) -> int:
-    """Calls that wait for leave."""
+    """Calls that wait for admission."""
     return gate._on_loop(lambda: sum(len(asks) for asks in gate._admission._asks.values()))
 
 
 def reserved(gate: Gate) -> Decimal:
-    """What the calls under way may cost."""
+    """The maximum cost of the calls in flight."""
     return gate._on_loop(lambda: gate._admission.budget.reserved)
 
 
 def why_held(gate: Gate) -> str | None:
-    """Why nothing is admitted now, None where calls are."""
+    """The reason why no call is admitted now; None if calls are."""
     return gate._on_loop(lambda: gate._admission.why_held(gate._loop.time()))
 
 
@@ -84,7 +84,7 @@ def test_without_limits_and_cap_a_call_is_admitted_without_asking() -> None:
         client = await GateClient.open(place, PLAIN)
         admission = client.admit(tokens=10, dearest_microusd=None)
         with pytest.raises(StopIteration) as caught:
-            admission.send(None)  # it does not wait, so nothing can have been asked
+            admission.send(None)  # it did not wait, so it cannot have asked the gate
         assert caught.value.value.address == 0
         client.close()
 
@@ -104,7 +104,7 @@ def test_calls_made_without_asking_are_counted_soon() -> None:
 
     with Gate(PLAIN, PRICE) as gate:
         run(task(gate))
-    passed = gate.passed  # it outlives the gate
+    passed = gate.passed  # still readable after the gate is closed
     assert (passed.admitted, passed.spent_microusd, passed.tokens) == (51, 150, 510)
 
 
@@ -247,7 +247,7 @@ def test_a_stop_reaches_every_task_at_once(endpoint: Endpoint) -> None:
 
         while not all([await stopped(client) for client in clients]):
             await asyncio.sleep(0.01)
-        if endpoint is CRAWLING:  # which would let them in one by one, in a quarter of an hour
+        if endpoint is CRAWLING:  # its limit would admit them one by one, in a quarter of an hour
             assert sum(isinstance(result, NotAdmitted) for result in results) > 100
         for client in clients:
             client.close()
@@ -284,7 +284,7 @@ def test_an_address_that_refused_the_key_is_not_called_again_while_the_gate_hear
         client = await GateClient.open(place, TWO)
         settle(client, await admit(client), UNAUTHORIZED)
         await asyncio.sleep(0)
-        await asyncio.sleep(0)  # told, and most likely not answered yet
+        await asyncio.sleep(0)  # reported, and most likely not answered yet
         assert {(await admit(client)).address for _ in range(4)} == {1}
         client.close()
 
@@ -416,7 +416,7 @@ def test_a_gate_that_is_gone_admits_nothing_and_says_so_at_once() -> None:
     run(task(gate))
 
 
-# Who is let in
+# Authentication
 
 
 @contextmanager
@@ -425,7 +425,7 @@ def connection(place: GatePlace) -> Any:
         nonce = json.loads(lines.readline())["nonce"]
 
         def say(line: bytes, end: bytes = b"\n") -> bytes:
-            """What comes back, b"" when the gate closes the connection."""
+            """The reply, or b"" if the gate closes the connection."""
             try:
                 raw.sendall(line + end)
                 return bytes(lines.readline())

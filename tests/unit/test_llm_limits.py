@@ -1,4 +1,4 @@
-"""When a call may be made: decided without a clock, so every test has a clock of its own."""
+"""When a call may be made. The code under test takes the time as an argument, so each test has its own clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def address(**fields: Any) -> Address:
 
 
 def calls_waiting(admission: Admission) -> int:
-    """Calls that wait for leave."""
+    """Calls that wait for admission."""
     return sum(len(asks) for asks in admission._asks.values())
 
 
@@ -79,7 +79,7 @@ def test_slots_stay_between_one_and_the_ceiling(ceiling: int, events: list[tuple
 
 
 def times_of(pacer: Pacer, sizes: list[int], gaps: list[float] | None = None) -> list[float]:
-    """When calls of these sizes are made, each as early as it may, at least ``gaps`` after the one before."""
+    """Times of calls of these sizes, each as early as allowed, at least ``gaps`` after the call before it."""
     made, now = [], 0.0
     for size, gap in itertools.zip_longest(sizes, gaps or [], fillvalue=0):
         now = max(now + gap, pacer.ready_at(int(size), now))
@@ -205,17 +205,17 @@ def test_refusals_before_anything_is_known_of_the_tokens_teach_nothing() -> None
     assert (pacer.guard, pacer.strictness) == (Pacer.GUARD, 0.0)
 
 
-# Eight tasks, and an endpoint that counts requests and tokens in seconds of its own clock
+# Eight tasks, and an endpoint that counts requests and tokens by the second of its own clock
 
 
 @dataclass
 class World:
-    """What happens when tasks always want more calls, on a clock that jumps from event to event."""
+    """A simulation of tasks that always have more calls to make, with a clock that jumps from event to event."""
 
     size: Callable[[Random], int]
     seed: int
     estimate: Callable[[int], int] = lambda size: size
-    whole_calls: bool = False  # a call counts as a whole; else it is let in while any of the second's tokens are left
+    whole_calls: bool = False  # calls count whole; else one is admitted while the second has any tokens left
     latency_s: float = 0.2
     jitter_s: float = 0.003
     retry_after_s: float | None = None
@@ -251,7 +251,7 @@ class World:
 
     @property
     def use(self) -> float:
-        """The share of the limit that is used more."""
+        """Used share of the limit that is used more."""
         lasted_s = self.end_s - self.warm_up_s
         return max(self.accepted / self.REQUESTS, self.tokens / self.TOKENS) / lasted_s
 
@@ -348,7 +348,7 @@ def test_eight_tasks_use_95_percent_of_a_limit_with_less_than_1_percent_of_refus
     world = World(seed=seed, **case).run()
     assert world.use >= 0.95
     assert world.refusals < 0.01
-    # Each task gets its share.
+    # All tasks get about the same number of calls.
     assert max(world.admitted.values()) - min(world.admitted.values()) < 0.1 * max(world.admitted.values())
 
 
@@ -397,7 +397,7 @@ def around(mean: int, deviation: int) -> Callable[[Random], int]:
 def test_calls_whose_size_nobody_can_tell_are_refused_now_and_then_and_do_not_stop_the_rest(
     mean: int, deviation: int, whole_calls: bool, use: float, refusals: float, seed: int
 ) -> None:
-    """What no estimate tells, a cautious pace pays for with most of the limit."""
+    """Without good estimates, only a pace that wastes most of the limit would avoid refusals."""
     size = around(mean, deviation)
     world = World(seed=seed, size=size, estimate=lambda _: mean, whole_calls=whole_calls).run()
     assert world.use >= use
@@ -416,7 +416,7 @@ def test_a_large_call_is_passed_over_for_ten_seconds_at_most() -> None:
         now, made = 0.0, dict[int, float]()
         while len(made) < 201:
             made.update((answer.number, now) for answer in admission.decide(now))
-            if now == 0.0:  # a second is filled before it comes
+            if now == 0.0:  # the large call comes when the second is full already
                 admission.ask(2, large, tokens=900, dearest=None)
             now = max(now + 0.001, admission.wake_at) if calls_waiting(admission) else now
         return made
@@ -441,7 +441,7 @@ def test_a_call_that_does_not_tell_what_it_used_counts_as_the_most_that_it_can_h
     tells: str, failure: Failure | None, calls_per_s: float
 ) -> None:
     admission, now, began = Admission([address(tokens_per_minute=60_000)]), 0.0, 0.0
-    for number in range(1600):  # of 300 tokens that they may use, calls use 100
+    for number in range(1600):  # calls may use 300 tokens, and use 100
         admission.ask(1, number, tokens=300, dearest=None)
         while not (decided := admission.decide(now)):
             now = max(now, admission.wake_at)
@@ -493,13 +493,13 @@ FIVE = [("fail", 10 + k / 100) for k in range(5)]
 @pytest.mark.parametrize(
     ("events", "closed"),
     [
-        (FIVE, False),  # a success of the same moment may not be heard of yet
+        (FIVE, False),  # a success of the same moment may not have been reported yet
         ([*FIVE, ("look", 10.24)], False),
         ([*FIVE, ("look", 10.25)], True),
         ([*FIVE[:4], ("look", 99)], False),
         ([*FIVE, ("succeed", 10.02), ("look", 99)], False),
         ([*FIVE, ("succeed", 9.99), ("look", 99)], True),  # it began before the first failure
-        ([*FIVE, *[("succeed", 9.99)] * 6, ("look", 99)], False),  # far more work than fail
+        ([*FIVE, *[("succeed", 9.99)] * 6, ("look", 99)], False),  # far more calls succeed than fail
         ([*FIVE, ("look", 11), ("succeed", 9.99)], True),
         ([*FIVE, ("look", 11), ("succeed", 10.5)], False),
         ([*FIVE, ("look", 11), ("fail", 12), ("succeed", 12.5), ("fail", 13), ("look", 99)], False),
@@ -530,7 +530,7 @@ def test_an_address_is_closed_only_after_failures_in_a_row(steps: list[tuple[str
 
 
 class Outage:
-    """Members that always want calls, of a number of addresses that all fail until they are mended."""
+    """Members that always have calls to make; all addresses fail until a test repairs them."""
 
     def __init__(self, addresses: int = 1, members: int = 8, **options: Any) -> None:
         self.admission = Admission([address() for _ in range(addresses)], **options)
@@ -564,13 +564,13 @@ class Outage:
         )
 
     def fail_all(self, failure: Failure = REFUSED_CONNECTION) -> None:
-        """All calls fail, and are wanted again."""
+        """All calls fail, and are asked for again."""
         for call in list(self.calls):
             self.settle(call, failure)
             self.want(call.member)
 
     def pass_s(self, seconds: float) -> Iterator[list[Go]]:
-        """What is admitted, whenever something is."""
+        """Let ``seconds`` pass; yields the admitted calls each time there are some."""
         end = self.now + seconds
         while self.now < end:
             admitted = self.let_in()
@@ -682,7 +682,7 @@ def test_a_refused_key_closes_its_address_for_good_and_the_last_one_ends_the_run
     outage.settle(next(call for call in outage.calls if call.address == 0), UNAUTHORIZED)
     outage.want(5, 10)
     assert {call.address for call in outage.let_in()} == {1}
-    # A call that was under way before does not open it again.
+    # The success of a call that was already in flight does not open it again.
     outage.settle(next(call for call in outage.calls if call.address == 0), None)
     outage.want(5, 10)
     assert {call.address for call in outage.let_in()} == {1}

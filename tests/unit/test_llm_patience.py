@@ -1,4 +1,4 @@
-"""A slow endpoint is waited for, at the rate that it shows; one that hangs is found out."""
+"""The time limit of calls follows the endpoint's measured rate; an endpoint that hangs is detected."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def test_before_the_first_answer_the_limit_is_generous_and_then_it_follows_the_r
     assert limit(patience) == 200.0  # five tokens a second
     assert limit(patience, most=2) == 400.0
     patience.answered(500, calls=1, took_s=100.0)
-    assert limit(patience) == 4 * 200.0  # four times as long as at the rate seen
+    assert limit(patience) == 4 * 200.0  # four times as long as at the measured rate
     assert limit(patience, 2000) == 4 * 400.0
     assert limit(patience, 10) == Patience.LEAST_S
-    assert limit(patience, most=4) == 4 * 800.0  # four at once may have a quarter each
+    assert limit(patience, most=4) == 4 * 800.0  # of four at once, each may get a quarter of the rate
     patience.answered(500, calls=4, took_s=10.0)
     assert limit(patience) == 4 * 200.0  # the slowest counts
     for _ in range(40):
         patience.answered(500, calls=4, took_s=100.0)
-    assert limit(patience, most=4) == 4 * 200.0  # that was with four at once
+    assert limit(patience, most=4) == 4 * 200.0  # the rate was measured with four at once
 
 
 def test_what_is_written_takes_longer_than_what_is_read_and_no_limit_of_tokens_is_a_high_one() -> None:
@@ -99,7 +99,7 @@ def test_an_answer_of_a_few_tokens_shows_how_long_any_takes_and_no_rate() -> Non
     whole = Patience.work(500, 600)
     assert limit(patience, whole) == 20 * 8.0  # not 4 * 8 / 34 * 5300
     assert limit(patience, whole, most=4) == 4 * 20 * 8.0
-    assert limit(patience, Patience.work(10, 9)) == 4 * 8.0 / 34 * 82  # a call much like it: by the rate
+    assert limit(patience, Patience.work(10, 9)) == 4 * 8.0 / 34 * 82  # for a similar call the rate counts
     assert limit(patience, whole, timeouts=1) == 2 * 20 * 8.0
     patience.answered(Patience.work(500, 300), calls=1, took_s=100.0)
     assert limit(patience, whole) == 20 * 100.0
@@ -123,7 +123,7 @@ def test_what_a_call_was_worth_is_counted_in_one_unit_whether_the_reply_says_it_
         (None, False, [1], 3, True),
         (None, False, [1], 2, False),
         (None, True, [1, 2], 3, True),
-        (None, True, [1], 3, False),  # others were answered: it may be this one
+        (None, True, [1], 3, False),  # other calls were answered, so this call may be the cause
         (30.0, False, [1, 2], 9, False),
     ],
 )
@@ -146,13 +146,13 @@ def test_three_rounds_without_an_answer_are_the_end(
 
 def test_calls_that_time_out_are_made_fewer_at_once_unless_it_is_the_call() -> None:
     concurrency = Concurrency(16)
-    concurrency.timed_out(began=0.0, now=10.0, answers=32)  # each place had two answers meanwhile
+    concurrency.timed_out(began=0.0, now=10.0, answers=32)  # two answers for each place meanwhile
     assert concurrency.limit == 16
     concurrency.timed_out(began=0.0, now=10.0, answers=31)
     assert concurrency.limit == 8
     concurrency.timed_out(began=5.0, now=15.0, answers=1)  # began before the last cut
     assert concurrency.limit == 8
-    concurrency.timed_out(began=11.0, now=21.0, answers=0)  # none at all: one at a time
+    concurrency.timed_out(began=11.0, now=21.0, answers=0)  # no answer at all: one call at a time
     assert concurrency.limit == 1
     for _ in range(16 * 16):
         concurrency.answered()
@@ -167,7 +167,7 @@ def test_calls_that_time_out_are_made_fewer_at_once_unless_it_is_the_call() -> N
 
 
 def test_what_is_slow_is_waited_for_when_the_limit_is_measured(fake: FakeEndpoint) -> None:
-    """Each answer takes longer than any limit that was set before; the minimal pair has one set."""
+    """Each answer takes longer than a limit that could be set. The minimal pair has a set limit."""
     fake.set_script([{"delay_s": 1.5}])
     results = answers(asks(8), endpoint(fake, in_flight=4, timeout_s=None, deadline_s=0.1))
     assert {(outcome.status, outcome.attempts) for outcome in results} == {("answered", 1)}
@@ -187,7 +187,7 @@ def test_an_endpoint_that_answers_nobody_ends_the_run_after_three_rounds_with_wh
         assert gate.passed.timeouts == 3
     assert clock() - began >= 3 * Patience.FIRST_MOST_S
     advice = [record.message for record in caplog.records if record.message.startswith("no call has been answered")]
-    assert len(advice) == 1 and "max_tokens" in advice[0]  # after the first of them
+    assert len(advice) == 1 and "max_tokens" in advice[0]  # after the first round
     stopped = [outcome for outcome in results if outcome.status == "stopped"]
     assert {outcome.error_class for outcome in stopped} == {"too_slow"}
     for word in ("3 rounds", "in_flight", "max_tokens", "smaller model", "timeout_s"):
@@ -197,7 +197,7 @@ def test_an_endpoint_that_answers_nobody_ends_the_run_after_three_rounds_with_wh
 
 
 def test_one_request_that_hangs_ends_no_run_and_holds_up_no_other(fake: FakeEndpoint, clock: Clock) -> None:
-    """Also when it is the first one, which the others wait for."""
+    """The request that hangs is the first one, and the others wait for its answer."""
     fake.set_script([{"match": "question 0$", "fault": "hang"}])
     with clock.skipping(100_000, fake=fake):
         results = answers(asks(40), endpoint(fake, in_flight=4, timeout_s=None))

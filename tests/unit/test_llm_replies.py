@@ -1,4 +1,4 @@
-"""Replies that broke off, that stream unasked, that hold thoughts beside the answer: read right, or asked again."""
+"""Replies that broke off, streams that nobody asked for, thoughts beside the answer: read correctly, or asked again."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_where_every_answer_is_broken_off_all_are_put_off_after_three_each(fake:
 
 
 def test_a_probe_that_was_paid_for_is_an_attempt(fake: FakeEndpoint) -> None:
-    # Six failures close the address, so that what follows are probes.
+    # Six failures close the address, so the next calls are probes.
     broken = completion(finish_reason="abort", usage=USAGE).decode()
     fake.set_script([{"status": 500, "times": 6}, {"body": broken}])
     results = answers(asks(6), endpoint(fake, max_attempts=1000))

@@ -1,4 +1,4 @@
-"""What counts as the JSON that was asked for."""
+"""Which answers match the requested JSON schema."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def fake(running: FakeEndpoint) -> FakeEndpoint:
 
 
 def post(kind: Any, base_url: str, *, path: str = CHAT, body: bytes = BODY, times: int = 1) -> bytes:
-    """The body of the last reply, without any wait for a server that hangs."""
+    """The body of the last reply."""
 
     async def posted() -> bytes:
         transport = connect(kind, base_url)
@@ -130,7 +130,7 @@ def test_vectors_may_take_more_room_than_text(kind: Any, fake: FakeEndpoint, mon
 
 
 def without_bytes(value: str | bytes) -> str:
-    """The name of a case: bytes that a library packed may differ from machine to machine."""
+    """The id of a test case, without bytes: compressed bytes may differ between machines."""
     return value if isinstance(value, str) else "body"
 
 
@@ -192,7 +192,7 @@ def test_an_encoding_that_cannot_be_undone_is_a_bad_reply_and_no_outage(kind: An
         post(kind, f"{server.url}/v1")
     where = Endpoint(model="m", base_url=f"{server.url}/v1")
     assert classify(caught.value, where).error_class == "bad_reply"
-    assert caught.value.billed  # somebody answered, and we cannot read it
+    assert caught.value.billed  # there was an answer, but it is unreadable
 
 
 def test_a_small_body_that_swells_is_bounded_like_a_large_one(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ def test_another_kind_of_proxy_is_a_clear_error_that_does_not_repeat_it() -> Non
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of an authority that nobody knows, for 127.0.0.1; and its key."""
+    """A certificate of an unknown authority for 127.0.0.1, and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("makes its certificate with the openssl command")
     folder = tmp_path_factory.mktemp("tls")

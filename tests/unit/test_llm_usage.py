@@ -1,4 +1,4 @@
-"""Usage in every form that servers have for it, and the identities that hold of whatever is read."""
+"""Usage in every form that servers report it, and identities that hold for all readings."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def test_all_else_is_unknown(form: str, tokens: Tokens) -> None:
         ],
         *[({"prompt_tokens": one, "completion_tokens": 4}, None) for one in (1e300, 10**30, "9" * 20, "9" * 5000)],
         *[({"prompt_tokens": 10, "completion_tokens": one}, None) for one in (None, False, -1, 0.5, MOST_TOKENS + 1)],
-        # no count: a prompt has tokens, and so has a text
+        # invalid counts: every prompt has tokens, and so has every text
         ({"prompt_tokens": 0, "completion_tokens": 4}, None),
         ({"prompt_tokens": 10, "completion_tokens": 0}, None),
         ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, None),
-        # names of which one is a zero that nobody filled in, or null
+        # of two names for a count, one is zero or null because the server does not fill it
         ({"prompt_tokens": 10, "completion_tokens": 4, "input_tokens": 0, "output_tokens": 0}, Usage(10, 0, 4, 0)),
         ({"prompt_tokens": None, "completion_tokens": None, "input_tokens": 9, "output_tokens": 2}, Usage(9, 0, 2, 0)),
         ({"prompt_tokens": 10, "completion_tokens": 4, "input_tokens": "?"}, None),
-        # the total tells what no part does
+        # the total gives a part that is missing
         ({"prompt_tokens": 10, "total_tokens": 14}, Usage(10, 0, 4, 0)),
         ({"completion_tokens": 4, "total_tokens": 14}, Usage(10, 0, 4, 0)),
         ({"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 0}, Usage(10, 0, 4, 0)),
@@ -111,12 +111,12 @@ def test_all_else_is_unknown(form: str, tokens: Tokens) -> None:
         ({"input_tokens": 6, "cache_read_input_tokens": None, "output_tokens": 20}, Usage(6, 0, 20, 0)),
         ({"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 80}}, None),
         ({"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": "some"}}, None),
-        # details that are no object tell nothing
+        # details that are no object are ignored
         *[
             ({"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": details}, Usage(10, 0, 4, 0))
             for details in ("none", [{"modality": "TEXT", "tokenCount": 10}], 7)
         ],
-        # cached tokens within the input, where the total says so, and beside it
+        # cached tokens within the input, or besides it, as the total shows
         *[
             (
                 {"inputTokens": 100, "outputTokens": 20, "totalTokens": total, "cacheReadInputTokens": 64},

@@ -333,7 +333,7 @@ def test_a_vector_is_read_from_base64_and_from_numbers_alike_and_has_length_one(
         elif vector is not None:
             assert np.frombuffer(vector, "<f4") == pytest.approx([number / length for number in row], abs=1e-6)
         else:
-            assert length < 1e-150  # whose square is zero
+            assert length < 1e-150  # its square is zero
 
 
 def test_vectors_are_in_the_order_of_their_inputs() -> None:
