@@ -1,4 +1,4 @@
-"""README and docs say what is there: files, commands, settings, tables; and the generated pages are fresh."""
+"""README and docs match the code: files, commands, settings, tables; and the generated pages are up to date."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ every_page = pytest.mark.parametrize("page", PAGES)
 
 
 def blocks(text: str, language: str = "") -> list[str]:
-    """The fenced blocks in ``language``; without one those of commands."""
+    """Fenced blocks in ``language``; by default those without one, which are commands."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [block for tag, block in fenced if tag == language]
 
 
 def commands(text: str) -> Iterator[str]:
-    """Commands to type, each in one line: those of the blocks, and those in backticks."""
+    """Commands, each in one line: from fenced blocks and from backticks."""
     for block in blocks(text):
         yield from re.sub(r"\\\n\s*", "", block).splitlines()
     yield from re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
 def anchors(text: str) -> set[str]:
-    """As GitHub names headings."""
+    """Anchors of the headings, by GitHub's rules."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -65,7 +65,7 @@ def test_the_settings_page_has_every_default() -> None:
     assert Settings.model_validate(plain) == Settings()
 
 
-# --- what the pages name
+# --- names in the pages
 
 
 def test_the_readme_is_short() -> None:
@@ -117,7 +117,7 @@ def test_commands_have_the_targets_and_options_that_are_used(page: str) -> None:
 
 
 def is_setting(keys: list[str], group: type[BaseModel] = Settings) -> bool:
-    """Whether ``keys`` lead to a setting; entries of lists and mappings may be left out, or be named."""
+    """Whether ``keys`` are the path of a setting; the entry of a list or mapping may be left out or named."""
     name, *rest = keys
     if name not in group.model_fields:
         return False
@@ -135,7 +135,7 @@ def test_settings_and_columns_that_are_named_exist(page: str) -> None:
         for place in re.findall(r"--set '?([a-z_]+(?:\.\w+)+)=", command):
             assert is_setting(place.split(".")), f"{page} sets {place}"
         named = re.fullmatch(r"([a-z_]+)\.([a-z_.0-9]+)(?:: .*)?", command)
-        is_ours = named is not None and named[1] in {*Settings.model_fields, *NAMES} - {"spark"}  # Spark has its own
+        is_ours = named is not None and named[1] in {*Settings.model_fields, *NAMES} - {"spark"}  # Spark's own settings
         if named is not None and is_ours and named[2] not in ("md", "py", "sql"):
             place = (named[1], named[2])
             assert is_setting([named[1], *named[2].split(".")]) or place in columns, f"{page} names {command}"

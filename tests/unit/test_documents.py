@@ -1,4 +1,4 @@
-"""One line, one verdict: each reason by a row that has it and the least change that has not."""
+"""Each reason to reject a line: a line that has it, and the smallest change that removes it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_byte_order_mark_is_no_part_of_the_line() -> None:
     assert judge_line(b'\xef\xbb\xbf{"text": "a"}', PLAIN).fields["text"] == "a"
     assert (
         judge_line(rb'{"text": "\ufeffa b"}', PLAIN).fields["text"] == "a b"
-    )  # a file's mark came along with its text
+    )  # a byte order mark that was copied with the text
 
 
 def test_bytes_that_are_no_text_are_told_apart_from_other_values() -> None:

@@ -1,4 +1,4 @@
-"""What a model sees of a text: its words, their pieces, and the share it cannot read. No Spark runs here."""
+"""How a model reads a text: its words, their pieces, and the unreadable share. No Spark runs here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a program ends that a signal tells to end, and what it leaves in the temporary folder. No Spark in here."""
+"""How a program ends after a signal, and what it leaves in the temporary folder. No Spark runs here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SENTENCE = "stopped; what was answered so far is kept, run again to go on\n"
 
 
 def program(folder: Path, inside: str, *, ignored: tuple[signal.Signals, ...] = ()) -> subprocess.Popen[str]:
-    """A program that runs ``inside`` as jobs run, with its temporary files in ``folder``; it has said that it is up."""
+    """Start a program that runs ``inside`` like a job, with temporary files in ``folder``; wait until it prints "up"."""
     code = (
         "import os, sys, time, subprocess, hashlib\n"
         "from personahub_spark.program import endings\nfrom personahub_spark.program.faults import exit_code\n"
@@ -69,7 +69,7 @@ def test_a_signal_ends_a_program_with_one_sentence_and_its_code(
     exit_code, out, stderr = ended(started)
     assert (exit_code, stderr) == (code, SENTENCE)
     left, child = out.split()
-    assert left == "left" and not alive(int(child))  # the block was left as by an exception
+    assert left == "left" and not alive(int(child))  # the block ended as by an exception
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +114,7 @@ def test_signals_that_a_program_was_started_to_ignore_are_ignored(tmp_path: Path
 
 
 def test_whoever_takes_the_signal_from_us_gives_it_back(tmp_path: Path) -> None:
-    """PySpark takes SIGINT when Spark starts; what its handler raises is not what a user gets to see."""
+    """PySpark replaces the handler of SIGINT when Spark starts; the user must not see what that handler raises."""
     taken = (
         "import signal\n"
         "def theirs(*_):\n    raise ValueError('broken call')\n"
@@ -170,7 +170,7 @@ def test_only_ctrl_c_and_only_while_importing_is_told_in_one_sentence() -> None:
 
 
 def test_handlers_are_as_they_were_after_a_block_that_nobody_ended() -> None:
-    theirs = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with &
+    theirs = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by processes that a shell starts with &
     try:
         before = [signal.getsignal(number) for number in endings.SIGNALS]
         with endings.by_signals(), endings.by_signals():
@@ -202,9 +202,9 @@ def test_folders_of_killed_programs_are_swept_and_those_of_living_ones_stay(tmp_
     ("left", "swept"),
     [
         ("personahub-run-{host}-{boot}-abcd_123", True),
-        ("personahub-run-{host}-{other}-abcd_123", True),  # before the machine was started anew
+        ("personahub-run-{host}-{other}-abcd_123", True),  # before the machine was rebooted
         ("personahub-run-{host}--abcd_123", True),
-        ("personahub-run-other-{boot}-abcd_123", False),  # its lock may not be seen here
+        ("personahub-run-other-{boot}-abcd_123", False),  # of another machine, whose lock may be invisible here
         ("personahub-run-{host}-2-{boot}-abcd_123", False),
         ("personahub-unlocked-abcd_123", False),
     ],
@@ -259,7 +259,7 @@ def test_a_folder_that_is_swept_as_it_is_made_is_made_again_and_that_one_goes_wi
 def test_a_signal_while_the_lock_of_logging_is_held_ends_the_program(tmp_path: Path) -> None:
     holding = "import logging\nlogging._acquireLock()\nprint('up', flush=True)\n"
     started = program(tmp_path, holding + "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**6)\ntime.sleep(1000)")
-    started.send_signal(signal.SIGTERM)  # the thread that waits for it comes before the handler
+    started.send_signal(signal.SIGTERM)  # the thread that waits for signals acts before the handler
     try:
         exit_code, _, stderr = ended(started)
     finally:

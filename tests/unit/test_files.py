@@ -1,4 +1,4 @@
-"""Files: whole or not there, wherever they are."""
+"""Files are written whole or not at all, on every file system."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_address_is_found_by_its_scheme_and_its_path_is_taken_as_it_is_writte
     for scheme in ("file:", "file://"):
         write_whole(f"{scheme}{tmp_path}/a b%20[1]", "a", b"1")
     assert os.listdir(tmp_path) == ["a b%20[1]"]
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # else the bucket's region would be asked for
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # otherwise it would ask for the bucket's region
     for address, kind in (("s3a://bucket", "s3"), ("s3://bucket", "s3"), ("gs://bucket", "gcs")):
         system, path = filesystem(f"{address}/a b%20/[1]?x=y#z")
         assert (system.type_name, path) == (kind, "bucket/a b%20/[1]?x=y#z")
@@ -112,7 +112,7 @@ def test_the_cache_is_where_the_variable_says_else_in_the_home(monkeypatch: pyte
 
 
 def left_behind(place: Path, name: str, *, days: float, alive: bool = True) -> Path:
-    """A folder as a killed process leaves it, with its last sign of life so long ago."""
+    """A folder of a killed process whose last sign of life was ``days`` ago."""
     (place / name / "rows").mkdir(parents=True)
     ago = time.time() - days * 24 * 3600
     if alive:
@@ -134,7 +134,7 @@ def test_what_killed_processes_left_is_swept_and_what_lives_or_may_live_stays(tm
     scratch.drop()
     assert not own.parent.exists()
     scratch.folder()
-    assert late.exists()  # looked for once
+    assert late.exists()  # old folders are looked for only once
     scratch.drop()
     scratch.drop()
 

@@ -1,4 +1,4 @@
-"""Every name that a server may give to the end of an answer, and what the readers of tasks make of it."""
+"""All finish reasons of servers, and how the readers of tasks treat such answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a file is found whatever its name, packing, marks and columns are; what breaks it is its own fault."""
+"""Files are read correctly whatever their names, compression, byte order marks and columns; faults stay in a file."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def file(path: Path) -> File:
 
 
 def contents(path: Path, columns: dict[str, str] | None = None) -> list[Any]:
-    """What each row of a file has, or its reason."""
+    """The values of each row of a file, or its reason."""
     read = [item for item in items(file(path), columns or TEXT) if not item.is_blank]
     return [item.reason if item.values is None else item.values for item in read]
 
 
 def before_the_break(path: Path) -> list[Item]:
-    """The rows of a file that breaks off by its own fault."""
+    """The rows of a damaged file before the damage."""
     read: list[Item] = []
     reading = items(file(path), TEXT)
     with pytest.raises(BrokenError) as caught:
@@ -183,7 +183,7 @@ def test_what_json_has_no_words_for_becomes_json_all_the_same(tmp_path: Path) ->
         raise AssertionError(word)
 
     parsed = {name: json.loads(as_json(value), parse_constant=refuse) for name, value in read.items()}
-    assert parsed.pop("far")  # a year that Python has not
+    assert parsed.pop("far")  # a year that Python cannot represent
     assert parsed == {
         "numbers": ["NaN", "Infinity", "-Infinity", 1.5], "times": ["2020-01-02"], "map": {"7": "AP8="},
         "broken": {"text": "/w=="},
@@ -235,7 +235,7 @@ def test_row_groups_after_a_broken_one_are_read(tmp_path: Path) -> None:
     assert [item.line for item in read] == [*range(1, 52), *range(101, 401)]
     assert [item.line for item in read if item.reason == "unreadable_file"] == [51]
     assert [item.values["text"] for item in read if item.values] == texts[:50] + texts[100:]
-    assert len([item for item in items(file(path), {"text": "x"}) if item.values]) == 400  # nobody asked for it
+    assert len([item for item in items(file(path), {"text": "x"}) if item.values]) == 400  # not read
 
 
 # --- packed files
@@ -380,7 +380,7 @@ def test_a_folder_has_every_file_whatever_its_name_once(tmp_path: Path) -> None:
     for name in [*names, "_SUCCESS", ".hidden.jsonl", "_logs/a.jsonl", ".git/a.jsonl", "lang=en/._a.jsonl"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(LINES)
-    bad = os.path.join(os.fsencode(root), b"caf\xe9.jsonl")  # as another system's archive may bring it
+    bad = os.path.join(os.fsencode(root), b"caf\xe9.jsonl")  # such names come from archives of other systems
     with open(bad, "wb") as opened:
         opened.write(LINES)
     (root / "loop").symlink_to(root)
@@ -396,11 +396,11 @@ def test_a_folder_has_every_file_whatever_its_name_once(tmp_path: Path) -> None:
         assert [item.values for item in items(read[name], TEXT)] == [{"text": "one"}, {"text": "two"}]
     with pytest.raises(BrokenError, match="FileNotFoundError"):
         list(items(read["gone.jsonl"], TEXT))
-    assert [each.path for each in listing(f"{root}/_SUCCESS")] == [f"file:{root}/_SUCCESS"]  # named, and not found
+    assert [each.path for each in listing(f"{root}/_SUCCESS")] == [f"file:{root}/_SUCCESS"]  # named, so listed
     with pytest.raises(OSError, match="neither a file nor a folder"):
         listing(f"{root}/pipe.jsonl")
     with pytest.raises(FileNotFoundError):
-        listing(f"{root}/r*.jsonl")  # no pattern
+        listing(f"{root}/r*.jsonl")  # paths are not patterns
 
 
 def test_a_file_is_not_to_blame_for_what_it_is_reached_by(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def write_one(name: str, folder: Path) -> File:
 
 
 def as_remote(local: File) -> File:
-    """A file that pyarrow's file systems open."""
+    """The same file, opened by pyarrow's file systems like a remote one."""
     return dataclasses.replace(local, path=local.path.removeprefix("file:"), name=b"")
 
 
@@ -455,7 +455,7 @@ def test_a_file_elsewhere_is_read_as_one_on_this_machine(name: str, tmp_path: Pa
 
 
 class Failing(io.RawIOBase):
-    """A file of which ``fails`` reads fail that reach beyond ``at``."""
+    """A file whose first reads beyond ``at`` raise the errors in ``fails``."""
 
     def __init__(self, path: bytes, at: int, fails: list[OSError]) -> None:
         self._file, self._at, self._fails = open(path, "rb", buffering=0), at, fails  # noqa: SIM115

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-# Lowest first; a module may import what is in a lower row, and of its own folder what does not import it.
+# Lowest first. A module may import modules of lower rows, and of its own folder, without cycles.
 LAYERS = (
     ("text", "errors"),
     ("settings", "files"),
@@ -23,12 +23,12 @@ LAYERS = (
     ("hub", "synthesis", "verification", "publication"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-# Run by executors, or before Spark starts.
+# These run on executors, or before Spark starts.
 PLAIN = ("errors", "text", "settings", "files", "llm", "tasks")
 
 
 def imported(path: str, tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Full names, of relative imports too; ``path`` is from the package's folder."""
+    """Full names of imported modules, also of relative imports; ``path`` is relative to the package's folder."""
     package = ["personahub_spark", *path.split("/")[:-1]]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -40,7 +40,7 @@ def imported(path: str, tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def faults(path: str, source: str) -> list[str]:
-    """What is against the law in a module of the package, ``path`` from the package's folder."""
+    """Violations of the law by a module of the package; ``path`` is relative to the package's folder."""
     tree = ast.parse(source)
     functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
     inside = {id(inner) for function in functions for inner in ast.walk(function)}
@@ -62,7 +62,7 @@ def faults(path: str, source: str) -> list[str]:
 
 
 def circle(sources: Mapping[str, str]) -> list[str]:
-    """Modules that import one another in a circle, of ``sources`` by path; none where there is no such circle."""
+    """Modules of an import cycle in ``sources`` (by path); empty if there is none."""
     names = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
     imports: dict[str, set[str]] = {}
     for name, path in names.items():

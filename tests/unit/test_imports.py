@@ -1,4 +1,4 @@
-"""One row, one persona or reason; one text, its parts and checks: each rule by the least change that breaks it."""
+"""A row becomes a persona or a reason, a text its parts and checks; each rule by the smallest breaking change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Surface dedup in memory against the oracle: pairs, survivors, witnesses, and that portions do not show."""
+"""Surface dedup in memory compared with the oracle: pairs, survivors and witnesses, for all sizes of portions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lists(rows: Sequence[Sequence[int]]) -> Lists:
 
 
 def random_sets(seed: int, count: int) -> Sets:
-    """A good part of them are edits of earlier ones, or the same again."""
+    """Random sets; many of them are edits or copies of earlier ones."""
     rng = random.Random(seed)
     made: list[frozenset[int]] = []
     while len(made) < count:
@@ -40,7 +40,7 @@ def random_sets(seed: int, count: int) -> Sets:
 
 
 def tokens_of(sets: Sets) -> Lists:
-    """As large and as far apart as real ones."""
+    """Tokens spread over 64 bits, like real ones."""
     return lists([sorted(token * 0x2545F4914F6CDD % 2**63 for token in one) for one in sets])
 
 
@@ -67,7 +67,7 @@ def test_removals_are_those_of_the_greedy_oracle(threshold: Decimal, seed: int) 
     sets = random_sets(seed, 200)
     removals = expected(sets, threshold)
     assert removed(sets, threshold) == removals
-    # With one key that all have in common every pair is looked at; with keys of their own none is, but for equals.
+    # With a common key every pair is compared; with distinct keys only equal sets are.
     assert removed(sets, threshold, keys=lists([[7, row] for row in range(len(sets))])) == removals
     apart = removed(sets, threshold, keys=lists([[row] for row in range(len(sets))]))
     assert {alike for _, alike in apart.values()} == {1.0} and apart == expected(sets, Decimal(1))
@@ -77,7 +77,7 @@ def test_removals_are_those_of_the_greedy_oracle(threshold: Decimal, seed: int) 
     "sets",
     [
         random_sets(1, 60),
-        # One after the other, the tokens of those taken for twins are the same as those of their firsts.
+        # Sets with the same hash, whose concatenated tokens equal those of the sets that they seem to equal.
         [frozenset({1, 2}), frozenset({1}), frozenset({3}), frozenset({2, 3})],
     ],
 )
@@ -130,7 +130,7 @@ def test_a_pair_at_the_threshold_is_one_and_a_pair_below_is_none() -> None:
 
 def test_who_went_for_a_removed_equal_names_a_kept_one() -> None:
     base = frozenset(range(19))
-    # Row 1 goes for row 0; row 2 has the tokens of row 1, row 3 is nearer to row 2 than row 0 is, but comes later.
+    # Row 1 is removed for row 0. Row 2 equals row 1. Row 3 is nearer to row 2 than row 0 is, but comes later.
     sets = [base | {50}, base, base, base | {51}]
     assert removed(sets, Decimal("0.9")) == {1: (0, 0.95), 2: (0, 0.95), 3: (0, 19 / 21)}
 
@@ -158,7 +158,7 @@ def test_pairs_are_found_once_in_order_and_are_those_of_the_oracle() -> None:
 @pytest.mark.parametrize(
     ("sets", "threshold"),
     [
-        # A token that all have is among the rarest of nobody; a set of two is similar to its equal alone.
+        # A token of all sets is never among a set's rarest ones; a set of two tokens is similar only to an equal set.
         ([frozenset({0, 100 + n}) for n in range(2000)], "0.6"),
         ([frozenset({1, 2}), frozenset({1, 3}), *[frozenset({2, 3, n}) for n in range(100, 140)]], "0.9"),
     ],
@@ -179,7 +179,7 @@ def test_values_that_come_again_are_told_from_those_that_do_not(values: list[int
 
 
 def proposals(sets: Sets, keys: Lists | None, threshold: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many pairs are looked at of rows none of which are similar."""
+    """Number of compared pairs among rows of which none are similar."""
     proposed: list[int] = []
     portions = in_memory._portions
 

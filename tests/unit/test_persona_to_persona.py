@@ -1,4 +1,4 @@
-"""Persona-to-Persona: what is asked, and what is made of any answer."""
+"""Persona-to-Persona: the request, and the reading of any answer."""
 
 from __future__ import annotations
 

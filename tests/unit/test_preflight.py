@@ -1,4 +1,4 @@
-"""What is found wrong before Spark starts: models, keys, servers, inputs, the store. No Spark in here."""
+"""Checks before Spark starts: models, keys, servers, inputs, the store. No Spark runs here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEY = "sk-test-9876543210-secret"
 
 @pytest.fixture
 def make(tmp_path: Path, fake: FakeEndpoint) -> Callable[..., Settings]:
-    """Settings that lack nothing; keyword arguments go over them, by group."""
+    """Complete settings; keyword arguments override them, by group."""
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "a.txt").write_text("A text.")
 
@@ -104,10 +104,10 @@ def test_a_missing_key_is_said_before_anything_is_asked(
     chosen = make(models=model(base_url=fake.url, **key))
     assert fault(chosen).startswith(message)
     assert looks(fake) == 0
-    preflight.check(chosen, (ingest_documents.STEP,))  # asks nobody
+    preflight.check(chosen, (ingest_documents.STEP,))  # this step asks no model
     preflight.check(chosen, STEPS, dry_run=True)
     elsewhere = chosen.model_copy(update={"spark": chosen.spark.model_copy(update={"master": "yarn"})})
-    preflight.check(elsewhere, STEPS)  # executors have it, perhaps
+    preflight.check(elsewhere, STEPS)  # executors may have the key
     assert looks(fake) == 0
 
 
@@ -122,7 +122,7 @@ def test_a_refused_key_and_a_wanted_one_are_told_apart(
         assert "sk-another" not in refused
         monkeypatch.setenv("PERSONAHUB_A_KEY", KEY)
         preflight.check(make(models=model(base_url=locked.url, api_key_env="PERSONAHUB_A_KEY")), STEPS)
-        # Only Spark can look a credential up, so a server that wants one says nothing of it.
+        # Only Spark can look a credential up, so a 401 of its server proves nothing yet.
         preflight.check(make(models=model(base_url=locked.url, api_key_credential="hadoop:alias")), STEPS)
 
 
@@ -143,13 +143,13 @@ def test_where_answers_are_stored_a_server_that_is_away_counts_only_when_somethi
     ledger.mkdir(parents=True)
     away = closed_port()
     chosen = make(models=model(base_url=away))
-    fault(chosen)  # a ledger without a row
+    fault(chosen)  # the ledger is empty
     (ledger / "part-0.parquet").touch()
     before_asking = preflight.check(chosen, STEPS)
     assert [record.message.startswith(f"models.default at {away}: ") for record in caplog.records] == [True]
     with pytest.raises(PersonaHubError, match=f"models.default at {away}: "):
         before_asking(chosen.endpoint("default"))
-    with FakeEndpoint(key=KEY) as locked:  # nor does a wrong key matter where nothing is asked
+    with FakeEndpoint(key=KEY) as locked:  # a wrong key does not matter either if nothing is asked
         chosen = make(models=model(base_url=locked.url))
         before_asking = preflight.check(chosen, STEPS)
         assert "status 401" in caplog.records[-1].message
@@ -158,7 +158,7 @@ def test_where_answers_are_stored_a_server_that_is_away_counts_only_when_somethi
     (ledger / "part-0.parquet").unlink()
     kept = tmp_path / "store" / "_state" / "plans" / "a" / "shards" / "w000000"
     kept.mkdir(parents=True)
-    (kept / "p0.parquet").touch()  # of a run that was ended
+    (kept / "p0.parquet").touch()  # answers of a run that was stopped
     preflight.check(chosen, STEPS)
 
 
@@ -170,7 +170,7 @@ def test_one_address_of_a_model_that_works_is_enough(make: Callable[..., Setting
         preflight.check(make(models=model(base_url=locked.url, others=[{"base_url": fake.url}])), STEPS)
         assert "status 401" in fault(make(models=model(base_url=locked.url, others=[{"base_url": locked.url}])))
         elsewhere = make(models=model(base_url=locked.url), spark={"master": "yarn"})
-        preflight.check(elsewhere, STEPS)(elsewhere.endpoint("default"))  # its machines may be let in
+        preflight.check(elsewhere, STEPS)(elsewhere.endpoint("default"))  # the cluster's machines may have access
 
 
 def test_before_a_step_asks_only_its_own_model_is_looked_at(
@@ -181,7 +181,7 @@ def test_before_a_step_asks_only_its_own_model_is_looked_at(
     away = closed_port()
     models = {"default": {"model": "m", "base_url": fake.url}, "other": {"model": "m", "base_url": away}}
     chosen = make(models=models, expansion={"model": "other"})
-    fake.set_script([{"path": "GET /v1/models", "status": 401, "times": 1}])  # and then it has its key
+    fake.set_script([{"path": "GET /v1/models", "status": 401, "times": 1}])  # and then it accepts the key
     before_asking = preflight.check(chosen, (*STEPS, expand_personas.STEP))
     before_asking(chosen.endpoint("default"))
     assert looks(fake) == 2
@@ -193,7 +193,7 @@ def test_before_a_step_asks_only_its_own_model_is_looked_at(
 def test_all_addresses_are_looked_at_together_and_a_slow_one_counts_as_there(
     make: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No server that hangs replies before all have been asked."""
+    """Each hanging server waits until all have been asked."""
     hanging = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
     met = threading.Barrier(len(hanging))
 
@@ -203,7 +203,7 @@ def test_all_addresses_are_looked_at_together_and_a_slow_one_counts_as_there(
             with connection:
                 met.wait(PATIENCE_S)
                 connection.recv(2**16)
-                while connection.recv(2**16):  # until whoever asked has enough
+                while connection.recv(2**16):  # until the client gives up
                     pass
 
     monkeypatch.setattr(probe, "ANSWERS_S", 5.0)
@@ -243,7 +243,7 @@ def test_a_server_without_a_list_that_says_anything_passes(
 def test_a_model_that_is_not_listed_is_warned_of_with_those_that_are_nearly_so_called(
     make: Callable[..., Settings], fake: FakeEndpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Many servers take names that they do not list: of deployments, aliases, presets, or any at all."""
+    """Many servers accept names that they do not list: deployments, aliases, presets, or any name."""
     listed = json.dumps({"data": [{"id": name} for name in ("gpt-4o-mini", "gpt-4o", "whisper", "tts")]})
     fake.set_script([{"path": "GET /v1/models", "body": listed}])
     for name, message in (
@@ -290,7 +290,7 @@ def test_inputs_that_are_not_there_or_hold_nothing_are_named(make: Callable[...,
         chosen = make(documents={"paths": paths})
         assert fault(chosen).startswith(message)
         assert fault(chosen, dry_run=True).startswith(message)
-        preflight.check(chosen, (extract_personas.STEP,))  # reads none of them
+        preflight.check(chosen, (extract_personas.STEP,))  # this step reads no files
     for paths in ([str(empty), str(tmp_path / "documents")], ["s3a://bucket/folder"]):
         preflight.check(make(documents={"paths": paths}), STEPS)
     (tmp_path / "a.jsonl").write_text("{}")
@@ -323,7 +323,7 @@ def test_inputs_that_listing_them_would_refuse_are_refused_before_spark(
         preflight.check(make(documents=documents), STEPS)
     texts = [{"paths": [str(mixed / "a.txt")], "source": "x"}]
     assert "imports.0.paths: file:" in fault(make(imports=texts), (import_personas.STEP,))
-    assert "skipped" not in caplog.text  # the step itself says so
+    assert "skipped" not in caplog.text  # the step itself logs that
 
 
 def test_a_store_that_cannot_be_written_is_named_and_one_that_can_is_left_as_it_was(
@@ -336,7 +336,7 @@ def test_a_store_that_cannot_be_written_is_named_and_one_that_can_is_left_as_it_
     assert "/proc/store" in fault(make(store={"root": "/proc/store"}))
     assert "/file/state" in fault(make(store={"root": None, "state": str(tmp_path / "file" / "state")}))
     preflight.check(make(store=below), STEPS, dry_run=True)
-    preflight.check(make(store=below), ())  # only reads
+    preflight.check(make(store=below), ())  # no step writes
     preflight.check(make(store={"root": str(tmp_path / "a" / "b" / "store")}), STEPS)
     assert not (tmp_path / "a").exists()
 
@@ -354,7 +354,7 @@ def test_a_disk_that_takes_a_file_but_not_what_is_written_is_found_full(
 def test_looking_at_a_store_takes_no_folder_away_from_another_run(
     make: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another start makes the folder while this one looks."""
+    """Another run creates the folder while this one checks."""
     store, really = tmp_path / "store", os.fsync
 
     def meanwhile(descriptor: int) -> None:

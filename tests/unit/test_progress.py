@@ -1,4 +1,4 @@
-"""Progress: one line that says how far, how fast, how long still and for how much."""
+"""Progress: one line with share, rate, time left and cost."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_a_line_says_share_rate_time_left_and_cost(status: Status, elapsed_s: fl
 @pytest.mark.parametrize(
     ("status", "elapsed_s", "quiet_s", "expected"),
     [
-        # What timed out is no answer, and is not asked away either; what failed is over.
+        # Timed-out calls are still due; failed ones are not.
         (
             Status(4, 24, "answers", failed=2, timeouts=5, retries=7),
             60.0,
             0.0,
             "x [#####               ] 4/24 answers · 2 failed · 5 timeouts · 7 retries · 0.1/s · about 3 min 00 s left",
         ),
-        # Four answers, then none for ten minutes: nobody knows how long it takes; while as rare as before, one does.
+        # Four answers, then none for ten minutes: no estimate of the time left. If answers were as rare before: one.
         (Status(4, 24, "answers", timeouts=8), 640.0, 600.0, "x [###                 ] 4/24 answers · 8 timeouts · "
          "no more for 10 min 00 s"),
         (Status(4, 24), 3000.0, 600.0, "x [###                 ] 4/24 rows · 0.0/s · about 4 h 10 min left"),

@@ -1,4 +1,4 @@
-"""The daemon that Spark forks Python workers from: what it leaves out changes nothing."""
+"""The daemon that forks Spark's Python workers: it skips work of PySpark's own daemon without changing results."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_it_tells_spark_its_port_and_ends_when_spark_does() -> None:
             (port,) = struct.unpack("!i", running.stdout.read(4))
             assert 0 < port < 1 << 16
             running.stdin.close()
-            running.wait(timeout=PATIENCE_S)  # PySpark's own ends with 1 then
+            running.wait(timeout=PATIENCE_S)  # PySpark's own daemon exits with 1 then
         finally:
             running.kill()
 

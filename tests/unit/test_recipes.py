@@ -1,4 +1,4 @@
-"""What tells one recipe from another: everything that decides a question but the row's text."""
+"""Recipes differ in everything that decides a question, except the row's text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from personahub_spark.tasks.personas.text_to_persona import TextToPersona
 from tests.tasks import prompted
 
 ENDPOINT: dict[str, Any] = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
-# Where settings say which rows are asked about, or under which name a model is known: no other question.
+# Settings that choose rows, or the name of a model in the settings file, do not change the question.
 NO_OTHER_QUESTION = {"model", "fraction", "hops", "count", "prefer", "min_novelty", "max_personas_per_document"}
 OTHERS: dict[str, dict[str, Any]] = {
     "personas": {

@@ -1,4 +1,4 @@
-"""Programs that nobody trusts do no harm in the sandbox, and the others work."""
+"""Untrusted programs do no harm in the sandbox, and harmless programs work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _secret_in_the_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["A", "B"])
 def sandboxes(request: pytest.FixtureRequest) -> Iterator[dict[bool, Sandbox]]:
-    """Of one level: one that gives programs a second, for endless ones, and one with all the time."""
+    """Two sandboxes of one level: with a time limit of a second, for endless programs, and with a long one."""
     with opened(request.param, 1.0) as quick, opened(request.param) as patient:
         yield {True: quick, False: patient}
 
@@ -58,7 +58,7 @@ def files(folder: Path) -> dict[str, tuple[bytes, float, int]]:
 
 
 def left_of(sandbox: Sandbox) -> list[int]:
-    """The sandbox's processes but for its own."""
+    """Processes of programs in the sandbox, without the sandbox's own."""
     below = sorted(descendants(sandbox._process.pid, ""))
     return below[1:] if sandbox.level == "A" else below
 
@@ -107,7 +107,7 @@ def test_what_went_wrong_is_told_in_the_last_line_of_the_errors(sandbox: Sandbox
 
 
 def test_a_timeout_keeps_what_was_printed_before(sandbox: Sandbox) -> None:
-    for time_s in (1.0, 8.0, 64.0):  # until the machine is fast enough for a line
+    for time_s in (1.0, 8.0, 64.0):  # until the program has time to print
         outcome = sandbox._run("print('so far')\nwhile True: pass", time_s)
         assert outcome.status == "timeout"
         assert outcome.seconds >= time_s
@@ -226,7 +226,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(settings: dict[str, object], me
 
 
 def test_a_level_that_lets_programs_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sandbox's own process is told to lock nothing: the canary sees it, and both levels fall."""
+    """The sandbox's process is made to lock nothing: the canary detects that, and both levels are refused."""
     start = Sandbox._start
 
     def unlocked(self: Sandbox, modules: list[str], memory_mb: int) -> str:
@@ -252,11 +252,11 @@ def test_the_highest_level_that_works_is_taken() -> None:
         assert best.run("print(1)").level == "A"
 
 
-# --- the filter of system calls, as the kernel reads it
+# --- the filter of system calls, run like in the kernel
 
 
 def decided(machine: str, arch: int, number: int, *arguments: int) -> int:
-    """What the filter of ``machine`` says to a call."""
+    """The filter's decision about a call on ``machine``."""
     data = {0: number, 4: arch}
     for place in range(6):
         value = arguments[place] if place < len(arguments) else 0

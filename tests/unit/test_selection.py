@@ -1,4 +1,4 @@
-"""Whom to write for: what decides an order, and the farthest-point traversal against its definition."""
+"""Selection of personas: what decides an order, and farthest-point traversal compared with its definition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ vectors = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=3), min_size
 
 
 def by_definition(before: np.ndarray, rows: np.ndarray, number: int) -> list[int]:
-    """Every candidate against everything taken, at each step."""
+    """Compare every candidate with all taken ones, at each step."""
     picks: list[int] = []
     while len(picks) < min(number, len(rows)):
         taken = [*before, *(rows[pick] for pick in picks)]
@@ -41,7 +41,7 @@ def test_the_traversal_takes_what_its_definition_says(before: np.ndarray | None,
     expected = by_definition(start, rows, number)
     taken = [*start]
     assert sorted(set(picks)) == sorted(picks) and len(picks) == len(expected)
-    for pick, other in zip(picks, expected, strict=True):  # equals may differ in the last bit of a product
+    for pick, other in zip(picks, expected, strict=True):  # products of equal vectors may differ in the last bit
         both = [max((float(rows[row] @ one) for one in taken), default=-np.inf) for row in (pick, other)]
         assert both[0] == pytest.approx(both[1], abs=1e-6)
         taken.append(rows[pick])

@@ -1,4 +1,4 @@
-"""The numeric core of semantic dedup against brute force: buckets, comparison, exactness. No Spark runs here."""
+"""The numeric core of semantic dedup compared with brute force: buckets, pairs, exactness. No Spark runs here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def brute(vectors: Floats, threshold: float) -> dict[tuple[int, int], float]:
 
 
 def meeting(centroids: Centroids, vectors: Floats, margin: float) -> set[tuple[int, int]]:
-    """Pairs that a bucket compares: one of the two is at home in it, and the other there."""
+    """Pairs that buckets compare: one row has its home in the bucket, and the other is in it too."""
     homes, rows, visited = centroids.places(on_grid(vectors), margin)
     present: dict[int, tuple[list[int], list[int]]] = {}
     for row, home in enumerate(homes.tolist()):
@@ -62,7 +62,7 @@ def test_at_the_margin_of_the_geometry_no_pair_is_missed_and_far_fewer_are_compa
     assert len(fewer) < len(compared) < 900 * 899 / 2
     assert len(expected.keys() & fewer) / len(expected) > 0.98
     alone = meeting(centroids, vectors, 0.0)
-    assert len(expected.keys() & alone) < len(expected.keys() & fewer)  # what the visits are for
+    assert len(expected.keys() & alone) < len(expected.keys() & fewer)  # copies in further buckets find more pairs
 
 
 def test_two_levels_look_at_few_groups_and_find_nearly_all_that_one_level_finds() -> None:

@@ -1,4 +1,4 @@
-"""What comes before Spark starts: Java, jars, settings, options; and what a job's end means. No Spark in here."""
+"""Work before Spark starts (Java, jars, settings, options), and exit codes of jobs. No Spark runs here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NEEDED = {
     "jobs/release_hub.py": ["v1"],
 }
 
-# Stands for java: says its version; as Ivy it leaves a mark and the jars named, or fails while $OFFLINE exists.
+# Replaces java: prints a version; as Ivy it logs the call and writes the named jars, or fails if "offline" exists.
 FAKE_JAVA = """#!/bin/bash
 if [[ " $* " = *" -version "* ]]; then echo '{version}' >&2; exit 0; fi
 echo call >> {folder}/calls
@@ -49,7 +49,7 @@ for jar in {jars}; do echo content > "${{pattern%/*}}/$jar"; done
 
 @pytest.fixture
 def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
-    """Put a java program first on PATH; ``said`` is what it says of its version."""
+    """Put a java program first on PATH, which prints ``version`` as its version."""
     folder = tmp_path / "java"
     folder.mkdir()
     monkeypatch.delenv("JAVA_HOME", raising=False)
@@ -120,7 +120,7 @@ def test_places_that_java_cannot_name_are_refused_and_only_those(
         return None
 
     monkeypatch.chdir(tmp_path)
-    for encoding in ("ANSI_X3.4-1968", "ISO-8859-1"):  # Latin-1 has the letter; what it calls it on disk is not ours
+    for encoding in ("ANSI_X3.4-1968", "ISO-8859-1"):  # Latin-1 has ü, but with other bytes in file names
         assert refused(encoding, store={"root": "/x/räume"}) == "store.root is /x/räume"
         assert refused(encoding, store={"root": "file:/x/räume"}) == "store.root is /x/räume"
         assert refused(encoding, store={"root": "/x", "state": "/räume"}) == "store.state is /räume"
@@ -132,7 +132,7 @@ def test_places_that_java_cannot_name_are_refused_and_only_those(
         assert refused(encoding, store={"root": "/x/räume"}) is None
     (tmp_path / "räume").mkdir()
     monkeypatch.chdir(tmp_path / "räume")
-    assert refused("ANSI_X3.4-1968") == f"store.root is {tmp_path}/räume/warehouse"  # also where it is started
+    assert refused("ANSI_X3.4-1968") == f"store.root is {tmp_path}/räume/warehouse"  # also in the working directory
 
 
 # --- jars
@@ -145,7 +145,7 @@ def test_jars_are_fetched_once_and_then_need_no_network(fake_java: Callable[...,
     (folder / "offline").touch()
     assert jars.jars(SparkSettings()) == first
     assert (folder / "calls").read_text().count("call") == 1
-    with pytest.raises(PersonaHubError):  # another set of jars is another fetch
+    with pytest.raises(PersonaHubError):  # other jars need another download
         jars.jars(SparkSettings(spark_nlp=True))
 
 
@@ -167,7 +167,7 @@ def test_jars_that_cannot_be_had_leave_nothing_behind(
 
 
 def test_a_half_filled_home_changes_nothing_and_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real Ivy, a repository in a folder, and a home whose caches know the jar but do not have it."""
+    """The real Ivy, a repository in a folder, and a home whose caches list the jar but do not contain it."""
     place = "io/delta/delta-spark_2.12/3.3.3"
     pom = (
         "<project><modelVersion>4.0.0</modelVersion><groupId>io.delta</groupId>"
@@ -222,7 +222,7 @@ def test_speculation_is_refused_before_spark_starts(fake_java: Callable[..., Pat
     folder = fake_java()
     with pytest.raises(PersonaHubError, match="speculation is on: a speculative twin would ask a model twice"):
         session.build(SparkSettings(conf={"spark.speculation": value}))
-    assert (folder / "calls").read_text().count("call") == 1  # the jars; no java after them
+    assert (folder / "calls").read_text().count("call") == 1  # downloads the jars; no java runs later
 
 
 def test_what_is_started_with_the_jvm_prints_nothing_to_the_programs_output(capfd: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +253,7 @@ def test_only_workers_of_this_process_come_from_our_daemon(
     fake_java()
     chosen: dict[str, str] = {}
 
-    class Options:  # a real one of a process with a JVM knows that one's options too
+    class Options:  # in a process with a JVM, the real class reads that JVM's options too
         def set(self, key: str, value: str) -> None:
             chosen[key] = value
 
@@ -293,18 +293,18 @@ def test_whether_tables_are_missing_is_seen_without_spark_and_once(tmp_path: Pat
     for table in TABLES:
         assert not store.is_complete()
         (tmp_path / table.name / "_delta_log").mkdir(parents=True)
-        assert not store.is_complete()  # its first transaction is not there
+        assert not store.is_complete()  # its first transaction is missing
         (tmp_path / table.name / "_delta_log" / f"{0:020}.json").touch()
     assert store.is_complete()
     shutil.rmtree(tmp_path / TABLES[0].name)
     assert store.is_complete()
 
 
-# --- what a job's end means
+# --- exit codes
 
 
 def context() -> Context:
-    """A context that never meets Spark."""
+    """A context without Spark."""
     return Context(
         spark=None,  # type: ignore[arg-type]
         settings=whole.Settings(),
@@ -455,7 +455,7 @@ def test_what_a_later_step_would_stumble_over_stops_the_pipeline_before_spark_st
 def make_environment(
     tmp_path: Path, *, pythons: dict[str, str], variable: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run the script where PATH has only ``pythons`` (name -> script) and what a shell needs."""
+    """Run the script with a PATH that has only ``pythons`` (name -> script) and basic tools."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("df", "awk", "mktemp", "rm", "tail", "grep", "cut", "touch"):
@@ -470,7 +470,7 @@ def make_environment(
 
 
 def pretend(version: str) -> str:
-    """A script that is this Python, but for the version that it tells ``-c`` programs."""
+    """A script that runs this Python, and shows ``-c`` programs another version."""
     return f'exec {sys.executable} -c "import sys; sys.version_info = ({version}); exec(sys.argv[1])" "$2"'
 
 
@@ -514,7 +514,7 @@ def test_sparks_programs_of_the_environment_use_its_own_python_whatever_is_on_pa
 
 def test_packages_that_cannot_be_fetched_are_one_sentence(tmp_path: Path) -> None:
     fits = (
-        f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'  # the check whether it fits
+        f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'  # the check of the version
         'if [ "$2" = venv ]; then mkdir -p made/bin; printf "#!/bin/sh\\necho ERROR: no connection; exit 1\\n" '
         "> made/bin/python; chmod +x made/bin/python; fi"
     )

@@ -1,4 +1,4 @@
-"""Settings: what is wrong is named before anything starts, and no setting changes unseen."""
+"""Settings: faults are reported before anything starts, and every change changes the fingerprint."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_the_shipped_files_state_only_what_differs_from_the_defaults(name: str) 
         del node[path[-1]]
         try:
             same = validate(shorter) == settings
-        except SettingsError:  # what has no default
+        except SettingsError:  # settings without a default
             same = False
         assert not same or path[-1] == "task", f"{name} states the default of {path}"
 

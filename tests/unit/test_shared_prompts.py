@@ -1,4 +1,4 @@
-"""What prompts begin with is sent alone once, before the second request that has it; all else goes through."""
+"""A common beginning of prompts is sent alone once, before the second request that has it; all else is passed on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import PATIENCE_S
 
 
 def before(server: str, use: Callable[[str, aiohttp.ClientSession], Awaitable[None]], *, slots: int = 2) -> None:
-    """``use`` what stands before ``server`` (an URL up to /v1), while it runs."""
+    """Run the proxy before ``server`` (a URL up to /v1), and call ``use`` with the proxy's URL."""
 
     async def both() -> None:
         port, ended = free_port(), asyncio.Event()
@@ -58,7 +58,7 @@ def test_a_beginning_is_sent_alone_before_the_second_request_that_has_it_and_nev
     path, as_asked = "/v1/chat/completions", [("/v1/chat/completions", body) for body in bodies]
 
     def shared(system: str) -> list[Any]:
-        """The beginning alone, and for each of the two slots one token and the beginning."""
+        """The requests for the beginning alone, and for each of the two slots one token and the beginning."""
         alone = {**chat(system, ""), "max_tokens": 1}
         one = {"prompt": ".", "max_tokens": 1}
         of_slots = [
@@ -81,7 +81,7 @@ def test_of_requests_that_come_at_once_the_first_is_answered_before_the_others_b
         others = [asyncio.create_task(session.post(url, json=chat("be brief", f"{n}"))) for n in range(3)]
         await asyncio.sleep(0.5)
         assert fake.counts()["requests"] == 1
-        first.cancel()  # who asked goes, and the work on it ends
+        first.cancel()  # the client disconnects, and the work on its request ends
         replies = await asyncio.gather(*others)
         assert {reply.status for reply in replies} == {200}
         assert fake.counts()["requests"] == 1 + (1 + 2) + 3 and fake.counts()["open"] == 0
@@ -109,7 +109,7 @@ def test_a_server_that_is_gone_is_a_bad_gateway() -> None:
 
 
 def posts(slots: int, ask: list[dict[str, Any]], script: list[dict[str, Any]]) -> int:
-    """Requests that the server got for ``ask``, one after the other."""
+    """Number of requests that the server got when ``ask`` was sent one by one."""
 
     async def use(url: str, session: aiohttp.ClientSession) -> None:
         for body in ask:

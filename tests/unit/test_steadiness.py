@@ -1,6 +1,6 @@
-"""No verdict depends on how fast the machine is: the plain forms of a bound in seconds, looked for in all tests.
+"""No test depends on how fast the machine is: searches all tests for the usual forms of a bound in seconds.
 
-A bound that is written in another way, or a server's delay that must outlast something, is not found here.
+It does not detect bounds in other forms, or a server's delay that must be longer than something else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_tight(tree: ast.AST | None) -> bool:
 
 
 def tight_bounds(source: str) -> Iterator[int]:
-    """The lines with a timeout of less than a minute, with time that must be less than that, or with a deadline."""
+    """Lines with a timeout of less than a minute, an assertion of less than a minute, or a deadline."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             given = {keyword.arg: keyword.value for keyword in node.keywords}

@@ -1,4 +1,4 @@
-"""What is shown on a terminal: as wide as it says, one line a row, nothing that moves the cursor."""
+"""Output on a terminal: within its width, one line a row, no characters that move the cursor."""
 
 from __future__ import annotations
 

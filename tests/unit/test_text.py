@@ -1,4 +1,4 @@
-"""What text.py promises: equal texts, words of every script, budgets, storable text."""
+"""Promises of text.py: equal texts, words of every script, budgets, storable text."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_no_text_has_no_tokens() -> None:
 
 
 def test_a_text_with_words_has_tokens() -> None:
-    """Every letter there is: some, alone, are a blank with a mark when they are normalised."""
+    """All letters: some of them normalise to a blank with a mark."""
     letters = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isalpha()]
     with_words = [letter for letter in letters if has_words(letter)]
     assert 0 < len(letters) - len(with_words) < 50

@@ -1,4 +1,4 @@
-"""The write-ahead log without Spark: what a process leaves behind when it dies, and who may go on."""
+"""The write-ahead log without Spark: the files of a process that died, and which process may continue."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_an_attempt_that_died_leaves_its_answers_and_the_calls_it_died_of(tmp_pa
     del second
     third = writer(folder)
     assert (third.suspects, third.killers) == (set(), {"in flight"})
-    fourth = writer(folder)  # before the third could say so, it died too
+    fourth = writer(folder)  # the third process died before it could record that
     assert fourth.killers == {"in flight"}
     assert len(stored(folder)) == 1
 
@@ -128,7 +128,7 @@ def test_calls_that_were_ended_with_another_task_are_under_no_suspicion_that_the
     third = writer(folder, nth_try=2, died_in=[1])
     assert (third.suspects, third.killers) == ({"a", "b"}, set())
     third.starting("a", alone=True)
-    fourth = writer(folder, nth_try=3, died_in=[1])  # in the third try it was another task again
+    fourth = writer(folder, nth_try=3, died_in=[1])  # in the third try another task failed again
     assert (fourth.suspects, fourth.killers) == ({"a", "b"}, set())
     fourth.starting("a", alone=True)
     fifth = writer(folder, nth_try=4, died_in=[1, 3])
@@ -214,7 +214,7 @@ ACTS = ["start", "alone", "add", "drop", "flush", "abandon", "die", "fail", "end
 def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_forgotten(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, str]]
 ) -> None:
-    """Against a model of plain sets; the acts are what a task does, and how it ends."""
+    """Compared with a model of plain sets; ``acts``: what a task does, and how it ends."""
     folder = tmp_path_factory.mktemp("property") / "w0"
     log = writer(folder)
     answered: set[str] = set()
@@ -233,7 +233,7 @@ def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_f
         elif act == "abandon":
             log.abandon()
             flying = {key: "suspect" for key, how in flying.items() if how != "start"}
-        elif act in ("die", "fail", "end"):  # tried again alone, with its stage, or with its stage because of another
+        elif act in ("die", "fail", "end"):  # retried alone, with its stage, or with its stage because of another task
             tries += act != "die"
             died.update({tries - 1} if act == "fail" else ())
             log = writer(folder, nth_try=tries, died_in=died)
@@ -254,7 +254,7 @@ def test_transactions_come_in_order_and_an_unfinished_one_is_told_as_it_was(tmp_
     commits.begin(0, 5, ["a.parquet", "b.parquet"])
     assert commits.unfinished() == (0, 5, ["a.parquet", "b.parquet"])
     with pytest.raises(PersonaHubError, match="out of order"):
-        commits.begin(1, 6, [])  # the one before may not be in the table
+        commits.begin(1, 6, [])  # the transaction before it may be missing in the table
     commits.done(0)
     assert (wal.Commits(str(tmp_path)).next(), commits.unfinished()) == (1, None)
     for wrong in (0, 2):
@@ -272,13 +272,13 @@ with lease(sys.argv[1], "extract", beat_s=0.05):
 """
 
 
-# A beat of who looks at a lease: who holds it is taken for dead after three of them without a sign of life.
+# The beat of a process that waits for a lease: after three beats without a sign of life it takes the holder for dead.
 SLOW_BEAT_S = PATIENCE_S / 3
 
 
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
-    """Who looks at a lease looks often, however long its beat is, and does what is in here before it looks again."""
+    """Waiting for a lease polls often, whatever the beat, and runs one of these functions before each poll."""
     acts: list[Callable[[], None]] = []
     sleep = time.sleep
 
@@ -292,7 +292,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 
 
 def holder(folder: Path) -> subprocess.Popen[str]:
-    """A process that holds the lease until its input is closed."""
+    """Start a process that holds the lease until its stdin is closed."""
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder)],
         stdin=subprocess.PIPE,
@@ -337,7 +337,7 @@ def test_who_has_time_waits_until_the_one_inside_is_done(tmp_path: Path, naps: l
         ):
             pass
         assert process.stdin is not None
-        naps.append(process.stdin.close)  # the one inside ends once the other one waits
+        naps.append(process.stdin.close)  # the holder ends once this process waits
         with locks.lease(str(tmp_path), "extract", beat_s=SLOW_BEAT_S, wait_s=PATIENCE_S):
             assert process.wait(timeout=PATIENCE_S) == 0
         assert not naps
