@@ -181,7 +181,7 @@ def test_no_published_persona_goes_for_later_ones_of_a_clock_that_went_back(
     assert removals(context) == before
 
 
-def test_what_was_taken_out_after_it_was_compared_stands_for_nobody(
+def test_a_persona_removed_after_it_was_compared_is_no_witness(
     make_context: MakeContext, make_settings: MakeSettings
 ) -> None:
     context = make_context(make_settings(dedup={"surface": {"engine": "exact"}}))

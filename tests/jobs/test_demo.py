@@ -142,7 +142,7 @@ def test_each_pair_of_documents_and_model_has_a_store_of_its_own() -> None:
     assert {name.rpartition("-")[0] for name in names} == {"b", "documents"}
 
 
-def test_time_is_told_from_where_make_began_in_parts_that_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_begin_with_make_and_their_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEMO_BEGAN", str(int(time.time()) - 1000))
     clock = runpy.run_path(str(ROOT / "demo" / "run.py"))["Clock"]()
     with clock("model"):

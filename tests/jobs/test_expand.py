@@ -112,7 +112,7 @@ def hub(context: Context) -> dict[str, int]:
     return {row["text"]: row["hop"] for row in context.store.view("hub").collect()}
 
 
-def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
+def test_a_graph_with_cycles_is_expanded_once_and_printed_hop_by_hop(
     make_hub: Callable[..., Context], endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint.set_script(rules(FAMILY))
@@ -242,7 +242,7 @@ def test_a_graph_with_circles_is_expanded_once_and_told_hop_by_hop(
     assert_same_tables(whole, context, without=stamps, but=[RUNS])
 
 
-def test_questions_are_filtered_but_as_the_settings_say(make_settings: Callable[..., whole.Settings]) -> None:
+def test_queries_use_runtime_filters_unless_the_settings_differ(make_settings: Callable[..., whole.Settings]) -> None:
     mine, other = queries.RUNTIME_FILTERS
     chosen = make_settings(spark={"conf": {mine: "5MB", "spark.ui.enabled": "false"}})
     filtered = queries.filtering(chosen)

@@ -167,7 +167,7 @@ def test_rows_that_cannot_be_read_do_not_all_meet_in_one_task(make_context: Call
     assert {row[0] for row in placed.groupBy(F.spark_partition_id()).count().select("count").collect()} != {40}
 
 
-def test_flags_are_told_by_rule_before_and_after_and_an_import_has_limits_of_its_own(
+def test_flags_are_logged_by_rule_and_an_import_has_its_own_limits(
     make_context: Callable[..., Context],
     make_settings: Callable[..., whole.Settings],
     tmp_path: Path,

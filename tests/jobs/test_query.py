@@ -74,7 +74,7 @@ def test_a_table_is_as_wide_as_columns_says_and_whole_in_a_pipe(
 
 
 @pytest.mark.parametrize("form", queries.FORMATS)
-def test_rows_are_counted_and_more_of_them_are_told(odd: DataFrame, form: str) -> None:
+def test_rows_are_limited_and_further_ones_are_reported(odd: DataFrame, form: str) -> None:
     for most_rows, expected, more in ((0, 3, False), (2, 2, True), (3, 3, False), (9, 3, False)):
         out = io.StringIO(newline="")
         assert queries.show(odd.select("id"), form, most_rows=most_rows, out=out) is more

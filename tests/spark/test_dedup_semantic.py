@@ -200,7 +200,7 @@ def test_batches_in_a_row_give_what_the_oracle_gives_for_all_and_a_second_run_ad
     assert sorted(row["count"] for row in indexes) == [len(published[0]), len(published[1])]
 
 
-def test_who_stands_for_others_stays_and_who_has_no_vector_is_left_out_and_both_are_counted(
+def test_witnesses_stay_and_personas_without_a_vector_are_left_out_and_both_are_counted(
     make_context: MakeContext, make_settings: MakeSettings
 ) -> None:
     context = make_context(make_settings(embedding=ENDPOINT))

@@ -445,7 +445,7 @@ def test_bands_are_the_longest_that_reach_the_recall(
     assert all(chance(longer) < recall for longer in range(rows + 1, num_hashes + 1))
 
 
-def test_what_a_row_is_known_by(spark: SparkSession) -> None:
+def test_the_keys_of_rows(spark: SparkSession) -> None:
     """Keys are stored, and later batches must compute the same ones: raise _BANDS_VERSION if they change."""
     texts = {
         "large": "A nurse in a village by the sea who collects old maps",

@@ -52,7 +52,7 @@ def first_ways(edges: set[tuple[str, str, str]]) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("seed", [5])
-def test_a_persona_goes_just_when_no_path_leads_to_what_was_not_withdrawn(
+def test_a_persona_is_withdrawn_exactly_if_no_path_leads_to_a_source_in_use(
     spark: SparkSession, tmp_path: Path, seed: int
 ) -> None:
     rng = random.Random(seed)

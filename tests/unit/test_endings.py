@@ -24,7 +24,7 @@ SENTENCE = "stopped; what was answered so far is kept, run again to go on\n"
 
 
 def program(folder: Path, inside: str, *, ignored: tuple[signal.Signals, ...] = ()) -> subprocess.Popen[str]:
-    """Start a program that runs ``inside`` like a job, with temporary files in ``folder``; wait until it prints "up"."""
+    """Start a program that runs ``inside`` like a job, with temporary files in ``folder``; waits until it is up."""
     code = (
         "import os, sys, time, subprocess, hashlib\n"
         "from personahub_spark.program import endings\nfrom personahub_spark.program.faults import exit_code\n"
@@ -113,7 +113,7 @@ def test_signals_that_a_program_was_started_to_ignore_are_ignored(tmp_path: Path
     assert ended(started) == (0, "", "")
 
 
-def test_whoever_takes_the_signal_from_us_gives_it_back(tmp_path: Path) -> None:
+def test_a_handler_that_another_library_installs_is_replaced_again(tmp_path: Path) -> None:
     """PySpark replaces the handler of SIGINT when Spark starts; the user must not see what that handler raises."""
     taken = (
         "import signal\n"

@@ -62,7 +62,7 @@ def test_any_path_is_taken_as_it_is_written(tmp_path: Path, folder: str) -> None
     assert not place.exists()
 
 
-def test_what_is_not_there_has_no_names_and_needs_no_deleting(tmp_path: Path) -> None:
+def test_a_missing_folder_has_no_names_and_can_be_deleted(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
     assert names(absent) == names(absent, folders=True) == []
     delete(absent)

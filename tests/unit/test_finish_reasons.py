@@ -65,12 +65,12 @@ def test_any_name_means_one_of_six_things_and_few_mean_that_the_text_is_whole(na
 
 
 @pytest.mark.parametrize("name", [None, "", " ", "null", "None"])
-def test_who_sends_no_reason_may_have_said_all(name: str | None) -> None:
+def test_an_answer_without_a_finish_reason_counts_as_complete(name: str | None) -> None:
     assert ending(name) == "complete"
 
 
 @pytest.mark.parametrize("name", [*NAMES["cut_off"], *NAMES["fault"], *UNKNOWN])
-def test_no_task_takes_for_whole_what_may_be_half(name: str) -> None:
+def test_no_task_accepts_an_answer_that_may_be_cut_off(name: str) -> None:
     (one,) = readings_of(TextToPersona(PersonaSettings(), ENDPOINT), NURSE, name)
     assert (one.text, one.failure) == (None, "cut_off")
     others = f"patient: A retired baker who sleeps badly\ncolleague: {NURSE} since"
@@ -85,7 +85,7 @@ def test_no_task_takes_for_whole_what_may_be_half(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES["complete"])
-def test_every_task_takes_for_whole_what_is(name: str) -> None:
+def test_every_task_accepts_a_complete_answer(name: str) -> None:
     (one,) = readings_of(TextToPersona(PersonaSettings(), ENDPOINT), NURSE, name)
     assert (one.text, one.failure) == (NURSE, None)
     assert "cut_off" not in read(prompted("math", ENDPOINT), PROBLEM, name, NURSE).checks

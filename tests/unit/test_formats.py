@@ -85,7 +85,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_column_that_nobody_asks_for_never_matters(name: str, tmp_path: Path) -> None:
+def test_a_column_that_is_not_read_never_matters(name: str, tmp_path: Path) -> None:
     pq.write_table(table(**{name: ODD[name]}), tmp_path / "a.parquet")
     assert contents(tmp_path / "a.parquet") == [{"text": "a"}, {"text": None}]
 
@@ -164,7 +164,7 @@ def test_a_number_in_a_path_is_an_entry_of_a_list(path: str, expected: object, t
         assert contents(tmp_path / name, {"text": path}) == [{"text": expected}], name
 
 
-def test_what_json_has_no_words_for_becomes_json_all_the_same(tmp_path: Path) -> None:
+def test_values_without_a_json_form_are_converted(tmp_path: Path) -> None:
     strings = pa.Array.from_buffers(
         pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff")]
     )
@@ -403,7 +403,7 @@ def test_a_folder_has_every_file_whatever_its_name_once(tmp_path: Path) -> None:
         listing(f"{root}/r*.jsonl")  # paths are not patterns
 
 
-def test_a_file_is_not_to_blame_for_what_it_is_reached_by(tmp_path: Path) -> None:
+def test_an_error_of_the_machine_is_no_fault_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     sound = file(tmp_path / "a.txt")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -128,7 +128,7 @@ def test_a_pair_at_the_threshold_is_one_and_a_pair_below_is_none() -> None:
     assert removed([frozenset(range(8)), nine], Decimal("0.9")) == {}
 
 
-def test_who_went_for_a_removed_equal_names_a_kept_one() -> None:
+def test_a_row_similar_to_a_removed_equal_names_a_kept_one() -> None:
     base = frozenset(range(19))
     # Row 1 is removed for row 0. Row 2 equals row 1. Row 3 is nearer to row 2 than row 0 is, but comes later.
     sets = [base | {50}, base, base, base | {51}]
@@ -163,7 +163,7 @@ def test_pairs_are_found_once_in_order_and_are_those_of_the_oracle() -> None:
         ([frozenset({1, 2}), frozenset({1, 3}), *[frozenset({2, 3, n}) for n in range(100, 140)]], "0.9"),
     ],
 )
-def test_hot_tokens_propose_nobody(sets: Sets, threshold: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hot_tokens_propose_no_pairs(sets: Sets, threshold: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert proposals(sets, None, threshold, monkeypatch) == 0
 
 
@@ -174,7 +174,7 @@ def test_keys_propose_all_that_have_them_and_rows_by_themselves_cost_nothing(mon
 
 
 @pytest.mark.parametrize("values", [[], [5], [5, 5], [5, 3, 5, 7, 3, -1, 5]])
-def test_values_that_come_again_are_told_from_those_that_do_not(values: list[int]) -> None:
+def test_repeated_values_are_marked(values: list[int]) -> None:
     assert in_memory._repeated(np.array(values, np.int64)).tolist() == [values.count(value) > 1 for value in values]
 
 

@@ -247,9 +247,7 @@ def test_a_bad_vector_fails_its_row_and_keeps_its_cost(fake: FakeEndpoint, journ
     assert results["fine"].status == "answered"
 
 
-def test_what_no_request_would_survive_stops_the_run_once_and_keeps_the_answers(
-    fake: FakeEndpoint, journal: Journal
-) -> None:
+def test_a_fault_of_all_requests_stops_the_run_once_and_keeps_the_answers(fake: FakeEndpoint, journal: Journal) -> None:
     fake.set_script([{"match": "question [01]$", "status": 404, "body": '{"error": {"code": "model_not_found"}}'}])
     pulled = iter(asks(20))
     results = {o.request_key: o for o in run(fake, journal, pulled, max_lines=5, max_open=1) if o is not None}
@@ -535,9 +533,7 @@ def test_a_chunk_is_done_when_its_outcomes_are_kept_and_not_before(fake: FakeEnd
     assert (fake.batch_counts()["batches"], journal.chunks()) == (1, [])
 
 
-def test_batches_of_an_earlier_run_are_told_though_nobody_asks_for_them_now(
-    fake: FakeEndpoint, journal: Journal
-) -> None:
+def test_outcomes_of_an_earlier_runs_batches_are_given_without_a_request(fake: FakeEndpoint, journal: Journal) -> None:
     left = run(fake, journal, asks(5))
     next(left)
     left.close()

@@ -75,7 +75,7 @@ def completion(message: dict[str, Any], finish_reason: str = "stop", **more: Any
     return json.dumps({"choices": [{"message": message, "finish_reason": finish_reason}], **more})
 
 
-def test_an_answer_is_told_with_all_it_cost(fake: FakeEndpoint) -> None:
+def test_an_outcome_has_usage_cost_and_latency(fake: FakeEndpoint) -> None:
     fake.set_script([{"reply": "an answer of five words", "delay_s": 0.05}])
     began = time.monotonic()
     outcome = only(answers([ask("three little words")], endpoint(fake)))
@@ -280,7 +280,7 @@ def test_a_bad_row_costs_one_request_and_the_others_go_on(
         (429, {"message": "pay first", "code": "insufficient_quota"}, "insufficient_quota"),
     ],
 )
-def test_what_no_request_would_survive_stops_the_run(
+def test_a_fault_of_all_requests_stops_the_run(
     fake: FakeEndpoint, status: int, body: dict[str, Any], error_class: str
 ) -> None:
     fake.set_script([{"status": status, "body": json.dumps({"error": body})}])
@@ -743,7 +743,9 @@ def test_the_key_is_in_no_outcome_and_no_log_even_when_the_endpoint_echoes_it(
 
 
 @BOTH
-def test_what_is_sent_is_ours_alone(monkeypatch: pytest.MonkeyPatch, transport: Any) -> None:
+def test_openai_variables_of_the_environment_do_not_change_requests(
+    monkeypatch: pytest.MonkeyPatch, transport: Any
+) -> None:
     monkeypatch.setenv("HUB_KEY", KEY)
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
         monkeypatch.setenv(name, "stray")
@@ -839,7 +841,7 @@ def test_addresses_share_the_calls_by_weight_and_each_outcome_says_who_answered(
 
 
 @pytest.mark.parametrize("trouble", [{"status": 503}, {"fault": "reset"}, {"status": 401}, {"status": 404}])
-def test_an_address_that_fails_is_stood_in_for(
+def test_other_addresses_replace_one_that_fails(
     fake: FakeEndpoint, other: FakeEndpoint, trouble: dict[str, Any]
 ) -> None:
     other.set_script([trouble])

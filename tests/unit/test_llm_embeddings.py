@@ -192,7 +192,7 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], str]:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("status", "refusal"), NAMED)
-def test_who_refuses_base64_is_asked_for_floats_and_not_for_base64_again(
+def test_a_server_that_refuses_base64_is_asked_for_floats_from_then_on(
     fake: FakeEndpoint, encodings: dict[Any, str], transport: str, status: int, refusal: str
 ) -> None:
     right = by_key(answers(embeds(9), endpoint(fake)))
@@ -211,7 +211,7 @@ def test_who_refuses_base64_is_asked_for_floats_and_not_for_base64_again(
 
 @pytest.mark.parametrize("count", [1, 9])
 @pytest.mark.parametrize("status", [400, 422])
-def test_who_refuses_base64_without_a_word_fails_no_row(
+def test_a_server_that_refuses_base64_without_a_reason_fails_no_row(
     fake: FakeEndpoint, encodings: dict[Any, str], status: int, count: int
 ) -> None:
     fake.set_script([{"encoding_format": "base64", "status": status, "body": "bad request"}])
@@ -224,7 +224,9 @@ def test_who_refuses_base64_without_a_word_fails_no_row(
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_who_wants_no_encoding_said_is_asked_without(fake: FakeEndpoint, encodings: dict[Any, str], count: int) -> None:
+def test_a_server_that_refuses_every_encoding_format_is_asked_without_one(
+    fake: FakeEndpoint, encodings: dict[Any, str], count: int
+) -> None:
     refused = [
         {"encoding_format": name, "status": 400, "body": f"no encoding_format {name}"} for name in ("base64", "float")
     ]
@@ -236,7 +238,9 @@ def test_who_wants_no_encoding_said_is_asked_without(fake: FakeEndpoint, encodin
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_who_wants_no_encoding_said_need_not_say_so(fake: FakeEndpoint, encodings: dict[Any, str], count: int) -> None:
+def test_encoding_format_is_left_out_after_a_422_that_does_not_name_it(
+    fake: FakeEndpoint, encodings: dict[Any, str], count: int
+) -> None:
     refused = {"status": 422, "body": '{"detail": "extra fields not permitted"}'}
     fake.set_script([{**refused, "encoding_format": name} for name in ("base64", "float")])
     assert {outcome.status for outcome in answers(embeds(count), endpoint(fake))} == {"answered"}
@@ -290,7 +294,7 @@ def test_a_server_that_breaks_at_base64_is_asked_for_floats(fake: FakeEndpoint, 
     assert list(encodings.values()) == ["float"]
 
 
-def test_who_gives_base64_goes_on_to_do_so_whatever_an_input_is_refused_for(
+def test_a_server_that_gives_base64_is_asked_for_it_even_after_a_refused_input(
     fake: FakeEndpoint, encodings: dict[Any, str]
 ) -> None:
     answers(embeds(1), endpoint(fake))

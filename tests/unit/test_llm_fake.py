@@ -331,7 +331,7 @@ def test_a_refusal_tells_what_the_script_says(fake: FakeEndpoint, tell: list[str
 
 
 @pytest.mark.parametrize("kind", [503, "refuse"])
-def test_an_outage_begins_ends_and_notes_who_came(fake: FakeEndpoint, kind: Any) -> None:
+def test_an_outage_begins_ends_and_records_the_requests(fake: FakeEndpoint, kind: Any) -> None:
     def up() -> bool:
         try:
             return status(fake) == 200

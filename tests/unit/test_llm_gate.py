@@ -455,7 +455,7 @@ def test_a_task_with_another_token_is_not_let_in() -> None:
     [b"", b"{}", b"[]", b"no JSON", b'{"hello": 1}', b'{"hello": null}', b'{"ask": [[1, 1, null]]}', b"x" * 2000],
     ids=lambda line: line[:12].decode() or "empty",
 )
-def test_whoever_does_not_know_the_token_is_shown_the_door(line: bytes) -> None:
+def test_a_connection_without_the_token_is_closed(line: bytes) -> None:
     with Gate(LIMITED, None) as gate:
         with connection(gate.place) as (_, say):
             assert say(line) == b""

@@ -111,7 +111,9 @@ def test_an_endpoint_that_counts_whole_calls_gets_no_second_with_more_tokens_tha
 
 
 @given(st.lists(st.tuples(st.integers(1, 1666), st.sampled_from([0.0, 0.0, 0.01, 0.3, 3.0])), max_size=100))
-def test_else_a_second_has_tokens_left_when_its_last_call_is_made(calls: list[tuple[int, float]]) -> None:
+def test_without_whole_calls_a_second_has_tokens_left_when_its_last_call_is_made(
+    calls: list[tuple[int, float]],
+) -> None:
     made = times_of(Pacer(None, 100_000), [size for size, _ in calls], [gap for _, gap in calls])
     for first in range(len(made)):
         within = [size for at, (size, _) in zip(made, calls, strict=True) if made[first] <= at < made[first] + 1]
@@ -153,7 +155,7 @@ def test_tokens_are_charged_as_earlier_calls_used_their_estimates() -> None:
     assert pacer.take(600, 0.0).tokens == pytest.approx(200)
 
 
-def test_the_part_of_an_estimate_that_is_never_used_is_told_from_the_part_that_is() -> None:
+def test_the_pacer_learns_which_part_of_an_estimate_is_never_used() -> None:
     pacer, rng = Pacer(None, 60_000), Random(1)
     for prompt in rng.choices(range(50, 500), k=100):
         pacer.used(pacer.take(prompt + 2048, 0.0), prompt + 100)
@@ -162,7 +164,7 @@ def test_the_part_of_an_estimate_that_is_never_used_is_told_from_the_part_that_i
 
 
 @pytest.mark.parametrize("bias", [0.25, 1.0, 4.0])
-def test_what_was_charged_wrongly_is_made_up_for(bias: float) -> None:
+def test_wrong_estimates_are_corrected_in_later_charges(bias: float) -> None:
     rng = Random(7)
     pacer, now, used = Pacer(None, 60_000), 0.0, 0
     for turn in range(4000):
@@ -394,7 +396,7 @@ def around(mean: int, deviation: int) -> Callable[[Random], int]:
         (166, 60, True, 0.75, 0.025),
     ],
 )
-def test_calls_whose_size_nobody_can_tell_are_refused_now_and_then_and_do_not_stop_the_rest(
+def test_calls_of_unpredictable_size_are_sometimes_refused_and_do_not_stop_the_rest(
     mean: int, deviation: int, whole_calls: bool, use: float, refusals: float, seed: int
 ) -> None:
     """Without good estimates, only a pace that wastes most of the limit would avoid refusals."""
@@ -437,9 +439,7 @@ def test_a_large_call_is_passed_over_for_ten_seconds_at_most() -> None:
         ("none", REFUSED_CONNECTION, 1000 / 300),
     ],
 )
-def test_a_call_that_does_not_tell_what_it_used_counts_as_the_most_that_it_can_have(
-    tells: str, failure: Failure | None, calls_per_s: float
-) -> None:
+def test_a_call_without_usage_counts_with_its_maximum(tells: str, failure: Failure | None, calls_per_s: float) -> None:
     admission, now, began = Admission([address(tokens_per_minute=60_000)]), 0.0, 0.0
     for number in range(1600):  # calls may use 300 tokens, and use 100
         admission.ask(1, number, tokens=300, dearest=None)

@@ -166,7 +166,7 @@ def test_calls_that_time_out_are_made_fewer_at_once_unless_it_is_the_call() -> N
 # --- through the client
 
 
-def test_what_is_slow_is_waited_for_when_the_limit_is_measured(fake: FakeEndpoint) -> None:
+def test_slow_answers_are_awaited_if_the_limit_is_measured(fake: FakeEndpoint) -> None:
     """Each answer takes longer than a limit that could be set. The minimal pair has a set limit."""
     fake.set_script([{"delay_s": 1.5}])
     results = answers(asks(8), endpoint(fake, in_flight=4, timeout_s=None, deadline_s=0.1))

@@ -141,7 +141,9 @@ def test_where_one_of_two_answers_does_not_tell_what_it_took_the_cost_of_the_row
         assert (outcome.text, outcome.attempts, outcome.usage, outcome.cost_microusd) == ("{}", 2, None, None)
 
 
-def test_what_is_always_broken_off_is_paid_three_times_and_fails_where_others_are_answered(fake: FakeEndpoint) -> None:
+def test_a_reply_that_always_breaks_off_is_paid_three_times_and_fails_if_others_are_answered(
+    fake: FakeEndpoint,
+) -> None:
     fake.set_script([{"match": "poison", "body": completion(finish_reason="abort", usage=USAGE).decode()}])
     results = {outcome.request_key: outcome for outcome in answers([ask("poison"), *asks(8)], endpoint(fake))}
     bad = results.pop(ask("poison").key)

@@ -66,7 +66,7 @@ def test_where_no_json_is_asked_for_nothing_is_checked(response_format: Any) -> 
     assert check_for(response_format) is None
 
 
-def test_what_is_said_names_the_place_in_one_short_line() -> None:
+def test_a_fault_names_the_place_in_one_short_line() -> None:
     check = check_for(form(PERSONA))
     assert check is not None
     mismatch = check.fault('{"persona": "a nurse", "age": "forty\\n"}')

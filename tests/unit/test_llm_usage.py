@@ -36,7 +36,7 @@ def test_whole_numbers_are_read_in_every_form(form: str, tokens: Tokens) -> None
 
 @pytest.mark.parametrize("form", UNREADABLE)
 @given(tokens=TOKENS)
-def test_all_else_is_unknown(form: str, tokens: Tokens) -> None:
+def test_other_forms_of_usage_are_unknown(form: str, tokens: Tokens) -> None:
     assert read_usage(loads(usage_json(form, tokens)), wrote=True) is None
 
 
@@ -180,7 +180,7 @@ USAGES = st.builds(
 
 
 @given(USAGES | JSON, st.booleans(), st.booleans())
-def test_whatever_is_told_parts_are_within_their_wholes_and_no_answer_is_free(
+def test_in_any_usage_parts_are_within_their_wholes_and_no_answer_is_free(
     usage: Any, wrote: bool, of_vectors: bool
 ) -> None:
     read = read_usage(usage, wrote=wrote, of_vectors=of_vectors)

@@ -226,7 +226,9 @@ def test_a_stored_request_that_is_none_is_a_clear_error(text: str) -> None:
         ({"content": "nul \x00, half \ud83d, whole 🙂"}, "nul \ufffd, half \ufffd, whole 🙂", "stop"),
     ],
 )
-def test_the_text_is_what_the_model_said(message: dict[str, Any], text: str | None, finish_reason: str) -> None:
+def test_the_text_of_a_reply_is_the_models_answer(
+    message: dict[str, Any], text: str | None, finish_reason: str
+) -> None:
     read = read_reply(reply(message))
     assert (read.text, read.finish_reason) == (text, finish_reason)
 

@@ -221,7 +221,7 @@ with _listed(Path(sys.argv[1]), "tiny", 4711):
 
 
 @pytest.mark.parametrize("end", ["alive", "ended", "killed"])
-def test_another_server_on_this_machine_is_told_of_while_it_lives(index: Path, tmp_path: Path, end: str) -> None:
+def test_another_running_server_on_this_machine_is_reported(index: Path, tmp_path: Path, end: str) -> None:
     cache, messages = tmp_path / "cache", list[str]()
     command = [sys.executable, "-c", SERVING, str(cache)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -317,7 +317,7 @@ def test_a_real_server_dies_with_a_parent_that_was_killed(small_model: None) -> 
     assert eventually(lambda: not answers(base_url))
 
 
-def test_what_prompts_begin_with_is_read_once_for_all_places_of_a_real_server(small_model: None) -> None:
+def test_a_real_server_reads_the_common_beginning_of_prompts_once_for_all_slots(small_model: None) -> None:
     """Checked by the cached tokens in each answer's usage."""
     rules = " ".join(f"Rule {n}: speak of the {thing} only." for n, thing in enumerate(["river", "tide", "lock"] * 6))
 

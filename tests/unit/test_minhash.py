@@ -71,7 +71,7 @@ def test_band_keys_are_equal_where_the_band_is_and_nowhere_else() -> None:
     assert len(set(of_band.values())) == len(distinct) == 5 * 27
 
 
-def test_what_no_band_holds_of_a_signature_does_not_matter() -> None:
+def test_hashes_outside_all_bands_do_not_matter() -> None:
     signed = np.arange(16, dtype=np.uint32)[None, :]
     other = signed.copy()
     other[0, 15] += 1

@@ -58,7 +58,7 @@ def test_all_before_the_persona_is_the_same_for_all_personas_and_one_question_fo
     assert one.prompt_version == two.prompt_version and one.key != two.key
 
 
-def test_who_is_said_in_the_words_of_an_example_is_no_persona() -> None:
+def test_a_persona_in_the_words_of_an_example_is_a_failure() -> None:
     shown = str(request(TASK, "A baker.").messages[0]["content"])
     copied, near = (
         "A lonely dyer in a back street who mixes orange dye in a tub.",

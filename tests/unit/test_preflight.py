@@ -73,7 +73,7 @@ def looks(fake: FakeEndpoint) -> int:
     return fake.counts("/v1/models")["requests"]
 
 
-def test_what_lacks_nothing_takes_one_request_and_leaves_nothing_behind(
+def test_a_check_without_faults_sends_one_request_and_writes_nothing(
     make: Callable[..., Settings], fake: FakeEndpoint, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -111,7 +111,7 @@ def test_a_missing_key_is_said_before_anything_is_asked(
     assert looks(fake) == 0
 
 
-def test_a_refused_key_and_a_wanted_one_are_told_apart(
+def test_a_refused_key_and_a_missing_key_have_different_messages(
     make: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FakeEndpoint(key=KEY) as locked:

@@ -58,7 +58,7 @@ def test_a_line_says_share_rate_time_left_and_cost(status: Status, elapsed_s: fl
          "no more for 1 min 01 s"),
     ],
 )  # fmt: skip
-def test_a_line_keeps_answers_from_what_went_wrong_and_guesses_no_time_while_nothing_comes(
+def test_a_line_separates_answers_from_failures_and_estimates_no_time_during_a_pause(
     status: Status, elapsed_s: float, quiet_s: float, expected: str
 ) -> None:
     assert line("x", status, elapsed_s, quiet_s) == expected

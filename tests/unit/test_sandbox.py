@@ -220,7 +220,7 @@ def is_alive(pid: int) -> bool:
         ({"modules": ("no_such_module",)}, "No module named 'no_such_module'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(settings: dict[str, object], message: str) -> None:
+def test_impossible_settings_are_refused_in_a_sentence(settings: dict[str, object], message: str) -> None:
     with pytest.raises(PersonaHubError, match=message):
         Sandbox(**settings)  # type: ignore[arg-type]
 

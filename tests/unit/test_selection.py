@@ -49,7 +49,7 @@ def test_the_traversal_takes_what_its_definition_says(before: np.ndarray | None,
             return
 
 
-def test_nobody_is_taken_from_nobody() -> None:
+def test_no_candidates_give_an_empty_order() -> None:
     nobody = np.empty((0, 0), dtype=np.float32)
     assert farthest(nobody, nobody, 5) == []
 

@@ -332,9 +332,7 @@ def test_counts_that_add_up_are_said(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages[-1].startswith("a_step: 1,234 in = 1,230 kept + 4 put off; ")
 
 
-def test_what_is_shipped_lies_where_nobody_else_can_put_another_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shipped_zip_is_in_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     planted = tmp_path / f"personahub_spark-{code.code_version()}.zip"
     planted.write_bytes(b"planted")
@@ -377,7 +375,7 @@ def test_a_full_disk_is_one_sentence_and_a_broken_connection_is_not_dressed_up_a
 
 
 @pytest.mark.parametrize(("error", "code"), [(PersonaHubError("mend this"), 2), (KeyboardInterrupt(), 130)])
-def test_what_can_be_acted_on_ends_in_a_sentence_and_a_code(
+def test_errors_that_a_user_can_fix_are_one_sentence_and_an_exit_code(
     error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended, faults.exit_code():
@@ -437,7 +435,7 @@ def test_bad_settings_end_every_job_with_code_2_and_one_sentence(
         ("dedup.surface={threshold: 0.3, num_hashes: 16}", "16 hashes find a pair at 0.3"),
     ],
 )
-def test_what_a_later_step_would_stumble_over_stops_the_pipeline_before_spark_starts(
+def test_a_fault_of_a_later_step_stops_the_pipeline_before_spark_starts(
     override: str, message: str, fake_java: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -248,7 +248,7 @@ def test_whenever_it_dies_every_answer_is_stored_once_and_nothing_in_flight_is_f
     assert sorted(r["request_key"] for r in stored(folder)) == sorted(answered)
 
 
-def test_transactions_come_in_order_and_an_unfinished_one_is_told_as_it_was(tmp_path: Path) -> None:
+def test_transactions_come_in_order_and_an_unfinished_one_is_returned_unchanged(tmp_path: Path) -> None:
     commits = wal.Commits(str(tmp_path))
     assert (commits.next(), commits.unfinished()) == (0, None)
     commits.begin(0, 5, ["a.parquet", "b.parquet"])
@@ -329,7 +329,7 @@ def test_a_lease_of_another_machine_is_taken_over_only_when_it_has_no_pulse(tmp_
         assert time.monotonic() - started >= 0.3
 
 
-def test_who_has_time_waits_until_the_one_inside_is_done(tmp_path: Path, naps: list[Callable[[], None]]) -> None:
+def test_a_process_may_wait_until_the_holder_of_a_lease_is_done(tmp_path: Path, naps: list[Callable[[], None]]) -> None:
     with holder(tmp_path) as process:
         with (
             pytest.raises(PersonaHubError, match="is being run on this store"),
@@ -343,7 +343,7 @@ def test_who_has_time_waits_until_the_one_inside_is_done(tmp_path: Path, naps: l
         assert not naps
 
 
-def test_whoever_loses_a_lease_says_so_in_the_end_and_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_a_process_that_lost_its_lease_raises_at_the_end_and_keeps_the_new_lease(tmp_path: Path) -> None:
     other = json.dumps({"host": "elsewhere", "pid": 1, "token": "x", "since": "2000-01-01T00:00:00Z"})
     with (
         pytest.raises(PersonaHubError, match="extract: another process took over on this store"),
