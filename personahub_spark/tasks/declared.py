@@ -6,9 +6,9 @@ The package's own files are in ``library/``; users put files of the same form in
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -242,7 +242,7 @@ class Declaration(_Part):
         """Names of the placeholders that draws fill."""
         return [text for name in self.draw for text in DRAWS[name].texts]
 
-    @cached_property
+    @functools.cached_property
     def placeholders(self) -> dict[str, set[str]]:
         """The words in dollar signs of each wording, by key."""
         wordings = {"system": self.system, "user": self.user}
@@ -312,6 +312,7 @@ def _files(paths: Iterable[str | Path]) -> Iterable[tuple[str, str]]:
                 raise SettingsError(f"task file {file} cannot be read ({error})") from None
 
 
+@functools.lru_cache(maxsize=256)  # a program reads the library several times, and the parser is slow
 def _declared(place: str, text: str) -> Declaration:
     try:
         raw = yaml.safe_load(text)
