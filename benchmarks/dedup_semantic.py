@@ -70,13 +70,15 @@ def main() -> None:
     for margin in (0.0, *chosen.margins):
         homes, rows, visited = centroids.places(grid, margin)
         label = "single assignment" if margin == 0 else f"border within {margin}, home with all (ours)"
-        _tell(label, pairs, *_homes_with_all(pairs, homes, rows, visited, len(centroids.points)))
+        _print_line(label, pairs, *_homes_with_all(pairs, homes, rows, visited, len(centroids.points)))
     for margin in chosen.margins[:3]:
-        _tell(
+        _print_line(
             f"cosine within {margin} of the best, all with all", pairs, *_cosine_margin(pairs, grid, centroids, margin)
         )
     for bits, tables in ((12, 8), (12, 16), (12, 35), (14, 35), (16, 64)):
-        _tell(f"random projections, {tables} tables of {bits} bits", pairs, *_projections(pairs, vectors, bits, tables))
+        _print_line(
+            f"random projections, {tables} tables of {bits} bits", pairs, *_projections(pairs, vectors, bits, tables)
+        )
     if chosen.spark:
         _in_spark(scored, centroids, pairs, chosen.cache, chosen.master)
 
@@ -185,7 +187,7 @@ def _has(ascending: Integers, keys: Integers) -> npt.NDArray[np.bool_]:
     return np.asarray(ascending[place] == keys)
 
 
-def _tell(label: str, pairs: Pairs, compared: npt.NDArray[np.bool_], comparisons: float, copies: float) -> None:
+def _print_line(label: str, pairs: Pairs, compared: npt.NDArray[np.bool_], comparisons: float, copies: float) -> None:
     rows = int(max(pairs[0].max(), pairs[1].max())) + 1
     shares = "".join(f"{compared[(pairs[2] >= low) & (pairs[2] < high)].mean():>11.4f}" for low, high in BANDS)
     print(f"{label:44}{compared.mean():>9.4f}{shares}{comparisons / (rows * (rows - 1) / 2):>10.2%}{copies:>8.1f}")

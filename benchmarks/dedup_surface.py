@@ -312,7 +312,7 @@ def _peers(
         near.setdefault(a, set()).add(b)
         near.setdefault(b, set()).add(a)
 
-    def tell(name: str, seconds: float, peak_mb: float, ids: set[int]) -> None:
+    def print_line(name: str, seconds: float, peak_mb: float, ids: set[int]) -> None:
         kept = [row for row in best if row not in ids]
         sets = {best[row] for row in kept}
         left_over = len(kept) - len(sets) + sum(a in sets and b in sets for a, b in pairs)
@@ -327,7 +327,7 @@ def _peers(
             started = time.monotonic()
             removals = surface.deduplicate(personas, settings=_by("auto", settings)).removals.select("id").collect()
             seconds = time.monotonic() - started
-        tell(f"ours, {settings.engine}", seconds, used.peak_mb, {int(row["id"], 16) for row in removals})
+        print_line(f"ours, {settings.engine}", seconds, used.peak_mb, {int(row["id"], 16) for row in removals})
     lines = folder / "texts.jsonl"
     lines.write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
     for _, peer in itertools.product(range(repeats), peers):
@@ -341,7 +341,7 @@ def _peers(
                 print(f"{peer}, {mode}: {done.stderr.strip().splitlines()[-1]}")
                 continue
             result = json.loads(answer.read_text(encoding="utf-8"))
-            tell(f"{peer}, {mode}", result["seconds"], result["peak_mb"], set(result["removed"]))
+            print_line(f"{peer}, {mode}", result["seconds"], result["peak_mb"], set(result["removed"]))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main() -> None:
         for words in chosen.words:
             endpoint.reset()
             _ask(context, endpoint, words, chosen)
-            _tell(words, endpoint.windows(), chosen)
+            _print_line(words, endpoint.windows(), chosen)
         context.spark.stop()
 
 
@@ -91,7 +91,7 @@ def _ask(context: Context, endpoint: FakeEndpoint, words: str, chosen: argparse.
     context.store.drop_staged()
 
 
-def _tell(words: str, windows: list[dict[str, int]], chosen: argparse.Namespace) -> None:
+def _print_line(words: str, windows: list[dict[str, int]], chosen: argparse.Namespace) -> None:
     steady = windows[chosen.warm_up : -5]
     requests, tokens, refused = (sum(w[name] for w in steady) for name in ("requests", "tokens", "refused"))
     print(

@@ -60,8 +60,8 @@ def main() -> None:
         )
         context = _context(folder, "asked", endpoint.url)
         print(f"{'':20}{'rows':>9}{'seconds':>9}{'CPU ms/row':>12}{'shuffled':>11}  bytes a row, by table")
-        _tell(context, ingest_documents.STEP, chosen.documents)
-        _tell(context, extract_personas.STEP, chosen.documents)
+        _print_line(context, ingest_documents.STEP, chosen.documents)
+        _print_line(context, extract_personas.STEP, chosen.documents)
         context.spark.stop()
         context = _context(folder, "compared", endpoint.url)
         rows = [(content_id(text), text) for text in texts[: chosen.personas]]
@@ -75,10 +75,10 @@ def main() -> None:
         )
         context.add_new(PERSONAS, personas)
         compared = context.store.read(PERSONAS).count()
-        _tell(context, dedup_surface.STEP, compared)
+        _print_line(context, dedup_surface.STEP, compared)
         hub = context.store.view("hub").count()
-        _tell(context, embed_personas.STEP, hub)
-        _tell(context, dedup_semantic.STEP, hub)
+        _print_line(context, embed_personas.STEP, hub)
+        _print_line(context, dedup_semantic.STEP, hub)
         context.spark.stop()
 
 
@@ -105,7 +105,7 @@ def _context(folder: Path, name: str, url: str) -> Context:
     return context
 
 
-def _tell(context: Context, step: Step, rows: int) -> None:
+def _print_line(context: Context, step: Step, rows: int) -> None:
     before, moved = _bytes(context), shuffled(context.spark)
     with Watch() as used:
         began = time.monotonic()

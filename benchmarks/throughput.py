@@ -65,20 +65,20 @@ def main() -> None:
         for in_flight in chosen.in_flight:
             for transport in chosen.transports:
                 measured = _ours(context, endpoint, transport, in_flight, chosen.workers, chosen.calls)
-                _tell(f"ours, {transport}", in_flight * chosen.workers, chosen.mean_ms, measured)
+                _print_line(f"ours, {transport}", in_flight * chosen.workers, chosen.mean_ms, measured)
             if not chosen.no_peers:
                 calls = min(chosen.calls, 60 * in_flight)
                 measured = _chunks(context, endpoint, in_flight, chosen.workers, calls)
-                _tell("gather per chunk, AsyncOpenAI", in_flight * chosen.workers, chosen.mean_ms, measured)
+                _print_line("gather per chunk, AsyncOpenAI", in_flight * chosen.workers, chosen.mean_ms, measured)
             if not chosen.no_peers and distribatch is not None:
                 measured = _distribatch(context, endpoint, in_flight, chosen.workers, min(chosen.calls, 60 * in_flight))
-                _tell("distribatch, checkpoint", in_flight * chosen.workers, chosen.mean_ms, measured)
+                _print_line("distribatch, checkpoint", in_flight * chosen.workers, chosen.mean_ms, measured)
         if not chosen.no_peers:
-            _tell("serial loop, OpenAI", 1, chosen.mean_ms, _loop(endpoint, 100))
+            _print_line("serial loop, OpenAI", 1, chosen.mean_ms, _loop(endpoint, 100))
         context.spark.stop()
 
 
-def _tell(name: str, in_flight: int, mean_ms: float, measured: dict[str, float]) -> None:
+def _print_line(name: str, in_flight: int, mean_ms: float, measured: dict[str, float]) -> None:
     rate = measured["calls"] / measured["seconds"]
     share = rate / (in_flight / mean_ms * 1000)
     cpu = measured.get("cpu_s", float("nan")) / measured["calls"] * 1000

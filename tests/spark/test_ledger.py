@@ -260,7 +260,7 @@ def test_requests_in_flight_when_the_store_is_full_are_asked_again_together_and_
     assert sum(shard.rows for shard in wal.shards(folder)) == 3
 
 
-def test_requests_that_a_closed_gate_refuses_stay_suspects(tmp_path: Path, make_settings: MakeSettings) -> None:
+def test_a_lost_gate_does_not_change_which_requests_are_suspects(tmp_path: Path, make_settings: MakeSettings) -> None:
     endpoint, keys = make_settings().endpoint("default"), [question(f"number {n}") for n in range(2)]
     first = wal.Writer(str(tmp_path), 0, rows.arrow_schema(rows.CALLS), stage="stage")
     first.starting(keys[0].key)

@@ -113,7 +113,7 @@ def test_signals_that_a_program_was_started_to_ignore_are_ignored(tmp_path: Path
     assert ended(started) == (0, "", "")
 
 
-def test_a_handler_that_another_library_installs_is_replaced_again(tmp_path: Path) -> None:
+def test_a_signal_ends_a_program_although_a_library_replaced_the_handler(tmp_path: Path) -> None:
     """PySpark replaces the handler of SIGINT when Spark starts; the user must not see what that handler raises."""
     taken = (
         "import signal\n"

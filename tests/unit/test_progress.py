@@ -49,7 +49,7 @@ def test_a_line_says_share_rate_time_left_and_cost(status: Status, elapsed_s: fl
             0.0,
             "x [#####               ] 4/24 answers · 2 failed · 5 timeouts · 7 retries · 0.1/s · about 3 min 00 s left",
         ),
-        # Four answers, then none for ten minutes: no estimate of the time left. If answers were as rare before: one.
+        # Four answers, then none for ten minutes: no estimate of the time left, unless answers were as rare before.
         (Status(4, 24, "answers", timeouts=8), 640.0, 600.0, "x [###                 ] 4/24 answers · 8 timeouts · "
          "no more for 10 min 00 s"),
         (Status(4, 24), 3000.0, 600.0, "x [###                 ] 4/24 rows · 0.0/s · about 4 h 10 min left"),
