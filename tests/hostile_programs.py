@@ -195,8 +195,8 @@ print("ESCAPED")
              escapes=True),
     _program("own environment", "ok", """
 import os
-known = {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED", "LC_CTYPE"}
-print("ESCAPED" if set(os.environ) - known else "nothing")
+allowed = {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED", "LC_CTYPE"}
+print("ESCAPED" if set(os.environ) - allowed else "nothing")
 """),
     _program("memory of the owner", "denied error", "open(f'/proc/{OWNER}/mem','rb')" + _PRINT),
     _program("files left open", "error", """
