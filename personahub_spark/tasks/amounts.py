@@ -24,9 +24,10 @@ _PLACES = {"one", *_PARTS} - {"half"}
 _TIMES = {"twice": 2, "double": 2, "doubles": 2, "doubled": 2, "triple": 3, "triples": 3, "tripled": 3}
 
 _UNIT = r"(?P<percent>\s*(?:%|per\s?cent\b|percent\b|percentage\s+points?\b))|(?P<cents>\s*(?:¢|cents?\b))"
-# A digit right after a letter is part of a name (A4, CO2); ordinals (3rd) are no amounts.
+# A digit right after a letter is part of a name (A4, CO2), but not in scripts that write no blanks between words (Thai,
+# Lao, Myanmar, Khmer, kana, Han); ordinals (3rd, 第3) are no amounts.
 _DIGITS = re.compile(
-    rf"""(?<![^\W\d_])(?<!\d)
+    rf"""(?:(?<![^\W\d_])|(?<=[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])(?<!第))(?<!\d)
     (?P<whole>\d{{1,3}}(?:[\u00a0\u202f\u2009'’]\d{{3}})+(?!\d)|\d+)
     (?P<rest>(?:[.,]\d+)*)
     (?:(?P<blank>[ ])?(?P<over>\d+)?[/⁄](?P<under>\d+))?(?!(?:st|nd|rd|th)\b|\d)
@@ -40,9 +41,11 @@ _WORDS = re.compile(
     re.IGNORECASE,
 )
 _AND_CENTS = re.compile(
-    r"(?:[$€£]\s*(\d+)|(\d+)\s*(?:dollars?|euros?|pounds?|€|£))\s*(?:and\s+)?(\d{1,2})\s*(?:cents?|pence|¢)",
+    r"(?:[$€£]\s*(\d+)|(?<!\d)(\d+)\s*(?:dollars?|euros?|pounds?|€|£))\s*(?:and\s+)?(\d{1,2})\s*(?:cents?|pence|¢)",
     re.IGNORECASE,
 )
+# A longer run of digits, points and commas states no amount: Python refuses to read very long numbers.
+_LONGEST = 1000
 
 
 def amounts(text: str) -> list[frozenset[Fraction]]:
@@ -51,11 +54,21 @@ def amounts(text: str) -> list[frozenset[Fraction]]:
     Percent and cents are hundredths: "20 %" is 1/5. "1.250" may be 1250 or 1.25. The word "one", ordinals and the
     digits of names (A4) are no amounts. Number words are read in English, digits in any script.
     """
+    return apart(text)[0]
+
+
+def apart(text: str) -> tuple[list[frozenset[Fraction]], str]:
+    """``amounts``, and ``text`` with a blank in the place of each of them, with its percent or cents."""
     plain = _AND_CENTS.sub(_with_cents, _plain(text))
-    positioned = [(match.start(), _of_digits(match)) for match in _DIGITS.finditer(plain)]
-    for match in _WORDS.finditer(plain):
-        positioned += [(match.start(), frozenset({value})) for value in _of_words(match)]
-    return [values for _, values in sorted(positioned, key=lambda one: one[0])]
+    found = [(match.span(), [_of_digits(match)]) for match in _DIGITS.finditer(plain) if len(match[0]) <= _LONGEST]
+    found += [(match.span(), [frozenset({value}) for value in _of_words(match)]) for match in _WORDS.finditer(plain)]
+    stated, rest, end_of_last = list[frozenset[Fraction]](), list[str](), 0
+    for (start, end), values in sorted(found, key=lambda one: one[0]):
+        if values:
+            stated += values
+            rest += [plain[end_of_last:start], " "]
+            end_of_last = end
+    return stated, "".join([*rest, plain[end_of_last:]])
 
 
 def joined(text: str) -> str:
@@ -77,16 +90,16 @@ def states_any(text: str, unwanted: Iterable[Fraction]) -> bool:
 
 
 def _plain(text: str) -> str:
-    """``text`` with ASCII digits and with fractions of one character written out; small raised digits are left out."""
+    """``text`` with ASCII digits and with fractions of one character written out."""
+    if text.isascii():
+        return text
     parts = []
     for character in text:
-        category = unicodedata.category(character)
-        kind = unicodedata.decomposition(character).partition(" ")[0]
-        if category == "Nd":
+        if unicodedata.category(character) == "Nd":
             parts.append(str(unicodedata.decimal(character)))
-        elif kind == "<fraction>":
+        elif unicodedata.decomposition(character).startswith("<fraction>"):
             parts.append(f" {unicodedata.normalize('NFKC', character)}")
-        elif category != "No" or kind not in ("<super>", "<sub>"):
+        else:
             parts.append(
                 {"\uff05": "%", "\u066a": "%", "\uff0c": ",", "\u066b": ".", "\u066c": ","}.get(character, character)
             )
@@ -114,7 +127,8 @@ def _decimals(whole: str, rest: str) -> set[Fraction]:
         return {Fraction(int(whole))}
     marks, groups = re.findall(r"[.,]", rest), re.findall(r"\d+", rest)
     values = set()
-    if all(len(group) == 3 for group in groups) and len(set(marks)) == 1 and len(whole) <= 3:
+    is_thousands = len(whole) <= 3 and not whole.startswith("0")
+    if is_thousands and all(len(group) == 3 for group in groups) and len(set(marks)) == 1:
         values.add(Fraction(int(whole + "".join(groups))))
     if marks.count(marks[-1]) == 1 and all(len(group) == 3 for group in groups[:-1]):
         values.add(Fraction(f"{whole}{''.join(groups[:-1])}.{groups[-1]}"))

@@ -32,8 +32,6 @@ _DATES = frozenset({
 })  # fmt: skip
 # Everybody's numbers: dozens, quarters, days, weeks, hours.
 _USUAL = frozenset(map(Fraction, (12, 15, 24, 25, 45, 48, 52, 75, 365)))
-# A number behind a letter of a script without blanks is no part of a name.
-_BEHIND_UNSPACED = re.compile(r"(?<=[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])(?=\d)")
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _seen(text: str) -> _Seen:
         _names(_IN_SENTENCE.findall(text)) if has_names else frozenset(),
         _names(spelt) if has_names else frozenset(),
         frozenset(word for word in spelt if word.islower()),
-        frozenset(one for one in amounts(_BEHIND_UNSPACED.sub(" ", text)) if any(map(_is_telling, one))),
+        frozenset(one for one in amounts(text) if any(map(_is_telling, one))),
         run if run >= _SHORTEST else 0,
     )
 

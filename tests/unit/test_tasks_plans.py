@@ -14,7 +14,7 @@ import yaml
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.tasks import plans
-from personahub_spark.tasks.amounts import amounts, states_any, states_only
+from personahub_spark.tasks.amounts import amounts, apart, states_any, states_only
 from personahub_spark.tasks.contract import Reading, Subject
 from personahub_spark.tasks.declared import library
 from personahub_spark.tasks.views import view_query
@@ -41,10 +41,24 @@ BAKER = Subject("baker", {"persona": "A baker of rye bread"})
         ("3 dollars and 5 cents", ["61/20"]), ("1,250,000", ["1250000"]), ("1,250.50", ["2501/2"]),
         ("1.250,50", ["2501/2"]), ("1\u202f250", ["1250"]), ("1’250", ["1250"]), ("3 1/2", ["7/2"]), ("½", ["1/2"]),
         ("2½ kg", ["5/2"]), ("٣ kg", ["3"]), ("10 m²", ["10"]), ("It takes 12.", ["12"]), ("someone, often, tent", []),
+        ("他有3个苹果", ["3"]), ("第3天", []), ("CO2和A4", []), ("ราคา5บาท", ["5"]), ("он купил А4", []),
+        ("0.125 kg", ["1/8"]), ("0,125 kg", ["1/8"]), ("9" * 1000, ["9" * 1000]), ("9" * 5000, []),
     ],
 )  # fmt: skip
 def test_an_amount_is_read_in_digits_of_any_script_and_in_english_words(text: str, values: list[str]) -> None:
     assert amounts(text) == [frozenset({Fraction(value)}) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("12 loaves at 3.50 euro", "  loaves at   euro"), ("20% of them", "  of them"), ("50 cents", " "),
+        ("twenty-five and the third", "  and the third"), ("the 3rd A4", "the 3rd A4"), ("他有3个", "他有 个"),
+        ("2½ m²", "  m²"), ("no number", "no number"), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_text_is_parted_from_its_amounts(text: str, rest: str) -> None:
+    assert apart(text) == (amounts(text), rest)
 
 
 def test_a_point_before_three_digits_may_mean_thousands_or_the_decimal_mark() -> None:
