@@ -190,12 +190,17 @@ def _plan(
     given: Mapping[str, Fraction],
     results: Mapping[str, Fraction],
 ) -> Drawn:
-    def filled(part: Mapping[str, Any]) -> dict[str, str]:
-        return {key: Template(part[key]).substitute(words) for key in ("what", "unit")}
+    def unit(part: Mapping[str, Any]) -> str:
+        return Template(part["unit"]).substitute(words)
 
-    quantities = [{"number": exact(number), **filled(structure["quantities"][name])} for name, number in given.items()]
-    question, answer = filled(structure["asked"]), list(results.values())[-1]
-    lines = [f"- {one['number']} {one['unit']}: {one['what']}" for one in quantities]
+    quantities = [
+        {"number": exact(number), "unit": unit(part), "fact": Template(part["fact"]).substitute(words, n=exact(number))}
+        for number, part in ((number, structure["quantities"][name]) for name, number in given.items())
+    ]
+    asked = structure["asked"]
+    question = {"question": Template(asked["question"]).substitute(words), "unit": unit(asked)}
+    answer = list(results.values())[-1]
+    lines = [f"- {one['fact']}" for one in quantities]
     plan = {
         "structure": structure["name"],
         "quantities": quantities,
@@ -206,12 +211,12 @@ def _plan(
     roles = tuple(_words(structure["quantities"][name]) for name in given)
     result_values = {*results.values(), _amount(answer, question["unit"])}
     return Drawn(
-        texts={"plan_words": "\n".join(["Given:", *lines, f"Asked: {question['what']} (in {question['unit']})"])},
+        texts={"plan_words": "\n".join(["Facts:", *lines, f"Question: {question['question']}"])},
         data=Plan(
             amounts,
             tuple(sorted(result_values - {*amounts})),
             roles,
-            _words(structure["asked"]),
+            _words(asked),
             words.get("money"),
         ),
         fields={"plan": plan, "plan_answer": exact(answer)},

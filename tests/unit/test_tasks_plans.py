@@ -92,12 +92,12 @@ def test_a_structure_gives_three_amounts_and_an_exact_answer_that_its_own_words_
         assert Fraction(one.fields["plan_answer"]) == results[-1] > 0 and {*results} <= {*one.data.results}
         # The wording of the data file adds no number and gives nothing away.
         assert not plans.other_numbers(words, one.data) and not plans.result_told(words, one.data), words
-        # Nor does it misread itself: whoever repeats it says what each number is and asks for the right thing.
-        asked = plan["asked"]["what"]
-        repeated = [f"There is {one['number']} {one['unit']}, {one['what']}." for one in plan["quantities"]]
-        assert not plans.misread(" ".join([*repeated, f"I ask {asked} in {plan['asked']['unit']}?"]), one.data), (
-            repeated
-        )
+        # Nor does it misread itself: its facts and its question, as they are, keep to the plan.
+        sentences = [quantity["fact"] for quantity in plan["quantities"]]
+        for quantity, fact in zip(plan["quantities"], sentences, strict=True):
+            assert quantity["number"] in fact and "$" not in fact
+        sentences.append(plan["asked"]["question"])
+        assert not plans.misread(" ".join(sentences), one.data), sentences
 
 
 def test_there_are_enough_structures_and_all_are_drawn() -> None:
@@ -117,8 +117,8 @@ def read(problem: str, subject: Subject = BAKER) -> Reading:
 def test_the_reader_draws_what_the_question_told_and_another_sample_is_another_plan() -> None:
     plan = read("A baker bakes.").output["plan"]
     for quantity in plan["quantities"]:
-        assert f"- {quantity['number']} {quantity['unit']}: {quantity['what']}\n" in content(BAKER)
-    assert content(BAKER).endswith(f"Asked: {plan['asked']['what']} (in {plan['asked']['unit']})")
+        assert f"- {quantity['fact']}\n" in content(BAKER)
+    assert content(BAKER).endswith(f"Question: {plan['asked']['question']}")
     other = dataclasses.replace(BAKER, sample=1)
     assert read("A baker bakes.", other).output["plan"] != plan and content(other) != content(BAKER)
     assert {*read("A baker bakes.").output} == {"problem", "plan", "plan_answer"}
