@@ -28,6 +28,8 @@ from personahub_spark.tasks.contract import Drawn
 
 _TEXT = (resources.files("personahub_spark.tasks") / "plans.yaml").read_text(encoding="utf-8")
 STRUCTURES: dict[str, Mapping[str, Any]] = {one["name"]: one for one in yaml.safe_load(_TEXT)}
+# Small models otherwise write the question alone, which stands nearest.
+_ORDER = "Write the person with all facts first, and the question last."
 _CHECKED = ("near", "not")
 """Keys that only the check of a text looks at."""
 
@@ -38,7 +40,8 @@ def _version() -> str:
             return {key: without_checks(value) for key, value in part.items() if key not in _CHECKED}
         return part
 
-    return hashlib.sha256(json.dumps([without_checks(one) for one in STRUCTURES.values()]).encode()).hexdigest()[:12]
+    decisive = [without_checks(one) for one in STRUCTURES.values()]
+    return hashlib.sha256(json.dumps([*decisive, _ORDER]).encode()).hexdigest()[:12]
 
 
 VERSION = _version()
@@ -200,7 +203,7 @@ def _plan(
     asked = structure["asked"]
     question = {"question": Template(asked["question"]).substitute(words), "unit": unit(asked)}
     answer = list(results.values())[-1]
-    lines = [f"- {one['fact']}" for one in quantities]
+    lines = ["Facts:", *(f"- {one['fact']}" for one in quantities), f"Question: {question['question']}", _ORDER]
     plan = {
         "structure": structure["name"],
         "quantities": quantities,
@@ -211,7 +214,7 @@ def _plan(
     roles = tuple(_words(structure["quantities"][name]) for name in given)
     result_values = {*results.values(), _amount(answer, question["unit"])}
     return Drawn(
-        texts={"plan_words": "\n".join(["Facts:", *lines, f"Question: {question['question']}"])},
+        texts={"plan_words": "\n".join(lines)},
         data=Plan(
             amounts,
             tuple(sorted(result_values - {*amounts})),

@@ -118,7 +118,7 @@ def test_the_reader_draws_what_the_question_told_and_another_sample_is_another_p
     plan = read("A baker bakes.").output["plan"]
     for quantity in plan["quantities"]:
         assert f"- {quantity['fact']}\n" in content(BAKER)
-    assert content(BAKER).endswith(f"Question: {plan['asked']['question']}")
+    assert f"\nQuestion: {plan['asked']['question']}\n" in content(BAKER)
     other = dataclasses.replace(BAKER, sample=1)
     assert read("A baker bakes.", other).output["plan"] != plan and content(other) != content(BAKER)
     assert {*read("A baker bakes.").output} == {"problem", "plan", "plan_answer"}
