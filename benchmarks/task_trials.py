@@ -118,13 +118,14 @@ def report(settings: whole.Settings, answers: Path, *, texts: bool) -> None:
         kinds.setdefault(json.dumps([row["task"], row["options"]], ensure_ascii=False), []).append(row)
     for kind, rows in kinds.items():
         passed, failures, failing = 0, Counter[str](), Counter[str]()
-        shown = []
+        shown, prompts = [], []
         for row in rows:
             task = _task(settings, row)
+            subject = Subject(row["persona_id"], {"persona": row["persona"]}, row["sample"])
+            prompts.append("\n".join(str(message["content"]) for message in task.request(subject).messages))
             if row["status"] != "answered":
                 failures[row["status"]] += 1
                 continue
-            subject = Subject(row["persona_id"], {"persona": row["persona"]}, row["sample"])
             for reading in task.read(row["answer"], row["finish_reason"], subject):
                 if reading.failure is not None:
                     failures[reading.failure] += 1
@@ -140,6 +141,9 @@ def report(settings: whole.Settings, answers: Path, *, texts: bool) -> None:
         print(f"{kind}: {len(rows)} answers, {passed} pass ({passed / len(rows):.0%})")
         print(f"  unreadable {dict(failures)}, fails {dict(failing.most_common())}")
         print(f"  tokens in {read / len(rows):.0f} ({cached / max(read, 1):.0%} cached), out {written / len(rows):.0f}")
+        different = (place for place, signs in enumerate(zip(*prompts, strict=False)) if len({*signs}) > 1)
+        constant = next(different, min(map(len, prompts))) * len(prompts) / sum(map(len, prompts))
+        print(f"  {constant:.0%} of the prompts' characters are their common beginning")
         print(f"  tokens for each that passes: {(read + written) / max(passed, 1):.0f}")
         if texts:
             print("\n".join(shown))
