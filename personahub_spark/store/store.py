@@ -43,6 +43,7 @@ from personahub_spark.store.record_tables import IMPORTS, LLM_CALLS, QUARANTINE,
 from personahub_spark.store.table import Table
 from personahub_spark.store.text_tables import (
     ACCEPTANCES,
+    CODE_RUNS,
     EXAMPLE_EMBEDDINGS,
     EXAMPLE_PERSONAS,
     EXAMPLES,
@@ -73,6 +74,7 @@ TABLES = (
     EXAMPLE_EMBEDDINGS,
     SELECTIONS,
     ACCEPTANCES,
+    CODE_RUNS,
     LLM_CALLS,
     QUARANTINE,
     IMPORTS,
@@ -100,6 +102,8 @@ VIEWS = (
     "accepted_rows",
     "order_costs",
     "survey_counts",
+    "code_results",
+    "released_tools",
     "removals",
 )
 """In the order of creation: a view may read those before it."""

@@ -114,3 +114,31 @@ ACCEPTANCES = Table(
     key=("order_id", "persona_id"),
     checks={"tries_positive": "tries >= 1"},
 )
+
+CODE_RUNS = Table(
+    "code_runs",
+    "What came of running the tests of code that was written; the view code_results has it beside the code",
+    (
+        column("synthesis_id", TEXT, "syntheses.synthesis_id", nullable=False),
+        column("tests", INTEGER, "asserts in its tests", nullable=False),
+        column("passed", INTEGER, "asserts that were reached and held, each run by itself", nullable=False),
+        column(
+            "status",
+            TEXT,
+            "ok: every run came to its assert; else how the first that did not ended: error, timeout, memory, output, "
+            "denied",
+            nullable=False,
+        ),
+        column("sandbox_level", TEXT, "level of the sandbox: A, B, or none", nullable=False),
+        column("seconds", DoubleType(), "wall time of all runs", nullable=False),
+        column(
+            "error", TEXT, "of the first assert that did not pass: the program's last error, else the assert; untrusted"
+        ),
+    ),
+    key=("synthesis_id",),
+    checks={
+        "passed_are_tests": "passed between 0 and tests",
+        "status_known": "status in ('ok', 'error', 'timeout', 'memory', 'output', 'denied')",
+        "level_known": "sandbox_level in ('A', 'B', 'none')",
+    },
+)

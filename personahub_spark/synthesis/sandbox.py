@@ -90,7 +90,7 @@ class Sandbox:
     ) -> None:
         if level not in (None, *LEVELS):
             raise PersonaHubError(f"sandbox level {level!r}: there is none of that name; take one of {LEVELS}")
-        self._time_s, self._output_chars = time_s, output_chars
+        self.time_s, self._output_chars = time_s, output_chars
         self._lock = Lock()
         reasons = []
         for each in (level,) if level else ("A", "B"):
@@ -122,7 +122,7 @@ class Sandbox:
 
     def run(self, source: str) -> Outcome:
         """Run ``source`` to its end or its limits. PersonaHubError if the sandbox itself has ended."""
-        return self._run(source, self._time_s)
+        return self._run(source, self.time_s)
 
     def _start(self, modules: list[str], memory_mb: int) -> str:
         """Why the level does not work, or ""."""

@@ -152,7 +152,10 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     assert {row["stage"] for row in pipeline.store.view("rejects").collect()} == {
         "unreadable", "persona removed", "synthesis failed checks",
     }  # fmt: skip
-    empty = {"expansion_branches", "accepted_rows", "order_costs", "examples_in_use", "survey_counts", "profiles"}
+    empty = {
+        "expansion_branches", "accepted_rows", "order_costs", "examples_in_use", "survey_counts", "profiles",
+        "code_results", "released_tools",
+    }  # fmt: skip
     assert all(pipeline.store.view(view).columns for view in pipeline.store.views)
     for view in (*VIEWS, "math_problems", "profiles"):  # the views of tasks are generated
         assert (pipeline.store.view(view).count() > 0) == (view not in empty), view

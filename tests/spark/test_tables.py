@@ -17,6 +17,7 @@ from pyspark.sql.types import StructType
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.program.start import task_views
+from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.whole import StoreSettings
 from personahub_spark.store.hub_tables import (
     DOCUMENTS,
@@ -29,8 +30,9 @@ from personahub_spark.store.hub_tables import (
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, RUNS, WITHDRAWN
 from personahub_spark.store.store import TABLES, VIEWS, MissingTableError, Store, view_query
 from personahub_spark.store.table import Table
-from personahub_spark.store.text_tables import ACCEPTANCES, EXAMPLES, SYNTHESES
+from personahub_spark.store.text_tables import ACCEPTANCES, CODE_RUNS, EXAMPLES, SYNTHESES
 from tests.stores import put
+from tests.tasks import prompted, read
 
 NOW = datetime(2024, 2, 29, 12, 0, 0, 123456)
 BY_NAME = {table.name: table for table in TABLES}
@@ -81,6 +83,10 @@ SOUND: dict[str, dict[str, Any]] = {
     "acceptances": {
         "order_id": "o", "persona_id": sha("p"), "synthesis_id": sha("s"), "rank": 0, "tries": 1, "task": "math",
         "recipe": "r",
+    },
+    "code_runs": {
+        "synthesis_id": sha("k"), "tests": 4, "passed": 3, "status": "ok", "sandbox_level": "B", "seconds": 0.1,
+        "error": "assert f(2) == 5",
     },
     "llm_calls": {
         "request_key": "c1", "step": "extract_personas", "model": "m", "prompt_version": "v1", "status": "answered",
@@ -261,6 +267,9 @@ BAD = [
     ("example_embeddings", "vector_has_its_length", {"vector": bytearray(3)}),
     ("selections", "rank_not_negative", {"rank": -1}),
     ("acceptances", "tries_positive", {"tries": 0}),
+    ("code_runs", "passed_are_tests", {"passed": 5}),
+    ("code_runs", "status_known", {"status": "passed"}),
+    ("code_runs", "level_known", {"sandbox_level": "C"}),
     ("llm_calls", "status_known", {"status": "maybe", "answer_class": None}),
     ("llm_calls", "answer_class_where_answered", {"answer_class": None}),
     ("llm_calls", "answer_class_where_answered", {"status": "failed"}),
@@ -415,6 +424,18 @@ SURVEY = {
 }  # fmt: skip
 
 
+EXERCISE = {
+    "task": "code", "text": "Write f.", "call_key": "w4", "options": {},
+    "output": json.dumps({"question": "Write f.", "function": "def f(x): …", "tests": "assert f(1) == 1"}),
+}  # fmt: skip
+INTERFACE = {
+    "name": "Wind at a \"field\"", "description": "Says how the wind blows.", "function_name": "wind_at",
+    "arguments": [{"name": "field", "type": "string", "description": "its code or name", "required": True}],
+    "returns": "a number,\nin \"knots\"", "dependencies": [],
+}  # fmt: skip
+TOOL = {"task": "tool", "text": "t", "call_key": "w5", "options": {}, "output": json.dumps(INTERFACE)}
+
+
 @pytest.fixture(scope="module")
 def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """p and its child r are published, f is flagged, q removed; p has two origins, one twice; text z is withdrawn."""
@@ -466,6 +487,9 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
     )  # fmt: skip
     fill(store, LLM_CALLS, *({"request_key": f"w{n}", "step": "synthesize"} for n in (1, 2)))
     fill(store, SYNTHESES, {**SURVEY, "synthesis_id": sha("u"), "output": '{"answer": "Often"}'})
+    fill(store, SYNTHESES, {**EXERCISE, "synthesis_id": sha("k")}, {**TOOL, "synthesis_id": sha("t")})
+    fill(store, SYNTHESES, {**TOOL, "synthesis_id": sha("y"), "checks": ["invalid_name"]})
+    fill(store, CODE_RUNS, {})
     fill(store, WITHDRAWN, {"kind": "synthesis", "item": sha("z")})
     fill(
         store, QUARANTINE, {},
@@ -559,6 +583,7 @@ def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> Non
         ("persona flagged", "I fly", "too_short, first_person", "found in: f:1", sha("f")),
         ("persona removed", "one pilot", "surface", "duplicate of: a pilot", sha("q")),
         ("synthesis failed checks", "a pilot", "too_short, missing_field", "b", sha("w2")),
+        ("synthesis failed checks", "a pilot", "invalid_name", "t", sha("y")),
         ("synthesis withdrawn", "a pilot", "withdrawn", "t", sha("z")),
         *{("synthesis failed checks", "a pilot", check, check, sha(str(n))) for n, check in enumerate(CHECKS, start=1)},
     }
@@ -571,6 +596,7 @@ def test_failed_checks_are_counted_by_kind_with_an_example(filled: Store) -> Non
         ("persona", "first_person", 1, 4, "I fly"): sha("f"),
         ("profile", "too_short", 1, 2, "b"): sha("w2"),
         ("profile", "missing_field", 1, 2, "b"): sha("w2"),
+        ("tool", "invalid_name", 1, 2, "t"): sha("y"),
         **{("math", check, 1, len(CHECKS) + 1, check): sha(str(n)) for n, check in enumerate(CHECKS, start=1)},
     }
 
@@ -591,6 +617,40 @@ def test_a_view_of_a_task_has_its_fields_with_their_types_beside_the_persona(fil
     columns = ("persona", "background", "history", "preferences", "skills", "too_short", "model")
     assert [rows["w1"][name] for name in columns] == ["a pilot", "b", ["9: flew"], [], ["flying"], False, "m"]
     assert rows["w2"]["too_short"] and not rows["w2"]["repeats_itself"]
+
+
+def test_the_share_of_tests_that_code_passes_stands_beside_it(filled: Store) -> None:
+    (row,) = filled.view("code_results").collect()
+    columns = ("tests", "passed", "passed_share", "status", "sandbox_level", "error", "question", "persona")
+    assert [row[name] for name in columns] == [4, 3, 0.75, "ok", "B", "assert f(2) == 5", "Write f.", "a pilot"]
+
+
+def test_tools_have_the_form_of_the_released_rows_and_are_read_as_they_were(filled: Store) -> None:
+    (row,) = filled.view("released_tools").collect()
+    assert row.asDict() | {"synthesized text": ""} == {
+        "input persona": "a pilot", "synthesized text": "", "description": "tool development",
+    }  # fmt: skip
+    tool = json.loads(json.loads(row["synthesized text"]))
+    assert [*tool] == ["name", "description", "function_name", "input_args", "return", "depend"]
+    task = prompted("tool", Endpoint(model="m", base_url="http://127.0.0.1:9/v1"))
+    assert read(task, row["synthesized text"], "stop", "A pilot").output == INTERFACE
+    file = Path(__file__).parents[3] / "shared" / "data" / "personas" / "personahub_tool.jsonl"
+    if file.exists():
+        released = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert {(*one,) for one in released} == {(*row.asDict(),)}
+        texts = [json.loads(one["synthesized text"]) for one in released]
+        tools = [json.loads(text) for text in texts if text.startswith('{\n"name"') and is_json(text)]
+        assert {(*one,) for one in tools} == {(*tool,)}
+        for key, value in tool.items():
+            assert type(value) in {type(one[key]) for one in tools}, key
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(

@@ -362,7 +362,7 @@ CANDIDATES: list[Any] = [
     None, True, False, 0, 1, 2, 17, 100, 0.75, "other", "en", "write", "coarse", "packages", "parquet", "fineweb",
     "json_schema", "olympiad", "synthesize", "http://h/v2", [], ["too_short"], ["synthesize"], {}, {"text": "raw"},
     {"spark.x": "2"}, "/key", "hadoop:key", "aiohttp", "batch", [{"base_url": "http://h/v2"}], "endpoint", 5000,
-    "exact", "novelty", "withdraw", "refuse", "few_shot", "nearest", "hash", {"rows": 3},
+    "exact", "novelty", "withdraw", "refuse", "few_shot", "nearest", "hash", {"rows": 3}, "none",
 ]  # fmt: skip
 
 
