@@ -27,6 +27,7 @@ def main() -> None:
         options=dict(arguments.option),
         texts=dict(arguments.text),
         personas=arguments.personas,
+        of=arguments.of,
     )
     cli.run(lambda _: [STEP], arguments, change=change, after=show if arguments.show else lambda _: None)
 
@@ -47,6 +48,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--text", type=_pair, action="append", default=[], metavar="NAME=FILE", help="that the task needs"
     )
+    made.add_argument("--of", metavar="NAME", help="task whose stored rows it is about, such as tool for tool_code")
     made.add_argument(
         "--personas",
         type=_number,

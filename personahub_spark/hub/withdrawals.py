@@ -94,13 +94,14 @@ def _withdraw(
         outcomes[named.get((row["stays"], row["before"]), "withdrawn")] = row["count"]
 
     withdrawn = personas.where("not stays").select("persona_id")
-    texts = store.read(SYNTHESES).select("synthesis_id", "persona_id", "source_key")
+    texts = store.read(SYNTHESES).select("synthesis_id", "persona_id", "subject_id", "source_key")
     withdrawn_texts = stage(
         texts.join(withdrawn, on="persona_id", how="left_semi")
         .unionByName(texts.join(reached.imports, on="source_key", how="left_semi").select(*texts.columns))
         .select("synthesis_id")
         .distinct()
     )
+    withdrawn_texts = _with_rows_about(withdrawn_texts, texts.where("subject_id <> persona_id"), stage)
     fallen = stage(
         store.read(PERSONA_REMOVALS).join(
             withdrawn.withColumnRenamed("persona_id", "kept_id"), on="kept_id", how="left_semi"
@@ -170,6 +171,19 @@ def _origins(store: Store) -> DataFrame:
             "persona_id", F.col("first_origin").alias("source_key"), text.alias("source_kind")
         )
     )
+
+
+def _with_rows_about(
+    withdrawn_texts: DataFrame, about: DataFrame, stage: Callable[[DataFrame], DataFrame]
+) -> DataFrame:
+    """``withdrawn_texts`` (``synthesis_id``), and the texts ``about`` them, about these, and so on."""
+    while True:
+        reached = withdrawn_texts.withColumnRenamed("synthesis_id", "subject_id")
+        further = about.join(reached, on="subject_id", how="left_semi").select("synthesis_id")
+        further = stage(further.join(withdrawn_texts, on="synthesis_id", how="left_anti"))
+        if further.isEmpty():
+            return withdrawn_texts
+        withdrawn_texts = stage(withdrawn_texts.union(further))
 
 
 def _items(kind: str, rows: DataFrame, item: Column) -> DataFrame:

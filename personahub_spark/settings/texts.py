@@ -80,6 +80,11 @@ class SynthesisSettings(Group):
     options: dict[str, str | None] = Field(
         default_factory=dict, description="the task's options; its file lists them and their values"
     )
+    of: str | None = Field(
+        default=None,
+        description="task whose stored rows the questions are about: those of the chosen personas that pass all "
+        "checks; null: they are about the personas",
+    )
     texts: dict[str, str] = Field(
         default_factory=dict,
         description="texts that the task needs besides the persona, the same for all: for example a game's lore",
@@ -108,4 +113,6 @@ class SynthesisSettings(Group):
     def _accepts_one_each(self) -> Self:
         if self.accept is not None and self.samples != 1:
             raise ValueError("accept takes one row a persona, so samples must be 1")
+        if self.accept is not None and self.of is not None:
+            raise ValueError(f"accept counts personas, and this entry asks about rows of {self.of}; leave accept out")
         return self

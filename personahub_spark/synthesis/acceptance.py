@@ -26,7 +26,7 @@ from personahub_spark.tasks.checks import IMPLICIT
 from personahub_spark.tasks.prompted import PromptedTask
 
 Ask = Callable[[DataFrame, str], tuple[StepResult, list[str]]]
-"""Asks ``questions`` (id, persona, sample), which the plan's name tells apart from others; the ids of failed calls."""
+"""Asks ``questions`` (id, persona_id, persona, sample), named by the plan apart from others; ids of failed calls."""
 
 
 def check(accept: Acceptance, task: PromptedTask, *, shows_examples: bool) -> None:
@@ -62,6 +62,7 @@ def fill(
             break
         due = people.where("is_due").select(
             F.concat_ws("@", "persona_id", F.when(F.col("next") > 0, F.col("next").cast("string"))).alias("id"),
+            "persona_id",
             F.col("text").alias("persona"),
             F.col("next").alias("sample"),
         )

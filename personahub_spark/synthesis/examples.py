@@ -124,17 +124,12 @@ def with_shots(context: Context, entry: SynthesisSettings, task: PromptedTask, n
 
 
 def with_vectors(context: Context, questions: DataFrame, task: PromptedTask) -> DataFrame:
-    """``questions`` with the vectors of their personas, where ``task`` chooses its examples by them."""
+    """``questions`` with the vectors of their personas (``persona_id``), where ``task`` chooses examples by them."""
     if task.shots is None or VECTOR not in task.shots.inputs:
         return questions
     personas, _ = stored(context.store.read(PERSONA_EMBEDDINGS), str(task.shots.embedder), task.shots.dimensions)
-    vectors = personas.select(F.col("persona_id").alias("_persona_id"), F.hex("vector").alias(VECTOR))
-    with_vector = (
-        questions.withColumn("_persona_id", F.substring_index("id", "@", 1))
-        .join(vectors, on="_persona_id", how="left")
-        .withColumn(VECTOR, F.coalesce(VECTOR, F.lit("")))
-        .drop("_persona_id")
-    )
+    vectors = personas.select("persona_id", F.hex("vector").alias(VECTOR))
+    with_vector = questions.join(vectors, on="persona_id", how="left").withColumn(VECTOR, F.coalesce(VECTOR, F.lit("")))
     without = with_vector.where(F.col(VECTOR) == "").count()
     if without:
         context.progress.say(

@@ -24,17 +24,23 @@ FEW = 5
 
 
 def changed(
-    settings: Settings, *, task: str | None, options: Mapping[str, str], texts: Mapping[str, str], personas: int | None
+    settings: Settings,
+    *,
+    task: str | None,
+    options: Mapping[str, str],
+    texts: Mapping[str, str],
+    personas: int | None,
+    of: str | None = None,
 ) -> Settings:
     """``settings`` with one entry, for ``task``: the name of a task, or a task's file, which is added to ``tasks``.
 
     Without a task the entries of the settings stay. ``personas`` is the number of personas of each entry; None: as the
-    settings say, and FEW for a ``task``. ``texts``: files by the name of the text. SettingsError for a file that cannot
-    be read, and for options without a task.
+    settings say, and FEW for a ``task``. ``texts``: files by the name of the text. ``of``: the task whose stored rows
+    it is about. SettingsError for a file that cannot be read, and for options without a task.
     """
     raw = settings.model_dump(mode="json")
-    if task is None and (options or texts):
-        raise SettingsError("--option and --text go with --task, which names the task that they are for")
+    if task is None and (options or texts or of):
+        raise SettingsError("--option, --text and --of go with --task, which names the task that they are for")
     if task is not None:
         if task.endswith((".yaml", ".yml")):
             file = Path(task).resolve()
@@ -42,7 +48,7 @@ def changed(
                 raw["tasks"] = [*raw["tasks"], task]
             task = [*library([task])][-1]
         raw["synthesis"] = [
-            {"task": task, "options": dict(options), "texts": {n: _read(n, p) for n, p in texts.items()}}
+            {"task": task, "of": of, "options": dict(options), "texts": {n: _read(n, p) for n, p in texts.items()}}
         ]
         personas = personas or FEW
     if personas is not None:
@@ -59,7 +65,9 @@ def lines(context: Context) -> Iterator[str]:
         yield f"# {task.name}{f' ({options})' if options else ''}, by {task.endpoint.model}"
         written = store.read(SYNTHESES).where(F.col("recipe") == task.recipe)
         unread = store.read(QUARANTINE).where(F.col("source") == source(STEP, task))
-        unread = unread.withColumn("persona_id", F.split("line", "@")[0])
+        rows = store.read(SYNTHESES).select(F.col("synthesis_id").alias("subject_id"), "persona_id")
+        unread = unread.withColumn("subject_id", F.split("line", "@")[0]).join(rows, on="subject_id", how="left")
+        unread = unread.withColumn("persona_id", F.coalesce("persona_id", "subject_id"))
         if entry.personas.number is not None:
             first = selection.first(context, entry.personas, entry.personas.number)
             written, unread = (rows.join(first, on="persona_id", how="left_semi") for rows in (written, unread))

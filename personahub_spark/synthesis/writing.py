@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -22,6 +23,8 @@ from personahub_spark.tasks.declared import Declaration, library
 from personahub_spark.tasks.prompted import PromptedTask
 
 STEP = "synthesize"
+LONGEST_TEXT = 20_000
+"""The most characters of a text that is the same for all: about 5,000 tokens of English in every question."""
 
 
 def check(settings: Settings) -> None:
@@ -49,7 +52,7 @@ def tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
                 f"synthesis.{number}.task: there is no task {entry.task!r} (tasks: {', '.join(declared)}); name one, "
                 "or add a file of your own to tasks"
             )
-        _check_texts(number, entry, declaration)
+        _check_texts(number, entry, declaration, declared)
         try:
             options = declaration.chosen(entry.options)
         except SettingsError as error:
@@ -73,17 +76,36 @@ def tasks_with_shots(context: Context) -> list[tuple[SynthesisSettings, Prompted
     return [(entry, with_shots(context, entry, task, number)) for number, (entry, task) in pairs]
 
 
-def _check_texts(number: int, entry: SynthesisSettings, declaration: Declaration) -> None:
-    """SettingsError if a text that the task needs is missing, or a text is given that it does not use."""
-    needed = [name for name in declaration.inputs if name != "persona"]
+def _check_texts(
+    number: int, entry: SynthesisSettings, declaration: Declaration, declared: Mapping[str, Declaration]
+) -> None:
+    """SettingsError if a text that the task needs is missing or too long, or one is given that it does not use."""
+    needed, where = [name for name in declaration.inputs if name != "persona"], f"synthesis.{number}"
+    if entry.of is not None:
+        if entry.of not in declared:
+            near = difflib.get_close_matches(entry.of, declared, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"tasks: {', '.join(declared)}"
+            raise SettingsError(f"{where}.of: there is no task {entry.of!r}; {hint}")
+        if not declaration.from_rows:
+            raise SettingsError(f"{where}.of: task {entry.task} takes no text from rows of another task (from_rows)")
+        needed = [name for name in needed if name not in declaration.from_rows]
     missing, surplus = [n for n in needed if n not in entry.texts], [n for n in entry.texts if n not in needed]
-    where = f"synthesis.{number}.texts"
     if missing:
-        raise SettingsError(f"{where}: task {entry.task} needs the text {missing[0]} beside the persona; give it there")
+        of = ", or name under of the task whose stored rows have it" if missing[0] in declaration.from_rows else ""
+        raise SettingsError(
+            f"{where}.texts: task {entry.task} needs the text {missing[0]} beside the persona; give it there{of}"
+        )
     if surplus:
         raise SettingsError(
-            f"{where}: task {entry.task} has no place for the text {surplus[0]} (texts: {', '.join(needed) or 'none'})"
+            f"{where}.texts: task {entry.task} has no place for the text {surplus[0]} "
+            f"(texts: {', '.join(needed) or 'none'})"
         )
+    for name, text in entry.texts.items():
+        if len(text) > LONGEST_TEXT:
+            raise SettingsError(
+                f"{where}.texts.{name} has {len(text):,} characters, and every question carries it: shorten it to "
+                f"{LONGEST_TEXT:,}"
+            )
 
 
 def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> StepResult:
@@ -104,21 +126,43 @@ def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> St
 
 
 def _write_all(context: Context, entry: SynthesisSettings, task: PromptedTask) -> StepResult:
-    """Ask ``samples`` times for each persona that was chosen."""
+    """Ask ``samples`` times about each persona that was chosen, or about each row ``of`` another task for them."""
     personas = selection.candidates(context, entry.personas)
     whom = f"{selection.selection_id(entry.personas)}:{entry.personas.number}"
     if entry.personas.number is not None:
         first = selection.first(context, entry.personas, entry.personas.number)
         personas = personas.join(first, on="persona_id", how="left_semi")
+    subjects = _subjects(context, entry, task, personas.select("persona_id", F.col("text").alias("persona")))
     written = context.store.read(SYNTHESES).where(F.col("recipe") == task.recipe)
     return _ask(
         context,
         task,
-        _questions(personas, entry.samples),
+        _questions(subjects, entry.samples),
         done=written.select(_id("subject_id")),
-        plan=f"{whom}:{entry.samples}",
-        keep=lambda readings: _keep(context, entry, task, readings),
+        plan=f"{whom}:{entry.samples}:{entry.of}",
+        keep=lambda readings: _keep(context, entry, task, readings, subjects if entry.of is not None else None),
     )
+
+
+def _subjects(context: Context, entry: SynthesisSettings, task: PromptedTask, personas: DataFrame) -> DataFrame:
+    """What the questions are about: ``subject_id``, ``persona_id``, ``persona`` and the texts that a row gives.
+
+    ``personas`` (``persona_id``, ``persona``) themselves, or the rows of the task ``of`` that were written for them and
+    pass their checks.
+    """
+    if entry.of is None:
+        return personas.select(F.col("persona_id").alias("subject_id"), "persona_id", "persona")
+    store = context.store
+    withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "synthesis")
+    rows = (
+        store.read(SYNTHESES)
+        .where((F.col("task") == entry.of) & F.col("call_key").isNotNull() & (F.size("checks") == 0))
+        .join(withdrawn.select(F.col("item").alias("synthesis_id")), on="synthesis_id", how="left_anti")
+        .join(personas, on="persona_id", how="inner")
+    )
+    given = [F.col(column).alias(name) for name, column in task.declaration.from_rows.items()]
+    subjects = rows.select(F.col("synthesis_id").alias("subject_id"), "persona_id", "persona", *given)
+    return store.stage(subjects)  # the answers go to the table that it reads
 
 
 def _ask(
@@ -142,18 +186,28 @@ def _ask(
     )
 
 
-def _keep(context: Context, entry: SynthesisSettings, task: PromptedTask, readings: Readings) -> dict[str, int]:
+def _keep(
+    context: Context,
+    entry: SynthesisSettings,
+    task: PromptedTask,
+    readings: Readings,
+    rows: DataFrame | None = None,
+) -> dict[str, int]:
+    """Store what was read about personas, or about ``rows`` (``subject_id``, ``persona_id``)."""
     expected = sum(readings.outcomes.get(name, 0) for name in ("read", "passed", "failed_checks"))
-    rows = _rows(readings.outputs, entry, task)
-    return {SYNTHESES.name: context.add_new(SYNTHESES, rows, expected=expected)}
+    outputs = readings.outputs.withColumn("subject_id", F.split("id", "@")[0])
+    if rows is None:
+        outputs = outputs.withColumn("persona_id", F.col("subject_id"))
+    else:
+        outputs = outputs.join(rows.select("subject_id", "persona_id"), on="subject_id", how="inner")
+    return {SYNTHESES.name: context.add_new(SYNTHESES, _rows(outputs, entry, task), expected=expected)}
 
 
-def _questions(hub: DataFrame, samples: int) -> DataFrame:
-    """The questions: id, persona, sample; ``samples`` of them for each row of ``hub``."""
+def _questions(subjects: DataFrame, samples: int) -> DataFrame:
+    """The questions: id, persona_id, the texts, sample; ``samples`` of them for each of ``subjects``."""
     numbers = F.explode(F.sequence(F.lit(0), F.lit(samples - 1)))
-    return hub.select("persona_id", F.col("text").alias("persona"), numbers.alias("sample")).select(
-        _id("persona_id"), "persona", "sample"
-    )
+    questions = subjects.withColumn("sample", numbers)
+    return questions.select(_id("subject_id"), *(name for name in questions.columns if name != "subject_id"))
 
 
 def _id(subject: str) -> Column:
@@ -164,16 +218,15 @@ def _id(subject: str) -> Column:
 
 def _rows(outputs: DataFrame, entry: SynthesisSettings, task: PromptedTask) -> DataFrame:
     options = [part for pair in sorted(task.options.items()) for part in pair]
-    place = F.split("id", "@")
     return outputs.select(
-        F.sha2(F.concat_ws(":", "call_key", place[0]), 256).alias("synthesis_id"),
+        F.sha2(F.concat_ws(":", "call_key", "subject_id"), 256).alias("synthesis_id"),
         F.lit(task.name).alias("task"),
         F.create_map(*[F.lit(part).cast("string") for part in options]).cast("map<string, string>").alias("options"),
         F.lit(entry.pattern).alias("pattern"),
         "examples",
-        place[0].alias("persona_id"),
-        place[0].alias("subject_id"),
-        F.coalesce(place[1].cast("int"), F.lit(0)).alias("sample"),
+        "persona_id",
+        "subject_id",
+        F.coalesce(F.get(F.split("id", "@"), F.lit(1)).cast("int"), F.lit(0)).alias("sample"),
         "output",
         "text",
         "checks",

@@ -119,6 +119,10 @@ class Declaration(_Part):
     answer: str = Field(default="text", pattern=NAME, description="what one answer is called")
     view: str = Field(pattern=NAME, description="name of the view of its rows")
     inputs: tuple[str, ...] = Field(default=("persona",), min_length=1)
+    from_rows: dict[str, Literal["text", "output"]] = Field(
+        default_factory=dict,
+        description="inputs that a stored row of another task gives: its text, or its whole output",
+    )
     options: dict[str, Option] = Field(default_factory=dict)
     system: str = Field(min_length=1)
     user: str = Field(min_length=1)
@@ -192,6 +196,9 @@ class Declaration(_Part):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         _check_columns(self)
+        of_no_row = [name for name in self.from_rows if name not in self.inputs or name == "persona"]
+        if of_no_row:
+            raise ValueError(f"from_rows names {of_no_row[0]}, which is no input beside the persona")
         _check_options(self)
         _check_wording(self)
         named_fields = {

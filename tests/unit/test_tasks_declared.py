@@ -14,7 +14,7 @@ import yaml
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.whole import Settings
-from personahub_spark.synthesis.writing import check
+from personahub_spark.synthesis.writing import check, tasks
 from personahub_spark.tasks.checks import CHECKS
 from personahub_spark.tasks.contract import Reading, Subject
 from personahub_spark.tasks.declared import library
@@ -170,6 +170,9 @@ def broken(**changes: Any) -> dict[str, Any]:
             "",
             "text names no field that an answer has with all options",
         ),
+        (broken(from_rows={"persona": "text"}), "", "from_rows names persona, which is no input beside the persona"),
+        (broken(from_rows={"dish": "text"}), "", "from_rows names dish, which is no input beside the persona"),
+        (broken(from_rows={"guest": "dish"}), "from_rows.guest", "Input should be 'text' or 'output'"),
         (broken(plain={"prefix": "Dish:"}), "", "plain.prefix is for an output of one text field"),
         (broken(outptu={}), "outptu", "unknown key; did you mean output?"),
         (broken(name="Recipe 1"), "name", "String should match pattern"),
@@ -222,6 +225,14 @@ def test_places_without_a_file_are_named(tmp_path: Path) -> None:
         ({"options": {"topic": "geometry"}}, "option topic must be given with variant topic, and only there"),
         ({"task": "profile", "options": {"language": "German"}}, "it may be same, null, or a language code such as en"),
         ({"model": "other"}, "models.other is not set"),
+        ({"of": "tools"}, "synthesis.1.of: there is no task 'tools'; did you mean tool?"),
+        ({"of": "tool"}, "synthesis.1.of: task math takes no text from rows of another task (from_rows)"),
+        (
+            {"task": "tool_code"},
+            "needs the text interface beside the persona; give it there, or name under of the task",
+        ),
+        ({"task": "tool_code", "of": "tool", "texts": {"interface": "{}"}}, "has no place for the text interface"),
+        ({"task": "npc", "texts": {"lore": "x" * 20_001}}, "synthesis.1.texts.lore has 20,001 characters, and every"),
     ],
 )
 def test_an_entry_that_its_task_does_not_know_is_refused_before_spark_starts(
@@ -231,6 +242,18 @@ def test_an_entry_that_its_task_does_not_know_is_refused_before_spark_starts(
     with pytest.raises(SettingsError) as caught:
         check(Settings.model_validate(raw))
     assert said in str(caught.value)
+
+
+def test_a_text_may_come_from_the_settings_or_from_stored_rows() -> None:
+    entries = [
+        {"task": "npc", "texts": {"lore": "x" * 20_000}},
+        {"task": "tool_code", "texts": {"interface": "{}"}},
+        {"task": "tool_code", "of": "tool"},
+    ]
+    settings = Settings.model_validate({"models": {"default": PLAIN.model_dump()}, "synthesis": entries})
+    assert [task.inputs for _, task in tasks(settings)] == [("persona",), ("persona",), ("interface", "persona")]
+    with pytest.raises(ValueError, match="accept counts personas, and this entry asks about rows of tool"):
+        Settings.model_validate({"synthesis": [{"task": "tool_code", "of": "tool", "accept": {"rows": 1}}]})
 
 
 def test_the_view_of_a_task_names_its_fields_with_types_its_options_and_its_checks(recipe: Path) -> None:

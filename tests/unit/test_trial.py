@@ -51,6 +51,11 @@ def test_a_task_takes_the_place_of_all_entries(tmp_path: Path) -> None:
     assert task.name == "npc" and chosen.tasks == []
 
 
+def test_a_task_may_be_about_rows_of_another_one() -> None:
+    ((entry, task),) = tasks(changed(task="tool_code", of="tool"))
+    assert (entry.of, task.inputs) == ("tool", ("interface", "persona"))
+
+
 def test_a_file_is_a_task_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "letter.yaml"
     file.write_text(LETTER)
@@ -64,8 +69,9 @@ def test_a_file_is_a_task_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ({"options": {"variant": "plain"}}, "--option and --text go with --task"),
-        ({"texts": {"lore": "x"}}, "--option and --text go with --task"),
+        ({"options": {"variant": "plain"}}, "--option, --text and --of go with --task"),
+        ({"texts": {"lore": "x"}}, "--option, --text and --of go with --task"),
+        ({"of": "tool"}, "--option, --text and --of go with --task"),
         ({"task": "npc", "texts": {"lore": "no/such/file"}}, "--text lore: no/such/file cannot be read"),
         ({"task": "no/such.yaml"}, "no/such.yaml does not exist"),
     ],
