@@ -79,6 +79,14 @@ def by_content(fake: FakeEndpoint, journal: Journal, requests: Any, **options: A
     return {contents.get(outcome.request_key, outcome.request_key): outcome for outcome in results}
 
 
+def leave_a_batch(fake: FakeEndpoint, journal: Journal, requests: Any, **options: Any) -> None:
+    """Start a run, and close it as soon as it has created a batch; on a slow machine it ticks before that."""
+    left = run(fake, journal, iter(requests), **options)
+    while not any(journal.noted(name, "batch") for name in journal.chunks()):
+        next(left)
+    left.close()
+
+
 def statuses(results: dict[str, Outcome]) -> dict[str, int]:
     return dict(Counter(outcome.status for outcome in results.values()))
 
@@ -361,18 +369,14 @@ def test_a_taken_up_batch_counts_against_the_cap_and_a_call_without_a_limit_stop
         return Request("m", [{"role": "user", "content": content}], {"max_tokens": 50})
 
     fake.set_script([{"batch": {"looks": 4}}])
-    under_way = run(fake, journal, iter([bounded(f"earlier {n}") for n in range(3)]))  # without a cap
-    assert next(under_way) is None
-    under_way.close()
+    leave_a_batch(fake, journal, [bounded(f"earlier {n}") for n in range(3)])  # without a cap
     # Less than the maximum of the new request, and more than the final cost of the batch.
     budget = Budget(Decimal(100), Decimal(0))
     results = by_content(fake, journal, [bounded("new")], budget=budget)
     assert statuses(results) == {"answered": 3, "deferred": 1} and results["new"].error_class == "budget_reached"
     assert 0 < budget.spent == sum(o.cost_microusd or 0 for o in results.values()) < 100
 
-    under_way = run(fake, journal, iter([ask("as long as it likes")]))
-    assert next(under_way) is None
-    under_way.close()
+    leave_a_batch(fake, journal, [ask("as long as it likes")])
     begun = fake.batch_counts()["batches"]
     budget = Budget(Decimal(10**6), Decimal(0))
     later = run(fake, journal, iter([bounded("after the one without a limit")]), budget=budget)
@@ -450,9 +454,7 @@ def test_the_key_is_nowhere_even_when_the_endpoint_echoes_it(tmp_path: Path, cap
         with pytest.raises(PersonaHubError) as caught:
             by_content(guarded, journal, asks(1), key=KEY)
         guarded.set_script([{"batch": {"looks": 1000}}])
-        left = run(guarded, journal, [ask("row sesame")], key=KEY)
-        next(left)
-        left.close()
+        leave_a_batch(guarded, journal, [ask("row sesame")], key=KEY)
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"shape" in written  # an intent was written, without key or prompt
     for text in (repr(results), str(caught.value), caplog.text, "".join(messages), written.decode()):
@@ -534,9 +536,7 @@ def test_a_chunk_is_done_when_its_outcomes_are_kept_and_not_before(fake: FakeEnd
 
 
 def test_outcomes_of_an_earlier_runs_batches_are_given_without_a_request(fake: FakeEndpoint, journal: Journal) -> None:
-    left = run(fake, journal, asks(5))
-    next(left)
-    left.close()
+    leave_a_batch(fake, journal, asks(5))
     results = by_content(fake, journal, [*asks(3), ask("new")])
     assert statuses(results) == {"answered": 6}
     assert fake.batch_counts()["batches"] == 2
@@ -544,9 +544,7 @@ def test_outcomes_of_an_earlier_runs_batches_are_given_without_a_request(fake: F
 
 
 def test_a_chunk_of_another_model_or_address_is_left_alone(fake: FakeEndpoint, journal: Journal) -> None:
-    left = run(fake, journal, asks(5))
-    next(left)
-    left.close()
+    leave_a_batch(fake, journal, asks(5))
     messages: list[str] = []
     assert by_content(fake, journal, [ask("x")], endpoint=endpoint(fake, model="other"), say=messages.append)["x"].text
     assert any("waits for a run" in line for line in messages)
@@ -556,10 +554,7 @@ def test_a_chunk_of_another_model_or_address_is_left_alone(fake: FakeEndpoint, j
 
 def test_a_batch_that_the_endpoint_forgot_is_put_off(fake: FakeEndpoint, journal: Journal) -> None:
     fake.set_script([{"batch": {"looks": 1_000_000}}])
-    left = run(fake, journal, asks(5))
-    while not any(journal.noted(name, "batch") for name in journal.chunks()):
-        next(left)  # a tick may come before the batch is created
-    left.close()
+    leave_a_batch(fake, journal, asks(5))
     fake.reset()
     fake.set_script([])
     results = by_content(fake, journal, asks(5))
