@@ -76,11 +76,13 @@ def joined(text: str) -> str:
     return re.sub(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]*\d)", lambda match: match[0].replace(" ", ""), text)
 
 
-def states_only(text: str, expected: Iterable[Fraction]) -> bool:
-    """Whether ``text`` states each amount of ``expected``, any number of times, and no other."""
-    values = frozenset(expected)
+def states_only(text: str, expected: Iterable[Fraction], *, also: Iterable[Fraction] = ()) -> bool:
+    """Whether ``text`` states each amount of ``expected``, any number of times, and no other except those of ``also``."""
+    values, allowed = frozenset(expected), frozenset(also)
     readings = (amounts(text), amounts(joined(text)))
-    return any(all(one & values for one in reading) and values <= set(chain(*reading)) for reading in readings)
+    return any(
+        all(one & (values | allowed) for one in reading) and values <= set(chain(*reading)) for reading in readings
+    )
 
 
 def states_any(text: str, unwanted: Iterable[Fraction]) -> bool:

@@ -30,7 +30,7 @@ _TEXT = (resources.files("personahub_spark.tasks") / "plans.yaml").read_text(enc
 STRUCTURES: dict[str, Mapping[str, Any]] = {one["name"]: one for one in yaml.safe_load(_TEXT)}
 # Small models otherwise write the question alone, which stands nearest.
 _ORDER = "Write the person with all facts first, and the question last."
-_CHECKED = ("near", "not")
+_CHECKED = ("near", "not", "also")
 """Keys that only the check of a text looks at."""
 
 
@@ -80,6 +80,8 @@ class Plan:
     """Of the question."""
     money: str | None = None
     """The currency; None: no money occurs."""
+    also: tuple[Fraction, ...] = ()
+    """Numbers that may occur, because the scene has them: of two vehicles one is faster."""
 
 
 def draw(random: Random, *, structures: Sequence[str] | None = None) -> Drawn:
@@ -113,8 +115,8 @@ def calculate(steps: Mapping[str, str], given: Mapping[str, Fraction]) -> dict[s
 
 
 def other_numbers(text: str, plan: Plan) -> bool:
-    """True if ``text`` lacks a number of the plan, or has another number."""
-    return not states_only(text, plan.given)
+    """True if ``text`` lacks a number of the plan, or has another number than those that may occur."""
+    return not states_only(text, plan.given, also=plan.also)
 
 
 def result_told(text: str, plan: Plan) -> bool:
@@ -221,13 +223,14 @@ def _plan(
             roles,
             _words(asked),
             words.get("money"),
+            tuple(map(Fraction, structure.get("also", ()))),
         ),
         fields={"plan": plan, "plan_answer": exact(answer)},
     )
 
 
 def _words(part: Mapping[str, Any]) -> Words:
-    near, without = (_any_of(part[key]) if key in part else None for key in _CHECKED)
+    near, without = (_any_of(part[key]) if key in part else None for key in ("near", "not"))
     return Words(near, without)
 
 

@@ -100,6 +100,13 @@ def test_a_structure_gives_three_amounts_and_an_exact_answer_that_its_own_words_
         assert not plans.misread(" ".join(sentences), one.data), sentences
 
 
+def test_a_scene_of_two_may_say_so() -> None:
+    plan = plans.draw(Random(1), structures=["two_speeds"])
+    facts = " ".join(quantity["fact"] for quantity in plan.fields["plan"]["quantities"])
+    for vehicles, is_other in (("Two vehicles start. ", False), ("Three vehicles start. ", True)):
+        assert plans.other_numbers(vehicles + facts, plan.data) == is_other
+
+
 def test_there_are_enough_structures_and_all_are_drawn() -> None:
     drawn = {plans.draw(Random(seed)).fields["plan"]["structure"] for seed in range(400)}
     assert drawn == {*plans.STRUCTURES} and len(drawn) >= 12
