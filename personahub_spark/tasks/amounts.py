@@ -77,7 +77,7 @@ def joined(text: str) -> str:
 
 
 def states_only(text: str, expected: Iterable[Fraction], *, also: Iterable[Fraction] = ()) -> bool:
-    """Whether ``text`` states each amount of ``expected``, any number of times, and no other except those of ``also``."""
+    """Whether ``text`` states each amount of ``expected``, any number of times, and no other but of ``also``."""
     values, allowed = frozenset(expected), frozenset(also)
     readings = (amounts(text), amounts(joined(text)))
     return any(
