@@ -29,8 +29,8 @@ spark = session.build(SparkSettings(master="local-cluster[1,2,1024]", spark_nlp=
 texts = json.load(open(sys.argv[1]))
 rows = [(str(n), text) for n, text in enumerate(texts)]
 embedded = SparkNlpEmbedder(EmbeddingSettings()).embed(spark.createDataFrame(rows, "id string, text string"))
-rows = [(int(n), vector and bytes(vector).hex(), share) for n, vector, share in embedded.collect()]
-json.dump(sorted(rows), open(sys.argv[2], "w"))
+vectors = [(int(n), vector and bytes(vector).hex(), share) for n, vector, share in embedded.collect()]
+json.dump(sorted(vectors), open(sys.argv[2], "w"))
 spark.stop()
 """
 
