@@ -5,6 +5,7 @@ import difflib
 import create_tables
 import dedup_semantic
 import dedup_surface
+import dedup_texts
 import embed_examples
 import embed_personas
 import expand_personas
@@ -25,7 +26,7 @@ from personahub_spark.settings.whole import Settings
 JOBS = (
     create_tables, ingest_documents, import_personas, load_examples, withdraw, extract_personas, dedup_surface,
     expand_personas, embed_personas, dedup_semantic, infer_example_personas, embed_examples, synthesize,
-    run_code,
+    run_code, dedup_texts,
 )  # fmt: skip
 """In the order of their steps in a pipeline."""
 STEPS: dict[str, Step] = {job.STEP.name: job.STEP for job in JOBS}

@@ -8,6 +8,8 @@ import getpass
 import logging
 import sys
 
+import dedup_texts
+
 from personahub_spark.hub.reach import KINDS
 from personahub_spark.hub.withdrawals import Rule, withdraw, withdraw_and_settle
 from personahub_spark.program.cli import parser
@@ -41,7 +43,7 @@ def main() -> None:
     logging.getLogger("py4j").setLevel(logging.WARNING)
     with exit_code():
         context = open_context(load(arguments.conf, arguments.set), (STEP,), dry_run=arguments.dry_run)
-        withdraw_and_settle(context, rule)
+        withdraw_and_settle(context, rule, also=[dedup_texts.STEP])
 
 
 if __name__ == "__main__":

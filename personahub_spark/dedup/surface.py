@@ -1,4 +1,4 @@
-"""Personas that say the same in nearly the same words (paper section 2.3: MinHash on 1-grams, signature 128, 0.9).
+"""Texts that say the same in nearly the same words (paper section 2.3: MinHash on 1-grams, signature 128, 0.9).
 
 An engine only proposes pairs; the exact Jaccard similarity of the token sets, in integers, decides. ``minhash``
 proposes rows whose signatures by MLlib's hash functions agree in a band, and misses a pair now and then. ``exact``
@@ -14,7 +14,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, LongType, StructField, StructType
 
 from personahub_spark.dedup import in_memory, minhash
-from personahub_spark.dedup.lists import Lists, hashes_of_sets
+from personahub_spark.dedup.lists import Lists, hashes_of_sets, mixed
 from personahub_spark.dedup.survivors import ARROW_REMOVALS, REMOVALS, survivors
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings.dedup import SurfaceSettings
@@ -72,9 +72,9 @@ def deduplicate(
     ``settings.threshold``).
 
     ``texts``: ``id``, unique; ``text``; ``priority`` of any orderable type, never null: the smallest is
-    best, ties are broken by id. ``published``: rows that earlier calls with the same ``parameters_version`` returned as
-    ``kept``, none of them in ``texts``. They are better than all of ``texts``, stay, and are not compared with
-    one another.
+    best, ties are broken by id; and, if it has such a column, ``scope`` (string): only rows of one scope are compared.
+    ``published``: rows that earlier calls with the same ``parameters_version`` returned as ``kept``, none of them in
+    ``texts``. They are better than all of ``texts``, stay, and are not compared with one another.
 
     No two kept rows have equal token sets. With the engine ``exact`` no two are as similar as the threshold; with
     ``minhash`` a pair at the threshold is missed with a chance of at most 1 - ``settings.recall``, and more similar
@@ -100,14 +100,20 @@ def deduplicate(
     )
 
 
-def keys_of_tokens(texts: Iterable[str | None]) -> Lists:
-    """The distinct tokens of each text as integers of 63 bits, sorted; none for None.
+def keys_of_tokens(texts: Iterable[str | None], scopes: Sequence[str | None] | None = None) -> Lists:
+    """The distinct tokens of each text as integers of 63 bits, sorted; none for None. In another scope (one for each
+    text, or None) the same token is another integer.
 
     Two different tokens of a pair of texts get the same integer with a chance of about 10^-16.
     """
     words = [[] if text is None else tokens(text) for text in texts]
     rows = np.repeat(np.arange(len(words)), [len(of_text) for of_text in words])
     keys = np.fromiter(map(_key_of_token, itertools.chain.from_iterable(words)), np.int64, len(rows))
+    if scopes is not None:
+        # With a blank, which no token has, so that a token with the name of a scope is no matter.
+        of_scope = np.array([0 if scope is None else _key_of_token(f" {scope}") for scope in scopes], np.int64)[rows]
+        scoped = (mixed((keys ^ of_scope).view(np.uint64)) >> np.uint64(1)).view(np.int64)
+        keys = np.where(of_scope == 0, keys, scoped)
     order = np.lexsort((keys, rows))
     rows, keys = rows[order], keys[order]
     repeated = (rows[1:] == rows[:-1]) & (keys[1:] == keys[:-1])
@@ -186,19 +192,20 @@ def token_sets(texts: DataFrame, settings: SurfaceSettings) -> DataFrame:
 
     ``keys``: hashes of the bands of the row's MinHash signature; null with the engine ``exact``.
     """
-    given = texts.select("id", _priority(1), "text")
+    scope = F.col("scope") if "scope" in texts.columns else F.lit(None).cast("string").alias("scope")
+    given = texts.select("id", _priority(1), "text", scope)
     band_keys = _band_keys(settings) if settings.engine == "minhash" else None
 
     def tokenised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            sets = keys_of_tokens(batch["text"].to_pylist())
+            sets = keys_of_tokens(batch["text"].to_pylist(), batch["scope"].to_pylist())
             keys = pa.nulls(batch.num_rows, _ARROW_LIST) if band_keys is None else _arrow(band_keys(sets))
             named = [batch.schema.field(name) for name in ("id", "priority")]
             columns = [batch["id"], batch["priority"], _arrow(sets), keys]
             yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*named, *_ARROW_ADDED]))
 
     # A pandas UDF would turn each row's list into an object.
-    return given.mapInArrow(tokenised, StructType([*given.drop("text").schema, *_ADDED]))
+    return given.mapInArrow(tokenised, StructType([*given.drop("text", "scope").schema, *_ADDED]))
 
 
 def with_best(rows: DataFrame) -> DataFrame:

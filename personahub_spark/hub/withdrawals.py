@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pyspark.sql import Column, DataFrame
@@ -29,7 +29,7 @@ from personahub_spark.store.hub_tables import (
 )
 from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
 from personahub_spark.store.store import Store
-from personahub_spark.store.text_tables import EXAMPLES, SYNTHESES
+from personahub_spark.store.text_tables import EXAMPLES, SYNTHESES, SYNTHESIS_DUPLICATES
 
 STEP = "withdraw"
 
@@ -43,15 +43,16 @@ class Rule(NamedTuple):
     why: str
 
 
-def withdraw_and_settle(context: Context, rule: Rule | None = None) -> None:
-    """``withdraw``, then the dedup tiers that this store uses, even if nothing changed: an earlier run may have died
-    between the two."""
+def withdraw_and_settle(context: Context, rule: Rule | None = None, *, also: Sequence[Step] = ()) -> None:
+    """``withdraw``, then the dedup tiers that this store uses, and those of the steps ``also`` that it uses; even if
+    nothing changed: an earlier run may have died between the two."""
     run_step(context, Step(STEP, functools.partial(withdraw, rule=rule)))
     if context.store.dry_run:
         return
     run_step(context, removals.DEDUP_SURFACE)
-    if not context.store.read(RUNS).where(F.col("step") == removals.DEDUP_SEMANTIC.name).isEmpty():
-        run_step(context, removals.DEDUP_SEMANTIC)
+    for step in (removals.DEDUP_SEMANTIC, *also):
+        if not context.store.read(RUNS).where(F.col("step") == step.name).isEmpty():
+            run_step(context, step)
 
 
 def withdraw(context: Context, rule: Rule | None = None) -> StepResult:
@@ -107,6 +108,10 @@ def _withdraw(
             withdrawn.withColumnRenamed("persona_id", "kept_id"), on="kept_id", how="left_semi"
         )
     )
+    near = store.read(SYNTHESIS_DUPLICATES)
+    void = [near.join(withdrawn_texts.withColumnRenamed("synthesis_id", name), on=name, how="left_semi")
+            for name in ("synthesis_id", "duplicate_of")]  # fmt: skip
+    void_near = stage(void[0].unionByName(void[1]).select(*SYNTHESIS_DUPLICATES.key).distinct())
     items = (
         _items("persona", withdrawn, F.col("persona_id"))
         .unionByName(_items("synthesis", withdrawn_texts, F.col("synthesis_id")))
@@ -142,6 +147,7 @@ def _withdraw(
     for table in (PERSONA_BANDS, PERSONA_BUCKETS):
         added[table.name] = store.remove(table, out_of_dedup.distinct())
     added[PERSONA_REMOVALS.name] = store.remove(PERSONA_REMOVALS, fallen.select("persona_id", "tier"))
+    added[SYNTHESIS_DUPLICATES.name] = store.remove(SYNTHESIS_DUPLICATES, void_near)
     return StepResult(sum(outcomes.values()), outcomes, added)
 
 

@@ -51,7 +51,7 @@ class EmbeddingSettings(Group):
 
 
 class SurfaceSettings(Group):
-    """Surface dedup (paper section 2.3: 1-grams, signature 128, similarity 0.9)."""
+    """Nearly the same words (paper section 2.3: 1-grams, signature 128, similarity 0.9)."""
 
     engine: Literal["minhash", "exact"] = Field(
         default="minhash", description="minhash: by signatures, as in the paper; exact: finds every pair"
@@ -61,7 +61,7 @@ class SurfaceSettings(Group):
         ge=Decimal("0.3"),
         le=Decimal("1"),
         decimal_places=6,
-        description="a persona is removed at this Jaccard similarity of two word sets, or a higher one",
+        description="a row is a duplicate at this Jaccard similarity of two word sets, or a higher one",
     )
     num_hashes: int = Field(default=128, ge=16, le=512, description="minhash: length of a signature")
     recall: float = Field(
@@ -118,7 +118,10 @@ class SemanticSettings(Group):
 
 
 class DedupSettings(Group):
-    """Both tiers of dedup."""
+    """Both tiers of dedup of personas, and dedup of texts."""
 
     surface: SurfaceSettings = SurfaceSettings()
     semantic: SemanticSettings = SemanticSettings()
+    texts: SurfaceSettings = Field(
+        default=SurfaceSettings(), description="texts of one task, their numbers left out of the word sets"
+    )

@@ -49,6 +49,7 @@ from personahub_spark.store.text_tables import (
     EXAMPLES,
     SELECTIONS,
     SYNTHESES,
+    SYNTHESIS_DUPLICATES,
 )
 
 
@@ -69,6 +70,7 @@ TABLES = (
     PERSONA_REMOVALS,
     PERSONA_BANDS,
     SYNTHESES,
+    SYNTHESIS_DUPLICATES,
     EXAMPLES,
     EXAMPLE_PERSONAS,
     EXAMPLE_EMBEDDINGS,
@@ -101,6 +103,7 @@ VIEWS = (
     "failed_checks",
     "accepted_rows",
     "order_costs",
+    "near_duplicates",
     "survey_counts",
     "code_results",
     "released_tools",

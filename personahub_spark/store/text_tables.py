@@ -40,6 +40,29 @@ SYNTHESES = Table(
     },
 )
 
+SYNTHESIS_DUPLICATES = Table(
+    "synthesis_duplicates",
+    "Texts that are nearly the same as a better one of their task, each with that one; they stay in syntheses",
+    (
+        column("synthesis_id", TEXT, "syntheses.synthesis_id", nullable=False),
+        column(
+            "kind",
+            TEXT,
+            "text: the same numbers and nearly the same words; template: other numbers, nearly the same words",
+            nullable=False,
+        ),
+        column("duplicate_of", TEXT, "syntheses.synthesis_id of the better one, which is kept", nullable=False),
+        column("similarity", DoubleType(), "Jaccard similarity of the words without the numbers", nullable=False),
+        column("parameters_version", TEXT, "hash of what decided", nullable=False),
+    ),
+    key=("synthesis_id", "kind"),
+    checks={
+        "kind_known": "kind in ('text', 'template')",
+        "not_its_own_witness": "duplicate_of <> synthesis_id",
+        "similarity_in_range": "similarity between 0 and 1",
+    },
+)
+
 EXAMPLES = Table(
     "examples",
     "Examples of what a task writes, for prompts that show some",

@@ -28,7 +28,8 @@ FORM = "form"
 FORMS = ("json", "text")
 COLUMNS = {
     "synthesis_id", "pattern", "examples", "sample", "subject_id", "persona_id", "persona", "lang", "hop", "passed",
-    "recipe", "prompt_version", "model", "model_returned", "model_terms", "cost_microusd", "call_key", "run_id",
+    "duplicate_of", "same_template_as", "recipe", "prompt_version", "model", "model_returned", "model_terms",
+    "cost_microusd", "call_key", "run_id",
     *IMPLICIT,
 }  # fmt: skip
 """Columns that every task's view has (see ``views``): a field, option or check may not have such a name."""

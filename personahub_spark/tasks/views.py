@@ -13,7 +13,8 @@ _TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean"
 def view_query(task: Declaration) -> str:
     """The SELECT of the task's view, its tables as ``{name}``; its first line is a comment: the question it answers.
 
-    A check's column is true if the row fails the check. Withdrawn rows are left out.
+    A check's column is true if the row fails the check. ``duplicate_of`` and ``same_template_as`` are the rows that it
+    is nearly the same as, null for most. Withdrawn rows are left out.
     """
     fields = ", ".join(f"`{name}` {_type(kind, task.kept.get(name))}" for name, kind in task.fields.items())
     columns = [f"s.fields.`{name}`" for name in task.fields]
@@ -22,7 +23,13 @@ def view_query(task: Declaration) -> str:
     columns += ["s.persona_id", "p.text AS persona", "p.lang", "p.hop"]
     checks = [*(check.name for check in task.checks), *IMPLICIT]
     columns += [f"array_contains(s.checks, '{name}') AS `{name}`" for name in checks]
-    columns += ["size(s.checks) = 0 AS passed", "s.recipe", "s.prompt_version"]
+    columns += [
+        "size(s.checks) = 0 AS passed",
+        "d.duplicate_of",
+        "t.duplicate_of AS same_template_as",
+        "s.recipe",
+        "s.prompt_version",
+    ]
     columns += ["c.model", "c.model_returned", "c.terms AS model_terms", "c.cost_microusd", "s.call_key", "s.run_id"]
     listed = ",\n  ".join(["s.synthesis_id", *columns])
     return f"""-- Which rows did the task {task.name} give, for whom, and which checks does each fail?
@@ -32,6 +39,8 @@ SELECT
 FROM (SELECT *, from_json(output, '{fields}') AS fields FROM {{syntheses}} WHERE task = '{task.name}') AS s
 JOIN {{personas}} AS p ON p.persona_id = s.persona_id
 LEFT JOIN {{llm_calls}} AS c ON c.request_key = s.call_key
+LEFT JOIN {{synthesis_duplicates}} AS d ON d.synthesis_id = s.synthesis_id AND d.kind = 'text'
+LEFT JOIN {{synthesis_duplicates}} AS t ON t.synthesis_id = s.synthesis_id AND t.kind = 'template'
 LEFT ANTI JOIN {{withdrawn}} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
 """
 

@@ -31,7 +31,7 @@ from personahub_spark.store.hub_tables import (
     PERSONAS,
 )
 from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
-from personahub_spark.store.text_tables import SYNTHESES
+from personahub_spark.store.text_tables import SYNTHESES, SYNTHESIS_DUPLICATES
 from tests.spark.test_tables import NOW, add, sha
 from tests.spark.test_tables import fill as fill_table
 from tests.stores import assert_same_rows, live_files
@@ -84,6 +84,8 @@ def fill(context: Context) -> None:
         {"synthesis_id": sha("b"), "persona_id": id_of("both")},
         {"synthesis_id": sha("c"), "persona_id": id_of("both"), "call_key": None, "source_key": sha("i")},
     )  # fmt: skip
+    near = (("b", "a"), ("c", "b"), ("both", "b"))  # the texts a and c will be withdrawn
+    put(SYNTHESIS_DUPLICATES, *({"synthesis_id": sha(one), "duplicate_of": sha(kept)} for one, kept in near))
     profile = {"task": "profile", "output": "{}", "checks": ["too_short"]}
     put(SYNTHESES, *({"synthesis_id": sha(text), "persona_id": id_of(text), **profile} for text in (WORDS, "both")))
 
@@ -137,7 +139,8 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     context = make_context(make_settings())
     fill(context)
     dedup(context)
-    add(context.spark, context.store, RUNS, {"step": "dedup_semantic"})  # so that this store uses the semantic tier
+    # So that this store uses the semantic tier, and dedup of texts.
+    add(context.spark, context.store, RUNS, {"step": "dedup_semantic"}, {"step": "dedup_texts"})
     near = {f"{WORDS} more", f"{WORDS} less"}
     meaning = {"persona_id": id_of("twice"), "kept_id": id_of("child of one"), "tier": "semantic", "similarity": 0.95}
     add(context.spark, context.store, PERSONA_REMOVALS, meaning)
@@ -173,6 +176,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert {row["item"] for row in withdrawn if row["kind"] == "synthesis"} == {sha("a"), sha("c"), sha(WORDS)}
     assert sum(row["kind"] == "removal" and row["similarity"] > 0.9 for row in withdrawn) == 3
     assert {row["synthesis_id"] for row in context.store.view("math_problems").collect()} == {sha("b")}
+    assert [row["synthesis_id"] for row in context.store.read(SYNTHESIS_DUPLICATES).collect()] == [sha("both")]
     flagged = context.store.view("rejects").where("stage = 'synthesis failed checks'").collect()
     shown = context.store.view("profiles").collect()
     assert [row["persona_id"] for row in shown] == [id_of("both")]
@@ -186,8 +190,9 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     with monkeypatch.context() as patched:
         semantic = Step(removals.DEDUP_SEMANTIC.name, lambda _: tiers.append("semantic") or StepResult(0, {}))
         patched.setattr(removals, "DEDUP_SEMANTIC", semantic)
-        withdrawals.withdraw_and_settle(context)  # withdraws nothing new, but runs the dedup that is still due
-    assert tiers == ["semantic"]
+        also = [Step(name, lambda _: tiers.append("texts") or StepResult(0, {})) for name in ("dedup_texts", "unused")]
+        withdrawals.withdraw_and_settle(context, also=also)  # withdraws nothing new, but runs the dedup that is due
+    assert tiers == ["semantic", "texts"]
     assert dedup(context).outcomes["withdrawn"] == 6
     second = hub(context)
     # Personas that stay are shown with an origin in use, even if their first origin was another one.

@@ -104,7 +104,7 @@ def changed(context: Context, **groups: dict[str, Any]) -> Context:
 def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     pipeline: Context, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = ("create_tables", *STEPS)
+    steps = ("create_tables", *STEPS, "dedup_texts")
     first = run_all(pipeline, steps)
     assert first["ingest_documents"].outcomes == {"new": 8, "known": 0, "repeated": 1, "quarantined": 4}
     assert first["extract_personas"].outcomes["read"] == 8

@@ -30,7 +30,7 @@ from personahub_spark.store.hub_tables import (
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, RUNS, WITHDRAWN
 from personahub_spark.store.store import TABLES, VIEWS, MissingTableError, Store, view_query
 from personahub_spark.store.table import Table
-from personahub_spark.store.text_tables import ACCEPTANCES, CODE_RUNS, EXAMPLES, SYNTHESES
+from personahub_spark.store.text_tables import ACCEPTANCES, CODE_RUNS, EXAMPLES, SYNTHESES, SYNTHESIS_DUPLICATES
 from tests.stores import put
 from tests.tasks import prompted, read
 
@@ -71,6 +71,10 @@ SOUND: dict[str, dict[str, Any]] = {
         "synthesis_id": sha("s"), "task": "math", "options": {"variant": "plain"}, "pattern": "zero_shot",
         "persona_id": sha("p"), "subject_id": sha("p"), "sample": 0, "output": '{"problem": "1 + 1?"}', "text": "t",
         "checks": [], "recipe": "r", "prompt_version": "v1", "call_key": "m1", "examples": [],
+    },
+    "synthesis_duplicates": {
+        "synthesis_id": sha("t"), "kind": "text", "duplicate_of": sha("s"), "similarity": 0.95,
+        "parameters_version": "v",
     },
     "examples": {"example_id": sha("e"), "task": "math", "text": "t", "source": "s", "file": "f", "line": 1},
     "example_personas": {
@@ -262,6 +266,9 @@ BAD = [
     ("syntheses", "asked_or_imported", {"call_key": None}),
     ("syntheses", "asked_or_imported", {"source_key": sha("i")}),
     ("syntheses", "pattern_known", {"pattern": "one_shot"}),
+    ("synthesis_duplicates", "kind_known", {"kind": "topic"}),
+    ("synthesis_duplicates", "not_its_own_witness", {"duplicate_of": sha("t")}),
+    ("synthesis_duplicates", "similarity_in_range", {"similarity": 1.5}),
     ("examples", "example_id_is_sha256", {"example_id": "short"}),
     ("examples", "text_not_blank", {"text": " "}),
     ("example_embeddings", "vector_has_its_length", {"vector": bytearray(3)}),
@@ -479,6 +486,10 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
     )  # fmt: skip
     fill(store, EXAMPLES, {})
     fill(store, ACCEPTANCES, {"synthesis_id": sha("s")})
+    fill(
+        store, SYNTHESIS_DUPLICATES, {"synthesis_id": sha("1"), "similarity": 0.96}, {"synthesis_id": sha("2")},
+        {"synthesis_id": sha("3"), "kind": "template"},
+    )  # fmt: skip
     output = {"background": "b", "history": ["9: flew"], "preferences": [], "skills": ["flying"]}
     profile = {"task": "profile", "options": {"language": None}, "output": json.dumps(output), "text": "b"}
     fill(
@@ -609,6 +620,20 @@ def test_a_problem_fails_just_the_checks_it_fails(filled: Store) -> None:
     assert rows["m0"]["variant"] == "plain" and rows["m0"]["topic"] is None
     assert (rows["m0"]["problem"], rows["m0"]["persona"], rows["m0"]["model"]) == ("1 + 1?", "a pilot", "m")
     assert rows["m0"]["cost_microusd"] == 10
+
+
+def test_near_duplicates_are_told_by_row_and_as_a_share_of_their_task(filled: Store) -> None:
+    rows = {row["call_key"]: row for row in filled.view("math_problems").collect()}
+    assert {key: row["duplicate_of"] for key, row in rows.items() if row["duplicate_of"]} == {
+        "m1": sha("s"), "m2": sha("s"),
+    }  # fmt: skip
+    assert {key: row["same_template_as"] for key, row in rows.items() if row["same_template_as"]} == {"m3": sha("s")}
+    assert [row["duplicate_of"] for row in filled.view("accepted_rows").collect()] == [None]
+    told = {row["kind"]: row for row in filled.view("near_duplicates").collect()}
+    assert {kind: tuple(row)[:6] for kind, row in told.items()} == {
+        "text": ("math", "text", 2, 7, 2 / 7, 0.95), "template": ("math", "template", 1, 7, 1 / 7, 0.95),
+    }  # fmt: skip
+    assert tuple(told["text"])[6:] == (CHECKS[1], "t", sha("2"))
 
 
 def test_a_view_of_a_task_has_its_fields_with_their_types_beside_the_persona(filled: Store) -> None:

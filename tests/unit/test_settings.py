@@ -192,7 +192,7 @@ def test_an_override_without_a_value_is_not_repeated_where_models_are(tmp_path: 
 
 
 def test_a_pipeline_has_every_step_that_is_not_on_request_or_those_that_are_named() -> None:
-    usual = ["create_tables", "ingest_documents", "extract_personas", "dedup_surface", "synthesize"]
+    usual = ["create_tables", "ingest_documents", "extract_personas", "dedup_surface", "synthesize", "dedup_texts"]
     assert [step.name for step in run_pipeline.chosen(validate({}))] == usual
     named = validate({"pipeline": {"steps": ["synthesize", "expand_personas"]}})
     assert [step.name for step in run_pipeline.chosen(named)] == ["synthesize", "expand_personas"]

@@ -1,0 +1,150 @@
+"""Texts that are nearly the same as another one of their task: the same text, or the same template with other numbers.
+
+They are flagged in ``synthesis_duplicates``, each with the row that stands for it, and stay where they are. All texts
+are compared anew in each run. A row never stands for a better one, and better are those that pass all checks, then
+those that came first; so what a run says of rows that pass stays true when more rows come.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StringType, StructField, StructType
+
+from personahub_spark.dedup import surface
+from personahub_spark.program.steps import Context, StepResult
+from personahub_spark.settings.dedup import SurfaceSettings
+from personahub_spark.store.record_tables import WITHDRAWN
+from personahub_spark.store.text_tables import SYNTHESES, SYNTHESIS_DUPLICATES
+from personahub_spark.tasks.amounts import apart, joined
+
+STEP = "dedup_texts"
+TEXT, TEMPLATE = "text", "template"
+
+# Goes up when the results of `comparable` change.
+_COMPARABLE_VERSION = 1
+# A hyphen before a letter joins words (12-hour, well-known); any other may be a minus.
+_MINUS = re.compile(r"-(?![^\W\d_])")
+
+
+class Comparable(NamedTuple):
+    """A text as it is compared."""
+
+    numbers: str
+    """The amounts that it states, its other digits and numerals, and its signs of mathematics, each in their order."""
+    words: str
+    """The text without its amounts, digits and numerals."""
+
+
+def comparable(text: str) -> Comparable:
+    """``text`` as it is compared. Two texts are the same only if they have the same ``numbers``.
+
+    Amounts count by their values: 7 and seven, 20 % and 20 percent, 2,500 and 2 500 are equal; 1.250 counts as 1,250.
+    The digits of names and ordinals (A4, 3rd), exponents, and other numerals (三) count as they are written.
+    """
+    amounts, rest = apart(joined(text))
+    rest = _MINUS.sub("\u2212", rest)
+    others = "".join(character if _is_numeral(character) else " " for character in rest).split()
+    signs = "".join(filter(_is_sign, rest))
+    words = "".join(" " if _is_numeral(character) else character for character in rest)
+    return Comparable("|".join([" ".join(str(max(values)) for values in amounts), " ".join(others), signs]), words)
+
+
+def flag(context: Context) -> StepResult:
+    """Bring ``synthesis_duplicates`` in line with the texts that were not withdrawn."""
+    settings, store = context.settings.dedup.texts, context.store
+    withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "synthesis").select(F.col("item").alias("synthesis_id"))
+    syntheses = store.read(SYNTHESES)
+    rows_in = syntheses.count()
+    if not rows_in:
+        return StepResult(0, {})
+    texts = syntheses.join(withdrawn, on="synthesis_id", how="left_anti")
+    found, without_words = near_duplicates(texts, settings)
+    counts = {row["kind"]: row["count"] for row in found.groupBy("kind").count().collect()}
+    compared = texts.count()
+    outcomes = {
+        "withdrawn": rows_in - compared,
+        "same_text": counts.get(TEXT, 0),
+        "same_template": counts.get(TEMPLATE, 0),
+        "without_words": without_words,
+        "kept": compared - sum(counts.values()) - without_words,
+    }
+    stored = store.read(SYNTHESIS_DUPLICATES).select(*found.columns)
+    new = found.join(stored, on=found.columns, how="left_anti").count()
+    stale = stored.join(found, on=found.columns, how="left_anti").select(*SYNTHESIS_DUPLICATES.key)
+    changed = 0
+    if not stale.isEmpty():
+        changed = store.remove(SYNTHESIS_DUPLICATES, store.stage(stale))
+    # In a dry run the stale rows are still there, so those that only change are no new keys.
+    changed += context.add_new(SYNTHESIS_DUPLICATES, found, expected=None if store.dry_run and changed else new)
+    return StepResult(rows_in, outcomes, {SYNTHESIS_DUPLICATES.name: changed})
+
+
+def near_duplicates(texts: DataFrame, settings: SurfaceSettings) -> tuple[DataFrame, int]:
+    """The rows of ``synthesis_duplicates`` for ``texts`` (rows of ``syntheses``), and how many have no words.
+
+    Texts are compared within their task. A row that is the same text as another one is not looked at as a template.
+    Runs Spark jobs.
+    """
+    compared = _compared(texts).localCheckpoint()
+    same_text = surface.deduplicate(
+        compared.withColumn("scope", F.concat_ws("|", "task", "numbers")).withColumnRenamed("words", "text"),
+        settings=settings,
+    )
+    same_template = surface.deduplicate(
+        compared.join(same_text.removals, on="id", how="left_anti")
+        .withColumnRenamed("task", "scope")
+        .withColumnRenamed("words", "text"),
+        settings=settings,
+    )
+    both = same_text.removals.withColumn("kind", F.lit(TEXT)).unionByName(
+        same_template.removals.withColumn("kind", F.lit(TEMPLATE))
+    )
+    rows = both.select(
+        F.col("id").alias("synthesis_id"),
+        "kind",
+        F.col("kept_id").alias("duplicate_of"),
+        "similarity",
+        F.lit(parameters_version(settings)).alias("parameters_version"),
+    )
+    return rows, same_text.undecidable.count()
+
+
+def parameters_version(settings: SurfaceSettings) -> str:
+    """Sixteen hex digits that change with everything that can change the result."""
+    decisive = f"{surface.parameters_version(settings)}:{_COMPARABLE_VERSION}"
+    return hashlib.sha256(decisive.encode()).hexdigest()[:16]
+
+
+def _compared(texts: DataFrame) -> DataFrame:
+    """``id``, ``priority``, ``task``, and what is ``comparable`` of each text."""
+    priority = F.struct((F.size("checks") > 0).alias("fails"), "created_at", "sample").alias("priority")
+    given = texts.select(F.col("synthesis_id").alias("id"), priority, "task", "text")
+
+    def each(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            said = [comparable(text) for text in batch["text"].to_pylist()]
+            added = [pa.array([getattr(one, name) for one in said], pa.string()) for name in Comparable._fields]
+            names = ["id", "priority", "task"]
+            yield pa.RecordBatch.from_arrays([*map(batch.column, names), *added], names=[*names, *Comparable._fields])
+
+    added = [StructField(name, StringType(), False) for name in Comparable._fields]
+    return given.mapInArrow(each, StructType([*given.drop("text").schema, *added]))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _is_numeral(character: str) -> bool:
+    return character.isnumeric()
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _is_sign(character: str) -> bool:
+    return character == "^" or unicodedata.category(character) == "Sm"
