@@ -31,8 +31,8 @@ TEXT, TEMPLATE = "text", "template"
 
 # Goes up when the results of `comparable` change.
 _COMPARABLE_VERSION = 1
-# A hyphen before a letter joins words (12-hour, well-known); any other may be a minus.
-_MINUS = re.compile(r"-(?![^\W\d_])")
+# A hyphen before two letters joins words (12-hour, well-known); any other may be a minus (x - 5, A-B).
+_MINUS = re.compile(r"-(?![^\W\d_]{2})")
 
 
 class Comparable(NamedTuple):

@@ -112,6 +112,9 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     assert first["dedup_surface"].outcomes["kept"] == 7
     assert first["synthesize"].rows_in == 7
     assert first["synthesize"].outcomes["failed_checks"] >= 1
+    assert first["dedup_texts"].outcomes == {
+        "withdrawn": 0, "same_text": 0, "same_template": 5, "without_words": 0, "kept": 2,
+    }  # fmt: skip
     billed = endpoint.counts()["billed"]
     assert billed == 8 + 7 == endpoint.counts()["distinct"]
     before = live_files(pipeline)
@@ -184,7 +187,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     assert endpoint.counts()["billed"] == billed + 2 == endpoint.counts()["distinct"]  # who reads it, and a problem
     assert rows_added(before, live_files(pipeline)) == {
         "documents": 1, "document_sources": 1, "personas": 1, "persona_origins": 1, "persona_bands": 1, "syntheses": 1,
-        "llm_calls": 2, "runs": 4,
+        "synthesis_duplicates": 1, "llm_calls": 2, "runs": 5,
     }  # fmt: skip
 
 

@@ -176,6 +176,7 @@ FORMULA = (
         (CHINESE.replace("3笼", "三笼"), CHINESE.replace("3笼", "五笼"), TEMPLATE),
         (FORMULA, FORMULA.replace("found", "given"), TEXT),
         (FORMULA, FORMULA.replace("+ 3x", "- 3x"), TEMPLATE),
+        (FORMULA.replace("lowest", "A-B"), FORMULA.replace("lowest", "A B"), TEMPLATE),
         (FORMULA, FORMULA.replace("- 10", "\u2212 10"), TEXT),
         (FORMULA.replace("x^2", "x²"), FORMULA.replace("x^2", "x³"), TEMPLATE),
         ("", "", None),
