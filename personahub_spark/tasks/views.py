@@ -23,13 +23,8 @@ def view_query(task: Declaration) -> str:
     columns += ["s.persona_id", "p.text AS persona", "p.lang", "p.hop"]
     checks = [*(check.name for check in task.checks), *IMPLICIT]
     columns += [f"array_contains(s.checks, '{name}') AS `{name}`" for name in checks]
-    columns += [
-        "size(s.checks) = 0 AS passed",
-        "d.duplicate_of",
-        "t.duplicate_of AS same_template_as",
-        "s.recipe",
-        "s.prompt_version",
-    ]
+    columns += ["size(s.checks) = 0 AS passed", "d.duplicate_of", "t.duplicate_of AS same_template_as"]
+    columns += ["s.recipe", "s.prompt_version"]
     columns += ["c.model", "c.model_returned", "c.terms AS model_terms", "c.cost_microusd", "s.call_key", "s.run_id"]
     listed = ",\n  ".join(["s.synthesis_id", *columns])
     return f"""-- Which rows did the task {task.name} give, for whom, and which checks does each fail?
