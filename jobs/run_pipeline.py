@@ -12,6 +12,7 @@ import extract_personas
 import import_personas
 import infer_example_personas
 import ingest_documents
+import judge_texts
 import load_examples
 import run_code
 import synthesize
@@ -26,6 +27,7 @@ JOBS = (
     create_tables, ingest_documents, import_personas, load_examples, withdraw, extract_personas, dedup_surface,
     expand_personas, embed_personas, dedup_semantic, infer_example_personas, embed_examples, synthesize,
     run_code,
+    judge_texts,
 )  # fmt: skip
 """In the order of their steps in a pipeline."""
 STEPS: dict[str, Step] = {job.STEP.name: job.STEP for job in JOBS}
