@@ -120,7 +120,9 @@ def _people(
             ranked.join(hub, on="persona_id", how="left")
             .join(tried, on="persona_id", how="left")
             .withColumn("next", F.get(F.sort_array(untried), F.lit(0)))
-            .withColumn("is_open", F.col("passed").isNull() | (F.col("next") < accept.best_of))
+            .withColumn(
+                "is_open", F.col("passed").isNull() | (F.lit(accept.best_of > 1) & (F.col("next") < accept.best_of))
+            )
             .withColumn("is_due", F.col("text").isNotNull() & F.col("next").isNotNull() & F.col("is_open"))
             .withColumn("passes", F.col("text").isNotNull() & F.col("passed").isNotNull() & ~F.col("is_due"))
         )
