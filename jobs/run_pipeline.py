@@ -13,6 +13,7 @@ import extract_personas
 import import_personas
 import infer_example_personas
 import ingest_documents
+import judge_texts
 import load_examples
 import run_code
 import synthesize
@@ -26,7 +27,7 @@ from personahub_spark.settings.whole import Settings
 JOBS = (
     create_tables, ingest_documents, import_personas, load_examples, withdraw, extract_personas, dedup_surface,
     expand_personas, embed_personas, dedup_semantic, infer_example_personas, embed_examples, synthesize,
-    run_code, dedup_texts,
+    run_code, judge_texts, dedup_texts,
 )  # fmt: skip
 """In the order of their steps in a pipeline."""
 STEPS: dict[str, Step] = {job.STEP.name: job.STEP for job in JOBS}

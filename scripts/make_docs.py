@@ -27,7 +27,7 @@ from personahub_spark.tasks.declared import COLUMNS, Declaration, library
 
 ROOT = Path(__file__).parent.parent
 QUERIES = {name: view_query(name) for name in VIEWS}
-TASKS = {task.view: task for task in library().values()}
+TASKS = {task.view: task for task in library().values() if task.view is not None}
 QUERIES |= {view: task_views.view_query(task) for view, task in TASKS.items()}
 WRITTEN_BY = "<!-- Written by `make docs`; edit the declarations instead. -->"
 

@@ -55,7 +55,7 @@ def open_context(
 
 def task_views(paths: Sequence[str] = ()) -> dict[str, str]:
     """Queries of the task views, by view name: of the package's tasks and of those in ``paths``."""
-    return {task.view: view_query(task) for task in library(paths).values()}
+    return {task.view: view_query(task) for task in library(paths).values() if task.view is not None}
 
 
 def _end(spark: SparkSession) -> None:

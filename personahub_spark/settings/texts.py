@@ -46,6 +46,18 @@ class Acceptance(Group):
     rows: int = Field(ge=1, description="rows that pass, one a persona")
     checks: list[str] = Field(default_factory=list, description="checks of the task that count; empty: all of them")
     max_tries: int = Field(default=4, ge=1, le=64, description="answers for one persona, then another one is taken")
+    best_of: int = Field(
+        default=1,
+        ge=1,
+        description="answers to get from each persona, of which the best that passes is taken: that with the highest "
+        "score by judges, or the first; at most max_tries",
+    )
+
+    @model_validator(mode="after")
+    def _tries_are_enough(self) -> Self:
+        if self.best_of > self.max_tries:
+            raise ValueError(f"best_of {self.best_of} needs max_tries {self.best_of} or more, found {self.max_tries}")
+        return self
 
 
 class ShotSettings(Group):
@@ -116,3 +128,19 @@ class SynthesisSettings(Group):
         if self.accept is not None and self.of is not None:
             raise ValueError(f"accept counts personas, and this entry asks about rows of {self.of}; leave accept out")
         return self
+
+
+class JudgementSettings(Group):
+    """Texts of one task that a model gives a score from 1 to 5, with a reason."""
+
+    task: str = Field(default="math", description="name of the task whose texts are judged")
+    where: str = Field(
+        default="passed",
+        description="SQL condition over the view of that task: which of its texts; 'true': those that fail checks too",
+    )
+    judge: str = Field(default="judge", description="name of the judging task: judge, or one of your own")
+    options: dict[str, str | None] = Field(default_factory=dict, description="the judging task's options")
+    model: str = Field(default="default", description="model to ask: its name under models")
+    sampling: SamplingOverrides = Field(
+        default=SamplingOverrides(), description="overrides of the judging task's own sampling"
+    )

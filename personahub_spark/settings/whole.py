@@ -16,7 +16,7 @@ from personahub_spark.settings.models import CallSettings, Endpoint
 from personahub_spark.settings.personas import ExpansionSettings, FilterSettings, PersonaSettings
 from personahub_spark.settings.sandbox import SandboxSettings
 from personahub_spark.settings.sources import DocumentSettings, ExampleSettings, ImportSettings
-from personahub_spark.settings.texts import SynthesisSettings
+from personahub_spark.settings.texts import JudgementSettings, SynthesisSettings
 
 
 class StoreSettings(Group):
@@ -110,6 +110,7 @@ class Settings(Group):
     dedup: DedupSettings = DedupSettings()
     tasks: list[str] = Field(default_factory=list, description="files or folders of tasks of your own")
     synthesis: list[SynthesisSettings] = Field(default_factory=list, description="kinds of texts to write")
+    judgements: list[JudgementSettings] = Field(default_factory=list, description="texts to judge")
     sandbox: SandboxSettings = SandboxSettings()
     pipeline: PipelineSettings = PipelineSettings()
     prices: str | None = Field(default=None, description="price file of your own; null: the package's prices.yaml")

@@ -165,3 +165,19 @@ CODE_RUNS = Table(
         "level_known": "sandbox_level in ('A', 'B', 'none')",
     },
 )
+
+JUDGEMENTS = Table(
+    "judgements",
+    "Scores that judges gave texts; an answer that could not be read as a score is in quarantine alone",
+    (
+        column("synthesis_id", TEXT, "syntheses.synthesis_id: the text that was judged", nullable=False),
+        column("judge", TEXT, "name of the judging task", nullable=False),
+        column("score", INTEGER, "1 to 5", nullable=False),
+        column("reason", TEXT, "the judge's reason", nullable=False),
+        column("recipe", TEXT, "hash of the judge's prompt, model and sampling", nullable=False),
+        column("prompt_version", TEXT, "prompt that was used", nullable=False),
+        column("call_key", TEXT, "llm_calls.request_key", nullable=False),
+    ),
+    key=("synthesis_id", "recipe"),
+    checks={"score_in_range": "score between 1 and 5"},
+)

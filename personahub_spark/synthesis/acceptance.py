@@ -1,9 +1,10 @@
 """Orders of so many rows that pass: further answers and further personas until there are enough.
 
 An order takes personas in the order of its selection. Of each it takes the first answer that passes, among at most
-``max_tries``; a persona without one is passed over. So the rows of an order are decided by the answers alone: in
-whatever portions they are asked for, and however often a run dies, the same rows come out, and a larger order has the
-rows of a smaller one. The table ``acceptances`` has the rows of the last run of each order.
+``max_tries``; with ``best_of``, the best of so many answers, and only if none of them passes the first later one. A
+persona without one is passed over. So the rows of an order are decided by the answers and the scores of judges alone:
+in whatever portions they are asked for, and however often a run dies, the same rows come out, and a larger order has
+the rows of a smaller one. The table ``acceptances`` has the rows of the last run of each order.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from personahub_spark.errors import SettingsError
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.texts import Acceptance, ChosenPersonas
 from personahub_spark.store.record_tables import QUARANTINE
-from personahub_spark.store.text_tables import ACCEPTANCES, SYNTHESES
+from personahub_spark.store.text_tables import ACCEPTANCES, JUDGEMENTS, SYNTHESES
 from personahub_spark.synthesis import selection
 from personahub_spark.tasks.checks import IMPLICIT
 from personahub_spark.tasks.prompted import PromptedTask
@@ -42,7 +43,8 @@ def check(accept: Acceptance, task: PromptedTask, *, shows_examples: bool) -> No
 def order_id(task: PromptedTask, personas: ChosenPersonas, accept: Acceptance) -> str:
     """Sixteen hex digits of everything but the number of rows that decides which rows an order takes."""
     checks = [check.model_dump(mode="json") for check in task.declaration.checks]
-    declared = [task.recipe, selection.selection_id(personas), sorted(accept.checks), checks, accept.max_tries]
+    tries = [accept.max_tries, accept.best_of]
+    declared = [task.recipe, selection.selection_id(personas), sorted(accept.checks), checks, *tries]
     return hashlib.sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -82,9 +84,10 @@ def fill(
         F.lit(task.recipe).alias("recipe"),
     )
     accepted = context.store.stage(accepted)
-    stored = context.store.read(ACCEPTANCES).where(F.col("order_id") == order).select("order_id", "persona_id")
-    stale = context.store.stage(stored.join(accepted, on=["order_id", "persona_id"], how="left_anti"))
-    if not stale.isEmpty():  # who left the hub, or is not needed any more since somebody came back
+    row = ["order_id", "persona_id", "synthesis_id"]
+    stored = context.store.read(ACCEPTANCES).where(F.col("order_id") == order).select(*row)
+    stale = context.store.stage(stored.join(accepted, on=row, how="left_anti"))
+    if not stale.isEmpty():  # who left the hub, is not needed any more since somebody came back, or has a better text
         context.store.remove(ACCEPTANCES, stale)
     added = context.add_new(ACCEPTANCES, accepted)
     note = f"{task.name}: {counts['passing']:,} of {accept.rows:,} rows pass (order {order})"
@@ -116,9 +119,12 @@ def _people(
         people = (
             ranked.join(hub, on="persona_id", how="left")
             .join(tried, on="persona_id", how="left")
-            .withColumn("passes", F.col("text").isNotNull() & F.col("passed").isNotNull())
             .withColumn("next", F.get(F.sort_array(untried), F.lit(0)))
-            .withColumn("is_due", F.col("text").isNotNull() & F.col("passed").isNull() & F.col("next").isNotNull())
+            .withColumn(
+                "is_open", F.col("passed").isNull() | (F.lit(accept.best_of > 1) & (F.col("next") < accept.best_of))
+            )
+            .withColumn("is_due", F.col("text").isNotNull() & F.col("next").isNotNull() & F.col("is_open"))
+            .withColumn("passes", F.col("text").isNotNull() & F.col("passed").isNotNull() & ~F.col("is_due"))
         )
         people = store.stage(people)
         passed_over = F.count_if(~F.col("passes") & ~F.col("is_due"))
@@ -129,14 +135,23 @@ def _people(
 
 
 def _tries(context: Context, task: PromptedTask, accept: Acceptance, *, step: str, failed: list[str]) -> DataFrame:
-    """``persona_id``, ``samples`` (numbers of its answers) and ``passed`` (the first that passes)."""
+    """``persona_id``, ``samples`` (numbers of its answers) and ``passed`` (the best that passes)."""
     store = context.store
     counted = F.array(*map(F.lit, accept.checks or task.checks)) if (accept.checks or task.checks) else None
     passes = F.lit(True) if counted is None else F.size(F.array_intersect("checks", counted)) == 0
+    scores = store.read(JUDGEMENTS).groupBy("synthesis_id").agg(F.avg("score").alias("score"))
+    best = F.struct(
+        F.greatest(F.col("sample") - F.lit(accept.best_of - 1), F.lit(0)).alias("later"),  # 0: one to choose from
+        F.size("checks").alias("failing"),
+        F.coalesce(-F.col("score"), F.lit(0.0)).alias("worse"),
+        "sample",
+        "synthesis_id",
+    )
     read = (
         store.read(SYNTHESES)
         .where(F.col("recipe") == task.recipe)
-        .select("persona_id", "sample", F.when(passes, F.struct("sample", "synthesis_id")).alias("passed"))
+        .join(scores, on="synthesis_id", how="left")
+        .select("persona_id", "sample", F.when(passes, best).alias("passed"))
     )
     place = F.split("line", "@")
     none = F.lit(None).cast(read.schema["passed"].dataType)

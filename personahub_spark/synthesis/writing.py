@@ -52,6 +52,11 @@ def tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
                 f"synthesis.{number}.task: there is no task {entry.task!r} (tasks: {', '.join(declared)}); name one, "
                 "or add a file of your own to tasks"
             )
+        if declaration.view is None:
+            raise SettingsError(
+                f"synthesis.{number}.task: task {entry.task} has no view for its texts; a judge is named under "
+                "judgements, and any other task needs view in its file"
+            )
         _check_texts(number, entry, declaration, declared)
         try:
             options = declaration.chosen(entry.options)

@@ -118,7 +118,9 @@ class Declaration(_Part):
     about: str
     paper: str | None = None
     answer: str = Field(default="text", pattern=NAME, description="what one answer is called")
-    view: str = Field(pattern=NAME, description="name of the view of its rows")
+    view: str | None = Field(
+        default=None, pattern=NAME, description="name of the view of its rows; a judge has no rows of its own"
+    )
     inputs: tuple[str, ...] = Field(default=("persona",), min_length=1)
     from_rows: dict[str, Literal["text", "output"]] = Field(
         default_factory=dict,
@@ -294,7 +296,8 @@ def library(paths: Iterable[str | Path] = ()) -> dict[str, Declaration]:
     places: dict[str, str] = {}
     for place, text in _files(paths):
         declaration = _declared(place, text)
-        for what, name in (("task", declaration.name), ("view", declaration.view)):
+        named = {"task": declaration.name} | ({"view": declaration.view} if declaration.view is not None else {})
+        for what, name in named.items():
             key = f"{what} {name}"
             if key in places:
                 raise SettingsError(f"task file {place}: {what} {name} is declared by {places[key]} too; rename one")

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,11 @@ _MAX_HEADING_CHARS = 200  # of a row, in which its heading is looked for
 _SHORT_WORDS = 5  # words between two commas that may be an entry
 _WHEN = ("age", "year")
 _YES, _NO = ("true", "yes"), ("false", "no")
+# One of a schema's numbers as models write it: 4, 4.0, **4**, [[4]], 4/5, 4 out of 5, 4 points, 4 (sound), 4 - sound.
+_ONE_OF = re.compile(
+    r"[\[(*_\s]*(?P<number>\d{1,9})(?:\.0+)?[\])*_\s]*(?:(?:/|out of|of)\s*(?P<most>\d{1,9}))?[\])*_\s]*"
+    r"(?:points?|stars?|分)?[.*_\s]*(?:(?:[(:]|\s[-–—]\s)\D*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,7 @@ class Fields:
         if failure is not None:
             return {}, failure
         values = {
-            name: _kept(parts.get(name), self.kept[name])
-            if name in self.kept
-            else _typed(parts.get(name), str(schema["type"]))
+            name: _kept(parts.get(name), self.kept[name]) if name in self.kept else _typed(parts.get(name), schema)
             for name, schema in self.schemas.items()
         }
         parts_read = [part for value in values.values() for part in (value if isinstance(value, list) else [value])]
@@ -157,8 +161,11 @@ class Fields:
         return next((name for name in self.schemas if last == name or last in self.headings.get(name, ())), None)
 
 
-def _typed(value: object, kind: str) -> Any:
-    """``value`` as a field of ``kind``; None or empty if it cannot be one."""
+def _typed(value: object, schema: Mapping[str, Any]) -> Any:
+    """``value`` as a field of the schema's type; None or empty if it cannot be one."""
+    kind = schema["type"]
+    if kind == "integer" and "enum" in schema:
+        return _one_of(value, schema["enum"])
     if kind == "string":
         return " ".join(_prose(value))
     if kind == "array":
@@ -178,6 +185,17 @@ def _typed(value: object, kind: str) -> Any:
     if kind == "integer":
         return int(plain) if plain == int(plain) and abs(plain) < 2**63 else None
     return float(plain)
+
+
+def _one_of(value: object, numbers: Sequence[int]) -> int | None:
+    """The one of ``numbers`` that ``value`` is; of a text also one out of the highest: "4/5". None for all else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    text = unicodedata.normalize("NFKC", visible(value) if isinstance(value, str) else str(value)).lower()
+    found = _ONE_OF.fullmatch(text)
+    if found is None or (found["most"] is not None and int(found["most"]) != max(numbers)):
+        return None
+    return int(found["number"]) if int(found["number"]) in numbers else None
 
 
 def _below_first(rows: list[str]) -> list[str]:

@@ -156,8 +156,8 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
         "unreadable", "persona removed", "synthesis failed checks",
     }  # fmt: skip
     empty = {
-        "expansion_branches", "accepted_rows", "order_costs", "examples_in_use", "survey_counts", "profiles",
-        "code_results", "released_tools",
+        "expansion_branches", "accepted_rows", "order_costs", "judged_texts", "examples_in_use", "survey_counts",
+        "profiles", "code_results", "released_tools",
     }  # fmt: skip
     assert all(pipeline.store.view(view).columns for view in pipeline.store.views)
     for view in (*VIEWS, "math_problems", "profiles"):  # the views of tasks are generated

@@ -30,7 +30,14 @@ from personahub_spark.store.hub_tables import (
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, RUNS, WITHDRAWN
 from personahub_spark.store.store import TABLES, VIEWS, MissingTableError, Store, view_query
 from personahub_spark.store.table import Table
-from personahub_spark.store.text_tables import ACCEPTANCES, CODE_RUNS, EXAMPLES, SYNTHESES, SYNTHESIS_DUPLICATES
+from personahub_spark.store.text_tables import (
+    ACCEPTANCES,
+    CODE_RUNS,
+    EXAMPLES,
+    JUDGEMENTS,
+    SYNTHESES,
+    SYNTHESIS_DUPLICATES,
+)
 from tests.stores import put
 from tests.tasks import prompted, read
 
@@ -91,6 +98,10 @@ SOUND: dict[str, dict[str, Any]] = {
     "code_runs": {
         "synthesis_id": sha("k"), "tests": 4, "passed": 3, "status": "ok", "sandbox_level": "B", "seconds": 0.1,
         "error": "assert f(2) == 5",
+    },
+    "judgements": {
+        "synthesis_id": sha("s"), "judge": "judge", "score": 4, "reason": "It is clear.", "recipe": "r",
+        "prompt_version": "judge-1", "call_key": "j1",
     },
     "llm_calls": {
         "request_key": "c1", "step": "extract_personas", "model": "m", "prompt_version": "v1", "status": "answered",
@@ -277,6 +288,7 @@ BAD = [
     ("code_runs", "passed_are_tests", {"passed": 5}),
     ("code_runs", "status_known", {"status": "passed"}),
     ("code_runs", "level_known", {"sandbox_level": "C"}),
+    ("judgements", "score_in_range", {"score": 6}),
     ("llm_calls", "status_known", {"status": "maybe", "answer_class": None}),
     ("llm_calls", "answer_class_where_answered", {"answer_class": None}),
     ("llm_calls", "answer_class_where_answered", {"status": "failed"}),
@@ -490,6 +502,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
         store, SYNTHESIS_DUPLICATES, {"synthesis_id": sha("1"), "similarity": 0.96}, {"synthesis_id": sha("2")},
         {"synthesis_id": sha("3"), "kind": "template"},
     )  # fmt: skip
+    fill(store, JUDGEMENTS, {})
     output = {"background": "b", "history": ["9: flew"], "preferences": [], "skills": ["flying"]}
     profile = {"task": "profile", "options": {"language": None}, "output": json.dumps(output), "text": "b"}
     fill(

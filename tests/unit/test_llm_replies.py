@@ -166,9 +166,9 @@ def test_a_probe_that_was_paid_for_is_an_attempt(fake: FakeEndpoint) -> None:
     # Six failures close the address, so the next calls are probes.
     broken = completion(finish_reason="abort", usage=USAGE).decode()
     fake.set_script([{"status": 500, "times": 6}, {"body": broken}])
-    results = answers(asks(2), endpoint(fake, max_attempts=1000))
+    results = answers(asks(6), endpoint(fake, max_attempts=1000))
     assert {(outcome.status, outcome.error_class) for outcome in results} == {("deferred", "broken_off")}
-    assert fake.counts()["billed"] == 3 * 2
+    assert fake.counts()["billed"] == 3 * 6
 
 
 @pytest.mark.parametrize(

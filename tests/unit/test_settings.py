@@ -98,6 +98,7 @@ def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: st
         ),
         ({"personas": {"verbs": ["read", "read"]}}, "verbs names one twice"),
         ({"pipeline": {"steps": ["synthesize", "synthesize"]}}, "steps names synthesize twice"),
+        ({"synthesis": [{"accept": {"rows": 1, "best_of": 5}}]}, "best_of 5 needs max_tries 5 or more, found 4"),
         ({"filters": {"min_words": 81}}, "min_words 81 is above max_words 80, which flags everything"),
         (
             {"dedup": {"surface": {"threshold": "0.3", "num_hashes": 16}}},
@@ -356,6 +357,7 @@ BASE: dict[str, Any] = {
     "documents": {"columns": {"text": "body"}},
     "imports": [{"paths": ["x"], "source": "set", "columns": {"text": "body"}}],
     "examples": [{"paths": ["x"], "task": "math", "source": "set", "columns": {"text": "body"}}],
+    "judgements": [{}],
     "spark": {"conf": {"spark.x": "1"}},
 }
 CANDIDATES: list[Any] = [

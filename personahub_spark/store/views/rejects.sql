@@ -22,7 +22,8 @@ SELECT
   q.reason, q.raw AS detail, concat(q.source, ':', q.line) AS item, q.run_id, q.created_at
 FROM {quarantine} AS q
 LEFT JOIN places AS d ON q.source LIKE 'extract_personas:%' AND d.source_key = substring(q.line, 1, 64)
-LEFT JOIN {syntheses} AS a ON q.source LIKE 'synthesize:%' AND a.synthesis_id = substring(q.line, 1, 64)
+LEFT JOIN {syntheses} AS a
+  ON (q.source LIKE 'synthesize:%' OR q.source LIKE 'judge_texts:%') AND a.synthesis_id = substring(q.line, 1, 64)
 LEFT JOIN {personas} AS p
   ON q.source NOT LIKE 'extract_personas:%' AND p.persona_id = coalesce(a.persona_id, substring(q.line, 1, 64))
 UNION ALL
