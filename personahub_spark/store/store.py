@@ -47,6 +47,7 @@ from personahub_spark.store.text_tables import (
     EXAMPLE_EMBEDDINGS,
     EXAMPLE_PERSONAS,
     EXAMPLES,
+    SECOND_PERSONAS,
     SELECTIONS,
     SYNTHESES,
 )
@@ -73,6 +74,7 @@ TABLES = (
     EXAMPLE_PERSONAS,
     EXAMPLE_EMBEDDINGS,
     SELECTIONS,
+    SECOND_PERSONAS,
     ACCEPTANCES,
     CODE_RUNS,
     LLM_CALLS,
