@@ -172,7 +172,7 @@ def test_a_message_of_the_user_is_read_without_what_stands_around_it(answer: str
     [
         'I have this config:\n```json\n{"rye": 2}\n```\nWhy is it refused?', '{"rye": 2} is refused, why?',
         "I bake at night.\n\nWhat helps against the heat?", "{name} and {value} stay empty, why?", '"Rye" or "spelt"?',
-        "Sorry, I meant rye.", "I'm sorry, but that is not what I asked for.", "240", "I can't do that, the oven is out.",
+        "Sorry, I meant rye.", "I'm sorry, but that is not what I asked for.", "240", "I can't do that; it is broken.",
     ],
 )  # fmt: skip
 def test_a_message_that_looks_like_something_else_is_read_whole(message: str) -> None:
@@ -194,7 +194,8 @@ def test_a_reply_is_read_as_it_is(reply: str) -> None:
 @pytest.mark.parametrize(
     ("number", "answer", "finish", "failure"),
     [
-        (0, "", "stop", "empty"), (1, "  \n", "stop", "empty"), (1, None, "stop", "empty"), (3, "", "length", "cut_off"),
+        (0, "", "stop", "empty"), (1, "  \n", "stop", "empty"), (1, None, "stop", "empty"),
+        (3, "", "length", "cut_off"),
         (2, "User:", "stop", "empty"), (1, "Assistant: ", "stop", "empty"), (1, "<think>Hm", "stop", "empty"),
         (0, "I'm sorry, but I can't help with that.", "stop", "refusal"), (0, "...", "stop", "no_text"),
         (1, "x", "content_filter", "filtered"), (2, '{"a": "b", "c": "d"}', "stop", "not_json"),
@@ -210,8 +211,9 @@ def test_a_message_that_is_cut_off_says_so() -> None:
     assert read(1, REPLY, "length").output == {"is_cut": True}
 
 
-HOSTILE = ["{", "[" * 9_000, '{"a":' * 2_000, '{"a": ' + "[" * 9_000 + "}", "\u202e\x00茶" * 3_000, "User:" * 4_000, "*" * 9_000,
-           "<message>" * 2_000, '"' * 9_000, "Sure" + " message" * 2_000, "# " * 9_000 + "User:"]  # fmt: skip
+HOSTILE = ["{", "[" * 9_000, '{"a":' * 2_000, '{"a": ' + "[" * 9_000 + "}", "\u202e\x00茶" * 3_000, "User:" * 4_000,
+           "*" * 9_000, "<message>" * 2_000, '"' * 9_000, "Sure" + " message" * 2_000,
+           "# " * 9_000 + "User:"]  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", HOSTILE)
@@ -305,10 +307,10 @@ def broken(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"conversation": {"exchanges": "turns"}}, "conversation.exchanges names turns, which is no option whose values"),
+        ({"conversation": {"exchanges": "turns"}}, "conversation.exchanges names turns, which is no option"),
         ({"conversation": {"exchanges": "second"}}, "conversation.exchanges names second, which is no option whose"),
         ({"conversation": {"next": "Go on, $writer."}}, "conversation.next lacks the placeholder $reply"),
-        ({"conversation": {"next": "$reply $persona"}}, "conversation.next has the placeholder $persona, which nothing"),
+        ({"conversation": {"next": "$reply $persona"}}, "conversation.next has the placeholder $persona,"),
         ({"conversation": {"next": "$reply $other"}}, "conversation.next has the placeholder $other, which nothing"),
         ({"conversation": {"system": "Cost: $5"}}, "conversation.system has a dollar sign that begins no placeholder"),
         ({"conversation": {"system": "$mood"}}, "conversation.system has the placeholder $mood, which nothing fills"),
@@ -338,11 +340,11 @@ def test_a_conversation_of_ones_own_can_be_declared(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("entry", "fault"),
     [
-        ({"task": "conversation", "pattern": "few_shot"}, "synthesis.0.pattern: task conversation is a conversation, which"),
+        ({"task": "conversation", "pattern": "few_shot"}, "synthesis.0.pattern: task conversation is a conversation"),
         ({"task": "math", "assistant_model": "other"}, "synthesis.0.assistant_model: task math is no conversation"),
         ({"task": "math", "assistant_sampling": {"top_p": 0.5}}, "synthesis.0.assistant_sampling: task math is no"),
         ({"task": "conversation", "assistant_model": "none"}, "models.none is not set"),
-        ({"task": "conversation", "second_persona": {"seed": 1}}, "synthesis.0.second_persona: with these options task"),
+        ({"task": "conversation", "second_persona": {"seed": 1}}, "synthesis.0.second_persona: with these options"),
         ({"task": "conversation", "options": {"exchanges": 5}}, "option exchanges is '5'; it may be 2, 3, 4"),
         ({"task": "conversation", "options": {"second": "user"}, "second_persona": {"ids": "/no/such"}},
          "synthesis.0.second_persona.ids: /no/such cannot be read"),
