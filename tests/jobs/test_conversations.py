@@ -18,10 +18,11 @@ from personahub_spark.hub import withdrawals
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.program.steps import Context, Step, StepResult, run_step
 from personahub_spark.settings import models, whole
+from personahub_spark.settings.texts import Candidates
 from personahub_spark.store.hub_tables import PERSONA_IMPORTS, PERSONAS
 from personahub_spark.store.record_tables import LLM_CALLS, QUARANTINE, WITHDRAWN
 from personahub_spark.store.text_tables import SECOND_PERSONAS, SYNTHESES
-from personahub_spark.synthesis import trial
+from personahub_spark.synthesis import selection, trial
 from personahub_spark.text import content_id
 from tests.spark.test_tables import fill
 from tests.stores import live_files
@@ -36,9 +37,9 @@ OPENERS = {
 BAKER, POTTER, NURSE, MILLER = OPENERS
 NEXT = "Write the next message"
 SCRIPT = [
-    # The nurse's third message is only a name; the miller's second reply is refused for good.
+    # The nurse's third message is only a name; the miller's first reply is refused for good.
     {"match": f"(?s)nine drugs.*{NEXT}.*{NEXT}", "reply": "User:"},
-    {"match": "(?s)three sacks.*Why ", "status": 400},
+    {"match": "three sacks", "status": 400},
     {"match": NEXT, "reply": "Why {number}? Tell {digest}."},
     *({"match": f"(?s)<persona>\n{persona}\n</persona>.*Write the first", "reply": opener}
       for persona, opener in OPENERS.items()),
@@ -79,7 +80,7 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     assert (dry.outcomes["deferred"], endpoint.counts()["requests"]) == (4, 0) and live_files(context) == before
 
     # The key is refused in the middle of the baker's conversation; what was answered until then is not paid again.
-    refusal = {"match": "(?s)seventy loaves.*Why ", "status": 401, "times_total": 1}
+    refusal = {"match": "seventy loaves", "status": 401, "times_total": 1}
     endpoint.set_script([refusal, *SCRIPT])
     with pytest.raises(PersonaHubError):
         write(context)
@@ -91,7 +92,7 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
         "done_before": 0, "passed": 2, "failed_checks": 0, "unreadable": 1, "failed": 1, "deferred": 0,
     }  # fmt: skip
     calls = {row["request_key"]: row for row in store.read(LLM_CALLS).collect()}
-    billed = 6 + 6 + 5 + 3  # of the nurse five messages, of the miller three
+    billed = 6 + 6 + 5 + 1  # of the nurse five messages, of the miller one
     assert endpoint.counts()["billed"] == billed == sum(row["status"] == "answered" for row in calls.values())
     [unread] = store.read(QUARANTINE).collect()
     assert (unread["line"], unread["reason"]) == (f"{ids[NURSE]}/3u", "empty")
@@ -130,16 +131,19 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     assert (cost["rows"], cost["tries"]) == (1, 3)
     assert cost["cost_microusd"] == sum(calls[key]["cost_microusd"] for key in paid)
 
-    # The hub grows: whoever has a second persona keeps it, and the new one is asked about alone, in two exchanges.
+    # The hub grows, and whoever has a second persona keeps it.
+    weaver = content_id("A weaver")
     fill(
-        store,
-        PERSONAS,
-        {"persona_id": content_id("A weaver"), "text": "A weaver", "first_origin": content_id("import of the weaver")},
+        store, PERSONAS, {"persona_id": weaver, "text": "A weaver", "first_origin": content_id("import of the weaver")}
     )
-    grown = write(contexts(personas={"where": "text = 'A weaver'"}, options={"exchanges": 2, "second": "user"}))
-    assert (grown.outcomes["passed"] + grown.outcomes["failed_checks"], grown.spend.requests) == (1, 4)
-    now = {row["persona_id"]: row["second_persona_id"] for row in store.read(SECOND_PERSONAS).collect()}
-    assert now.items() > drawn.items() and now[content_id("A weaver")] in names
+    questions = context.spark.createDataFrame([(id_,) for id_ in (*names, weaver)], "id string")
+
+    def seconds() -> dict[str, str]:
+        pairs = selection.with_second(context, questions, Candidates()).collect()
+        return {row["id"]: row["second_persona_id"] for row in pairs}
+
+    grown = seconds()
+    assert grown.items() > drawn.items() and grown[weaver] in names
 
     # A conversation goes with the source of its second persona; a text of that persona itself does anyway.
     gone = names[drawn[ids[BAKER]]]
@@ -148,3 +152,7 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     texts = [row["item"] for row in store.read(WITHDRAWN).where("kind = 'synthesis'").collect()]
     assert kept["synthesis_id"] in texts
     assert BAKER not in {row["persona"] for row in store.view("conversations").collect()}
+    # Who left the hub is nobody's second persona any more; the others stay.
+    now = seconds()
+    assert ids[gone] not in now.values() and now != grown
+    assert {(id_, one) for id_, one in grown.items() if one != ids[gone]} <= now.items()
