@@ -110,8 +110,8 @@ def seconds(context: Context, chosen: Candidates) -> DataFrame:
 def with_second(context: Context, questions: DataFrame, chosen: Candidates) -> DataFrame:
     """``questions`` (persona_id, sample, …) with the id and text of the second persona of each, one of ``chosen``.
 
-    It is never the first one. It is drawn by a hash of seed, persona and sample, and stored, so that it stays the same when the hub grows. A dry
-    run stores nothing. PersonaHubError if nobody can be drawn.
+    It is never the first one. It is drawn by a hash of seed, persona and sample, and stored, so that it stays the same
+    when the hub grows. A dry run stores nothing. PersonaHubError if nobody can be drawn.
     """
     store, draw_id = context.store, selection_id(chosen, setting=SECOND)
     people = candidates(context, chosen, setting=SECOND)

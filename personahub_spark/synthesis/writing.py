@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 
@@ -70,7 +71,8 @@ def tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
         task = _task(settings, number, entry, declaration, options)
         try:
             selection.selection_id(entry.personas)  # its file can be read
-            selection.selection_id(entry.second_persona, setting=SECOND)
+            if SECOND in task.inputs:
+                task = dataclasses.replace(task, second=selection.selection_id(entry.second_persona, setting=SECOND))
             if entry.accept is not None:
                 acceptance.check(entry.accept, task, shows_examples=entry.pattern != "zero_shot")
         except SettingsError as error:

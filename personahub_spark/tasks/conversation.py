@@ -66,7 +66,7 @@ class ConversationTask(PromptedTask):
         """A hash of all that decides a conversation but the subject: of both sides, and the number of turns."""
         sides = [self.message(number) for number in (0, 1)]
         parts = [[side.endpoint.model, side.prompt_version, side._sampling] for side in sides]
-        return hashlib.sha256(json.dumps([parts, self.messages], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([parts, self.messages, self._cuts], sort_keys=True).encode()).hexdigest()[:16]
 
     def judged(self, turns: Sequence[Mapping[str, Any]], subject: Subject) -> Reading:
         """The whole conversation; ``turns`` have the keys of ``TURN`` and ``is_cut``."""

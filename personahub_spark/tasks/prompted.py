@@ -39,6 +39,8 @@ class PromptedTask(Task):
     """Declared inputs that are the same for all subjects."""
     shots: Shots | None = None
     """The examples that the prompts show; None with the pattern zero_shot."""
+    second: str | None = None
+    """A hash of the settings that decide who the second persona is; None where there is none."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -265,7 +267,8 @@ class PromptedTask(Task):
     @property
     def _cuts(self) -> dict[str, Any]:
         draws = {name: [self.declaration.draw[name].parameters, DRAWS[name].version] for name in self._drawing}
-        return ({"draws": draws} if draws else {}) | (self.shots.recipe if self.shots is not None else {})
+        second = {"second": self.second} if self.second is not None else {}
+        return ({"draws": draws} if draws else {}) | second | (self.shots.recipe if self.shots is not None else {})
 
     @cached_property
     def _response_format(self) -> dict[str, Any] | None:

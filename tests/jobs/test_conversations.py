@@ -136,11 +136,12 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     fill(
         store, PERSONAS, {"persona_id": weaver, "text": "A weaver", "first_origin": content_id("import of the weaver")}
     )
-    questions = context.spark.createDataFrame([(id_,) for id_ in (*names, weaver)], "id string")
+    asked = [(id_, 0) for id_ in (*names, weaver)]
+    questions = context.spark.createDataFrame(asked, "persona_id string, sample int")
 
     def seconds() -> dict[str, str]:
         pairs = selection.with_second(context, questions, Candidates()).collect()
-        return {row["id"]: row["second_persona_id"] for row in pairs}
+        return {row["persona_id"]: row["second_persona_id"] for row in pairs}
 
     grown = seconds()
     assert grown.items() > drawn.items() and grown[weaver] in names

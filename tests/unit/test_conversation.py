@@ -129,6 +129,9 @@ def test_a_recipe_changes_with_all_that_decides_a_conversation_and_with_no_addre
         {"models": {"default": {**SMALL, "base_url": "http://h/v1"}, "other": LARGE}, "synthesis": [entry]}
     )
     assert tasks(elsewhere)[0][1].recipe == recipes[0]
+    seeds = [{**entry, "options": {"second": "user"}, "second_persona": {"seed": seed}} for seed in (0, 0, 1)]
+    drawn = [task.recipe for _, task in tasks(settings(*seeds))]
+    assert drawn[0] == drawn[1] != drawn[2]
     # The opener is one and the same question, however long the conversation is.
     first, longer = ({TRANSCRIPT: "[]", "persona": BAKER}, conversation(exchanges="4"))
     asked = [task.message(0).request(Subject("p", first)).key for task in (conversation(exchanges="2"), longer)]
