@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from personahub_spark.errors import SettingsError
 from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.local_models import serve
 from personahub_spark.settings import loading, whole
@@ -151,6 +152,8 @@ def report(settings: whole.Settings, answers: Path, *, texts: bool) -> None:
 
 def _task(settings: whole.Settings, chosen: dict[str, Any], **limits: Any) -> PromptedTask:
     declaration = library(settings.tasks)[chosen["task"]]
+    if declaration.conversation is not None:
+        raise SettingsError("a conversation takes several calls; try it by jobs/synthesize.py --show")
     sampling = SamplingSettings(**(declaration.sampling.model_dump() | chosen["sampling"]))
     endpoint = settings.endpoint("default").model_copy(update=limits)
     return PromptedTask(declaration, declaration.chosen(chosen["options"]), endpoint, sampling, chosen["texts"])

@@ -14,9 +14,9 @@ import functools
 from personahub_spark.program import cli
 from personahub_spark.program.steps import Context, Step
 from personahub_spark.synthesis import trial
-from personahub_spark.synthesis.writing import check, synthesize
+from personahub_spark.synthesis.writing import check, models, synthesize
 
-STEP = Step("synthesize", synthesize, asks=lambda settings: [entry.model for entry in settings.synthesis], check=check)
+STEP = Step("synthesize", synthesize, asks=models, check=check)
 
 
 def main() -> None:

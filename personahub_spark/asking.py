@@ -61,6 +61,22 @@ class Readings(NamedTuple):
         return self.rows.where(F.col("text").isNotNull())
 
 
+class Due(NamedTuple):
+    """The questions that are to be asked."""
+
+    questions: DataFrame
+    rows: int
+    done: int
+    """The number of those that were done before."""
+
+
+def due(questions: DataFrame, done: DataFrame) -> Due:
+    """Those of ``questions`` that are not ``done`` (ids, which may be repeated)."""
+    marked = questions.join(done.select("id", F.lit(True).alias("done")).distinct(), on="id", how="left")
+    counts = marked.agg(F.count(F.lit(1)).alias("all"), F.count("done").alias("done")).collect()[0]
+    return Due(marked.where(F.col("done").isNull()).drop("done"), counts["all"] - counts["done"], counts["done"])
+
+
 def ask_new(
     context: Context,
     task: Task,
@@ -71,24 +87,23 @@ def ask_new(
     plan: str,
     inputs: Sequence[Table],
     keep: Callable[[Readings], Mapping[str, int]],
+    add_texts: Callable[[DataFrame], DataFrame] = lambda questions: questions,
 ) -> StepResult:
     """Ask those of ``questions`` that are neither ``done`` (ids) nor in quarantine, and ``keep`` what was read.
+
+    ``add_texts`` adds the texts that ``questions`` lack to those that are asked.
 
     ``plan`` and the task's recipe name the plan, and ``inputs`` are the tables that decide which questions are due: see
     ``ledger.complete``. ``keep`` writes the outputs and returns the rows added, by table. It must write the row that
     marks a question as done last, so that a run that dies before that asks the question again.
     """
-    done = done.select("id").union(quarantined(context.store, source(step, task)))
-    due = questions.join(done.withColumn("done", F.lit(True)).distinct(), on="id", how="left")
-    counts = due.agg(F.count(F.lit(1)).alias("all"), F.count("done").alias("done")).collect()[0]
-    if counts["done"] == counts["all"]:
-        return StepResult(counts["all"], {"done_before": counts["done"]})
-    pending = due.where(F.col("done").isNull()).drop("done")
-    rows = counts["all"] - counts["done"]
-    readings = ask(context, task, pending, step=step, rows=rows, plan=plan, inputs=inputs)
+    pending, rows, known = due(questions, done.select("id").union(quarantined(context.store, source(step, task))))
+    if not rows:
+        return StepResult(known, {"done_before": known})
+    readings = ask(context, task, add_texts(pending), step=step, rows=rows, plan=plan, inputs=inputs)
     added = keep(readings)
-    outcomes = {"done_before": counts["done"], **readings.outcomes}
-    return StepResult(counts["all"], outcomes, {**readings.added, **added}, readings.spend)
+    outcomes = {"done_before": known, **readings.outcomes}
+    return StepResult(rows + known, outcomes, {**readings.added, **added}, readings.spend)
 
 
 def ask(

@@ -112,6 +112,7 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         F.lit("imported").alias("pattern"),
         F.array().cast("array<string>").alias("examples"),
         "persona_id",
+        F.lit(None).cast("string").alias("second_persona_id"),
         F.col("persona_id").alias("subject_id"),
         F.lit(0).alias("sample"),
         "output",

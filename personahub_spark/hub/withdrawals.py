@@ -95,9 +95,13 @@ def _withdraw(
         outcomes[named.get((row["stays"], row["before"]), "withdrawn")] = row["count"]
 
     withdrawn = personas.where("not stays").select("persona_id")
-    texts = store.read(SYNTHESES).select("synthesis_id", "persona_id", "subject_id", "source_key")
+    columns = ("synthesis_id", "persona_id", "second_persona_id", "subject_id", "source_key")
+    texts = store.read(SYNTHESES).select(*columns)
+    second = withdrawn.withColumnRenamed("persona_id", "second_persona_id")
     withdrawn_texts = stage(
         texts.join(withdrawn, on="persona_id", how="left_semi")
+        .select(*texts.columns)
+        .unionByName(texts.join(second, on="second_persona_id", how="left_semi").select(*texts.columns))
         .unionByName(texts.join(reached.imports, on="source_key", how="left_semi").select(*texts.columns))
         .select("synthesis_id")
         .distinct()

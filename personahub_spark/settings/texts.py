@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from personahub_spark.settings.group import Group
 from personahub_spark.settings.models import MAX_TOKENS, TEMPERATURE, TOP_P
 
 
-class ChosenPersonas(Group):
+class Candidates(Group):
+    """Personas of the hub among which some are chosen.
+
+    Which second persona a text gets is stored in the table ``second_personas``, so it stays when the hub grows.
+    """
+
+    fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
+    where: str | None = Field(default=None, description="SQL condition over the columns of the view hub")
+    ids: str | None = Field(default=None, description="file of persona ids, one a line: no others are taken")
+    seed: int = Field(default=0, description="another seed gives another choice")
+
+
+class ChosenPersonas(Candidates):
     """Which personas of the hub to write texts for.
 
     ``fraction``, ``where`` and ``ids`` leave personas out; ``number`` takes that many of the others, in the order of
@@ -18,9 +30,6 @@ class ChosenPersonas(Group):
     also when the hub has grown meanwhile.
     """
 
-    fraction: float = Field(default=1.0, gt=0, le=1, description="share of the hub, chosen by persona id")
-    where: str | None = Field(default=None, description="SQL condition over the columns of the view hub")
-    ids: str | None = Field(default=None, description="file of persona ids, one a line: no others are taken")
     number: int | None = Field(default=None, ge=1, description="how many; null: all")
     by: Literal["hash", "stratified", "diverse"] = Field(
         default="hash",
@@ -29,7 +38,6 @@ class ChosenPersonas(Group):
     strata: str | None = Field(
         default=None, description="of stratified: lang, hop, source, bucket (of semantic dedup), or the name of a label"
     )
-    seed: int = Field(default=0, description="another seed gives another order")
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
@@ -109,11 +117,29 @@ class SynthesisSettings(Group):
     shots: ShotSettings = Field(default=ShotSettings(), description="which examples the other two patterns show")
     samples: int = Field(default=1, ge=1, le=64, description="answers to draw for each persona")
     personas: ChosenPersonas = Field(default=ChosenPersonas(), description="the personas to write for")
+    second_persona: Candidates = Field(
+        default=Candidates(),
+        description="of tasks with two personas: who may be the second one, drawn for each text by seed, persona and "
+        "sample",
+    )
     accept: Acceptance | None = Field(
         default=None, description="go on until enough rows pass; null: ask samples for each persona"
     )
     model: str = Field(default="default", description="model to ask: its name under models")
     sampling: SamplingOverrides = Field(default=SamplingOverrides(), description="overrides of the task's own sampling")
+    assistant_model: str | None = Field(
+        default=None, description="of conversations: the model that replies to the user's messages; null: as model"
+    )
+    assistant_sampling: SamplingOverrides = Field(
+        default=SamplingOverrides(), description="of conversations: overrides of the sampling of replies"
+    )
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _numbers_are_texts(cls, options: object) -> object:
+        if not isinstance(options, dict):
+            return options
+        return {name: str(value) if type(value) is int else value for name, value in options.items()}
 
     @model_validator(mode="after")
     def _shots_are_shown(self) -> Self:

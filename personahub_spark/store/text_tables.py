@@ -13,7 +13,7 @@ SYNTHESES = Table(
         column(
             "synthesis_id",
             TEXT,
-            "sha256 of the request and its subject; imported: of source, persona and text",
+            "sha256 of the request, its subject and the recipe; imported: of source, persona and text",
             nullable=False,
         ),
         column("task", TEXT, "name of the task: math, profile, …", nullable=False),
@@ -21,6 +21,9 @@ SYNTHESES = Table(
         column("pattern", TEXT, "prompt pattern: zero_shot, few_shot or persona_few_shot; or imported", nullable=False),
         column("examples", NAMES, "examples.example_id: those that its prompt showed, in order", nullable=False),
         column("persona_id", TEXT, "personas.persona_id: the persona it is written for", nullable=False),
+        column(
+            "second_persona_id", TEXT, "personas.persona_id of the second persona in its prompt; null: there is none"
+        ),
         column("subject_id", TEXT, "id of the row that was asked about: the persona, or another row", nullable=False),
         column("sample", INTEGER, "which of several answers to one question, from 0", nullable=False),
         column(
@@ -30,7 +33,7 @@ SYNTHESES = Table(
         column("checks", NAMES, "names of the checks it fails; empty: it passes all", nullable=False),
         column("recipe", TEXT, "hash of prompt, model and sampling, or the import's version", nullable=False),
         column("prompt_version", TEXT, "prompt that was used, or the import's version", nullable=False),
-        column("call_key", TEXT, "llm_calls.request_key; null: imported"),
+        column("call_key", TEXT, "llm_calls.request_key; of a conversation that of its last turn; null: imported"),
         column("source_key", TEXT, "persona_imports.source_key of an imported text; null: asked for"),
     ),
     key=("synthesis_id",),
@@ -118,6 +121,19 @@ SELECTIONS = Table(
     ),
     key=("selection_id", "persona_id"),
     checks={"rank_not_negative": "rank >= 0"},
+)
+
+SECOND_PERSONAS = Table(
+    "second_personas",
+    "Second personas of texts, as they were drawn",
+    (
+        column("draw_id", TEXT, "hash of the settings that decide who may be drawn", nullable=False),
+        column("persona_id", TEXT, "personas.persona_id: the persona that the text is written for", nullable=False),
+        column("sample", INTEGER, "which of several texts for this persona, from 0", nullable=False),
+        column("second_persona_id", TEXT, "personas.persona_id: another one", nullable=False),
+    ),
+    key=("draw_id", "persona_id", "sample"),
+    checks={"not_the_same": "persona_id <> second_persona_id"},
 )
 
 ACCEPTANCES = Table(

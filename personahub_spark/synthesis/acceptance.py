@@ -23,6 +23,7 @@ from personahub_spark.settings.texts import Acceptance, ChosenPersonas
 from personahub_spark.store.record_tables import QUARANTINE
 from personahub_spark.store.text_tables import ACCEPTANCES, JUDGEMENTS, SYNTHESES
 from personahub_spark.synthesis import selection
+from personahub_spark.synthesis.questions import question_id, sample_of, subject_of
 from personahub_spark.tasks.checks import IMPLICIT
 from personahub_spark.tasks.prompted import PromptedTask
 
@@ -63,7 +64,7 @@ def fill(
         if not counts["due"] or result.outcomes.get("deferred") or is_dry:
             break
         due = people.where("is_due").select(
-            F.concat_ws("@", "persona_id", F.when(F.col("next") > 0, F.col("next").cast("string"))).alias("id"),
+            question_id("persona_id", F.col("next")).alias("id"),
             "persona_id",
             F.col("text").alias("persona"),
             F.col("next").alias("sample"),
@@ -153,12 +154,11 @@ def _tries(context: Context, task: PromptedTask, accept: Acceptance, *, step: st
         .join(scores, on="synthesis_id", how="left")
         .select("persona_id", "sample", F.when(passes, best).alias("passed"))
     )
-    place = F.split("line", "@")
     none = F.lit(None).cast(read.schema["passed"].dataType)
     lines = store.read(QUARANTINE).where(F.col("source") == source(step, task)).select("line")
     lines = lines.union(context.spark.createDataFrame([(id_,) for id_ in failed], "line string"))
     unread = lines.select(
-        place[0].alias("persona_id"), F.coalesce(place[1].cast("int"), F.lit(0)).alias("sample"), none.alias("passed")
+        subject_of("line").alias("persona_id"), sample_of("line").alias("sample"), none.alias("passed")
     )
     return (
         read.union(unread)

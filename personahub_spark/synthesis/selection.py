@@ -1,7 +1,8 @@
-"""Whom to write for: personas of the hub in a stored order, so that a choice can be repeated and enlarged.
+"""Whom to write for, and who else is in a text: stored choices of personas, which can be repeated and enlarged.
 
 The order of a choice goes to the table ``selections`` as far as it was asked for. Whoever wants more personas gets the
-stored ones first and then further ones, found among the personas that are in the hub by then.
+stored ones first and then further ones, found among the personas that are in the hub by then. Second personas are
+stored in the table ``second_personas`` when their text is asked for; only those that left the hub are drawn again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from personahub_spark.asking import last_of_share
 from personahub_spark.dedup.embeddings import STORED, model_of, stored
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.program.steps import Context
-from personahub_spark.settings.texts import ChosenPersonas
+from personahub_spark.settings.texts import Candidates, ChosenPersonas
 from personahub_spark.store import locks
 from personahub_spark.store.hub_tables import (
     DOCUMENTS,
@@ -33,11 +34,14 @@ from personahub_spark.store.hub_tables import (
     PERSONA_REROUTES,
     PERSONAS,
 )
-from personahub_spark.store.text_tables import SELECTIONS
+from personahub_spark.store.text_tables import SECOND_PERSONAS, SELECTIONS
 
 MOST_COMPARED = 200_000
 """Candidates that ``diverse`` compares: of more, those that come first by hash."""
+SECOND = "second_persona"
+"""The text of a question that is the second persona."""
 _WAIT_S = 600.0
+_COMPARED = 64  # candidates of which one is drawn, on average
 _CHOICE = StructType(
     [
         StructField("persona_id", StringType(), False),
@@ -47,17 +51,19 @@ _CHOICE = StructType(
 )
 
 
-def selection_id(chosen: ChosenPersonas) -> str:
+def selection_id(chosen: Candidates, *, setting: str = "personas") -> str:
     """Sixteen hex digits of everything that decides the order of ``chosen``: all but its number."""
     declared = chosen.model_dump(mode="json", exclude={"number", "ids"})
-    ids = hashlib.sha256("\n".join(sorted(_ids(chosen.ids))).encode()).hexdigest() if chosen.ids is not None else None
+    ids = None
+    if chosen.ids is not None:
+        ids = hashlib.sha256("\n".join(sorted(_ids(chosen.ids, setting))).encode()).hexdigest()
     return hashlib.sha256(json.dumps([declared, ids], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def candidates(context: Context, chosen: ChosenPersonas) -> DataFrame:
+def candidates(context: Context, chosen: Candidates, *, setting: str = "personas") -> DataFrame:
     """Rows of ``hub`` that ``chosen`` leaves in, before their number is considered.
 
-    SettingsError if ``where`` is no condition over the columns of ``hub``.
+    SettingsError if ``where`` is no condition over the columns of ``hub``; ``setting`` is named in it.
     """
     hub = context.store.view("hub")
     rows = hub.where(F.substring("persona_id", 1, 8) <= last_of_share(chosen.fraction))
@@ -66,11 +72,11 @@ def candidates(context: Context, chosen: ChosenPersonas) -> DataFrame:
             rows = rows.where(chosen.where)
         except (AnalysisException, ParseException) as error:
             raise SettingsError(
-                f"personas.where is no SQL condition over the view hub ({', '.join(hub.columns)}): "
+                f"{setting}.where is no SQL condition over the view hub ({', '.join(hub.columns)}): "
                 f"{str(error).splitlines()[0]}"
             ) from None
     if chosen.ids is not None:
-        ids = context.spark.createDataFrame([(id_,) for id_ in _ids(chosen.ids)], "persona_id string")
+        ids = context.spark.createDataFrame([(id_,) for id_ in _ids(chosen.ids, setting)], "persona_id string")
         rows = rows.join(ids, on="persona_id", how="left_semi")
     return rows
 
@@ -93,6 +99,62 @@ def first(context: Context, chosen: ChosenPersonas, number: int) -> DataFrame:
         rows = further.withColumn("selection_id", F.lit(id_))
         context.add_new(SELECTIONS, rows, expected=rows.count())
     return here.union(further).where(F.col("rank") < number).select("persona_id", "rank")
+
+
+def seconds(context: Context, chosen: Candidates) -> DataFrame:
+    """``persona_id``, ``sample`` and ``second_persona_id`` of all that were drawn among ``chosen``."""
+    drawn = context.store.read(SECOND_PERSONAS).where(F.col("draw_id") == selection_id(chosen, setting=SECOND))
+    return drawn.select("persona_id", "sample", "second_persona_id")
+
+
+def with_second(context: Context, questions: DataFrame, chosen: Candidates) -> DataFrame:
+    """``questions`` (persona_id, sample, …) with the id and text of the second persona of each, one of ``chosen``.
+
+    It is never the first one. It is drawn by a hash of seed, persona and sample, and stored, so that it stays the same
+    when the hub grows. A dry run stores nothing. PersonaHubError if nobody can be drawn.
+    """
+    store, draw_id = context.store, selection_id(chosen, setting=SECOND)
+    people = candidates(context, chosen, setting=SECOND)
+    people = store.stage(people.select(F.col("persona_id").alias("second_persona_id"), F.col("text").alias(SECOND)))
+    key = ["persona_id", "sample"]
+    lease = locks.lease(f"{store.state_root}/locks", f"second-{draw_id}", wait_s=_WAIT_S)
+    with nullcontext() if store.dry_run else lease:
+        before = seconds(context, chosen).withColumnRenamed("second_persona_id", "before")
+        mine = store.stage(questions.select(*key).distinct().join(before, on=key, how="left"))
+        stays = mine.join(people, on=F.col("before") == F.col("second_persona_id"), how="inner")
+        stays = store.stage(stays.select(*key, "second_persona_id", SECOND))
+        new = store.stage(_drawn(mine.join(stays.select(*key), on=key, how="left_anti"), people, chosen.seed))
+        number = new.count()
+        if number + stays.count() < mine.count():
+            raise PersonaHubError(
+                f"{SECOND} leaves {people.count():,} personas of the hub, so nobody beside the persona itself; widen it"
+            )
+        if number:
+            gone = new.where(F.col("before").isNotNull()).select(F.lit(draw_id).alias("draw_id"), *key)
+            if not gone.isEmpty():
+                store.remove(SECOND_PERSONAS, store.stage(gone))
+            rows = new.select(F.lit(draw_id).alias("draw_id"), *key, "second_persona_id")
+            context.add_new(SECOND_PERSONAS, rows, expected=None if store.dry_run else number)
+    return questions.join(stays.unionByName(new.select(*stays.columns)), on=key, how="inner")
+
+
+def _drawn(mine: DataFrame, people: DataFrame, seed: int) -> DataFrame:
+    """``mine`` (persona_id, sample, …) with ``second_persona_id`` and text; rows for whom nobody is left are missing.
+
+    Each is compared with about ``_COMPARED`` of ``people``, which a hash decides too, and gets the one of least hash.
+    """
+    groups = F.lit(max(1, people.count() // _COMPARED))
+    by_seed = [F.lit(seed), F.col("persona_id"), F.col("sample")]
+    least = F.min(
+        F.struct(F.xxhash64(*by_seed, F.col("second_persona_id")).alias("_hash"), "second_persona_id", SECOND)
+    )
+    pairs = (
+        mine.withColumn("_group", F.pmod(F.xxhash64(*by_seed), groups))
+        .join(people.withColumn("_group", F.pmod(F.xxhash64("second_persona_id"), groups)), on="_group", how="inner")
+        .where(F.col("second_persona_id") != F.col("persona_id"))
+    )
+    drawn = pairs.groupBy(*mine.columns).agg(least.alias("_least"))
+    return drawn.select(*mine.columns, "_least.second_persona_id", f"_least.{SECOND}")
 
 
 def _further(context: Context, chosen: ChosenPersonas, stored_rows: DataFrame, number: int) -> DataFrame:
@@ -226,16 +288,16 @@ def _hash(seed: int, of: Column) -> Column:
     return F.sha2(F.concat_ws(":", F.lit(str(seed)), of), 256)
 
 
-def _ids(path: str | None) -> list[str]:
-    """The ids in the file; SettingsError if it cannot be read or has none."""
+def _ids(path: str | None, setting: str) -> list[str]:
+    """The ids in the file of ``setting``; SettingsError if it cannot be read or has none."""
     if path is None:
         return []
     try:
         ids = Path(path).read_text(encoding="utf-8").split()
     except (OSError, ValueError) as error:
-        raise SettingsError(f"personas.ids: {path} cannot be read ({error}); name a file of persona ids") from None
+        raise SettingsError(f"{setting}.ids: {path} cannot be read ({error}); name a file of persona ids") from None
     if not ids:
-        raise SettingsError(f"personas.ids: {path} has no persona id")
+        raise SettingsError(f"{setting}.ids: {path} has no persona id")
     return ids
 
 

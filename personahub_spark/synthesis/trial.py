@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pyspark.sql import functions as F
@@ -17,8 +17,9 @@ from personahub_spark.store.hub_tables import PERSONAS
 from personahub_spark.store.record_tables import QUARANTINE
 from personahub_spark.store.text_tables import SYNTHESES
 from personahub_spark.synthesis import selection
+from personahub_spark.synthesis.questions import subject_of
 from personahub_spark.synthesis.writing import STEP, tasks_with_shots
-from personahub_spark.tasks.declared import library
+from personahub_spark.tasks.declared import TURNS, library
 
 FEW = 5
 
@@ -66,7 +67,7 @@ def lines(context: Context) -> Iterator[str]:
         written = store.read(SYNTHESES).where(F.col("recipe") == task.recipe)
         unread = store.read(QUARANTINE).where(F.col("source") == source(STEP, task))
         rows = store.read(SYNTHESES).select(F.col("synthesis_id").alias("subject_id"), "persona_id")
-        unread = unread.withColumn("subject_id", F.split("line", "@")[0]).join(rows, on="subject_id", how="left")
+        unread = unread.withColumn("subject_id", subject_of("line")).join(rows, on="subject_id", how="left")
         unread = unread.withColumn("persona_id", F.coalesce("persona_id", "subject_id"))
         if entry.personas.number is not None:
             first = selection.first(context, entry.personas, entry.personas.number)
@@ -86,10 +87,18 @@ def lines(context: Context) -> Iterator[str]:
 
 def _shown(output: Mapping[str, object]) -> Iterator[str]:
     for name, value in output.items():
+        if name == TURNS and isinstance(value, list):
+            yield from _shown_turns(value)
+            continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         first, *others = text.splitlines() or [""]
         yield f"{name}: {first}"
         yield from (f"  {line}" for line in others)
+
+
+def _shown_turns(turns: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    for turn in turns:
+        yield from _shown({f"{turn['role']} ({turn['model']})": turn["content"]})
 
 
 def _read(name: str, path: str) -> str:

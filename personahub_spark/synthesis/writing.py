@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from personahub_spark.asking import Readings, ask_new
 from personahub_spark.errors import SettingsError
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.models import SamplingSettings
-from personahub_spark.settings.texts import SynthesisSettings
+from personahub_spark.settings.texts import Candidates, SamplingOverrides, SynthesisSettings
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONA_REMOVALS, PERSONAS
 from personahub_spark.store.record_tables import WITHDRAWN
-from personahub_spark.store.text_tables import SELECTIONS, SYNTHESES
+from personahub_spark.store.text_tables import SECOND_PERSONAS, SELECTIONS, SYNTHESES
 from personahub_spark.synthesis import acceptance, selection
+from personahub_spark.synthesis.conversations import converse
 from personahub_spark.synthesis.examples import with_shots, with_vectors
-from personahub_spark.tasks.declared import Declaration, library
+from personahub_spark.synthesis.questions import question_id, sample_of, subject_of
+from personahub_spark.synthesis.selection import SECOND, seconds, with_second
+from personahub_spark.tasks.conversation import ConversationTask
+from personahub_spark.tasks.declared import Declaration, Sampling, library
 from personahub_spark.tasks.prompted import PromptedTask
 
 STEP = "synthesize"
 LONGEST_TEXT = 20_000
 """The most characters of a text that is the same for all: about 5,000 tokens of English in every question."""
+
+
+def models(settings: Settings) -> list[str]:
+    """The names, under ``models``, of all that are asked."""
+    names = [name for entry in settings.synthesis for name in (entry.model, entry.assistant_model)]
+    return [name for name in names if name is not None]
 
 
 def check(settings: Settings) -> None:
@@ -57,16 +68,16 @@ def tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
                 f"synthesis.{number}.task: task {entry.task} has no view for its texts; a judge is named under "
                 "judgements, and any other task needs view in its file"
             )
-        _check_texts(number, entry, declaration, declared)
         try:
             options = declaration.chosen(entry.options)
         except SettingsError as error:
             raise SettingsError(f"synthesis.{number}: {error}") from None
-        sampling = declaration.sampling.model_dump() | entry.sampling.model_dump(exclude_none=True)
-        endpoint = settings.endpoint(entry.model)
-        task = PromptedTask(declaration, options, endpoint, SamplingSettings(**sampling), entry.texts)
+        _check_texts(number, entry, declaration, declared, options)
+        task = _task(settings, number, entry, declaration, options)
         try:
             selection.selection_id(entry.personas)  # its file can be read
+            if SECOND in task.inputs:
+                task = dataclasses.replace(task, second=selection.selection_id(entry.second_persona, setting=SECOND))
             if entry.accept is not None:
                 acceptance.check(entry.accept, task, shows_examples=entry.pattern != "zero_shot")
         except SettingsError as error:
@@ -81,11 +92,53 @@ def tasks_with_shots(context: Context) -> list[tuple[SynthesisSettings, Prompted
     return [(entry, with_shots(context, entry, task, number)) for number, (entry, task) in pairs]
 
 
+def _task(
+    settings: Settings,
+    number: int,
+    entry: SynthesisSettings,
+    declaration: Declaration,
+    options: Mapping[str, str | None],
+) -> PromptedTask:
+    sampling = _sampling(declaration.sampling, entry.sampling)
+    conversation, where = declaration.conversation, f"synthesis.{number}"
+    if conversation is None:
+        for name in ("assistant_model", "assistant_sampling"):
+            if getattr(entry, name) != SynthesisSettings.model_fields[name].default:
+                raise SettingsError(
+                    f"{where}.{name}: task {entry.task} is no conversation, so nobody replies; leave it out"
+                )
+        return PromptedTask(declaration, options, settings.endpoint(entry.model), sampling, entry.texts)
+    if entry.pattern != "zero_shot":
+        raise SettingsError(
+            f"{where}.pattern: task {entry.task} is a conversation, which shows no examples; choose zero_shot"
+        )
+    return ConversationTask(
+        declaration,
+        options,
+        settings.endpoint(entry.model),
+        sampling,
+        entry.texts,
+        assistant=settings.endpoint(entry.assistant_model or entry.model),
+        assistant_settings=_sampling(conversation.sampling, entry.assistant_sampling),
+    )
+
+
+def _sampling(declared: Sampling, overrides: SamplingOverrides) -> SamplingSettings:
+    return SamplingSettings(**(declared.model_dump() | overrides.model_dump(exclude_none=True)))
+
+
 def _check_texts(
-    number: int, entry: SynthesisSettings, declaration: Declaration, declared: Mapping[str, Declaration]
+    number: int,
+    entry: SynthesisSettings,
+    declaration: Declaration,
+    declared: Mapping[str, Declaration],
+    options: Mapping[str, str | None],
 ) -> None:
     """SettingsError if a text that the task needs is missing or too long, or one is given that it does not use."""
-    needed, where = [name for name in declaration.inputs if name != "persona"], f"synthesis.{number}"
+    inputs, where = declaration.needed(options), f"synthesis.{number}"
+    if SECOND not in inputs and entry.second_persona != Candidates():
+        raise SettingsError(f"{where}.{SECOND}: with these options task {entry.task} has no place for a second persona")
+    needed = [name for name in inputs if name not in ("persona", SECOND)]
     if entry.of is not None:
         if entry.of not in declared:
             near = difflib.get_close_matches(entry.of, declared, n=1)
@@ -125,7 +178,7 @@ def _write(context: Context, entry: SynthesisSettings, task: PromptedTask) -> St
             return _keep(context, entry, task, readings)
 
         nothing = questions.select("id").limit(0)
-        return _ask(context, task, questions, done=nothing, plan=plan, keep=keep), failed
+        return _ask(context, entry, task, questions, done=nothing, plan=plan, keep=keep), failed
 
     return acceptance.fill(context, task, entry.personas, entry.accept, step=STEP, ask=ask)
 
@@ -141,9 +194,10 @@ def _write_all(context: Context, entry: SynthesisSettings, task: PromptedTask) -
     written = context.store.read(SYNTHESES).where(F.col("recipe") == task.recipe)
     return _ask(
         context,
+        entry,
         task,
         _questions(subjects, entry.samples),
-        done=written.select(_id("subject_id")),
+        done=written.select(question_id("subject_id", F.col("sample")).alias("id")),
         plan=f"{whom}:{entry.samples}:{entry.of}",
         keep=lambda readings: _keep(context, entry, task, readings, subjects if entry.of is not None else None),
     )
@@ -172,6 +226,7 @@ def _subjects(context: Context, entry: SynthesisSettings, task: PromptedTask, pe
 
 def _ask(
     context: Context,
+    entry: SynthesisSettings,
     task: PromptedTask,
     questions: DataFrame,
     *,
@@ -179,15 +234,18 @@ def _ask(
     plan: str,
     keep: Callable[[Readings], dict[str, int]],
 ) -> StepResult:
+    def add_texts(due: DataFrame) -> DataFrame:
+        due = with_vectors(context, due, task)
+        return with_second(context, due, entry.second_persona) if SECOND in task.inputs else due
+
+    inputs = (PERSONAS, PERSONA_REMOVALS, WITHDRAWN, SYNTHESES, SELECTIONS, SECOND_PERSONAS, PERSONA_EMBEDDINGS)
+    if isinstance(task, ConversationTask):
+        return converse(
+            context, task, questions, step=STEP, done=done, plan=plan, inputs=inputs, keep=keep, add_texts=add_texts
+        )
+    plan = f"{plan}:{task.shots.pool_hash if task.shots is not None else ''}"
     return ask_new(
-        context,
-        task,
-        with_vectors(context, questions, task),
-        step=STEP,
-        done=done,
-        plan=f"{plan}:{task.shots.pool_hash if task.shots is not None else ''}",
-        inputs=(PERSONAS, PERSONA_REMOVALS, WITHDRAWN, SYNTHESES, SELECTIONS, PERSONA_EMBEDDINGS),
-        keep=keep,
+        context, task, questions, step=STEP, done=done, plan=plan, inputs=inputs, keep=keep, add_texts=add_texts
     )
 
 
@@ -200,38 +258,39 @@ def _keep(
 ) -> dict[str, int]:
     """Store what was read about personas, or about ``rows`` (``subject_id``, ``persona_id``)."""
     expected = sum(readings.outcomes.get(name, 0) for name in ("read", "passed", "failed_checks"))
-    outputs = readings.outputs.withColumn("subject_id", F.split("id", "@")[0])
+    outputs = readings.outputs.withColumn("subject_id", subject_of("id"))
     if rows is None:
         outputs = outputs.withColumn("persona_id", F.col("subject_id"))
     else:
         outputs = outputs.join(rows.select("subject_id", "persona_id"), on="subject_id", how="inner")
-    return {SYNTHESES.name: context.add_new(SYNTHESES, _rows(outputs, entry, task), expected=expected)}
+    return {SYNTHESES.name: context.add_new(SYNTHESES, _rows(context, outputs, entry, task), expected=expected)}
 
 
 def _questions(subjects: DataFrame, samples: int) -> DataFrame:
     """The questions: id, persona_id, the texts, sample; ``samples`` of them for each of ``subjects``."""
     numbers = F.explode(F.sequence(F.lit(0), F.lit(samples - 1)))
     questions = subjects.withColumn("sample", numbers)
-    return questions.select(_id("subject_id"), *(name for name in questions.columns if name != "subject_id"))
+    id_ = question_id("subject_id", F.col("sample")).alias("id")
+    return questions.select(id_, *(name for name in questions.columns if name != "subject_id"))
 
 
-def _id(subject: str) -> Column:
-    """The id of a question: the subject's id, plus the number of a further sample."""
-    number = F.when(F.col("sample") > 0, F.col("sample").cast("string"))
-    return F.concat_ws("@", F.col(subject), number).alias("id")
-
-
-def _rows(outputs: DataFrame, entry: SynthesisSettings, task: PromptedTask) -> DataFrame:
+def _rows(context: Context, outputs: DataFrame, entry: SynthesisSettings, task: PromptedTask) -> DataFrame:
     options = [part for pair in sorted(task.options.items()) for part in pair]
+    outputs = outputs.withColumn("sample", sample_of("id"))
+    if SECOND in task.inputs:
+        outputs = outputs.join(seconds(context, entry.second_persona), on=["persona_id", "sample"], how="left")
+    else:
+        outputs = outputs.withColumn("second_persona_id", F.lit(None).cast("string"))
     return outputs.select(
-        F.sha2(F.concat_ws(":", "call_key", "subject_id"), 256).alias("synthesis_id"),
+        F.sha2(F.concat_ws(":", "call_key", "subject_id", F.lit(task.recipe)), 256).alias("synthesis_id"),
         F.lit(task.name).alias("task"),
         F.create_map(*[F.lit(part).cast("string") for part in options]).cast("map<string, string>").alias("options"),
         F.lit(entry.pattern).alias("pattern"),
         "examples",
         "persona_id",
+        "second_persona_id",
         "subject_id",
-        F.coalesce(F.get(F.split("id", "@"), F.lit(1)).cast("int"), F.lit(0)).alias("sample"),
+        "sample",
         "output",
         "text",
         "checks",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from personahub_spark.tasks import code_checks, constraints, math_checks, plans, reading, text_checks
+from personahub_spark.tasks import code_checks, constraints, math_checks, plans, reading, text_checks, turn_checks
 from personahub_spark.tasks.arguments import arguments
 from personahub_spark.tasks.copies import copies
 from personahub_spark.tasks.tex import garbled
@@ -44,11 +44,13 @@ class CheckedAnswer:
     """The data of the subject's draws, by name of the draw."""
     options: Mapping[str, str | None] = field(default_factory=dict)
     """The chosen options of the task."""
+    turns: Sequence[turn_checks.Turn] = field(default=())
+    """Of a conversation, whose ``output`` has the messages of each side by role."""
 
-    def parts(self) -> list[str]:
-        """All texts of the output: fields, and entries of lists."""
+    def parts(self, name: str | None = None) -> list[str]:
+        """All texts of the output, or of its field ``name``: fields, and entries of lists."""
         texts: list[str] = []
-        for value in self.output.values():
+        for value in self.output.values() if name is None else [self.output[name]]:
             for part in value if isinstance(value, list) else [value]:
                 texts += [
                     str(text) for text in (part.values() if isinstance(part, dict) else [part]) if text is not None
@@ -116,8 +118,9 @@ def no_question(answer: CheckedAnswer) -> bool:
 
 
 @_check("The output could be about anybody: it shares too few specific words with the persona.")
-def persona_unused(answer: CheckedAnswer, *, of: str = "persona") -> bool:
-    return not answer.in_other_language and math_checks.persona_unused("\n".join(answer.parts()), answer.texts[of])
+def persona_unused(answer: CheckedAnswer, *, of: str = "persona", field: str | None = None) -> bool:
+    text = "\n".join(answer.parts(field))
+    return not answer.in_other_language and math_checks.persona_unused(text, answer.texts[of])
 
 
 @_check("Its LaTeX is damaged.")
@@ -167,12 +170,18 @@ def copies_shot(answer: CheckedAnswer) -> bool:
     return bool(answer.shots) and copies(answer.parts(), answer.shots, own=answer.texts.values())
 
 
-@_check("An entry occurs twice, or more than a tenth of all runs of four words occurred before.")
-def repeats_itself(answer: CheckedAnswer) -> bool:
+@_check(
+    "An entry occurs twice, or more than a tenth of all runs of four words occurred before, in all texts together or "
+    "(``each``) in one of them."
+)
+def repeats_itself(answer: CheckedAnswer, *, each: bool = False) -> bool:
     entries = answer.entries()
     distinct = {normalise(entry).strip(" .。") for entry in entries}
-    runs = reading.word_runs(answer.parts(), _REPEATED_RUN)
-    return len(distinct) < len(entries) or runs.total() - len(runs) > _REPEATED_SHARE * runs.total()
+    texts = [[text] for text in answer.parts()] if each else [answer.parts()]
+    counts = [reading.word_runs(part, _REPEATED_RUN) for part in texts]
+    return len(distinct) < len(entries) or any(
+        runs.total() - len(runs) > _REPEATED_SHARE * runs.total() for runs in counts
+    )
 
 
 @_check("A number of the plan is missing, or the text has another number; false without a plan.")
@@ -292,6 +301,31 @@ def too_few_tests(answer: CheckedAnswer, *, field: str, least: int) -> bool:
 def function_untested(answer: CheckedAnswer, *, field: str, tests: str) -> bool:
     asserts = code_checks.asserts(answer.output[tests] or "")
     return not any(code_checks.calls(asserts, name) for name in code_checks.functions(answer.output[field] or ""))
+
+
+@_check("The turns of a conversation do not alternate from the user's first to a reply, or one is empty.")
+def turns_broken(answer: CheckedAnswer) -> bool:
+    return turn_checks.broken(answer.turns)
+
+
+@_check("A message of the user is one from before: the same text, or half of its runs of four words.")
+def message_repeated(answer: CheckedAnswer) -> bool:
+    return turn_checks.message_repeated(answer.turns)
+
+
+@_check("A turn has a line that begins with the name of the other side, or the user offers help as assistants do.")
+def speaks_for_other(answer: CheckedAnswer) -> bool:
+    return turn_checks.speaks_for_other(answer.turns)
+
+
+@_check("A turn is in another script than the first one; code and addresses do not count.")
+def turn_in_other_script(answer: CheckedAnswer) -> bool:
+    return turn_checks.other_script(answer.turns)
+
+
+@_check("A turn begins like a refusal and declines; an apology alone does not count.")
+def refused(answer: CheckedAnswer) -> bool:
+    return turn_checks.refused(answer.turns)
 
 
 _REPEATED_RUN = 4

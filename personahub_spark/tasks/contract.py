@@ -107,15 +107,19 @@ class Task(ABC):
 
     def request(self, subject: Subject) -> Request:
         """The question about ``subject``."""
-        user = self._user(self._texts(subject))
         return Request(
             model=self.endpoint.model,
-            messages=[{"role": "system", "content": self._system}, {"role": "user", "content": user}],
+            messages=self._messages(subject),
             sampling=self._sampling,
             response_format=self._response_format,
             sample_index=subject.sample,
             prompt_version=self.prompt_version,
         )
+
+    def _messages(self, subject: Subject) -> list[dict[str, str]]:
+        """The messages of the question about ``subject``."""
+        user = self._user(self._texts(subject))
+        return [{"role": "system", "content": self._system}, {"role": "user", "content": user}]
 
     def _texts(self, subject: Subject) -> dict[str, str]:
         """The texts of the question about ``subject``, by name."""

@@ -30,11 +30,13 @@ COLUMNS = {
     "synthesis_id", "pattern", "examples", "sample", "subject_id", "persona_id", "persona", "lang", "hop", "passed",
     "duplicate_of", "same_template_as", "recipe", "prompt_version", "model", "model_returned", "model_terms",
     "cost_microusd", "call_key", "run_id",
+    "second_persona_id", "second_persona",
     *IMPLICIT,
 }  # fmt: skip
 """Columns that every task's view has (see ``views``): a field, option or check may not have such a name."""
 KINDS = ("string", "integer", "number", "boolean", "array", "object")
-
+TURNS = "turns"
+"""The one field of a conversation's row: its turns, each with role, content, call_key and model."""
 
 Kept = Literal["lines", "code", "arguments"]
 """How a field is kept that is not one line of text or a list of lines: as text with line breaks, as code with its
@@ -97,6 +99,15 @@ class Sampling(_Part):
     max_tokens: int = Field(default=600, ge=16)
 
 
+class Conversation(_Part):
+    """Makes a task a conversation: an answer is one message of its user, and another model replies to each."""
+
+    exchanges: str = Field(description="the option whose values are numbers of messages; each gets a reply")
+    next: str = Field(description="how the user's side is shown a reply, $reply, and asked for the next message")
+    system: str = Field(min_length=1, description="what the one who replies is told; may have texts of the subject")
+    sampling: Sampling = Sampling()
+
+
 class Draw(_Part):
     """A draw of ``draws.DRAWS`` with its parameters; only made with these values of options."""
 
@@ -140,6 +151,7 @@ class Declaration(_Part):
     text: tuple[str, ...] = Field(min_length=1, description="the fields that dedup, agreement and export look at")
     plain: Plain = Plain()
     draw: dict[str, Draw] = Field(default_factory=dict, description="what code adds to a subject, by name of the draw")
+    conversation: Conversation | None = None
     checks: tuple[Check, ...] = ()
     sampling: Sampling = Sampling()
 
@@ -222,6 +234,7 @@ class Declaration(_Part):
             if name is not None and self.output[name]["type"] != "string":
                 raise ValueError(f"{where} names {name}, which is no string")
         _check_kept(self)
+        _check_conversation(self)
         always = [name for name in self.output if name not in self.output_with]
         if not set(always) & set(self.text):
             raise ValueError("text names no field that an answer has with all options")
@@ -241,9 +254,31 @@ class Declaration(_Part):
         """Whether an answer is one text and nothing else."""
         return _is_one_text(self, [*self.fields_with(options)])
 
+    def with_texts(self, wording: str, options: Mapping[str, str | None]) -> str:
+        """``wording`` with the text of each word that has texts of the subject in its place, by ``options``."""
+        words = {name: word.values[str(options[word.by])] for name, word in self.words.items() if self._has_texts(word)}
+        if not words:
+            return wording
+
+        def put(found: re.Match[str]) -> str:
+            return words.get(found["named"] or found["braced"] or "", found[0])
+
+        return re.sub(r"\n{3,}", "\n\n", Template.pattern.sub(put, wording)).strip()
+
+    def needed(self, options: Mapping[str, str | None]) -> tuple[str, ...]:
+        """The inputs that questions have with ``options``."""
+        wordings = [self.user, *([self.conversation.system] if self.conversation is not None else [])]
+        there = {name for text in wordings for name in Template(self.with_texts(text, options)).get_identifiers()}
+        return tuple(name for name in self.inputs if name in there)
+
+    def _has_texts(self, word: Word) -> bool:
+        return any({*self.inputs} & {*Template(text).get_identifiers()} for text in word.values.values())
+
     @property
     def fields(self) -> dict[str, str]:
         """The types of a row's output fields, by name: those that the model writes, then those of draws."""
+        if self.conversation is not None:
+            return {TURNS: TURNS}
         written = {name: str(schema["type"]) for name, schema in self.output.items()}
         return written | {field: kind for name in self.draw for field, kind in DRAWS[name].fields.items()}
 
@@ -256,6 +291,11 @@ class Declaration(_Part):
     def placeholders(self) -> dict[str, set[str]]:
         """The words in dollar signs of each wording, by key."""
         wordings = {"system": self.system, "user": self.user}
+        if self.conversation is not None:
+            wordings |= {
+                "conversation.next": self.conversation.next,
+                "conversation.system": self.conversation.system,
+            }
         wordings |= {f"words.{name}.is.{value}": text for name, word in self.words.items()
                      for value, text in word.values.items()}  # fmt: skip
         wordings |= {f"output.{name}": pattern for name, schema in self.output.items() for pattern in _patterns(schema)}
@@ -361,8 +401,7 @@ def _with_parameters(one: object) -> object:
 
 
 def _check_columns(task: Declaration) -> None:
-    drawn = [field for name in task.draw for field in DRAWS[name].fields]
-    names = [*task.output, *drawn, *task.options, *(check.name for check in task.checks)]
+    names = [*task.fields, *task.options, *(check.name for check in task.checks)]
     for name in names:
         if name in COLUMNS or names.count(name) > 1:
             raise ValueError(f"{name} is the name of two columns of the task's view; rename the field or option")
@@ -405,6 +444,24 @@ def _check_kept(task: Declaration) -> None:
                 raise ValueError(f"output_with.{name} names {option} {value}, which no option can be")
 
 
+def _check_conversation(task: Declaration) -> None:
+    if task.conversation is None:
+        return
+    option = task.options.get(task.conversation.exchanges)
+    if option is None or not all(re.fullmatch("[1-9]", value) for value in option.values or ("",)):
+        raise ValueError(
+            f"conversation.exchanges names {task.conversation.exchanges}, which is no option whose values are numbers "
+            "from 1 to 9"
+        )
+    if not _is_one_text(task, [*task.output]):
+        raise ValueError("an answer of a conversation is one message, so output has one text field and kept has none")
+    for name, there in (("draw", task.draw), ("examples", task.examples), ("plain", task.plain != Plain())):
+        if there:
+            raise ValueError(f"a conversation has no {name}; leave it out")
+    if "reply" not in task.placeholders["conversation.next"]:
+        raise ValueError("conversation.next lacks the placeholder $reply")
+
+
 def _patterns(schema: object) -> Iterator[str]:
     if isinstance(schema, dict):
         for key, inside in schema.items():
@@ -412,7 +469,10 @@ def _patterns(schema: object) -> Iterator[str]:
 
 
 def _check_wording(task: Declaration) -> None:
-    for key, text in (("system", task.system), ("user", task.user)):
+    wordings = {"system": task.system, "user": task.user}
+    if task.conversation is not None:
+        wordings |= {"conversation.next": task.conversation.next, "conversation.system": task.conversation.system}
+    for key, text in wordings.items():
         if not Template(text).is_valid():
             raise ValueError(f"{key} has a dollar sign that begins no placeholder; write $$ for the sign")
     texts = {name for name, option in task.options.items() if option.values is None and option.language_of is None}
@@ -420,13 +480,20 @@ def _check_wording(task: Declaration) -> None:
         name for name, there in (("examples", task.examples), ("language", "language" in task.options)) if there
     }
     shared = {*task.words, *texts, *generated}
+    of_subject_words = {name for name, word in task.words.items() if task._has_texts(word)}
+    of_subject_words -= {name for name in of_subject_words if task.words[name].by == FORM}
     for key, placeholders in task.placeholders.items():
+        allowed = shared - of_subject_words  # of system and conversation.next
         if key == "user":
             allowed = shared | set(task.inputs) | set(task.drawn_texts)
-        else:
-            allowed = shared if key == "system" else shared - {*task.words}
-        if key.startswith("output."):
-            allowed = set(task.words)
+        elif key == "conversation.system":
+            allowed = shared | set(task.inputs)
+        elif key == "conversation.next":
+            allowed = allowed | {"reply"}
+        elif key.startswith("output."):
+            allowed = set(task.words) - of_subject_words
+        elif key.startswith("words."):
+            allowed = shared - {*task.words} | (set(task.inputs) if key.split(".")[1] in of_subject_words else set())
         unknown = sorted(placeholders - allowed)
         if unknown:
             of_subject = unknown[0] in (*task.inputs, *task.drawn_texts)
@@ -438,7 +505,10 @@ def _check_wording(task: Declaration) -> None:
     unused = [name for name in task.drawn_texts if name not in task.placeholders["user"]]
     if unused:
         raise ValueError(f"user lacks the placeholder ${unused[0]} of its draw")
-    missing = [name for name in task.inputs if name not in task.placeholders["user"]]
+    placed = task.placeholders["user"] | task.placeholders.get("conversation.system", set())
+    for name in of_subject_words & placed:
+        placed = placed.union(*(task.placeholders[f"words.{name}.is.{value}"] for value in task.words[name].values))
+    missing = [name for name in task.inputs if name not in placed]
     if missing:
         raise ValueError(f"user lacks the placeholder ${missing[0]} of its input")
     if bool(task.examples) != (task.example is not None):

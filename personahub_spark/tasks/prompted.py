@@ -21,7 +21,7 @@ from personahub_spark.tasks.patterns import VECTOR, Shot, Shots
 from personahub_spark.tasks.reading import content, opening, visible
 from personahub_spark.tasks.wording import as_data, in_language, json_format, json_object
 
-_MAX_ANSWER_CHARS = 20_000
+MAX_ANSWER_CHARS = 20_000
 _SHOWN = "_examples"  # the examples of one question, among its texts
 _GAP, _OPENED, _CLOSED = re.compile(r"\n[^\S\n]*\n\s*"), re.compile(r"<\w+>"), re.compile(r"</\w+>")
 _BROKEN_JSON = re.compile(r"""\A[\[{]\s*["\[{}]""")
@@ -39,6 +39,8 @@ class PromptedTask(Task):
     """Declared inputs that are the same for all subjects."""
     shots: Shots | None = None
     """The examples that the prompts show; None with the pattern zero_shot."""
+    second: str | None = None
+    """A hash of the settings that decide who the second persona is; None where there is none."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -52,7 +54,7 @@ class PromptedTask(Task):
     @property
     def _own_inputs(self) -> tuple[str, ...]:
         """Inputs of the declaration that differ from subject to subject."""
-        return tuple(name for name in self.declaration.inputs if name not in self.shared_texts)
+        return tuple(name for name in self.declaration.needed(self.options) if name not in self.shared_texts)
 
     @property
     def checks(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -64,7 +66,7 @@ class PromptedTask(Task):
         An answer is JSON, or plain text with the task's prefix or with a heading for each field. Failures: those of
         ``reading.opening`` and ``Fields.read``; for a task with one text field not_json, cut_off and no_text.
         """
-        text = opening(answer, finish_reason, longest=_MAX_ANSWER_CHARS)
+        text = opening(answer, finish_reason, longest=MAX_ANSWER_CHARS)
         if isinstance(text, Reading):
             return (text,)
         is_cut = may_be_cut(finish_reason)
@@ -103,10 +105,13 @@ class PromptedTask(Task):
             drawn={name: one.data for name, one in drawn.items()},
             options=self.options,
         )
-        parameters = {check.name: check.parameters for check in self.declaration.checks}
-        failing = tuple(name for name in self.checks if CHECKS[name].fails(answer, **parameters.get(name, {})))
         kept = {name: value for one in drawn.values() for name, value in one.fields.items()}
-        return Reading(text, None, failing, {**output, **kept}, tuple(shot.example_id for shot in shots))
+        return Reading(text, None, self._failed(answer), {**output, **kept}, tuple(shot.example_id for shot in shots))
+
+    def _failed(self, answer: CheckedAnswer) -> tuple[str, ...]:
+        """Names of the checks that ``answer`` fails."""
+        parameters = {check.name: check.parameters for check in self.declaration.checks}
+        return tuple(name for name in self.checks if CHECKS[name].fails(answer, **parameters.get(name, {})))
 
     def _written(self, text: str) -> str | None:
         """The plain text of an answer, or the task's text field if the answer is JSON; None for broken JSON or JSON
@@ -206,13 +211,18 @@ class PromptedTask(Task):
     def _system(self) -> str:
         return Template(self.declaration.system).substitute(self._words).strip()
 
+    @cached_property
+    def _wording(self) -> str:
+        """The template of the user's part of a question."""
+        return self.declaration.with_texts(self.declaration.user, self.options)
+
     def _user(self, texts: Mapping[str, str]) -> str:
         given = {**self.shared_texts, **texts}
         shown = given.pop(_SHOWN, None)
         data = {name: as_data(text, name) for name, text in given.items()}
         words = {**self._words, **dict.fromkeys(self.declaration.drawn_texts, ""), **data}
         if self.shots is None:
-            return Template(self.declaration.user).substitute(words).strip()
+            return Template(self._wording).substitute(words).strip()
         constant, about_subject = (Template(part).substitute(words).strip() for part in self._divided)
         examples = shown or self._block(self.shots.fixed if self.shots.are_fixed else ())
         return "\n\n".join(filter(None, (constant, examples, about_subject)))
@@ -224,7 +234,7 @@ class PromptedTask(Task):
     def _divided(self) -> tuple[str, str]:
         """The wording of ``user`` before and from the first paragraph that holds a text of the subject, or that stands
         in one tag with it: examples come between, behind all that is the same for all subjects."""
-        user, at = self.declaration.user, 0
+        user, at = self._wording, 0
         of_subject = {*self._own_inputs, *self.declaration.drawn_texts}
         for gap in _GAP.finditer(user):
             before = user[: gap.start()]
@@ -257,7 +267,8 @@ class PromptedTask(Task):
     @property
     def _cuts(self) -> dict[str, Any]:
         draws = {name: [self.declaration.draw[name].parameters, DRAWS[name].version] for name in self._drawing}
-        return ({"draws": draws} if draws else {}) | (self.shots.recipe if self.shots is not None else {})
+        second = {"second": self.second} if self.second is not None else {}
+        return ({"draws": draws} if draws else {}) | second | (self.shots.recipe if self.shots is not None else {})
 
     @cached_property
     def _response_format(self) -> dict[str, Any] | None:

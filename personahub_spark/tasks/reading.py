@@ -197,11 +197,12 @@ def copies_example(texts: Iterable[str], examples: Iterable[str], *, run: int) -
     return bool(word_runs(texts, run) & word_runs(examples, run))
 
 
-def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> str | Reading:
+def opening(answer: str | None, finish_reason: str | None, *, longest: int, is_reply: bool = False) -> str | Reading:
     """The visible answer, or a failed Reading that names why there is none to read.
 
     A model's thoughts before its answer and text after its turn are removed, except inside JSON. ``longest`` is in
     characters: a longer answer is ``too_long`` and not read; thoughts of up to three times as many do not count.
+    ``is_reply``: it is a message inside a conversation, which may apologise, decline, or be only a number.
     Failures: filtered, refusal, tool_call, cut_off (nothing before the token limit), empty, no_text, too_long,
     unclear_thoughts (a closing tag that may end thoughts, or that the answer may be about).
     """
@@ -224,9 +225,9 @@ def opening(answer: str | None, finish_reason: str | None, *, longest: int) -> s
         return failed("tool_call")
     if not text:
         return failed("cut_off" if may_be_cut(finish_reason) else "empty")
-    if not any(map(str.isalpha, text)):
+    if not is_reply and not any(map(str.isalpha, text)):
         return failed("no_text")
-    if _REFUSAL.match(text):
+    if not is_reply and _REFUSAL.match(text):
         return failed("refusal")
     return text
 

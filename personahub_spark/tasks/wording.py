@@ -57,10 +57,15 @@ def version(task: str, *wording: str, schema: Mapping[str, Any] | None = None) -
     return f"{task}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
 
+def as_message(text: str) -> str:
+    """``text`` cleaned, and unable to hold a chat template's tokens."""
+    return _CONTROL_TOKEN.sub("< ", clean(text)).strip()
+
+
 def as_data(text: str, tag: str) -> str:
-    """``text`` cleaned, and unable to close the ``<tag>`` around it or to hold a chat template's tokens."""
+    """``text`` as a message, and unable to close the ``<tag>`` around it."""
     marked = re.compile(rf"<(?=\s*/?\s*{tag}\b)", re.IGNORECASE)
-    return marked.sub("< ", _CONTROL_TOKEN.sub("< ", clean(text))).strip()
+    return marked.sub("< ", as_message(text)).strip()
 
 
 def in_language(language: str | None, subject: str) -> str:

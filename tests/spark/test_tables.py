@@ -91,6 +91,7 @@ SOUND: dict[str, dict[str, Any]] = {
         "text_id": sha("e"), "model": "m", "dim": 2, "vector": bytearray(4), "unread_share": 0.0,
     },
     "selections": {"selection_id": "o", "persona_id": sha("p"), "rank": 0},
+    "second_personas": {"draw_id": "o", "persona_id": sha("p"), "sample": 0, "second_persona_id": sha("q")},
     "acceptances": {
         "order_id": "o", "persona_id": sha("p"), "synthesis_id": sha("s"), "rank": 0, "tries": 1, "task": "math",
         "recipe": "r",
@@ -284,6 +285,7 @@ BAD = [
     ("examples", "text_not_blank", {"text": " "}),
     ("example_embeddings", "vector_has_its_length", {"vector": bytearray(3)}),
     ("selections", "rank_not_negative", {"rank": -1}),
+    ("second_personas", "not_the_same", {"second_persona_id": sha("p")}),
     ("acceptances", "tries_positive", {"tries": 0}),
     ("code_runs", "passed_are_tests", {"passed": 5}),
     ("code_runs", "status_known", {"status": "passed"}),

@@ -1,15 +1,20 @@
 -- What does a row that passes cost, with the answers that did not pass?
 -- Orders of one recipe share their answers, so each of them counts all. Cost is null where a call's cost is unknown.
+-- Of a conversation all calls count; of one that could not be read, only the last one.
 WITH answers AS (
-  SELECT recipe, call_key FROM {syntheses} WHERE call_key IS NOT NULL
-  UNION
-  SELECT substring_index(source, ':', -1) AS recipe, call_key FROM {quarantine} WHERE source LIKE 'synthesize:%'
+  SELECT
+    recipe, call_key,
+    coalesce(from_json(output, '`turns` array<struct<`call_key`: string>>').turns.call_key, array(call_key)) AS calls
+  FROM {syntheses} WHERE call_key IS NOT NULL
+  UNION ALL
+  SELECT substring_index(source, ':', -1), call_key, array(call_key) FROM {quarantine} WHERE source LIKE 'synthesize:%'
 ),
+asked AS (SELECT DISTINCT recipe, call_key AS answer, explode(calls) AS call_key FROM answers),
 costs AS (
   SELECT
-    t.recipe, count(*) AS tries, sum(c.input_tokens) + sum(c.output_tokens) AS tokens,
+    t.recipe, count(DISTINCT t.answer) AS tries, sum(c.input_tokens) + sum(c.output_tokens) AS tokens,
     CASE WHEN count(c.cost_microusd) = count(*) THEN sum(c.cost_microusd) END AS cost_microusd
-  FROM answers AS t
+  FROM asked AS t
   JOIN {llm_calls} AS c ON c.request_key = t.call_key
   GROUP BY t.recipe
 ),

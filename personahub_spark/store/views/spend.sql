@@ -1,4 +1,5 @@
 -- What was spent, by step and model, and what did one kept row of it cost?
+-- A conversation counts for the model that replied last.
 WITH kept AS (
   SELECT min(o.call_key) AS call_key, 1 AS kept_rows  -- a persona counts once, for the call that found it first
   FROM {persona_origins} AS o JOIN {hub} AS h ON h.persona_id = o.persona_id AND h.first_origin = o.source_key
