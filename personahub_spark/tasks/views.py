@@ -17,8 +17,8 @@ def view_query(task: Declaration) -> str:
     """The SELECT of the task's view, its tables as ``{name}``; its first line is a comment: the question it answers.
 
     A check's column is true if the row fails the check. ``duplicate_of`` and ``same_template_as`` are the rows that it
-    is nearly the same as, null for most. Withdrawn rows are left out. Of a conversation, model, terms and cost are those
-    of all its calls.
+    is nearly the same as, null for most. Withdrawn rows are left out. Of a conversation, model, terms and cost are of
+    all its calls.
     """
     fields = ", ".join(f"`{name}` {_type(kind, task.kept.get(name))}" for name, kind in task.fields.items())
     written = f"(SELECT *, from_json(output, '{fields}') AS fields FROM {{syntheses}} WHERE task = '{task.name}')"
