@@ -114,16 +114,18 @@ def with_second(context: Context, questions: DataFrame, chosen: Candidates) -> D
     when the hub grows. A dry run stores nothing. PersonaHubError if nobody can be drawn.
     """
     store, draw_id = context.store, selection_id(chosen, setting=SECOND)
+    # A dry run changes no table, and Spark may fail to join a checkpointed frame with the one that it came from.
+    stage = (lambda rows: rows) if store.dry_run else store.stage
     people = candidates(context, chosen, setting=SECOND)
-    people = store.stage(people.select(F.col("persona_id").alias("second_persona_id"), F.col("text").alias(SECOND)))
+    people = stage(people.select(F.col("persona_id").alias("second_persona_id"), F.col("text").alias(SECOND)))
     key = ["persona_id", "sample"]
     lease = locks.lease(f"{store.state_root}/locks", f"second-{draw_id}", wait_s=_WAIT_S)
     with nullcontext() if store.dry_run else lease:
         before = seconds(context, chosen).withColumnRenamed("second_persona_id", "before")
-        mine = store.stage(questions.select(*key).distinct().join(before, on=key, how="left"))
+        mine = stage(questions.select(*key).distinct().join(before, on=key, how="left"))
         stays = mine.join(people, on=F.col("before") == F.col("second_persona_id"), how="inner")
-        stays = store.stage(stays.select(*key, "second_persona_id", SECOND))
-        new = store.stage(_drawn(mine.join(stays.select(*key), on=key, how="left_anti"), people, chosen.seed))
+        stays = stage(stays.select(*key, "second_persona_id", SECOND))
+        new = stage(_drawn(mine.join(stays.select(*key), on=key, how="left_anti"), people, chosen.seed))
         number = new.count()
         if number + stays.count() < mine.count():
             raise PersonaHubError(
@@ -132,7 +134,7 @@ def with_second(context: Context, questions: DataFrame, chosen: Candidates) -> D
         if number:
             gone = new.where(F.col("before").isNotNull()).select(F.lit(draw_id).alias("draw_id"), *key)
             if not gone.isEmpty():
-                store.remove(SECOND_PERSONAS, store.stage(gone))
+                store.remove(SECOND_PERSONAS, stage(gone))
             rows = new.select(F.lit(draw_id).alias("draw_id"), *key, "second_persona_id")
             context.add_new(SECOND_PERSONAS, rows, expected=None if store.dry_run else number)
     return questions.join(stays.unionByName(new.select(*stays.columns)), on=key, how="inner")
