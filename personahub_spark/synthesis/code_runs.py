@@ -87,9 +87,9 @@ def run_code(context: Context) -> StepResult:
     runs = store.stage(runs_of(exercises.where(due).repartition(parts, "synthesis_id"), settings))
     counted = runs.agg(
         F.min("fault").alias("fault"),
-        F.count_if("passed = tests and tests > 0").alias("all_passed"),
-        F.count_if("passed < tests and passed > 0").alias("some_passed"),
-        F.count_if("passed = 0").alias("none_passed"),
+        F.count_if(F.expr("passed = tests and tests > 0")).alias("all_passed"),
+        F.count_if(F.expr("passed < tests and passed > 0")).alias("some_passed"),
+        F.count_if(F.expr("passed = 0")).alias("none_passed"),
     ).collect()[0]
     if counted["fault"] is not None:
         raise PersonaHubError(f"{STEP}: {counted['fault']}")
