@@ -22,7 +22,7 @@ from personahub_spark.store.text_tables import SYNTHESES
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row
 
-INGEST, EXTRACT, SYNTHESIZE = "ingest_documents", "extract_personas", "synthesize"
+INGEST, EXTRACT, SYNTHESIZE, JUDGE = "ingest_documents", "extract_personas", "synthesize", "judge_texts"
 EXPAND = "expand_personas"
 EMBED = "embed_personas"
 _WITHDRAWN = "withdrawn"
@@ -125,6 +125,7 @@ def _counts(store: Store, outcomes: Mapping[str, Mapping[str, int]], run_id: str
     if SYNTHESIZE in outcomes:
         yield f"  asked      {_total('personas', outcomes[SYNTHESIZE])}"
     yield from _listed("  unreadable ", quarantine[SYNTHESIZE])
+    yield from _listed(f"{JUDGE}: unreadable ", quarantine[JUDGE])
     yield from _texts(store)
     yield from _calls(store, run_id, sum(counts.get("deferred", 0) for counts in outcomes.values()))
 
@@ -142,7 +143,7 @@ def _listed(label: str, counts: Mapping[str, int], *, note: str = "") -> Iterabl
 
 def _quarantine(store: Store) -> dict[str, Counter[str]]:
     """The number of quarantined rows by reason, for each step and for ``files``."""
-    reasons = {step: Counter[str]() for step in ("files", EXTRACT, EXPAND, SYNTHESIZE)}
+    reasons = {step: Counter[str]() for step in ("files", EXTRACT, EXPAND, SYNTHESIZE, JUDGE)}
     rows = store.read(QUARANTINE).groupBy(F.split("source", ":")[0].alias("step"), "reason").count().collect()
     for row in rows:
         reasons[row["step"] if row["step"] in reasons else "files"][row["reason"]] += row["count"]

@@ -20,7 +20,7 @@ from personahub_spark.asking import source
 from personahub_spark.errors import SettingsError
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.texts import Acceptance, ChosenPersonas
-from personahub_spark.store.record_tables import QUARANTINE
+from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWN
 from personahub_spark.store.text_tables import ACCEPTANCES, JUDGEMENTS, SYNTHESES
 from personahub_spark.synthesis import selection
 from personahub_spark.synthesis.questions import question_id, sample_of, subject_of
@@ -141,6 +141,8 @@ def _tries(context: Context, task: PromptedTask, accept: Acceptance, *, step: st
     counted = F.array(*map(F.lit, accept.checks or task.checks)) if (accept.checks or task.checks) else None
     passes = F.lit(True) if counted is None else F.size(F.array_intersect("checks", counted)) == 0
     scores = store.read(JUDGEMENTS).groupBy("synthesis_id").agg(F.avg("score").alias("score"))
+    withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "synthesis")
+    withdrawn = withdrawn.select(F.col("item").alias("synthesis_id"), F.lit(True).alias("is_withdrawn")).distinct()
     best = F.struct(
         F.greatest(F.col("sample") - F.lit(accept.best_of - 1), F.lit(0)).alias("later"),  # 0: one to choose from
         F.size("checks").alias("failing"),
@@ -152,7 +154,8 @@ def _tries(context: Context, task: PromptedTask, accept: Acceptance, *, step: st
         store.read(SYNTHESES)
         .where(F.col("recipe") == task.recipe)
         .join(scores, on="synthesis_id", how="left")
-        .select("persona_id", "sample", F.when(passes, best).alias("passed"))
+        .join(withdrawn, on="synthesis_id", how="left")
+        .select("persona_id", "sample", F.when(passes & F.col("is_withdrawn").isNull(), best).alias("passed"))
     )
     none = F.lit(None).cast(read.schema["passed"].dataType)
     lines = store.read(QUARANTINE).where(F.col("source") == source(step, task)).select("line")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyspark.errors import AnalysisException, ParseException
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from personahub_spark.asking import Readings, ask_new
@@ -14,8 +14,8 @@ from personahub_spark.settings.texts import JudgementSettings
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.hub_tables import PERSONAS
 from personahub_spark.store.record_tables import WITHDRAWN
-from personahub_spark.store.text_tables import JUDGEMENTS, SYNTHESES
-from personahub_spark.tasks.declared import library
+from personahub_spark.store.text_tables import JUDGEMENTS, SYNTHESES, SYNTHESIS_DUPLICATES
+from personahub_spark.tasks.declared import Declaration, library
 from personahub_spark.tasks.judges import TASK_ABOUT, Judge, refuse_other_tasks
 
 STEP = "judge_texts"
@@ -30,15 +30,15 @@ def judge(context: Context) -> StepResult:
     """For each entry of the settings' ``judgements``, ask for a score for each text that has none by its judge."""
     chosen = judges(context.settings)
     # A wrong condition of a later entry is said before the first one is asked.
-    texts = [_texts(context, entry, view, number) for number, (entry, view, _) in enumerate(chosen)]
+    texts = [_texts(context, entry, judged, number) for number, (entry, judged, _) in enumerate(chosen)]
     result = StepResult(0, {})
     for (entry, _, task), rows in zip(chosen, texts, strict=True):
         result += _judge(context, entry, task, rows)
     return result
 
 
-def judges(settings: Settings) -> list[tuple[JudgementSettings, str, Judge]]:
-    """Each entry of ``judgements`` with the view of the texts that it judges, and its judge.
+def judges(settings: Settings) -> list[tuple[JudgementSettings, Declaration, Judge]]:
+    """Each entry of ``judgements`` with the task whose texts it judges, and its judge.
 
     SettingsError if a task's file or an entry is wrong.
     """
@@ -60,12 +60,13 @@ def judges(settings: Settings) -> list[tuple[JudgementSettings, str, Judge]]:
         sampling = declaration.sampling.model_dump() | entry.sampling.model_dump(exclude_none=True)
         shared = {TASK_ABOUT: judged.about} if TASK_ABOUT in declaration.inputs else {}
         endpoint = settings.endpoint(entry.model)
-        chosen.append((entry, judged.view, Judge(declaration, options, endpoint, SamplingSettings(**sampling), shared)))
+        chosen.append((entry, judged, Judge(declaration, options, endpoint, SamplingSettings(**sampling), shared)))
     return chosen
 
 
-def _texts(context: Context, entry: JudgementSettings, view: str, number: int) -> DataFrame:
+def _texts(context: Context, entry: JudgementSettings, judged: Declaration, number: int) -> DataFrame:
     """The texts that the entry chooses: ``id``, ``persona``, ``text``, ``output``."""
+    view = str(judged.view)
     rows = context.store.view(view)
     try:
         chosen = rows.where(entry.where)
@@ -74,12 +75,24 @@ def _texts(context: Context, entry: JudgementSettings, view: str, number: int) -
             f"judgements.{number}.where is no SQL condition over the view {view} ({', '.join(rows.columns)}): "
             f"{str(error).splitlines()[0]}"
         ) from None
-    texts = context.store.read(SYNTHESES).select("synthesis_id", "text", "output")
+    texts = context.store.read(SYNTHESES).select("synthesis_id", _whole(judged).alias("text"), "output")
     return (
         chosen.select("synthesis_id", "persona")
         .join(texts, on="synthesis_id", how="inner")
         .withColumnRenamed("synthesis_id", "id")
     )
+
+
+def _whole(judged: Declaration) -> Column:
+    """All that the task wrote, as one text: its ``text``, or the output if that has more, or the turns."""
+    if judged.conversation is not None:
+        return F.expr(_TRANSCRIPT)
+    return F.col("output") if {*judged.output} - {*judged.text} else F.col("text")
+
+
+_TRANSCRIPT = """array_join(transform(
+  from_json(output, 'turns array<struct<role: string, content: string>>').turns, t -> concat(t.role, ': ', t.content)
+), '\n\n')"""
 
 
 def _judge(context: Context, entry: JudgementSettings, task: Judge, texts: DataFrame) -> StepResult:
@@ -104,6 +117,6 @@ def _judge(context: Context, entry: JudgementSettings, task: Judge, texts: DataF
         step=STEP,
         done=judged.select(F.col("synthesis_id").alias("id")),
         plan=f"{entry.task}:{entry.where}",
-        inputs=(SYNTHESES, PERSONAS, WITHDRAWN, JUDGEMENTS),
+        inputs=(SYNTHESES, SYNTHESIS_DUPLICATES, PERSONAS, WITHDRAWN, JUDGEMENTS),
         keep=keep,
     )

@@ -14,7 +14,7 @@ from personahub_spark.program.steps import Context
 from personahub_spark.settings import loading
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.hub_tables import PERSONAS
-from personahub_spark.store.record_tables import QUARANTINE
+from personahub_spark.store.record_tables import QUARANTINE, WITHDRAWN
 from personahub_spark.store.text_tables import SYNTHESES
 from personahub_spark.synthesis import selection
 from personahub_spark.synthesis.questions import subject_of
@@ -64,7 +64,9 @@ def lines(context: Context) -> Iterator[str]:
     for entry, task in tasks_with_shots(context):
         options = ", ".join(f"{name} {value}" for name, value in task.options.items() if value)
         yield f"# {task.name}{f' ({options})' if options else ''}, by {task.endpoint.model}"
+        withdrawn = store.read(WITHDRAWN).where("kind = 'synthesis'").select(F.col("item").alias("synthesis_id"))
         written = store.read(SYNTHESES).where(F.col("recipe") == task.recipe)
+        written = written.join(withdrawn, on="synthesis_id", how="left_anti")
         unread = store.read(QUARANTINE).where(F.col("source") == source(STEP, task))
         rows = store.read(SYNTHESES).select(F.col("synthesis_id").alias("subject_id"), "persona_id")
         unread = unread.withColumn("subject_id", subject_of("line")).join(rows, on="subject_id", how="left")

@@ -46,8 +46,16 @@ def check(settings: Settings) -> None:
 def synthesize(context: Context) -> StepResult:
     """For each entry of the settings' ``synthesis``, ask for texts for its personas."""
     result = StepResult(0, {})
-    # What is missing for a later entry is said before the first one is asked.
-    for entry, task in tasks_with_shots(context):
+    # What is wrong in a later entry is said before the first one is asked.
+    pairs = tasks_with_shots(context)
+    for number, (entry, task) in enumerate(pairs):
+        try:
+            selection.candidates(context, entry.personas)
+            if SECOND in task.inputs:
+                selection.candidates(context, entry.second_persona, setting=SECOND)
+        except SettingsError as error:
+            raise SettingsError(f"synthesis.{number}.{error}") from None
+    for entry, task in pairs:
         result += _write(context, entry, task)
     return result
 
@@ -82,6 +90,9 @@ def tasks(settings: Settings) -> list[tuple[SynthesisSettings, PromptedTask]]:
                 acceptance.check(entry.accept, task, shows_examples=entry.pattern != "zero_shot")
         except SettingsError as error:
             raise SettingsError(f"synthesis.{number}.{error}") from None
+        later = [other.task for other in settings.synthesis[number + 1 :]]
+        if entry.of in later:
+            raise SettingsError(f"synthesis.{number}.of: put the entry of task {entry.of} before this one")
         pairs.append((entry, task))
     return pairs
 
@@ -144,8 +155,11 @@ def _check_texts(
             near = difflib.get_close_matches(entry.of, declared, n=1)
             hint = f"did you mean {near[0]}?" if near else f"tasks: {', '.join(declared)}"
             raise SettingsError(f"{where}.of: there is no task {entry.of!r}; {hint}")
-        if not declaration.from_rows:
+        if not {*declaration.from_rows} & {*inputs}:
             raise SettingsError(f"{where}.of: task {entry.task} takes no text from rows of another task (from_rows)")
+        if entry.of == entry.task or declared[entry.of].view is None:
+            why = "each run would ask about the rows of the last one" if entry.of == entry.task else "it has no texts"
+            raise SettingsError(f"{where}.of: name another task than {entry.of}: {why}")
         needed = [name for name in needed if name not in declaration.from_rows]
     missing, surplus = [n for n in needed if n not in entry.texts], [n for n in entry.texts if n not in needed]
     if missing:

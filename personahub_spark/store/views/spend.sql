@@ -9,7 +9,8 @@ WITH kept AS (
   LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
   WHERE size(s.checks) = 0
   UNION ALL
-  SELECT call_key, 1 AS kept_rows FROM {judgements}
+  SELECT j.call_key, 1 AS kept_rows FROM {judgements} AS j
+  LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = j.synthesis_id
 ),
 kept_by_call AS (SELECT call_key, sum(kept_rows) AS kept_rows FROM kept GROUP BY call_key)
 SELECT
