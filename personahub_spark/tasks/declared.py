@@ -401,7 +401,9 @@ def _with_parameters(one: object) -> object:
 
 
 def _check_columns(task: Declaration) -> None:
-    names = [*task.fields, *task.options, *(check.name for check in task.checks)]
+    drawn = [field for name in task.draw for field in DRAWS[name].fields]
+    written = [*task.fields] if task.conversation is not None else [*task.output, *drawn]
+    names = [*written, *task.options, *(check.name for check in task.checks)]
     for name in names:
         if name in COLUMNS or names.count(name) > 1:
             raise ValueError(f"{name} is the name of two columns of the task's view; rename the field or option")

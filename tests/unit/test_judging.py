@@ -24,7 +24,7 @@ def test_an_entry_names_texts_judge_model_and_sampling() -> None:
             {}, {"task": "npc", "options": {"criterion": "validity"}, "model": "large", "sampling": {"temperature": 1}}
         )
     )
-    assert (plain[1], strict[1]) == ("math_problems", "npcs")
+    assert (plain[1].view, strict[1].view) == ("math_problems", "npcs")
     assert plain[2].endpoint.model == "default" and strict[2].endpoint.model == "large"
     assert plain[2].settings.temperature == 0 and strict[2].settings.temperature == 1
     assert plain[2].inputs == ("persona", "text") and plain[2].shared_texts["task_about"].startswith("One math problem")

@@ -329,7 +329,7 @@ UNITS = [
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_checks_of_the_longest_answer_take_no_time(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompted_tasks, "_MAX_ANSWER_CHARS", 10**9)
+    monkeypatch.setattr(prompted_tasks, "MAX_ANSWER_CHARS", 10**9)
     text = "x" + unit * (120_000 // len(unit)) + "x"
     with linear():
         read(TASK, text, "stop", NURSE)

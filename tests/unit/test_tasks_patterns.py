@@ -169,7 +169,7 @@ def test_examples_stand_behind_what_is_constant_and_before_the_persona() -> None
     assert own.startswith("Each example below")
 
 
-@pytest.mark.parametrize("name", [name for name, task in library().items() if task.conversation is None])
+@pytest.mark.parametrize("name", [name for name, task in library().items() if task.conversation is None and task.view])
 @pytest.mark.parametrize("choose", ["fixed", "random"])
 def test_every_task_shows_pairs_and_all_that_is_the_same_for_all_comes_first(name: str, choose: str) -> None:
     question = {"question": "Why?"} if name == "survey" else {}
