@@ -59,8 +59,8 @@ def options() -> ArgumentParser:
     """The command line; its help lists the tables and views."""
     command_line = parser(__doc__)
     questions = {name: view_query(name) for name in VIEWS} | task_views()
-    views = [f"  {name:<20}{query.splitlines()[0].removeprefix('-- ')}" for name, query in questions.items()]
-    listed = [f"  {table.name:<20}{table.comment}" for table in TABLES]
+    views = [f"  {name:<25}{query.splitlines()[0].removeprefix('-- ')}" for name, query in questions.items()]
+    listed = [f"  {table.name:<25}{table.comment}" for table in TABLES]
     command_line.epilog = "\n".join(["views:", *views, "", "tables:", *listed])
     command_line.add_argument("query", help="one SQL statement")
     command_line.add_argument("--release", metavar="TAG", help="query the tables as they were at this release")
