@@ -232,6 +232,11 @@ def test_places_without_a_file_are_named(tmp_path: Path) -> None:
             "needs the text interface beside the persona; give it there, or name under of the task",
         ),
         ({"task": "tool_code", "of": "tool", "texts": {"interface": "{}"}}, "has no place for the text interface"),
+        (
+            {"task": "tool_code", "of": "tool_code"},
+            "synthesis.1.of: name another task than tool_code: each run would ask",
+        ),
+        ({"task": "tool_code", "of": "judge"}, "synthesis.1.of: name another task than judge: it has no texts"),
         ({"task": "npc", "texts": {"lore": "x" * 20_001}}, "synthesis.1.texts.lore has 20,001 characters, and every"),
     ],
 )
@@ -252,6 +257,10 @@ def test_a_text_may_come_from_the_settings_or_from_stored_rows() -> None:
     ]
     settings = Settings.model_validate({"models": {"default": PLAIN.model_dump()}, "synthesis": entries})
     assert [task.inputs for _, task in tasks(settings)] == [("persona",), ("persona",), ("interface", "persona")]
+    late = settings.model_copy(update={"synthesis": [settings.synthesis[2], settings.synthesis[2].model_copy(
+        update={"task": "tool", "of": None})]})  # fmt: skip
+    with pytest.raises(SettingsError, match=r"^synthesis\.0\.of: put the entry of task tool before this one"):
+        tasks(late)
     with pytest.raises(ValueError, match="accept counts personas, and this entry asks about rows of tool"):
         Settings.model_validate({"synthesis": [{"task": "tool_code", "of": "tool", "accept": {"rows": 1}}]})
 
