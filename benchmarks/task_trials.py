@@ -3,8 +3,11 @@
 ``ask`` asks a task about the first personas of a file, in the order of their ids, and appends the answers to a file, so
 that a stopped run can be continued. ``report`` reads such files with the current checks.
 
-    python benchmarks/task_trials.py ask --personas personas.jsonl --task math --option variant=planned --to math.jsonl
-    python benchmarks/task_trials.py report --texts math.jsonl
+    python benchmarks/task_trials.py ask --task math --option variant=planned --to math.jsonl
+    python benchmarks/task_trials.py ask --task math --pattern few_shot --examples examples.jsonl --to few.jsonl
+    python benchmarks/task_trials.py report --texts math.jsonl few.jsonl
+
+The 24 personas of trial_personas.jsonl are our own.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from personahub_spark.llm.client import outcomes
 from personahub_spark.llm.local_models import serve
 from personahub_spark.settings import loading, whole
 from personahub_spark.settings.models import SamplingSettings
+from personahub_spark.settings.texts import ShotSettings
 from personahub_spark.tasks.contract import Subject
 from personahub_spark.tasks.declared import library
+from personahub_spark.tasks.patterns import Shot, Shots
 from personahub_spark.tasks.prompted import PromptedTask
 from personahub_spark.text import content_id
 
@@ -36,11 +41,15 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for the jobs")
     commands = parser.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask")
-    asking.add_argument("--personas", type=Path, required=True, help="JSON lines with a persona")
+    own = Path(__file__).with_name("trial_personas.jsonl")
+    asking.add_argument("--personas", type=Path, default=own, help="JSON lines with a persona (default: our own)")
     asking.add_argument("--number", type=int, default=20, help="number of personas (default: %(default)s)")
     asking.add_argument("--task", required=True)
     asking.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="option of the task")
     asking.add_argument("--text", action="append", default=[], metavar="NAME=FILE", help="further text the task needs")
+    asking.add_argument("--pattern", choices=["zero_shot", "few_shot", "persona_few_shot"], default="zero_shot")
+    asking.add_argument("--examples", type=Path, help="JSON lines with text and, for persona_few_shot, persona")
+    asking.add_argument("--shots", type=int, default=3, help="examples in a prompt (default: %(default)s)")
     asking.add_argument("--sampling", type=json.loads, default={}, help="JSON; default: the task's own")
     asking.add_argument("--samples", type=int, default=1, help="answers for each persona (default: %(default)s)")
     asking.add_argument("--to", type=Path, required=True, help="file of JSON lines that answers are added to")
@@ -64,6 +73,9 @@ def main() -> int:
             for name, file in (text.split("=", 1) for text in arguments.text)
         },
         "sampling": arguments.sampling,
+        "pattern": arguments.pattern,
+        "examples": [] if arguments.pattern == "zero_shot" else _rows(arguments.examples),
+        "shots": arguments.shots,
     }
     lines = arguments.personas.read_text(encoding="utf-8").splitlines()
     personas = {content_id(text): text for text in (json.loads(line)["persona"] for line in lines)}
@@ -116,7 +128,7 @@ def report(settings: whole.Settings, answers: Path, *, texts: bool) -> None:
     """Print pass rates, failures and tokens of ``answers``, by task and options."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in _rows(answers):
-        kinds.setdefault(json.dumps([row["task"], row["options"]], ensure_ascii=False), []).append(row)
+        kinds.setdefault(json.dumps([row["task"], row["options"], row["pattern"]], ensure_ascii=False), []).append(row)
     for kind, rows in kinds.items():
         passed, failures, failing = 0, Counter[str](), Counter[str]()
         shown, prompts = [], []
@@ -156,7 +168,15 @@ def _task(settings: whole.Settings, chosen: dict[str, Any], **limits: Any) -> Pr
         raise SettingsError("a conversation takes several calls; try it by jobs/synthesize.py --show")
     sampling = SamplingSettings(**(declaration.sampling.model_dump() | chosen["sampling"]))
     endpoint = settings.endpoint("default").model_copy(update=limits)
-    return PromptedTask(declaration, declaration.chosen(chosen["options"]), endpoint, sampling, chosen["texts"])
+    task = PromptedTask(declaration, declaration.chosen(chosen["options"]), endpoint, sampling, chosen["texts"])
+    if chosen["pattern"] == "zero_shot":
+        return task
+    with_personas = chosen["pattern"] == "persona_few_shot"
+    pool = [
+        Shot(content_id(row["text"]), row["text"], row["persona"] if with_personas else None)
+        for row in chosen["examples"]
+    ]
+    return dataclasses.replace(task, shots=Shots(ShotSettings(number=chosen["shots"]), pool, with_personas))
 
 
 def _rows(answers: Path) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def options() -> ArgumentParser:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise ArgumentTypeError(f"wants a whole number, found {text!r}")
+        raise ArgumentTypeError(f"expected a whole number, found {text!r}")
     return int(text)
 
 

@@ -62,13 +62,13 @@ def options() -> argparse.ArgumentParser:
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise argparse.ArgumentTypeError(f"wants a name, an equals sign and a value, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a name, an equals sign and a value, found {text!r}")
     return name, value
 
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"wants a whole number above 0, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
     return int(text)
 
 

@@ -161,7 +161,7 @@ def of_status(status: int, body: object, endpoint: Endpoint, address: Address) -
         advice = f"the endpoint refused the key {key}; put one there that may use model {endpoint.model!r}"
         return Failure("run", "unauthorized" if status == 401 else "forbidden", f"{advice} ({detail})")
     if status == 407:
-        advice = "the proxy wants a name and password; put them into HTTPS_PROXY, or the host into NO_PROXY"
+        advice = "the proxy requires a name and password; put them into HTTPS_PROXY, or the host into NO_PROXY"
         return Failure("run", "proxy_refused", f"{advice} ({detail})")
     if status < 400 or status in (405, 410):
         return Failure("run", "wrong_address", f"the endpoint is not at this address; check base_url ({detail})")

@@ -98,9 +98,7 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
     ours = options.get(JAVA_OPTIONS, "")
     options |= spark_settings.conf
     if not submitted and spark_settings.is_one_process:
-        # Executors on other machines may not have the package yet, and the cluster manages their folders.
-        options.setdefault("spark.python.daemon.module", "personahub_spark.program.python_daemon")
-        _own_local_folders(options)
+        _own_local_folders(options)  # a cluster manages those of its executors
         if not keeps_tables and options.get("spark.sql.catalogImplementation") != "hive":
             # Spark makes this folder for the databases of its in-memory catalog.
             options.setdefault("spark.sql.warehouse.dir", str(endings.run_folder() / "warehouse"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from personahub_spark.tasks.amounts import amounts
-from personahub_spark.tasks.math_checks import telling
+from personahub_spark.tasks.math_checks import specific_words
 from personahub_spark.text import tokens
 
 RUN, RUN_OF_PAIRS = 8, 12
@@ -81,7 +81,7 @@ def _seen(text: str) -> _Seen:
         _names(_IN_SENTENCE.findall(text)) if has_names else frozenset(),
         _names(spelt) if has_names else frozenset(),
         frozenset(word for word in spelt if word.islower()),
-        frozenset(one for one in amounts(text) if any(map(_is_telling, one))),
+        frozenset(one for one in amounts(text) if any(map(_is_specific, one))),
         run if run >= _SHORTEST else 0,
     )
 
@@ -90,10 +90,10 @@ def _names(words: Iterable[str]) -> frozenset[str]:
     """Those with one capital, no acronyms, in lower case."""
     bare = (word.removesuffix("'s").removesuffix("’s") for word in words)
     capitalised = {word.lower() for word in bare if word[:1].isupper() and not word[1:].isupper()}
-    return frozenset(word for word in capitalised - _DATES if telling(word))
+    return frozenset(word for word in capitalised - _DATES if specific_words(word))
 
 
-def _is_telling(number: Fraction) -> bool:
+def _is_specific(number: Fraction) -> bool:
     """Whether a number of two digits or more, and none of everybody's: 37, 1250 and 12.5, but not 20, 0.5 or 24."""
     scaled = number * 10**6
     digits = str(abs(scaled.numerator)).rstrip("0") if scaled.denominator == 1 else ""

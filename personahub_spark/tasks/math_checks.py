@@ -115,14 +115,14 @@ def persona_unused(problem: str, persona: str) -> bool:
     One shared word is enough for a persona of up to six specific words, two for a longer one. False if the two texts
     are in different scripts, which cannot be compared.
     """
-    of_persona, of_problem = telling(persona), telling(problem)
+    of_persona, of_problem = specific_words(persona), specific_words(problem)
     if not of_persona or not set(map(_script, of_persona)) & set(map(_script, of_problem)):
         return False
     shared = sum(any(_same_word(word, other) for other in of_problem) for word in of_persona)
     return shared < (1 if len(of_persona) <= _FEW_WORDS else 2)
 
 
-def telling(text: str) -> set[str]:
+def specific_words(text: str) -> set[str]:
     """The specific words of ``text``: neither common words nor numbers."""
     return {
         word

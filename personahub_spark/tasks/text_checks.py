@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 
-from personahub_spark.tasks.math_checks import telling
+from personahub_spark.tasks.math_checks import specific_words
 from personahub_spark.text import normalise
 
 _SCRIPTS = {
@@ -44,13 +44,13 @@ def _script(letter: str) -> str:
 def lore_terms(lore: str) -> set[str]:
     """The terms of ``lore``: names inside its sentences, or all its specific words if its script has no capitals."""
     names = {word.lower() for word in _IN_SENTENCE.findall(lore) if word[0].isupper()}
-    return names if any(letter.isupper() for letter in lore) else telling(lore)
+    return names if any(letter.isupper() for letter in lore) else specific_words(lore)
 
 
 def terms_used(text: str, lore: str, persona: str) -> set[str]:
     """The terms of ``lore`` that occur in ``text`` and are not the persona's own words."""
-    own = telling(persona)
-    words = {word.lower() for word in _WORD.findall(text)} | telling(text)
+    own = specific_words(persona)
+    words = {word.lower() for word in _WORD.findall(text)} | specific_words(text)
     return (lore_terms(lore) & words) - own
 
 

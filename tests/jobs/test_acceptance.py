@@ -52,12 +52,12 @@ def drawn(seed: int, persona_id: str) -> str:
     return hashlib.sha256(f"{seed}:{persona_id}".encode()).hexdigest()
 
 
-def expected(rows: int, *, max_tries: int, gone: Collection[int] = ()) -> tuple[list[tuple[int, int]], int]:
+def expected(rows: int, *, max_tries: int, withdrawn: Collection[int] = ()) -> tuple[list[tuple[int, int]], int]:
     """(persona, tries) of each row that an order takes, and the answers that it needs; persona by persona."""
     taken: list[tuple[int, int]] = []
     answers = 0
     for n in sorted(TEXTS, key=lambda n: drawn(0, content_id(TEXTS[n]))):
-        if n in gone:
+        if n in withdrawn:
             continue
         tries = max_tries if n in NEVER else 2 if n in LATE else 1
         answers += tries
@@ -135,7 +135,7 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
     removed = {"persona_id": content_id(TEXTS[lost]), "kept_id": content_id(TEXTS[rows[1][0]])}
     fill(context.store, PERSONA_REMOVALS, removed)
     last = write(dataclasses.replace(context, settings=make_settings(**ordering(9)), run_id="last"))
-    rows, answers = expected(9, max_tries=2, gone={lost})
+    rows, answers = expected(9, max_tries=2, withdrawn={lost})
     assert taken(context) == rows and len(rows) == 6
     assert "6 of 9 rows pass" in last.notes[0] and "no further personas" in last.notes[0]
     assert context.store.read(ACCEPTANCES).count() == 6

@@ -136,8 +136,8 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     fill(
         store, PERSONAS, {"persona_id": weaver, "text": "A weaver", "first_origin": content_id("import of the weaver")}
     )
-    asked = [(id_, 0) for id_ in (*names, weaver)]
-    questions = context.spark.createDataFrame(asked, "persona_id string, sample int")
+    turns_due = [(id_, 0) for id_ in (*names, weaver)]
+    questions = context.spark.createDataFrame(turns_due, "persona_id string, sample int")
 
     def seconds() -> dict[str, str]:
         pairs = selection.with_second(context, questions, Candidates()).collect()
@@ -147,13 +147,13 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     assert grown.items() > drawn.items() and grown[weaver] in names
 
     # A conversation goes with the source of its second persona; a text of that persona itself does anyway.
-    gone = names[drawn[ids[BAKER]]]
-    rule = withdrawals.Rule("source", f"source of {gone}", "the owner", "asked to")
+    withdrawn = names[drawn[ids[BAKER]]]
+    rule = withdrawals.Rule("source", f"source of {withdrawn}", "the owner", "asked to")
     run_step(context, Step("withdraw", functools.partial(withdrawals.withdraw, rule=rule)))
     texts = [row["item"] for row in store.read(WITHDRAWN).where("kind = 'synthesis'").collect()]
     assert kept["synthesis_id"] in texts
     assert BAKER not in {row["persona"] for row in store.view("conversations").collect()}
     # Who left the hub is nobody's second persona any more; the others stay.
     now = seconds()
-    assert ids[gone] not in now.values() and now != grown
-    assert {(id_, one) for id_, one in grown.items() if one != ids[gone]} <= now.items()
+    assert ids[withdrawn] not in now.values() and now != grown
+    assert {(id_, one) for id_, one in grown.items() if one != ids[withdrawn]} <= now.items()

@@ -115,13 +115,13 @@ def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_o
         who: max(pool, key=lambda one: vectors[content_id(who)] @ vectors[content_id(pool[one])])
         for who in (BAKER, NURSE)
     }
-    told = {shown[TURNS[0]]["example_id"]: "Maria Gonzales", shown[KILN]["example_id"]: "<persona>\nA potter"}
+    expected = {shown[TURNS[0]]["example_id"]: "Maria Gonzales", shown[KILN]["example_id"]: "<persona>\nA potter"}
     copied = (
         "Math problem: For Maria Gonzales a village baker and a night nurse count 137 doses of rye bread. How many?"
     )
     # A prompt that shows another example, or none in front of the persona, gets a reply that cannot be read.
     endpoint.set_script([
-        {"match": f"(?s)<example>\n.*{told[nearest[who]]}.*</example>\n\n<persona>\n{who}", "reply":
+        {"match": f"(?s)<example>\n.*{expected[nearest[who]]}.*</example>\n\n<persona>\n{who}", "reply":
          json.dumps({"problem": copied})} for who in (BAKER, NURSE)
     ] + [{"reply": "none of these"}])  # fmt: skip
     asked_before = endpoint.counts()["requests"]

@@ -28,8 +28,8 @@ MILLS = {n: f"A miller who keeps mill number {n} by the river" for n in range(3)
 
 def problem(mill: int, sample: int) -> str:
     """Of the second mill the first problem asks nothing; of the third mill all are alike."""
-    said = f"Mill {mill} grinds {sample + 20} sacks an hour for 3 hours."
-    return said if (mill, sample) == (1, 0) else f"{said} How many sacks are that?"
+    text = f"Mill {mill} grinds {sample + 20} sacks an hour for 3 hours."
+    return text if (mill, sample) == (1, 0) else f"{text} How many sacks are that?"
 
 
 # Mill 0: the second and the third problem are equally good. Mill 1: of those that pass one has no readable score. Mill
@@ -117,12 +117,12 @@ def test_texts_are_judged_once_and_the_best_of_each_persona_is_taken(
     assert not run("synthesize").changed
 
     # A withdrawn text is in no view, and no judge gets to see it.
-    gone = next(row["synthesis_id"] for row in store.view("best_texts").collect() if row["score"] == 5.0)
-    fill(store, WITHDRAWN, {"kind": "synthesis", "item": gone})
-    assert best()[0] == (2, 5.0, 2) and gone not in {row[2] for row in store.view("judged_texts").collect()}
+    withdrawn = next(row["synthesis_id"] for row in store.view("best_texts").collect() if row["score"] == 5.0)
+    fill(store, WITHDRAWN, {"kind": "synthesis", "item": withdrawn})
+    assert best()[0] == (2, 5.0, 2) and withdrawn not in {row[2] for row in store.view("judged_texts").collect()}
     other = make_settings(judgements=[{"where": "true", "options": {"criterion": "validity"}}])
     assert run("judge_texts", other).rows_in == 8
     assert endpoint.counts()["billed"] == 25
     scored = {row["score"]: row["passed"] for row in store.view("best_texts").collect()}
     assert scored == {5.0: True, 1.0: True, None: True}
-    assert store.read(JUDGEMENTS).where(f"synthesis_id = '{gone}'").count() == 1
+    assert store.read(JUDGEMENTS).where(f"synthesis_id = '{withdrawn}'").count() == 1

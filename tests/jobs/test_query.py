@@ -97,4 +97,4 @@ def test_help_lists_tables_and_views_and_a_wrong_number_is_refused(capsys: pytes
         with pytest.raises(SystemExit) as stopped:
             query_tables.options().parse_args([*wrong, "select 1"])
         assert stopped.value.code == 2
-    assert "wants a whole number, found 'ten'" in capsys.readouterr().err
+    assert "expected a whole number, found 'ten'" in capsys.readouterr().err

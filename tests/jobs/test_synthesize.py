@@ -65,8 +65,8 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
     assert live_files(context) == before and endpoint.counts()["requests"] == 0
 
     first = write(context)
-    told = {"done_before": 0, "passed": 1, "failed_checks": 1, "unreadable": 1, "failed": 0, "deferred": 0}
-    assert (first.outcomes, first.rows_in) == (told, 3)
+    outcomes = {"done_before": 0, "passed": 1, "failed_checks": 1, "unreadable": 1, "failed": 0, "deferred": 0}
+    assert (first.outcomes, first.rows_in) == (outcomes, 3)
     assert endpoint.counts()["billed"] == 3 == endpoint.counts()["distinct"] == first.spend.requests
     rows = {row["persona_id"]: row for row in context.store.read(SYNTHESES).collect()}
     baker = rows[content_id(BAKER)]
@@ -95,7 +95,7 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
     add(context.spark, context.store, PERSONAS, {"persona_id": content_id("A baker of rye"), "text": "A baker of rye"})
     endpoint.set_script([{"match": "(?s)<persona>.A baker of rye", "reply": "no portrait"}])
     later = write(dataclasses.replace(context, run_id="later"))
-    assert later.outcomes == {**told, "done_before": 3, "passed": 0, "failed_checks": 0}
+    assert later.outcomes == {**outcomes, "done_before": 3, "passed": 0, "failed_checks": 0}
     assert endpoint.counts()["billed"] == 4
 
 

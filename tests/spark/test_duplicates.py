@@ -69,17 +69,19 @@ def test_near_duplicates_are_flagged_once_and_follow_what_comes_and_what_is_with
     dry = make_context(chosen, dry_run=True)
     second, both = expected(early), expected(rows)
     assert any(one != both.get(row) for row, one in second.items()), "the case has something to it"
-    told = flag(dry, "dry")
+    counts = flag(dry, "dry")
     assert live_files(context)[SYNTHESIS_DUPLICATES.name] == before[SYNTHESIS_DUPLICATES.name]
     joins = make_settings(dedup={"texts": {"engine": "exact", "one_task_mb": 0}})
     done = flag(dataclasses.replace(context, settings=joins), "second")
-    assert flagged(context) == both and told.outcomes == done.outcomes
+    assert flagged(context) == both and counts.outcomes == done.outcomes
     assert done.rows_added[SYNTHESIS_DUPLICATES.name] == len({*second.items()} ^ {*both.items()})
 
     problems_shown = {row["synthesis_id"]: row for row in context.store.view("math_problems").collect()}
     for kind, name in ((TEXT, "duplicate_of"), (TEMPLATE, "same_template_as")):
-        wanted = {row: kept for row, (of, kept, _) in both.items() if of == kind and row in problems_shown}
-        assert wanted and {row: shown[name] for row, shown in problems_shown.items() if shown[name]} == wanted
+        kept_of_kind = {row: kept for row, (of, kept, _) in both.items() if of == kind and row in problems_shown}
+        assert (
+            kept_of_kind and {row: shown[name] for row, shown in problems_shown.items() if shown[name]} == kept_of_kind
+        )
 
     # A witness is withdrawn: its rows are decided anew.
     lost = max(

@@ -34,7 +34,6 @@ from personahub_spark.ledger.tries import Tries
 from personahub_spark.llm.costs import Spend
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.wire import Outcome, Request, StoredRequest
-from personahub_spark.program import python_daemon
 from personahub_spark.program.progress import Progress, Status
 from personahub_spark.program.steps import Context
 from personahub_spark.settings.models import Endpoint
@@ -67,7 +66,7 @@ def model_settings(endpoint: FakeEndpoint, **more: Any) -> dict[str, Any]:
 
 def python_workers() -> list[int]:
     """Python workers of this session, without the daemon that forks them."""
-    daemon = descendants(os.getpid(), f"-m {python_daemon.__name__}")
+    daemon = descendants(os.getpid(), "-m pyspark.daemon")
     return [pid for pid, parent in daemon.items() if parent in daemon]
 
 

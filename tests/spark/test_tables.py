@@ -644,11 +644,11 @@ def test_near_duplicates_are_told_by_row_and_as_a_share_of_their_task(filled: St
     }  # fmt: skip
     assert {key: row["same_template_as"] for key, row in rows.items() if row["same_template_as"]} == {"m3": sha("s")}
     assert [row["duplicate_of"] for row in filled.view("accepted_rows").collect()] == [None]
-    told = {row["kind"]: row for row in filled.view("near_duplicates").collect()}
-    assert {kind: tuple(row)[:6] for kind, row in told.items()} == {
+    shares = {row["kind"]: row for row in filled.view("near_duplicates").collect()}
+    assert {kind: tuple(row)[:6] for kind, row in shares.items()} == {
         "text": ("math", "text", 2, 7, 2 / 7, 0.95), "template": ("math", "template", 1, 7, 1 / 7, 0.95),
     }  # fmt: skip
-    assert tuple(told["text"])[6:] == (CHECKS[1], "t", sha("2"))
+    assert tuple(shares["text"])[6:] == (CHECKS[1], "t", sha("2"))
 
 
 def test_a_view_of_a_task_has_its_fields_with_their_types_beside_the_persona(filled: Store) -> None:

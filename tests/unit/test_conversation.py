@@ -66,21 +66,21 @@ def messages(task: ConversationTask, number: int, *contents: str) -> list[dict[s
 def test_each_side_sees_all_its_own_turns_as_its_own_and_roles_alternate() -> None:
     task = conversation(exchanges="4")
     assert task.messages == 8 and task.inputs == ("persona",)
-    said = [OPENER, REPLY, SECOND_MESSAGE, LAST_REPLY, "And on feast days?", "The same.", "And for spelt?", "Less."]
+    texts = [OPENER, REPLY, SECOND_MESSAGE, LAST_REPLY, "And on feast days?", "The same.", "And for spelt?", "Less."]
     for number in range(task.messages):
-        system, *chat = messages(task, number, *said[:number])
+        system, *chat = messages(task, number, *texts[:number])
         assert system["role"] == "system" and "$" not in system["content"]
         assert [message["role"] for message in chat] == [ROLES[n % 2] for n in range(len(chat))]
         assert len(chat) % 2 == 1  # the last turn is the user's, as chat templates want it
         own = [message["content"] for message in chat if message["role"] == "assistant"]
-        assert own == said[number % 2 : number : 2]
+        assert own == texts[number % 2 : number : 2]
     system, first, _, shown = messages(task, 2, OPENER, REPLY)
     assert first["content"].startswith(f"<persona>\n{BAKER}\n</persona>") and JUDGE not in str((system, first))
     assert f"<reply>\n{REPLY}\n</reply>" in shown["content"]
     # A prompt begins with the one before it, so that a server has most of it in its cache.
-    assert messages(task, 4, *said[:4])[:4] == messages(task, 2, *said[:2])
-    assert messages(task, 3, *said[:3])[:2] == messages(task, 1, *said[:1])
-    assert BAKER not in str(messages(task, 3, *said[:3]))
+    assert messages(task, 4, *texts[:4])[:4] == messages(task, 2, *texts[:2])
+    assert messages(task, 3, *texts[:3])[:2] == messages(task, 1, *texts[:1])
+    assert BAKER not in str(messages(task, 3, *texts[:3]))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_a_recipe_changes_with_all_that_decides_a_conversation_and_with_no_addre
     assert drawn[0] == drawn[1] != drawn[2]
     # The opener is one and the same question, however long the conversation is.
     first, longer = ({TRANSCRIPT: "[]", "persona": BAKER}, conversation(exchanges="4"))
-    asked = [task.message(0).request(Subject("p", first)).key for task in (conversation(exchanges="2"), longer)]
-    assert asked[0] == asked[1]
+    keys = [task.message(0).request(Subject("p", first)).key for task in (conversation(exchanges="2"), longer)]
+    assert keys[0] == keys[1]
     assert pickle.loads(pickle.dumps(longer.message(3))).recipe == longer.recipe == longer.message(3).recipe
 
 
@@ -166,8 +166,8 @@ def read(number: int, answer: str | None, finish: str = "stop") -> Reading:
     ],
 )  # fmt: skip
 def test_a_message_of_the_user_is_read_without_what_stands_around_it(answer: str) -> None:
-    found = read(2, answer)
-    assert (found.text, found.failure, found.output) == (OPENER, None, {"is_cut": False})
+    reading = read(2, answer)
+    assert (reading.text, reading.failure, reading.output) == (OPENER, None, {"is_cut": False})
 
 
 @pytest.mark.parametrize(
@@ -222,8 +222,8 @@ HOSTILE = ["{", "[" * 9_000, '{"a":' * 2_000, '{"a": ' + "[" * 9_000 + "}", "\u2
 @pytest.mark.parametrize("answer", HOSTILE)
 def test_a_hostile_message_is_a_text_or_a_failure(answer: str) -> None:
     for number in (0, 1, 2):
-        found = read(number, answer)
-        assert (found.text is None) != (found.failure is None)
+        reading = read(number, answer)
+        assert (reading.text is None) != (reading.failure is None)
     judged(answer, REPLY, answer, answer)
 
 
@@ -239,9 +239,9 @@ GOOD = (OPENER, REPLY, SECOND_MESSAGE, LAST_REPLY)
 
 
 def test_a_conversation_is_its_typed_turns_and_its_text_is_the_opener() -> None:
-    found = judged(*GOOD)
-    assert (found.text, found.failure, found.checks) == (OPENER, None, ())
-    assert found.output == {"turns": [
+    reading = judged(*GOOD)
+    assert (reading.text, reading.failure, reading.checks) == (OPENER, None, ())
+    assert reading.output == {"turns": [
         {"role": role, "content": content, "call_key": f"c{n}", "model": "m"}
         for n, (role, content) in enumerate(zip(ROLES * 2, GOOD, strict=True))
     ]}  # fmt: skip
@@ -375,8 +375,8 @@ def test_any_task_may_have_a_second_persona(tmp_path: Any) -> None:
     )  # fmt: skip
     ((_, task),) = tasks(chosen)
     assert task.inputs == ("persona", "second_persona")
-    asked = task.request(Subject("p", {"persona": BAKER, "second_persona": JUDGE})).messages[1]["content"]
-    assert asked == f"{BAKER} and {JUDGE}"
+    keys = task.request(Subject("p", {"persona": BAKER, "second_persona": JUDGE})).messages[1]["content"]
+    assert keys == f"{BAKER} and {JUDGE}"
 
 
 def test_the_view_of_conversations_has_typed_turns_and_the_cost_of_all_calls() -> None:

@@ -46,7 +46,7 @@ def problems(seed: int, count: int, *, ids: str = "s") -> list[Problem]:
     rng = random.Random(seed)
     templates = [[f"w{''.join(rng.choices('abcdefghij', k=5))}" for _ in range(length)] for length in (5, 21, 24, 40)]
     made: list[tuple[list[str], dict[int, tuple[Fraction, list[str]]]]] = []
-    found = []
+    flagged = []
     for place in range(count):
         if made and rng.random() < 0.8:
             words, numbers = rng.choice(made)
@@ -60,11 +60,11 @@ def problems(seed: int, count: int, *, ids: str = "s") -> list[Problem]:
         if rng.random() < 0.1:
             numbers = {1: numbers[3], 3: numbers[1]}
         made.append((words, numbers))
-        told = [f"{rng.choice(numbers[n][1])} {word}" if n in numbers else word for n, word in enumerate(words)]
+        replaced = [f"{rng.choice(numbers[n][1])} {word}" if n in numbers else word for n, word in enumerate(words)]
         stated = tuple(numbers[n][0] for n in sorted(numbers))
         task, fails, day = rng.choice(["math", "math", "math", "code"]), rng.random() < 0.3, rng.randrange(3)
-        found.append(Problem(f"{ids}{place:04}", task, " ".join(told), frozenset(words), stated, fails, day))
-    return found
+        flagged.append(Problem(f"{ids}{place:04}", task, " ".join(replaced), frozenset(words), stated, fails, day))
+    return flagged
 
 
 def expected(rows: Sequence[Problem], threshold: Decimal = THRESHOLD) -> Found:
@@ -79,7 +79,9 @@ def expected(rows: Sequence[Problem], threshold: Decimal = THRESHOLD) -> Found:
     others = {pair: alike for pair, alike in near.items() if not texts.keys() & {*pair}}
     templates = greedy_removals(rest, others)
     kinds = {TEXT: texts, TEMPLATE: templates}
-    return {row: (kind, kept, float(alike)) for kind, found in kinds.items() for row, (kept, alike) in found.items()}
+    return {
+        row: (kind, kept, float(alike)) for kind, flagged in kinds.items() for row, (kept, alike) in flagged.items()
+    }
 
 
 def removed(texts: Sequence[str], scopes: Sequence[str], threshold: Decimal) -> dict[int, tuple[int, float]]:
@@ -100,8 +102,8 @@ def decided(rows: Sequence[tuple[str, str, str]], threshold: Decimal = THRESHOLD
     texts = removed(words, scopes, threshold)
     rest = [place for place in range(len(rows)) if place not in texts]
     templates = removed([words[place] for place in rest], [tasks[place] for place in rest], threshold)
-    found = {ids[row]: (TEXT, ids[kept], alike) for row, (kept, alike) in texts.items()}
-    return found | {ids[rest[row]]: (TEMPLATE, ids[rest[kept]], alike) for row, (kept, alike) in templates.items()}
+    flagged = {ids[row]: (TEXT, ids[kept], alike) for row, (kept, alike) in texts.items()}
+    return flagged | {ids[rest[row]]: (TEMPLATE, ids[rest[kept]], alike) for row, (kept, alike) in templates.items()}
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -110,10 +112,10 @@ def test_near_duplicates_are_those_of_the_oracle(seed: int, threshold: Decimal) 
     rows = problems(seed, 200)
     order = by_priority((row.id, (row.fails, row.day)) for row in rows)
     of = {row.id: row for row in rows}
-    found = decided([(row, of[row].task, of[row].text) for row in order], threshold)
-    assert found == expected(rows, threshold)
-    assert {kind for kind, _, _ in found.values()} == {TEXT, TEMPLATE}
-    assert all(alike >= float(threshold) for _, _, alike in found.values())
+    flagged = decided([(row, of[row].task, of[row].text) for row in order], threshold)
+    assert flagged == expected(rows, threshold)
+    assert {kind for kind, _, _ in flagged.values()} == {TEXT, TEMPLATE}
+    assert all(alike >= float(threshold) for _, _, alike in flagged.values())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -187,8 +189,10 @@ FORMULA = (
 )  # fmt: skip
 def test_a_minimal_pair(one: str, other: str, kind: str | None) -> None:
     for rows in (("a", "math", one), ("b", "math", other)), (("a", "math", other), ("b", "math", one)):
-        found = decided(rows)
-        assert {row: (said, kept) for row, (said, kept, _) in found.items()} == ({"b": (kind, "a")} if kind else {})
+        flagged = decided(rows)
+        assert {row: (of_kind, kept) for row, (of_kind, kept, _) in flagged.items()} == (
+            {"b": (kind, "a")} if kind else {}
+        )
     assert decided([("a", "math", one), ("b", "code", other)]) == {}
 
 

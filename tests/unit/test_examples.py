@@ -18,9 +18,9 @@ PLAIN = ExampleSettings(paths=["x"], task="math", source="set", licence="CC0")
 
 
 def judged(record: Any, settings: ExampleSettings = PLAIN) -> dict[str, Any]:
-    found = judge_line(json.dumps(record).encode(), settings)
-    assert found.reason is None
-    return dict(found.fields)
+    example = judge_line(json.dumps(record).encode(), settings)
+    assert example.reason is None
+    return dict(example.fields)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_each_reason_has_a_row_and_its_neighbour_has_none(reason: str, bad: byte
 def test_a_row_of_its_own_form_is_read_by_its_columns() -> None:
     columns = {"text": "instances.0.input|turns.0", "persona": "act", "licence": "meta.licence"}
     settings = PLAIN.model_copy(update={"columns": columns})
-    found = judged({"turns": ["One", "Two"], "act": " A pilot ", "meta": {"licence": "MIT"}}, settings)
-    assert [found[name] for name in ("task", "text", "persona", "source", "licence")] == [
+    example = judged({"turns": ["One", "Two"], "act": " A pilot ", "meta": {"licence": "MIT"}}, settings)
+    assert [example[name] for name in ("task", "text", "persona", "source", "licence")] == [
         "math", "One", "A pilot", "set", "MIT",
     ]  # fmt: skip
     assert judged({"instances": [{"input": "In"}], "turns": ["One"]}, settings)["text"] == "In"

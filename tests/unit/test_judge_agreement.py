@@ -34,8 +34,8 @@ from judge_agreement import Labelled  # noqa: E402
 def test_kappa_is_the_agreement_beyond_chance(table: tuple[int, ...], kappa: float | None) -> None:
     pairs = [(True, True), (True, False), (False, True), (False, False)]
     verdicts = [pair for pair, number in zip(pairs, table, strict=True) for _ in range(number)]
-    found = judge_agreement.kappa(verdicts)
-    assert found == (pytest.approx(kappa) if kappa is not None else None)
+    measured = judge_agreement.kappa(verdicts)
+    assert measured == (pytest.approx(kappa) if kappa is not None else None)
 
 
 def test_an_unreadable_judgement_is_in_no_figure_but_its_share() -> None:

@@ -234,43 +234,6 @@ def test_what_is_started_with_the_jvm_prints_nothing_to_the_programs_output(capf
     assert capfd.readouterr() == ("Using CPUs\n", "a crash\n")
 
 
-@pytest.mark.parametrize(
-    ("master", "conf", "daemon"),
-    [
-        ("local[2]", {}, "personahub_spark.program.python_daemon"),
-        ("local-cluster[1,1,1024]", {}, None),
-        ("local[2]", {"spark.master": "spark://elsewhere:7077"}, None),
-        ("local[2]", {"spark.python.daemon.module": "theirs"}, "theirs"),
-    ],
-)
-def test_only_workers_of_this_process_come_from_our_daemon(
-    monkeypatch: pytest.MonkeyPatch,
-    fake_java: Callable[..., Path],
-    master: str,
-    conf: dict[str, str],
-    daemon: str | None,
-) -> None:
-    fake_java()
-    chosen: dict[str, str] = {}
-
-    class Options:  # in a process with a JVM, the real class reads that JVM's options too
-        def set(self, key: str, value: str) -> None:
-            chosen[key] = value
-
-    class BuiltError(Exception):
-        pass
-
-    def refuse(_: object) -> None:
-        raise BuiltError
-
-    monkeypatch.setattr(session, "SparkConf", Options)
-    monkeypatch.setattr(session, "_refuse_speculation", refuse)
-    monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
-    with pytest.raises(BuiltError):
-        session.build(SparkSettings(master=master, conf=conf))
-    assert chosen.get("spark.python.daemon.module") == daemon
-
-
 def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
     archive = code.package_zip(tmp_path / "package.zip")
     shipped = {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("__init__.py")}

@@ -126,8 +126,8 @@ def reply(drawn: Sequence[Mapping[str, Any]]) -> str:
     base = {"Arabic": "حبل", "Armenian": "պարան", "Chinese": "绳子", "Georgian": "თოკი", "Greek": "σκοινί",
             "Hebrew": "חבל", "Hindi": "रस्सी", "Korean": "밧줄", "Thai": "เชือก", "Japanese": "なわ",
             None: "Rope"}[of.get("in_language", {}).get("language")]  # fmt: skip
-    wanted = [of[kind]["word"] for kind in ("include_word", "include_word_times") if kind in of]
-    first = [base] * n("words_at_least", default=1) + wanted * n("include_word_times", default=1)
+    words = [of[kind]["word"] for kind in ("include_word", "include_word_times") if kind in of]
+    first = [base] * n("words_at_least", default=1) + words * n("include_word_times", default=1)
     first += [f"[{base}]"] * n("placeholders", default=0) + [f"**{base}**"] * n("bold_phrases", default=0)
     closing = [of["ends_with"]["phrase"]] if "ends_with" in of else [f"{base}?"] if "question_at_end" in of else []
     opening = of["starts_with"]["phrase"] + " " if "starts_with" in of else ""
@@ -185,8 +185,8 @@ def test_no_word_to_avoid_stands_in_a_phrase_that_is_asked_for() -> None:
 def test_the_words_of_a_kind_state_it() -> None:
     for seed in range(1_000):
         drawn = draw(Random(seed)).data
-        told = "I dive at night. " + " ".join(one["words"] for one in drawn)
-        assert not unstated(told, drawn), told
+        text = "I dive at night. " + " ".join(one["words"] for one in drawn)
+        assert not unstated(text, drawn), text
         assert unstated("I dive at night and need a plan for the moorings.", drawn)
 
 
@@ -212,12 +212,12 @@ def test_an_instruction_states_a_constraint_by_its_numbers_and_words(
 
 
 def test_a_row_keeps_the_constraints_that_the_question_told() -> None:
-    told = str(TASK.request(DIVER).messages[-1]["content"])
+    text = str(TASK.request(DIVER).messages[-1]["content"])
     blank = "Instruction: I am a diver and repair moorings in the harbour at night; write me a plan for the week."
     (reading,) = TASK.read(blank, "stop", DIVER)
     drawn = reading.output["constraints"]
     assert 1 <= len(drawn) <= 3 and {*reading.output} == {"instruction", "constraints"}
-    assert all({*one} == {"kind", "parameters", "words"} and f"- {one['words']}" in told for one in drawn)
+    assert all({*one} == {"kind", "parameters", "words"} and f"- {one['words']}" in text for one in drawn)
     assert reading.checks == ("constraint_unstated",)
     whole = f"{blank} {' '.join(one['words'] for one in drawn)}"
     assert TASK.read(whole, "stop", DIVER)[0].checks == ()

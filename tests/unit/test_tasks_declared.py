@@ -79,8 +79,8 @@ def test_a_task_of_ones_own_asks_with_two_texts_and_reads_three_typed_fields(rec
     assert str(request.messages[1]["content"]).endswith(f"<guest>\n{COOK['guest']}\n</guest>")
     schema = request.response_format["json_schema"]["schema"]  # type: ignore[index]
     assert schema["required"] == ["dish", "steps", "minutes"] and schema["properties"]["dish"]["minLength"] == 3
-    found = read(task, json.dumps(DISH))
-    assert (found.output, found.text, found.checks, found.failure) == (DISH, DISH["dish"], (), None)
+    reading = read(task, json.dumps(DISH))
+    assert (reading.output, reading.text, reading.checks, reading.failure) == (DISH, DISH["dish"], (), None)
     festive = prompted("recipe", JSON, paths=(recipe,), kind="festive")
     assert festive.recipe != task.recipe and festive.prompt_version != task.prompt_version
     assert task.request(Subject("s", COOK, 1)).key != request.key
@@ -116,8 +116,8 @@ def test_other_forms_of_an_answer_are_the_same_output(recipe: Path, answer: str)
 def test_what_fails_has_its_check_or_failure(
     recipe: Path, answer: str, checks: tuple[str, ...], failure: str | None
 ) -> None:
-    found = read(prompted("recipe", PLAIN, paths=(recipe,)), answer)
-    assert (found.checks, found.failure) == (checks, failure)
+    reading = read(prompted("recipe", PLAIN, paths=(recipe,)), answer)
+    assert (reading.checks, reading.failure) == (checks, failure)
 
 
 def test_a_number_is_one_only_where_it_fits_its_field(tmp_path: Path) -> None:
@@ -125,12 +125,12 @@ def test_a_number_is_one_only_where_it_fits_its_field(tmp_path: Path) -> None:
     raw = {**yaml.safe_load(RECIPE), "output": output, "text": "t", "plain": {}, "checks": []}
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     task = prompted("recipe", PLAIN, paths=(tmp_path,))
-    for n, x, b, wanted in (
+    for n, x, b, expected in (
         ("3", "2.5", "yes", (3, 2.5, True)), (3.0, 2, False, (3, 2.0, False)), (True, None, 1, (None, None, None)),
         (2.5, float("nan"), "perhaps", (None, None, None)), (10**30, "1e3", [], (None, None, None)),
     ):  # fmt: skip
-        found = read(task, json.dumps({"t": "a text", "n": n, "x": x, "b": b})).output
-        assert (found["n"], found["x"], found["b"]) == wanted
+        reading = read(task, json.dumps({"t": "a text", "n": n, "x": x, "b": b})).output
+        assert (reading["n"], reading["x"], reading["b"]) == expected
 
 
 def broken(**changes: Any) -> dict[str, Any]:
@@ -188,8 +188,12 @@ def test_each_way_to_break_a_file_is_one_sentence_with_file_and_key(
     file.write_text(yaml.safe_dump(raw), encoding="utf-8")
     with pytest.raises(SettingsError) as caught:
         library([file])
-    said = str(caught.value)
-    assert said.startswith(f"task file {file}: {f'{key}: ' if key else ''}") and fault in said and "\n" not in said
+    message = str(caught.value)
+    assert (
+        message.startswith(f"task file {file}: {f'{key}: ' if key else ''}")
+        and fault in message
+        and "\n" not in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,9 +204,9 @@ def test_each_way_to_break_a_file_is_one_sentence_with_file_and_key(
         ("", "must hold keys and values, found None"),
     ],
 )
-def test_a_file_that_is_no_yaml_mapping_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_yaml_mapping_is_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         library([tmp_path])
 
 
@@ -241,12 +245,12 @@ def test_places_without_a_file_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_an_entry_that_its_task_does_not_know_is_refused_before_spark_starts(
-    entry: dict[str, Any], said: str, recipe: Path
+    entry: dict[str, Any], message: str, recipe: Path
 ) -> None:
     raw = {"models": {"default": PLAIN.model_dump()}, "tasks": [str(recipe)], "synthesis": [{}, entry]}
     with pytest.raises(SettingsError) as caught:
         check(Settings.model_validate(raw))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_text_may_come_from_the_settings_or_from_stored_rows() -> None:

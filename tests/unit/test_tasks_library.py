@@ -108,7 +108,7 @@ SURVEY = {"question": "How often do you worry about money?", "answers": "choices
 REPLY = {"answer": "often", "reason": "Rye costs a fifth more, and my bakery lives on it."}
 
 
-def told(fields: Mapping[str, object]) -> str:
+def written(fields: Mapping[str, object]) -> str:
     """Fields below their headings, as a model writes them that is held to no schema."""
     lines = []
     for name, value in fields.items():
@@ -130,32 +130,32 @@ def _entry(one: object) -> str:
     ("name", "options", "answers", "output"),
     [
         ("reasoning", {}, [{"question": LOGIC}, f"Question: {LOGIC}", LOGIC], {"question": LOGIC}),
-        ("reasoning", {"variant": "spatial"}, [SPATIAL, told(SPATIAL)], SPATIAL),
+        ("reasoning", {"variant": "spatial"}, [SPATIAL, written(SPATIAL)], SPATIAL),
         ("reasoning", {"variant": "ruozhiba"}, [{"question": TRICK}, f"Question：{TRICK}", TRICK], {"question": TRICK}),
         ("instruction", {}, [{"instruction": f"User prompt: {INSTRUCTION}"}, f"**User prompt:** {INSTRUCTION}"],
          {"instruction": INSTRUCTION}),
-        ("knowledge", {}, [ARTICLE, told(ARTICLE), f"Title: {ARTICLE['title']}\n\n{ARTICLE['body']}",
+        ("knowledge", {}, [ARTICLE, written(ARTICLE), f"Title: {ARTICLE['title']}\n\n{ARTICLE['body']}",
                            {**ARTICLE, "body": ARTICLE["body"].split("\n\n")}], ARTICLE),
-        ("npc", {}, [NPC, told(NPC), {"character": NPC}], NPC),
-        ("tool", {}, [TOOL, told(TOOL), f"```json\n{json.dumps(TOOL)}\n```", json.dumps(json.dumps(TOOL))], TOOL),
+        ("npc", {}, [NPC, written(NPC), {"character": NPC}], NPC),
+        ("tool", {}, [TOOL, written(TOOL), f"```json\n{json.dumps(TOOL)}\n```", json.dumps(json.dumps(TOOL))], TOOL),
         ("tool_code", {}, [{"code": CODE}, f"```python\n{CODE}\n```", f"Here is it:\n\n```py\n{CODE}\n```\nIt fetches.",
                            {"code": f"```python\n{CODE}\n```"}, CODE], {"code": CODE}),
-        ("code", {}, [EXERCISE, told(EXERCISE), {**EXERCISE, "tests": EXERCISE["tests"].split("\n")}], EXERCISE),
-        ("survey", SURVEY, [REPLY, told(REPLY)], REPLY),
+        ("code", {}, [EXERCISE, written(EXERCISE), {**EXERCISE, "tests": EXERCISE["tests"].split("\n")}], EXERCISE),
+        ("survey", SURVEY, [REPLY, written(REPLY)], REPLY),
     ],
 )  # fmt: skip
 def test_a_good_answer_is_the_same_output_in_every_form_and_passes(
     name: str, options: dict[str, str], answers: list[object], output: dict[str, Any]
 ) -> None:
     for number, answer in enumerate(answers):
-        found = read(name, answer, **options)
+        reading = read(name, answer, **options)
         joined = {key: " ".join(value.split()) if isinstance(value, str) else value for key, value in output.items()}
-        seen = found.output
+        seen = reading.output
         if name == "knowledge" and number == 3:  # of a list of paragraphs each is a line
             seen = {key: " ".join(value.split()) for key, value in seen.items()}
             output = joined
-        assert (found.failure, seen) == (None, output), answer
-        assert found.checks == (), answer
+        assert (reading.failure, seen) == (None, output), answer
+        assert reading.checks == (), answer
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_the_subjects_text_comes_last_and_most_of_the_prompt_before_it_is_the_sa
 def test_a_bad_answer_has_its_check_or_failure(
     name: str, options: dict[str, str], answer: object, checks: tuple[str, ...], failure: str | None
 ) -> None:
-    found = read(name, answer, **options)
-    assert (found.checks, found.failure) == (checks, failure)
+    reading = read(name, answer, **options)
+    assert (reading.checks, reading.failure) == (checks, failure)
 
 
 def test_the_text_of_a_problem_in_parts_is_all_of_them() -> None:
@@ -216,11 +216,11 @@ def test_the_text_of_a_problem_in_parts_is_all_of_them() -> None:
 
 
 def test_options_that_a_survey_needs_are_asked_for() -> None:
-    for options, said in (
+    for options, flag in (
         ({}, "option question must be given"),
         ({**SURVEY, "choices": None}, "option choices must be"),
     ):
-        with pytest.raises(SettingsError, match=said):
+        with pytest.raises(SettingsError, match=flag):
             prompted("survey", PLAIN, **options)
 
 
@@ -250,9 +250,9 @@ def test_a_hostile_answer_is_an_output_or_a_failure(name: str) -> None:
     answers: list[object] = [*HOSTILE, *[dict.fromkeys(fields, value) for value in values]]
     answers += [dict.fromkeys(fields, unit[:400]) for unit in HOSTILE]
     for answer in answers:
-        found = read(name, answer, **options)
-        assert (found.text is None) != (found.failure is None)
-        json.dumps(found.output).encode()
+        reading = read(name, answer, **options)
+        assert (reading.text is None) != (reading.failure is None)
+        json.dumps(reading.output).encode()
 
 
 ARGUMENT = {"name": "city", "type": None, "description": "", "required": True}
@@ -290,12 +290,12 @@ def test_released_tools_are_read() -> None:
     failures: Counter[str | None] = Counter()
     valid = 0
     for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-        (found,) = task.read(row["synthesized text"], "stop", Subject("s", {"persona": row["input persona"]}))
-        failures[found.failure] += 1
+        (reading,) = task.read(row["synthesized text"], "stop", Subject("s", {"persona": row["input persona"]}))
+        failures[reading.failure] += 1
         try:
             valid += isinstance(json.loads(json.loads(row["synthesized text"])), dict)
         except ValueError:
-            assert found.failure == "not_json"
+            assert reading.failure == "not_json"
     assert failures[None] >= 0.995 * valid and set(failures) <= {None, "not_json", "wrong_type"}
 
 
@@ -345,9 +345,9 @@ def test_a_name_of_the_lore_is_taken(name: str, lore: str, is_taken: bool) -> No
 
 
 def test_terms_of_a_lore_count_unless_they_are_the_personas() -> None:
-    told = "She sells kelp to the Vey in Moorfast."
-    assert text_checks.terms_used(told, LORE["tidewrack"], BAKER) == {"vey", "moorfast"}
-    assert text_checks.terms_used(told, LORE["tidewrack"], "A clerk in Moorfast") == {"vey"}
+    written = "She sells kelp to the Vey in Moorfast."
+    assert text_checks.terms_used(written, LORE["tidewrack"], BAKER) == {"vey", "moorfast"}
+    assert text_checks.terms_used(written, LORE["tidewrack"], "A clerk in Moorfast") == {"vey"}
     assert len(text_checks.terms_used("她在下坊拾碎瓷，替釉师收骨灰。", LORE["yanxu"], "一个面包师")) >= 2
     assert text_checks.terms_used("她在镇上卖面包。", LORE["yanxu"], "一个面包师") == set()
 
@@ -356,5 +356,5 @@ def test_terms_of_a_lore_count_unless_they_are_the_personas() -> None:
     ("text", "found"),
     [("Rye bread", "LATIN"), ("黑麦面包 rye", "CJK"), ("パンです", "CJK"), ("Хлеб", "CYRILLIC"), ("12!", None)],
 )
-def test_a_text_is_in_the_script_of_most_of_its_letters(text: str, found: str | None) -> None:
-    assert text_checks.script(text) == found
+def test_a_text_is_in_the_script_of_most_of_its_letters(text: str, reading: str | None) -> None:
+    assert text_checks.script(text) == reading

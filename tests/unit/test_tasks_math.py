@@ -50,9 +50,9 @@ def test_each_variant_has_its_own_wording_and_version() -> None:
 def test_a_problem_is_asked_for_as_json_where_the_endpoint_can_with_one_question_at_its_end() -> None:
     def pattern(variant: str) -> re.Pattern[str]:
         task = prompted("math", ENDPOINT, variant=variant)
-        asked = request(task, NURSE).response_format
-        assert asked is not None
-        return re.compile(asked["json_schema"]["schema"]["properties"]["problem"]["pattern"])
+        response_format = request(task, NURSE).response_format
+        assert response_format is not None
+        return re.compile(response_format["json_schema"]["schema"]["properties"]["problem"]["pattern"])
 
     assert pattern("plain").match("Math problem: 3 loaves of 2 kg. How heavy are they?")
     for bad in ("3 loaves. How heavy are they?", "Math problem: Why? How?", "Math problem: How heavy? 6 kg."):

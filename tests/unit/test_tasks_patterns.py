@@ -82,11 +82,11 @@ def test_choice_is_that_of_a_slow_oracle_in_any_order_of_the_pool(choose: str) -
         number, seed = rng.randrange(1, 4), rng.randrange(5)
         subject = Subject(f"{rng.getrandbits(64):x}", {VECTOR: (pool(rng, 1)[0].vector or b"").hex()})
         ranked = sorted((rank(shot, choose, seed, subject), shot.example_id) for shot in examples)
-        wanted = [example_id for _, example_id in ranked[:number]]
+        expected = [example_id for _, example_id in ranked[:number]]
         for _ in range(3):
             rng.shuffle(examples)
             chosen = shots(examples, choose=choose, number=number, seed=seed)
-            assert [shot.example_id for shot in chosen.chosen(subject)] == wanted, drawn
+            assert [shot.example_id for shot in chosen.chosen(subject)] == expected, drawn
             again = pickle.loads(pickle.dumps(chosen))
             assert again.chosen(subject) == chosen.chosen(subject) and again.pool_hash == chosen.pool_hash
 
@@ -155,10 +155,10 @@ ABOUT = (
 def test_examples_stand_behind_what_is_constant_and_before_the_persona() -> None:
     examples = [Shot("a" * 64, "Two plus two?"), Shot("b" * 64, "Wieviel ist 3 $x ${y}?")]
     math = prompted("math", PLAIN)
-    asked = user(with_shots(math, shots(examples, number=2)))
+    prompt = user(with_shots(math, shots(examples, number=2)))
     blocks = "\n\n".join(f"<example>\n{shot.text}\n</example>" for shot in shots(examples, number=2).fixed)
     before, after = user(math).split("<persona>")
-    assert asked == f"{before}{ABOUT}\n\n{blocks}\n\n<persona>{after}"
+    assert prompt == f"{before}{ABOUT}\n\n{blocks}\n\n<persona>{after}"
 
     npc = dataclasses.replace(prompted("npc", JSON), shared_texts={"lore": "L"})
     lore = user(with_shots(npc, shots(examples, number=1)))
@@ -175,16 +175,16 @@ def test_every_task_shows_pairs_and_all_that_is_the_same_for_all_comes_first(nam
     question = {"question": "Why?"} if name == "survey" else {}
     examples = pool(random.Random(7), 5, personas=True)
     task = with_shots(prompted(name, PLAIN, **question), shots(examples, personas=True, number=2, choose=choose))
-    asked = user(task)
+    prompt = user(task)
     chosen = task.shots.chosen(Subject("s", TEXTS)) if task.shots else ()
     for shot in chosen:
-        assert asked.count(f"<example>\n<persona>\n{shot.persona}\n</persona>\n{shot.text}\n</example>") == 1
-    last = asked.rindex("</example>")
-    told = [TEXTS[part] for part in task.declaration.inputs]
-    assert last < min(asked.index(text) for text in told)
+        assert prompt.count(f"<example>\n<persona>\n{shot.persona}\n</persona>\n{shot.text}\n</example>") == 1
+    last = prompt.rindex("</example>")
+    texts = [TEXTS[part] for part in task.declaration.inputs]
+    assert last < min(prompt.index(text) for text in texts)
     if choose == "fixed":
         other = user(task, **dict.fromkeys(TEXTS, "Someone else"))
-        assert asked[:last] == other[:last]
+        assert prompt[:last] == other[:last]
     assert task.checks[-1] == "copies_shot"
     assert pickle.loads(pickle.dumps(task)).request(Subject("s", TEXTS)).key == task.request(Subject("s", TEXTS)).key
 
@@ -208,10 +208,10 @@ def test_no_tag_is_torn_apart() -> None:
 )  # fmt: skip
 def test_no_text_of_an_example_leaves_its_place(hostile: str) -> None:
     task = with_shots(prompted("math", PLAIN), shots([Shot("a" * 64, hostile, hostile)], personas=True, number=1))
-    asked = user(task)
-    assert [asked.count(tag) for tag in ("<example>", "</example>", "<persona>", "</persona>")] == [1, 1, 2, 2]
-    assert asked.index("</example>") < asked.index(f"<persona>\n{BAKER}\n</persona>")
-    assert "<|" not in asked and asked.encode("utf-8")
+    prompt = user(task)
+    assert [prompt.count(tag) for tag in ("<example>", "</example>", "<persona>", "</persona>")] == [1, 1, 2, 2]
+    assert prompt.index("</example>") < prompt.index(f"<persona>\n{BAKER}\n</persona>")
+    assert "<|" not in prompt and prompt.encode("utf-8")
     json.loads(task.request(Subject("s", TEXTS)).to_json())
 
 

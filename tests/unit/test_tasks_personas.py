@@ -97,12 +97,12 @@ def test_the_version_depends_on_the_wording_and_not_on_the_document_or_the_sampl
 
 
 @pytest.mark.parametrize(
-    ("language", "wanted"),
+    ("language", "expected"),
     [("de", "Write in German."), ("same", "Write in the language of the document."), ("yo", "ISO code yo"), (None, "")],
 )
-def test_the_language_of_the_answer_is_asked_for(language: str | None, wanted: str) -> None:
+def test_the_language_of_the_answer_is_asked_for(language: str | None, expected: str) -> None:
     system = str(request(TextToPersona(PersonaSettings(language=language), PLAIN), "x").messages[0]["content"])
-    assert wanted in system
+    assert expected in system
     assert ("Write in" in system) == (language is not None)
 
 
@@ -118,8 +118,10 @@ def test_a_schema_is_sent_only_where_the_endpoint_takes_one() -> None:
 def persona_pattern(**settings: object) -> re.Pattern[str]:
     sent = request(TextToPersona(PersonaSettings.model_validate(settings), JSON), "x").response_format
     assert sent is not None
-    told = sent["json_schema"]["schema"]["properties"]
-    return re.compile(told["persona"]["pattern"] if "persona" in told else told["personas"]["items"]["pattern"])
+    properties = sent["json_schema"]["schema"]["properties"]
+    return re.compile(
+        properties["persona"]["pattern"] if "persona" in properties else properties["personas"]["items"]["pattern"]
+    )
 
 
 def in_words(count: int) -> str:
@@ -440,10 +442,10 @@ def test_one_persona_a_document_is_asked_for_as_ever() -> None:
 
 def test_parts_fit_the_budget_end_with_sentences_and_are_the_whole_text() -> None:
     settings = {"max_document_tokens": 100, "max_personas_per_document": None}
-    found = task(**settings).parts(BOOK)
-    assert list(found) == list(range(len(found))) and len(found) > 20
-    assert all(estimate_tokens(part) <= 100 and part.endswith(".") for part in found.values())
-    assert " ".join(found.values()) == BOOK
+    parts = task(**settings).parts(BOOK)
+    assert list(parts) == list(range(len(parts))) and len(parts) > 20
+    assert all(estimate_tokens(part) <= 100 and part.endswith(".") for part in parts.values())
+    assert " ".join(parts.values()) == BOOK
     assert task(**settings).parts("Short.") == {0: "Short."}
     assert task(**settings).parts("") == {0: ""}
     unspaced = "\u754c" * 1000
@@ -451,21 +453,21 @@ def test_parts_fit_the_budget_end_with_sentences_and_are_the_whole_text() -> Non
 
 
 @pytest.mark.parametrize(
-    ("most", "verbs", "each", "wanted"),
+    ("most", "verbs", "each", "expected"),
     [(1, ["read"], 1, [1]), (5, ["read", "like"], 1, [3, 2]), (7, ["read"], 3, [2]), (8, ["read", "write"], 2, [2, 2])],
 )
 def test_a_document_gives_no_more_than_its_most_and_parts_lie_evenly(
-    most: int, verbs: list[Verb], each: int, wanted: list[int]
+    most: int, verbs: list[Verb], each: int, expected: list[int]
 ) -> None:
     settings = {"max_document_tokens": 100, "verbs": verbs, "personas_per_question": each}
     whole = task(**settings, max_personas_per_document=None).parts(BOOK)
-    for verb, count in zip(verbs, wanted, strict=True):
-        found = task(verb, **settings, max_personas_per_document=most).parts(BOOK)
-        assert len(found) == count and next(iter(found)) == 0 and list(found) == sorted(found)
-        assert found == {number: whole[number] for number in found}
-        gaps = [after - before for before, after in pairwise([*found, len(whole)])]
+    for verb, count in zip(verbs, expected, strict=True):
+        parts = task(verb, **settings, max_personas_per_document=most).parts(BOOK)
+        assert len(parts) == count and next(iter(parts)) == 0 and list(parts) == sorted(parts)
+        assert parts == {number: whole[number] for number in parts}
+        gaps = [after - before for before, after in pairwise([*parts, len(whole)])]
         assert max(gaps) <= 3 * min(gaps)
-    assert sum(wanted) * each <= most
+    assert sum(expected) * each <= most
 
 
 @given(length=st.integers(1, 400), verbs=st.sets(st.sampled_from(get_args(Verb)), min_size=1), each=st.integers(1, 3))
@@ -476,9 +478,9 @@ def test_a_limit_that_is_raised_only_adds_parts_until_all_are_there(length: int,
         whole = task(verb, **settings, max_personas_per_document=None).parts(book)
         before: dict[int, str] = {}
         for questions in (*range(len(verbs), len(verbs) * 8), len(verbs) * len(whole)):
-            found = task(verb, **settings, max_personas_per_document=questions * each).parts(book)
-            assert before.items() <= found.items() and len(found) <= questions
-            before = found
+            parts = task(verb, **settings, max_personas_per_document=questions * each).parts(book)
+            assert before.items() <= parts.items() and len(parts) <= questions
+            before = parts
         assert before == whole
 
 
@@ -498,8 +500,8 @@ def test_several_personas_are_asked_for_and_read_in_any_form() -> None:
 
 
 def test_each_verb_has_its_own_question_for_several_too() -> None:
-    asked = {
+    requests = {
         str(request(task(verb, personas_per_question=2, max_personas_per_document=2), "x").messages[0]["content"])
         for verb in get_args(Verb)
     }
-    assert len(asked) == 4
+    assert len(requests) == 4

@@ -150,7 +150,7 @@ CHANGE = dataclasses.replace(TASK, declaration=one_structure(TASK.declaration))
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, str]:
+def given() -> dict[str, str]:
     """The three numbers of a baker's plan, its answer and its cost."""
     (reading,) = CHANGE.read("Math problem: A baker bakes.", "stop", BAKER)
     quantities = reading.output["plan"]["quantities"]
@@ -158,8 +158,8 @@ def told() -> dict[str, str]:
     cost = plans.exact(Fraction(count) * Fraction(price))
     money = quantities[0]["unit"]
     other = "dollars" if money != "dollars" else "euros"
-    told = {"paid": paid, "count": count, "price": price, "money": money, "other": other}
-    return {**told, "back": reading.output["plan_answer"], "cost": cost}
+    numbers = {"paid": paid, "count": count, "price": price, "money": money, "other": other}
+    return {**numbers, "back": reading.output["plan_answer"], "cost": cost}
 
 
 GOOD = (
@@ -195,8 +195,8 @@ GOOD = (
         ),
     ],
 )
-def test_a_planned_problem_keeps_to_its_plan(problem: str, checks: tuple[str, ...], told: dict[str, str]) -> None:
-    (reading,) = CHANGE.read(f"Math problem: {problem.format(**told)}", "stop", BAKER)
+def test_a_planned_problem_keeps_to_its_plan(problem: str, checks: tuple[str, ...], given: dict[str, str]) -> None:
+    (reading,) = CHANGE.read(f"Math problem: {problem.format(**given)}", "stop", BAKER)
     assert reading.checks == checks, reading.text
 
 

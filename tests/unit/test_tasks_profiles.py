@@ -81,27 +81,27 @@ def test_the_persona_comes_last_and_everything_before_it_is_the_same_for_all_per
 
 
 def test_the_language_is_asked_for_and_changes_the_version() -> None:
-    def asked(language: str | None) -> tuple[str, str]:
-        found = request(prompted("profile", PLAIN, language=language), BAKER)
-        return str(found.messages[0]["content"]), found.prompt_version
+    def prompt(language: str | None) -> tuple[str, str]:
+        sent = request(prompted("profile", PLAIN, language=language), BAKER)
+        return str(sent.messages[0]["content"]), sent.prompt_version
 
-    (same, v1), (german, v2), (free, v3) = asked("same"), asked("de"), asked(None)
+    (same, v1), (german, v2), (free, v3) = prompt("same"), prompt("de"), prompt(None)
     assert "Write in the language of the given sentence." in same and "Write in German." in german
     assert "Write in" not in free and len({v1, v2, v3}) == 3
 
 
 def test_a_schema_is_sent_where_the_endpoint_takes_one_and_its_fields_come_in_the_order_of_the_prompt() -> None:
     assert request(TASK, BAKER).response_format is None and "JSON" not in str(request(TASK, BAKER).messages)
-    asked = request(prompted("profile", JSON), BAKER)
-    check = check_for(asked.response_format)
+    json_request = request(prompted("profile", JSON), BAKER)
+    check = check_for(json_request.response_format)
     assert check is not None and check.fault(json.dumps({**TOLD, "history": EVENTS, "preferences": SKILLS})) is None
     wrong = [{"skills": []}, {"skills": ["a"] * 9}, {"background": None}, {"more": "x"}, {"history": HISTORY}]
     for part in (*wrong, {"history": [*EVENTS[:2], {"age": 1988, "event": "left"}]}):
         assert check.fault(json.dumps({**TOLD, "history": EVENTS, "preferences": SKILLS, **part})) is not None
-    sent = asked.body().decode()
+    sent = json_request.body().decode()
     written = sent[sent.index('"properties"') :]
     assert [*TOLD] == sorted(TOLD, key=lambda name: written.index(f'"{name}"')) == sorted(TOLD)
-    system = str(asked.messages[0]["content"])
+    system = str(json_request.messages[0]["content"])
     assert [*TOLD] == sorted(TOLD, key=lambda name: system.index(f"\n{name.title()}: "))
 
 
@@ -111,9 +111,9 @@ def test_the_examples_in_the_prompt_are_read_as_they_are_meant_and_are_known_whe
 ) -> None:
     task = prompted("profile", endpoint)
     check = check_for(request(task, BAKER).response_format)
-    told = str(request(task, BAKER).messages[0]["content"]).split("\nPerson: ")[1:]
+    fields = str(request(task, BAKER).messages[0]["content"]).split("\nPerson: ")[1:]
     lengths = []
-    for person, _, rest in (part.partition("\n") for part in told):
+    for person, _, rest in (part.partition("\n") for part in fields):
         example = rest.partition("\n\n")[0]
         profile = profile_of(read_task(task, example, "stop", person))
         assert profile is not None and failed_checks(profile, person) == ("copies_example",)
@@ -151,7 +151,7 @@ HEADED = "\n\n".join(
             {"Background": BACKGROUND, "Life history": HISTORY, "preferences": PREFERENCES, "KEY_SKILLS": SKILLS}
         ),
         json.dumps({**TOLD, "history": EVENTS}),
-        json.dumps({**TOLD, "history": [{"event": told["event"], "Age": told["age"]} for told in EVENTS]}),
+        json.dumps({**TOLD, "history": [{"event": fields["event"], "Age": fields["age"]} for fields in EVENTS]}),
         json.dumps({**TOLD, "history": "\n".join(HISTORY), "skills": "; ".join(SKILLS)}),
         json.dumps({**TOLD, "skills": [f"{n}. **{skill}**" for n, skill in enumerate(SKILLS, 1)]}),
         json.dumps({**TOLD, "background": BACKGROUND.replace(". ", ".\n\n"), "skills": [*SKILLS, "", "-", None]}),
@@ -188,8 +188,8 @@ def test_any_form_of_a_profile_is_read_as_the_same_profile(answer: str) -> None:
         ("1. likes\u202e rye\n2. likes rain", ("likes rye", "likes rain")),
     ],
 )
-def test_a_list_told_otherwise_keeps_what_belongs_to_each_entry(told: Any, entries: tuple[str, ...]) -> None:
-    assert read(json.dumps({**TOLD, "preferences": told})) == (changed(preferences=entries), None)
+def test_a_list_told_otherwise_keeps_what_belongs_to_each_entry(fields: Any, entries: tuple[str, ...]) -> None:
+    assert read(json.dumps({**TOLD, "preferences": fields})) == (changed(preferences=entries), None)
 
 
 def test_json_as_deep_as_a_parser_goes_is_looked_at_only_where_a_profile_may_be() -> None:
@@ -246,11 +246,11 @@ def test_parts_that_are_missing_or_of_another_type_leave_the_rest_readable() -> 
 
 
 def test_what_no_reader_sees_is_taken_out_of_every_part() -> None:
-    told = {
+    fields = {
         name: [f"\u202e{e}\u0000" for e in part] if name != "background" else f"\u200b{part}\ud800"
         for name, part in TOLD.items()
     }
-    assert read(json.dumps(told)) == (PROFILE, None)
+    assert read(json.dumps(fields)) == (PROFILE, None)
 
 
 WORDS = " ".join(f"word{n}" for n in range(MIN_BACKGROUND_WORDS))
@@ -349,8 +349,8 @@ UNITS = [
 def test_the_longest_answers_are_read_to_their_end() -> None:
     for unit in UNITS:
         text = unit * (19_000 // len(unit))
-        told = json.dumps({"background": text[:4_000], "skills": [text[:4_000]]})
-        for answer in (text, f"Background: x\nSkills: {text}", told):
+        fields = json.dumps({"background": text[:4_000], "skills": [text[:4_000]]})
+        for answer in (text, f"Background: x\nSkills: {text}", fields):
             reading = read_task(TASK, answer, "stop", text[:2_000])
             assert (profile_of(reading) is None) != (reading.failure is None), unit
 

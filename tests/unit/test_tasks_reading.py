@@ -159,12 +159,12 @@ def test_what_stands_around_an_answer_is_no_part_of_it_for_any_task(around: str)
     def put(text: str) -> str:
         return around.replace("{}", text).replace("{{", "{").replace("}}", "}")
 
-    for said in (PERSONA, json.dumps({"persona": PERSONA}), json.dumps({"persona": PERSONA}, indent=1)):
-        assert one(put(said)) == PERSONA
-    for said in (PERSONA, json.dumps({"personas": [PERSONA]})):
-        assert several(put(said)) == [PERSONA]
-    for said in (f"Math problem: {PROBLEM}", json.dumps({"problem": f"Math problem: {PROBLEM}"})):
-        assert problem(put(said)) == (PROBLEM, ())
+    for reply in (PERSONA, json.dumps({"persona": PERSONA}), json.dumps({"persona": PERSONA}, indent=1)):
+        assert one(put(reply)) == PERSONA
+    for reply in (PERSONA, json.dumps({"personas": [PERSONA]})):
+        assert several(put(reply)) == [PERSONA]
+    for reply in (f"Math problem: {PROBLEM}", json.dumps({"problem": f"Math problem: {PROBLEM}"})):
+        assert problem(put(reply)) == (PROBLEM, ())
     assert profile(put(json.dumps(PROFILE))) == PROFILE
 
 
@@ -212,22 +212,22 @@ CONTENTS = [
 
 @pytest.mark.parametrize("content", CONTENTS)
 def test_wrappers_and_marks_inside_json_are_content(content: str) -> None:
-    wanted = " ".join(content.split())
-    said = json.dumps({"persona": content})
+    expected = " ".join(content.split())
+    reply = json.dumps({"persona": content})
     for answer in (
-        said,
-        f"```json\n{said}\n```",
-        f"<think>a</think>{said}<|im_end|>",
-        f"Here it is:\n{said}",
-        json.dumps(said),
+        reply,
+        f"```json\n{reply}\n```",
+        f"<think>a</think>{reply}<|im_end|>",
+        f"Here it is:\n{reply}",
+        json.dumps(reply),
     ):
-        assert one(answer) == wanted
-    said = json.dumps({"personas": [content, PERSONA]})
-    assert several(said) == several(f"```\n{said}\n```") == [wanted, PERSONA]
-    said = json.dumps({"problem": f"Math problem: {content}?"})
-    assert problem(said)[0] == problem(f"```json\n{said}\n```")[0] == f"{content}?"
-    told = profile(json.dumps({**PROFILE, "background": content}))
-    assert isinstance(told, dict) and told["background"] == wanted
+        assert one(answer) == expected
+    reply = json.dumps({"personas": [content, PERSONA]})
+    assert several(reply) == several(f"```\n{reply}\n```") == [expected, PERSONA]
+    reply = json.dumps({"problem": f"Math problem: {content}?"})
+    assert problem(reply)[0] == problem(f"```json\n{reply}\n```")[0] == f"{content}?"
+    output = profile(json.dumps({**PROFILE, "background": content}))
+    assert isinstance(output, dict) and output["background"] == expected
 
 
 @pytest.mark.parametrize(
@@ -293,15 +293,15 @@ def test_of_json_that_is_broken_no_object_inside_is_the_answer() -> None:
 
 
 def test_json_with_other_text_around_is_read_where_it_is_meant() -> None:
-    said = json.dumps({"persona": PERSONA})
+    reply = json.dumps({"persona": PERSONA})
     for answer in (
-        f"Result: {said} as asked.",
-        f"I think of a nurse, for the text is about wounds.\n\n{said}",
-        f"JSON {said}",
+        f"Result: {reply} as asked.",
+        f"I think of a nurse, for the text is about wounds.\n\n{reply}",
+        f"JSON {reply}",
     ):
         assert one(answer) == PERSONA
-    said = json.dumps({"problem": f"Math problem: {PROBLEM}"})
-    assert problem(f"Here is a problem for the baker:\n{said}\nEnjoy!") == (PROBLEM, ())
+    reply = json.dumps({"problem": f"Math problem: {PROBLEM}"})
+    assert problem(f"Here is a problem for the baker:\n{reply}\nEnjoy!") == (PROBLEM, ())
 
 
 CODE = "```\ncode\n```"
@@ -327,12 +327,12 @@ def test_a_fence_inside_a_plain_answer_is_text(code: str) -> None:
         f"Here is a program:\n{code}\nWhat is the sum of what it prints?",
     ):
         assert str(problem(text)[0]) == text.removeprefix("Math problem:").strip()
-    found = several(f"Patient: A clerk who types:\n{code}\nFriend: A cook who bakes")
-    assert "A clerk who types" in str(found[0]) or "A clerk who types" in " ".join(map(str, found))
-    told = profile(f"Background: He types:\n{code}\nand sells pies\nHistory:\n- aa\n- bb\nSkills:\n- cc")
-    assert isinstance(told, dict)
-    assert told["background"].startswith("He types:") and told["background"].endswith("and sells pies")
-    assert told["history"] == ["aa", "bb"]
+    personas = several(f"Patient: A clerk who types:\n{code}\nFriend: A cook who bakes")
+    assert "A clerk who types" in str(personas[0]) or "A clerk who types" in " ".join(map(str, personas))
+    output = profile(f"Background: He types:\n{code}\nand sells pies\nHistory:\n- aa\n- bb\nSkills:\n- cc")
+    assert isinstance(output, dict)
+    assert output["background"].startswith("He types:") and output["background"].endswith("and sells pies")
+    assert output["history"] == ["aa", "bb"]
 
 
 def test_a_fence_around_plain_text_counts_with_nothing_behind_it_and_a_known_announcement_before() -> None:
@@ -372,8 +372,8 @@ def test_tex_in_json_reads_the_same_with_one_backslash_and_with_two(command: str
     careful = json.dumps({"problem": f"Math problem: {text}?"})
     assert problem(careless)[0] == problem(careful)[0] == f"{text}?"
     assert one(f'{{"persona": "{text}"}}') in (text, "!garbled_latex")
-    told = profile(json.dumps(PROFILE)[:-2] + f', "{text}"]}}')
-    assert isinstance(told, dict) and told["skills"][-1] == text
+    output = profile(json.dumps(PROFILE)[:-2] + f', "{text}"]}}')
+    assert isinstance(output, dict) and output["skills"][-1] == text
 
 
 def test_one_answer_may_have_one_backslash_and_two() -> None:
@@ -388,9 +388,9 @@ def test_one_answer_may_have_one_backslash_and_two() -> None:
 
 
 def test_commands_that_all_have_two_backslashes_have_one() -> None:
-    wanted = r"A baker has \frac{1}{2} of \begin{cases} a \\ b \end{cases}; how many?"
-    assert mended(wanted.replace("\\", "\\\\")) == mended(wanted) == wanted
-    assert problem(json.dumps({"problem": "Math problem: " + wanted.replace("\\", "\\\\")}))[0] == wanted
+    expected = r"A baker has \frac{1}{2} of \begin{cases} a \\ b \end{cases}; how many?"
+    assert mended(expected.replace("\\", "\\\\")) == mended(expected) == expected
+    assert problem(json.dumps({"problem": "Math problem: " + expected.replace("\\", "\\\\")}))[0] == expected
 
 
 PLAIN_WORDS = [
@@ -465,8 +465,8 @@ def test_tex_that_lost_something_is_garbled(bad: str, good: str) -> None:
 
 
 def test_no_control_character_comes_out_of_any_reader() -> None:
-    said = r"A baker \foo \b \f \r\n of \bar 8 \r loaves"
-    for text in (problem(f'{{"problem": "Math problem: {said}?"}}')[0], one(f'{{"persona": "{said}"}}')):
+    reply = r"A baker \foo \b \f \r\n of \bar 8 \r loaves"
+    for text in (problem(f'{{"problem": "Math problem: {reply}?"}}')[0], one(f'{{"persona": "{reply}"}}')):
         assert text is not None and not set(text) & set(map(chr, [*range(9), 11, 12, 13, *range(14, 32)]))
 
 
@@ -540,8 +540,8 @@ def test_real_line_breaks_are_kept_also_before_what_may_be_a_command(text: str) 
         (r"\\\\begin{cases} x=1\\\\\\\\n=2 \\\\end{cases}", r"\begin{cases} x=1\\n=2 \end{cases}"),
     ],
 )
-def test_a_line_break_of_tex_stays_one(source: str, wanted: str) -> None:
-    assert problem(f'{{"problem": "Math problem: {source}?"}}')[0] == f"{wanted}?"
+def test_a_line_break_of_tex_stays_one(source: str, expected: str) -> None:
+    assert problem(f'{{"problem": "Math problem: {source}?"}}')[0] == f"{expected}?"
 
 
 @pytest.mark.parametrize(
@@ -570,12 +570,12 @@ def test_text_that_json_escapes_is_read_back_as_it_is_by_every_reader(text: str)
     # Not: commands that all have two backslashes in the text itself. Those were escaped twice.
     text = "A x" + text.replace("\\\\fra", "\\\\ fra").replace("\\\\tex", "\\\\ tex").replace("\\\\beg", "\\\\ beg")
     text = " ".join(f"{text.replace(_TWICE_LEFT, _TWICE_LEFT[:-4])} z".split())
-    for put in (lambda said: json.dumps(said), lambda said: json.dumps(said, ensure_ascii=False)):
+    for put in (lambda reply: json.dumps(reply), lambda reply: json.dumps(reply, ensure_ascii=False)):
         assert problem(put({"problem": f"Math problem: {text}"}))[0] == text
         assert one(put({"persona": text})) in (text, "!garbled_latex")
         assert several(put({"personas": [text]})) in ([text], ["!garbled_latex"])
-        told = profile(put({**PROFILE, "background": text}))
-        assert isinstance(told, dict) and told["background"] == text
+        output = profile(put({**PROFILE, "background": text}))
+        assert isinstance(output, dict) and output["background"] == text
 
 
 _TWICE_LEFT = "\\\\left"
@@ -587,8 +587,8 @@ _TWICE_LEFT = "\\\\left"
 def test_thoughts_before_and_tokens_behind_a_string_of_json_are_no_part_of_it(around: str) -> None:
     assert one(json.dumps({"persona": around.replace("{}", f"{PERSONA}.")})) == f"{PERSONA}."
     assert several(json.dumps({"personas": [around.replace("{}", f"{PERSONA}.")]})) == [f"{PERSONA}."]
-    said = around.replace("{}", f"Math problem: {PROBLEM}")
-    assert problem(json.dumps({"problem": said})) == (PROBLEM, ())
+    reply = around.replace("{}", f"Math problem: {PROBLEM}")
+    assert problem(json.dumps({"problem": reply})) == (PROBLEM, ())
 
 
 def test_a_closing_tag_amid_a_sentence_is_not_cut_at() -> None:

@@ -107,7 +107,7 @@ class BatchApi:
             if named:
                 file_name = named[1].decode()
         if fields.get("purpose") != b"batch" or "file" not in fields:
-            raise _RefusedError(400, "an upload wants a file, and the purpose batch")
+            raise _RefusedError(400, "an upload needs a file, and the purpose batch")
         return self._keep(file_name, "batch", fields["file"])
 
     def _keep(self, file_name: str, purpose: str, content: bytes) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class BatchApi:
             source, path = fields["input_file_id"], fields["endpoint"]
             metadata = dict(fields.get("metadata") or {})
         except (ValueError, TypeError, KeyError):
-            raise _RefusedError(400, "a batch wants input_file_id, endpoint and completion_window") from None
+            raise _RefusedError(400, "a batch needs input_file_id, endpoint and completion_window") from None
         if fields.get("completion_window") != "24h":
             raise _RefusedError(400, "completion_window is 24h")
         if path not in CALLS:

@@ -63,7 +63,7 @@ class Chat:
             self._contents = [str(message.get("content") or "") for message in self._request["messages"]]
             self.model = self._request["model"]
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise BadCallError("a completion wants a JSON object with model and messages") from None
+            raise BadCallError("a completion needs a JSON object with model and messages") from None
         self.text = "\n".join(self._contents)
 
     def reply(self, rule: Rule, cache: Cache) -> tuple[bytes, Tokens]:
@@ -112,7 +112,7 @@ class Embedding:
             inputs = self._request["input"]
             self.model = self._request["model"]
         except (ValueError, TypeError, KeyError):
-            raise BadCallError("an embedding wants a JSON object with model and input") from None
+            raise BadCallError("an embedding needs a JSON object with model and input") from None
         self._inputs: list[str] = [inputs] if isinstance(inputs, str) else inputs
         if not isinstance(self._inputs, list) or not all(isinstance(text, str) and text for text in self._inputs):
             raise BadCallError("input is a text that is not empty, or a list of such")

@@ -31,7 +31,7 @@ class Latency:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _wants(self.mean_ms > 0 and self.sigma >= 0, "latency wants mean_ms above 0 and sigma of at least 0")
+        _require(self.mean_ms > 0 and self.sigma >= 0, "latency needs mean_ms above 0 and sigma of at least 0")
         self._mu = math.log(self.mean_ms / 1000) - self.sigma**2 / 2
         self._random = Random(self.seed)
 
@@ -66,10 +66,10 @@ class Rule:
     fault: str | None = None
 
     def __post_init__(self) -> None:
-        _wants(self.fault is None or self.fault in _FAULTS, f"there is no fault {self.fault!r}")
-        _wants(self.usage in FORMS, f"there is no form of usage {self.usage!r}; known are {', '.join(FORMS)}")
+        _require(self.fault is None or self.fault in _FAULTS, f"there is no fault {self.fault!r}")
+        _require(self.usage in FORMS, f"there is no form of usage {self.usage!r}; known are {', '.join(FORMS)}")
         cached = self.cached_tokens
-        _wants(cached == "prefix" or isinstance(cached, int), 'cached_tokens is a number or "prefix"')
+        _require(cached == "prefix" or isinstance(cached, int), 'cached_tokens is a number or "prefix"')
         self.pattern = _pattern("match", self.match)
         self.place = _pattern("path", self.path)
         self._latency = None if self.latency is None else _build(Latency, self.latency)
@@ -103,8 +103,8 @@ class Limits:
     tell: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _wants(self.window_s > 0, "limits wants a window_s above 0")
-        _wants(set(self.tell) <= _TELLS, f"limits.tell may name {', '.join(sorted(_TELLS))}")
+        _require(self.window_s > 0, "limits needs a window_s above 0")
+        _require(set(self.tell) <= _TELLS, f"limits.tell may name {', '.join(sorted(_TELLS))}")
         self._began: float | None = None
         self.windows: list[dict[str, int]] = []
 
@@ -155,7 +155,7 @@ class Outage:
     status: int | str = 503
 
     def __post_init__(self) -> None:
-        _wants(self.status == "refuse" or isinstance(self.status, int), 'outage.status is a number or "refuse"')
+        _require(self.status == "refuse" or isinstance(self.status, int), 'outage.status is a number or "refuse"')
         self._began: float | None = None
         self.times: list[float] = []
 
@@ -186,7 +186,7 @@ class Script:
     """A whole script: rules in order, and at most one each of ``limits``, ``outage`` and ``batch``."""
 
     def __init__(self, raw: Any) -> None:
-        _wants(
+        _require(
             isinstance(raw, list) and all(isinstance(entry, dict) for entry in raw),
             "a script is a list of rules, each an object",
         )
@@ -216,16 +216,16 @@ class Script:
 
 def _build(kind: type[Any], raw: Any) -> Any:
     name = kind.__name__.lower()
-    _wants(isinstance(raw, dict), f"{name} is an object")
+    _require(isinstance(raw, dict), f"{name} is an object")
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     unknown = sorted(set(raw) - set(fields))
-    _wants(not unknown, f"a {name} has no {', '.join(unknown)}; it may have {', '.join(sorted(fields))}")
+    _require(not unknown, f"a {name} has no {', '.join(unknown)}; it may have {', '.join(sorted(fields))}")
     for key, value in raw.items():
         kinds = [part.partition("[")[0] for part in fields[key].split(" | ")]
         right = any(value is None if part == "None" else isinstance(value, _KINDS[part]) for part in kinds)
-        _wants(right, f"{name}.{key} wants {fields[key]}, found {value!r}")
+        _require(right, f"{name}.{key} must be {fields[key]}, found {value!r}")
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-    _wants(set(required) <= set(raw), f"{name} wants {', '.join(required)}")
+    _require(set(required) <= set(raw), f"{name} needs {', '.join(required)}")
     return kind(**raw)
 
 
@@ -236,6 +236,6 @@ def _pattern(name: str, pattern: str) -> re.Pattern[str]:
         raise PersonaHubError(f"{name} {pattern!r} is no regular expression: {error}") from None
 
 
-def _wants(holds: bool, otherwise: str) -> None:
+def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise PersonaHubError(otherwise)

@@ -223,7 +223,7 @@ class Connection(asyncio.Protocol):
             if key is None or key[1].strip() != server.key:
                 return self._write(401, error_body("Incorrect API key provided", "invalid_api_key"))
         if _CHUNKED.search(head):
-            return self._write(411, error_body("a request wants a content-length"))
+            return self._write(411, error_body("a request needs a content-length"))
         if method == "POST" and path in CALLS:
             return self._call(path, call, body)
         rule, status, reply = server.serve(call, query, head, body)
