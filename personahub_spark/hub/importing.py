@@ -121,6 +121,7 @@ def _import(context: Context, files: Sequence[File], settings: ImportSettings) -
         version.alias("recipe"),
         version.alias("prompt_version"),
         F.lit(None).cast("string").alias("call_key"),
+        F.lit(None).cast("array<string>").alias("turn_calls"),
         "source_key",
     )
     # Each table's rows follow from the file, so the run after a crash writes the same rows. IMPORTS, which marks the

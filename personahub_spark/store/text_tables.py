@@ -34,6 +34,7 @@ SYNTHESES = Table(
         column("recipe", TEXT, "hash of prompt, model and sampling, or the import's version", nullable=False),
         column("prompt_version", TEXT, "prompt that was used, or the import's version", nullable=False),
         column("call_key", TEXT, "llm_calls.request_key; of a conversation that of its last turn; null: imported"),
+        column("turn_calls", NAMES, "llm_calls.request_key of each turn of a conversation, in order; null: it is none"),
         column("source_key", TEXT, "persona_imports.source_key of an imported text; null: asked for"),
     ),
     key=("synthesis_id",),

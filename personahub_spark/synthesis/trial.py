@@ -79,7 +79,9 @@ def lines(context: Context) -> Iterator[str]:
         for row in written.join(personas, on="persona_id", how="inner").orderBy("persona_id", "sample").collect():
             passed, total = passed + (not row["checks"]), total + 1
             yield f"\n{row['persona']}\n  {'fails ' + ', '.join(row['checks']) if row['checks'] else 'passes'}"
-            yield from (f"  {line}" for line in _shown(json.loads(row["output"])))
+            output = json.loads(row["output"])
+            is_conversation = task.declaration.conversation is not None
+            yield from (f"  {line}" for line in (_shown_turns(output[TURNS]) if is_conversation else _shown(output)))
         for row in unread.join(personas, on="persona_id", how="left").orderBy("persona_id").collect():
             total += 1
             yield f"\n{row['persona']}\n  cannot be read: {row['reason']}"
@@ -89,9 +91,6 @@ def lines(context: Context) -> Iterator[str]:
 
 def _shown(output: Mapping[str, object]) -> Iterator[str]:
     for name, value in output.items():
-        if name == TURNS and isinstance(value, list):
-            yield from _shown_turns(value)
-            continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         first, *others = text.splitlines() or [""]
         yield f"{name}: {first}"

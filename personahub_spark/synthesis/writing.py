@@ -295,6 +295,9 @@ def _rows(context: Context, outputs: DataFrame, entry: SynthesisSettings, task: 
         outputs = outputs.join(seconds(context, entry.second_persona), on=["persona_id", "sample"], how="left")
     else:
         outputs = outputs.withColumn("second_persona_id", F.lit(None).cast("string"))
+    turn_calls = F.lit(None).cast("array<string>")
+    if isinstance(task, ConversationTask):
+        turn_calls = F.expr("from_json(output, 'turns array<struct<call_key: string>>').turns.call_key")
     return outputs.select(
         F.sha2(F.concat_ws(":", "call_key", "subject_id", F.lit(task.recipe)), 256).alias("synthesis_id"),
         F.lit(task.name).alias("task"),
@@ -311,5 +314,6 @@ def _rows(context: Context, outputs: DataFrame, entry: SynthesisSettings, task: 
         F.lit(task.recipe).alias("recipe"),
         F.lit(task.prompt_version).alias("prompt_version"),
         "call_key",
+        turn_calls.alias("turn_calls"),
         F.lit(None).cast("string").alias("source_key"),
     )

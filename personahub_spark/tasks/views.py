@@ -34,7 +34,7 @@ def view_query(task: Declaration) -> str:
     columns += ["c.model", "c.model_returned", "c.terms AS model_terms", "c.cost_microusd", "s.call_key", "s.run_id"]
     calls = "{llm_calls} AS c ON c.request_key = s.call_key"
     if task.conversation is not None:
-        calls = f"({_CALLS_OF_TURNS.format(written=written)}) AS c ON c.synthesis_id = s.synthesis_id"
+        calls = f"({_CALLS_OF_TURNS.format(task=task.name)}) AS c ON c.synthesis_id = s.synthesis_id"
     listed = ",\n  ".join(["s.synthesis_id", *columns])
     return f"""-- Which rows did the task {task.name} give, for whom, and which checks does each fail?
 -- {task.about}
@@ -57,8 +57,8 @@ _CALLS_OF_TURNS = """
     array_join(array_sort(collect_set(c.model_returned)), ', ') AS model_returned,
     array_join(array_sort(collect_set(c.terms)), ', ') AS terms,
     CASE WHEN count(*) = count(c.cost_microusd) THEN sum(c.cost_microusd) END AS cost_microusd
-  FROM (SELECT s.synthesis_id, explode(s.fields.turns) AS turn FROM {written} AS s) AS t
-  LEFT JOIN {{llm_calls}} AS c ON c.request_key = t.turn.call_key
+  FROM (SELECT synthesis_id, explode(turn_calls) AS call_key FROM {{syntheses}} WHERE task = '{task}') AS t
+  LEFT JOIN {{llm_calls}} AS c ON c.request_key = t.call_key
   GROUP BY t.synthesis_id
 """
 

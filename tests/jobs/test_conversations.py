@@ -113,6 +113,7 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     kept = store.read(SYNTHESES).where(F.col("persona_id") == ids[BAKER]).collect()[0]
     assert kept["text"] == OPENERS[BAKER]
     assert [{**turn} for turn in json.loads(kept["output"])["turns"]] == [t.asDict() for t in rows[BAKER]["turns"]]
+    assert kept["turn_calls"] == [turn["call_key"] for turn in rows[BAKER]["turns"]]
     shown = "\n".join(trial.lines(context))
     assert f"  user (test-model): {OPENERS[BAKER]}" in shown and f"{NURSE}\n  cannot be read: empty" in shown
 

@@ -590,6 +590,37 @@ def test_spend_is_summed_by_step_and_model_and_shared_among_kept_rows(filled: St
     assert texts["cost_usd_per_kept_row"] == pytest.approx(Decimal("0.00003"))
 
 
+def test_a_score_of_a_withdrawn_text_is_no_kept_row(spark: SparkSession, filled: Store) -> None:
+    given = {
+        "judgements": frame(spark, JUDGEMENTS, {"call_key": "j1"}, {"synthesis_id": sha("z"), "call_key": "j2"}),
+        "llm_calls": frame(spark, LLM_CALLS, *({"request_key": f"j{n}", "step": "judge_texts"} for n in (1, 2))),
+    }
+    rows = filled.view("spend", given=given).collect()
+    assert [(row["step"], row["requests"], row["kept_rows"]) for row in rows] == [("judge_texts", 2, 1)]
+
+
+def test_an_order_costs_all_calls_of_a_conversation_and_the_one_call_of_any_other_text(
+    spark: SparkSession, filled: Store
+) -> None:
+    said = {
+        "talk": {"turns": [{"role": "user", "content": "Hello", "call_key": f"m{n}", "model": "m"} for n in (0, 1)]},
+        # Fields of tasks of one's own.
+        "game": {"turns": ["left", "right"]},
+        "play": {"turns": [{"role": "fool", "content": "Nuncle", "call_key": "none"}]},
+        "rota": {"turns": None},
+    }
+    texts = [
+        {"synthesis_id": sha(str(n)), "recipe": task, "output": json.dumps(output), "call_key": "m1",
+         "turn_calls": ["m0", "m1"] if task == "talk" else None}
+        for n, (task, output) in enumerate(said.items())
+    ]  # fmt: skip
+    orders = ({"order_id": task, "recipe": task} for task in said)
+    given = {"syntheses": frame(spark, SYNTHESES, *texts), "acceptances": frame(spark, ACCEPTANCES, *orders)}
+    costs = {row["recipe"]: (row["tries"], row["cost_microusd"]) for row in
+             filled.view("order_costs", given=given).collect()}  # fmt: skip
+    assert costs == {"talk": (1, 20), "game": (1, 10), "play": (1, 10), "rota": (1, 10)}
+
+
 def test_sums_of_cost_say_how_many_calls_they_leave_out(filled: Store) -> None:
     shown = "status", "class", "requests", "requests_without_cost", "cost_usd"
     ended = filled.view("call_outcomes").where("step = 'extract_personas' AND model = 'm'").select(*shown).collect()

@@ -385,13 +385,15 @@ def test_the_view_of_conversations_has_typed_turns_and_the_cost_of_all_calls() -
         "from_json(output, '`turns` array<struct<`role`: string, `content`: string, `call_key`: string, "
         "`model`: string>>')" in query
     )
-    assert "explode(s.fields.turns)" in query and "s.second_persona_id" in query
+    assert "explode(turn_calls)" in query and "s.second_persona_id" in query
     assert "explode" not in view_query(library()["math"])
 
 
 def test_a_trial_shows_who_says_what() -> None:
-    shown = list(trial._shown({"turns": turns(OPENER, "Two\nlines")}))
+    shown = list(trial._shown_turns(turns(OPENER, "Two\nlines")))
     assert shown == [f"user (m): {OPENER}", "assistant (m): Two", "  lines"]
+    # A field of that name in a task of one's own is a field like any other.
+    assert list(trial._shown({"turns": ["Left", "Right"]})) == ['turns: ["Left", "Right"]']
 
 
 def test_a_message_is_a_task_of_its_own_version() -> None:

@@ -2,9 +2,7 @@
 -- Orders of one recipe share their answers, so each of them counts all. Cost is null where a call's cost is unknown.
 -- Of a conversation all calls count; of one that could not be read, only the last one.
 WITH answers AS (
-  SELECT
-    recipe, call_key,
-    coalesce(from_json(output, '`turns` array<struct<`call_key`: string>>').turns.call_key, array(call_key)) AS calls
+  SELECT recipe, call_key, coalesce(turn_calls, array(call_key)) AS calls
   FROM {syntheses} WHERE call_key IS NOT NULL
   UNION ALL
   SELECT substring_index(source, ':', -1), call_key, array(call_key) FROM {quarantine} WHERE source LIKE 'synthesize:%'
