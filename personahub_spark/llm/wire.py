@@ -41,6 +41,8 @@ _TEXT_PARTS = ("text", "output_text")
 class Request:
     """One question to one model; equal content has an equal ``key``, whatever the order of its dicts.
 
+    Only the fields of a schema in ``response_format`` keep their order, since a model writes them in it.
+
     ``sampling`` is sent as it is (temperature, max_tokens, …). ``sample_index`` and ``prompt_version`` are not sent:
     they distinguish samples of one prompt, and versions of one task. With api ``embeddings``, the ``content`` of the
     only message is the input text, and ``sampling`` may hold ``dimensions``: see ``embedding``. Raises PersonaHubError
@@ -87,8 +89,11 @@ class Request:
         return request
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces; PersonaHubError if a value is no JSON or no valid Unicode."""
-        return canonical(
+        """Canonical JSON: no spaces, and sorted keys but for the fields of a schema.
+
+        PersonaHubError if a value is no JSON or no valid Unicode.
+        """
+        return _canonical_request(
             {
                 "api": self.api,
                 "model": self.model,
@@ -122,8 +127,7 @@ class Request:
     def body(self, *, more: Sequence[Mapping[str, Any]] = (), service_tier: str | None = None) -> bytes:
         """The body that is sent: canonical JSON, so equal keys send equal bytes.
 
-        ``more`` are messages after those of the request. Keys are sorted in ``response_format`` too, so a model writes
-        the fields of a schema in alphabetical order.
+        ``more`` are messages after those of the request.
         """
         if self.api == "embeddings":
             return embeddings_body([self], service_tier=service_tier)
@@ -133,7 +137,7 @@ class Request:
             body["response_format"] = self.response_format
         if service_tier is not None:
             body["service_tier"] = service_tier
-        return canonical(body).encode()
+        return _canonical_request(body).encode()
 
 
 @dataclass(frozen=True)
@@ -347,12 +351,34 @@ def clean(text: str | None, secret: str | None = None) -> str | None:
 
 def canonical(value: object) -> str:
     """``value`` as JSON with sorted keys and no spaces; PersonaHubError if it is no JSON or no valid Unicode."""
+    return _json(value, sort_keys=True)
+
+
+def _canonical_request(content: Mapping[str, Any]) -> str:
+    """``canonical(content)``, except that the fields of a schema in ``response_format`` keep their order."""
+    parts = {canonical(name): canonical(value) for name, value in content.items()}
+    if content.get("response_format") is not None:
+        parts['"response_format"'] = _json(_with_fields_in_order(content["response_format"]), sort_keys=False)
+    return f"{{{','.join(f'{name}:{parts[name]}' for name in sorted(parts))}}}"
+
+
+def _json(value: object, *, sort_keys: bool) -> str:
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise PersonaHubError(f"a request cannot be written as JSON ({error}); use plain, valid values") from None
     return text
+
+
+def _with_fields_in_order(value: object, *, are_fields: bool = False) -> object:
+    """``value`` with sorted keys, except those of each ``properties``."""
+    if isinstance(value, Mapping):
+        return {
+            name: _with_fields_in_order(part, are_fields=name == "properties" and not are_fields)
+            for name, part in (value.items() if are_fields else sorted(value.items()))
+        }
+    return [*map(_with_fields_in_order, value)] if isinstance(value, list | tuple) else value
 
 
 def _read(raw: bytes) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class CheckedAnswer:
     in_other_language: bool = False
     """Whether the answer's language may differ from the subject's."""
     prefix: re.Pattern[str] | None = None
+    instructions: str = ""
+    """What the prompt says before any data."""
     examples: Sequence[str] = field(default=())
     """Texts of the examples in the task's own wording."""
     shots: Sequence[str] = field(default=())
@@ -154,8 +156,10 @@ def impossible_ages(answer: CheckedAnswer, *, field: str, of: str = "persona") -
     return ages != sorted(ages)
 
 
-@_check("At least half of the distinct words of a field are the persona's.")
-def copies_persona(answer: CheckedAnswer, *, field: str, of: str = "persona") -> bool:
+@_check("Half of the distinct words of a field are the persona's, or (``run``) so many of its words in a row.")
+def copies_persona(answer: CheckedAnswer, *, field: str, of: str = "persona", run: int = 0) -> bool:
+    if run:
+        return reading.copies_example(answer.parts(field), [answer.texts[of]], run=run)
     words = token_set(answer.output[field] or "")
     return bool(words) and 2 * len(set(words) & set(tokens(answer.texts[of]))) >= len(words)
 
@@ -163,6 +167,11 @@ def copies_persona(answer: CheckedAnswer, *, field: str, of: str = "persona") ->
 @_check("At least ``run`` words in a row are copied from the prompt's examples.")
 def copies_example(answer: CheckedAnswer, *, run: int) -> bool:
     return reading.copies_example(answer.parts(), answer.examples, run=run)
+
+
+@_check("At least ``run`` words in a row are copied from the prompt's instructions.")
+def copies_prompt(answer: CheckedAnswer, *, run: int) -> bool:
+    return reading.copies_example(answer.parts(), [answer.instructions], run=run)
 
 
 @_check("Words in a row, names or numbers are those of an example that the pattern showed, and not the persona's.")
@@ -241,6 +250,11 @@ def lore_unused(answer: CheckedAnswer, *, least: int, lore: str = "lore", of: st
     if text_checks.script(output) != text_checks.script(answer.texts[lore]):
         return False  # texts in different scripts cannot be compared
     return len(text_checks.terms_used(output, answer.texts[lore], answer.texts[of])) < min(least, len(terms))
+
+
+@_check("At least ``run`` words in a row are copied from the lore.")
+def copies_lore(answer: CheckedAnswer, *, run: int, lore: str = "lore") -> bool:
+    return reading.copies_example(answer.parts(), [answer.texts[lore]], run=run)
 
 
 @_check("The name is one of the lore's.")

@@ -78,6 +78,7 @@ class ConversationTask(PromptedTask):
             {**self.shared_texts, **subject.texts},
             is_cut=any(turn[IS_CUT] for turn in turns),
             in_other_language=self.options.get("language", "same") not in (None, "same"),
+            instructions=self._system,
             options=self.options,
             turns=turns,
         )

@@ -227,12 +227,12 @@ class Declaration(_Part):
             unknown = [name for name in named if name not in self.output]
             if unknown:
                 raise ValueError(f"{where} names {unknown[0]}, which is no field of output ({', '.join(self.output)})")
-        for where, name in [
-            *(("text", name) for name in self.text),
-            *(("plain.rest", name) for name in [self.plain.rest]),
-        ]:
-            if name is not None and self.output[name]["type"] != "string":
-                raise ValueError(f"{where} names {name}, which is no string")
+        for name in self.text:
+            field = self.output[name]
+            if field["type"] != "string" and field.get("items", {}).get("type") != "string":
+                raise ValueError(f"text names {name}, which is neither a string nor a list of strings")
+        if self.plain.rest is not None and self.output[self.plain.rest]["type"] != "string":
+            raise ValueError(f"plain.rest names {self.plain.rest}, which is no string")
         _check_kept(self)
         _check_conversation(self)
         always = [name for name in self.output if name not in self.output_with]

@@ -75,7 +75,8 @@ class PromptedTask(Task):
         output, failure = self._fields.read(text, is_whole=not is_cut)
         if failure is not None:
             return (failed(failure),)
-        main = "\n".join(str(output[name]) for name in self.declaration.text if output.get(name))
+        texts = [output[name] for name in self.declaration.text if output.get(name)]
+        main = "\n".join("\n".join(map(str, text)) if isinstance(text, list) else str(text) for text in texts)
         return (self._judged(output, main, main, subject, is_cut=is_cut),)
 
     def _one_text(self, text: str, subject: Subject, *, is_cut: bool) -> Reading:
@@ -100,6 +101,7 @@ class PromptedTask(Task):
             is_cut=is_cut,
             in_other_language=self.options.get("language", "same") not in (None, "same"),
             prefix=self._prefix,
+            instructions=self._system,
             examples=self._example_texts,
             shots=[words for shot in shots for words in shot.texts],
             drawn={name: one.data for name, one in drawn.items()},

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import run_pipeline
+import yaml
 
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.llm.local_models import fetch_embedder
@@ -68,10 +70,16 @@ def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder
     mine = ["--documents", str(folder / "it's mine; [really]"), "--model", MODEL]
 
     endpoint.set_script([busy, *personas, problem])
+    raw = yaml.safe_load((ROOT / "conf" / "local.yaml").read_text())
+    raw["pipeline"]["steps"] = ["create_tables", "ingest_documents", "extract_personas"]
+    (folder / "conf").unlink()
+    (folder / "conf").mkdir()
+    (folder / "conf" / "local.yaml").write_text(yaml.safe_dump(raw))
     first = demo(folder, *mine, "--endpoint", endpoint.url)
     assert first.returncode == 3, first.stderr
     assert "calls were put off; run again to go on" in first.stderr and "put off" in first.stdout
 
+    shutil.copy(ROOT / "conf" / "local.yaml", folder / "conf")
     endpoint.set_script([*personas, problem])
     second = demo(folder, *mine, "--endpoint", endpoint.url)
     assert second.returncode == 0, second.stderr

@@ -22,6 +22,7 @@ from personahub_spark.store.record_tables import LLM_CALLS, RUNS
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
+SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what_was_shipped(
@@ -54,6 +55,8 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
         "--conf", "spark.driver.host=127.0.0.1", "--conf", f"spark.pyspark.python={python}",
         "--conf", f"spark.pyspark.driver.python={sys.executable}",
         "--conf", "spark.databricks.delta.snapshotPartitions=2",
+        "--conf", f"spark.driver.extraJavaOptions={SHORT_LIVED}",
+        "--conf", f"spark.executor.extraJavaOptions={SHORT_LIVED}",
         "jobs/run_pipeline.py", "--conf", str(conf),
     ]  # fmt: skip
     environment = {**os.environ, "SPARK_HOME": str(Path(pyspark.__file__).parent)}

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-import zipimport
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -17,7 +16,6 @@ from pathlib import Path
 import pyspark
 import pytest
 import yaml
-from pyspark import daemon
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -30,21 +28,13 @@ from personahub_spark.llm.wire import Request
 from personahub_spark.program import cli, code, jars
 from personahub_spark.program.start import open_context
 from personahub_spark.program.steps import Context, Step, StepResult, run_step
+from personahub_spark.settings.loading import load
 from personahub_spark.settings.whole import PipelineSettings, Settings, SparkSettings
 from personahub_spark.store.record_tables import LLM_CALLS, RUNS
 from personahub_spark.store.store import TABLES
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_python_workers_on_this_machine_come_from_the_readied_daemon(spark: SparkSession) -> None:
-    def patched(_: object) -> list[str]:
-        return [zipimport.zipimporter.invalidate_caches.__name__, daemon.worker.__name__]
-
-    assert set(spark.sparkContext.range(2, numSlices=2).mapPartitions(patched).collect()) == {
-        "read_again_when_changed", "_one_task_at_once",
-    }  # fmt: skip
 
 
 def test_a_step_that_changed_something_is_recorded_and_others_are_not(make_context: Callable[..., Context]) -> None:
@@ -164,7 +154,8 @@ def test_managed_tables_of_a_catalog_that_forgets_them_are_refused(
 
 
 def test_managed_tables_of_a_hive_catalog_are_there_in_the_next_session(tmp_path: Path) -> None:
-    conf = {"spark.sql.catalogImplementation": "hive", "spark.sql.warehouse.dir": str(tmp_path / "managed")}
+    conf = load(ROOT / "conf" / "local.yaml").spark.conf  # short programs start faster with it
+    conf |= {"spark.sql.catalogImplementation": "hive", "spark.sql.warehouse.dir": str(tmp_path / "managed")}
     conf["spark.sql.shuffle.partitions"] = "2"
     raw = {"store": {"root": None, "state": str(tmp_path / "state")}, "spark": {"master": "local[2]", "conf": conf}}
     (tmp_path / "conf.yaml").write_text(yaml.safe_dump(raw))

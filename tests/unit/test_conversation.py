@@ -321,7 +321,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         ({"user": "$persona"}, "user lacks the placeholder $second_persona of its input"),
         ({"plain": {"prefix": "User:"}}, "a conversation has no plain; leave it out"),
         ({"output": {"message": {"type": "string"}, "mood": {"type": "string"}}}, "an answer of a conversation is one"),
-        ({"output": {"turns": {"type": "array"}}, "text": "turns"}, "text names turns, which is no string"),
+        ({"output": {"turns": {"type": "array"}}, "text": "turns"}, "text names turns, which is neither a string nor"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_conversation_is_refused_in_a_sentence(

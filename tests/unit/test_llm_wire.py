@@ -120,6 +120,24 @@ def test_json_is_canonical() -> None:
     )
 
 
+def test_the_fields_of_a_schema_are_sent_in_their_order_which_is_part_of_the_question() -> None:
+    part = {"type": "object", "properties": {"type": {"type": "string"}, "about": {"type": "string"}}}
+    fields = {"name": {"type": "string"}, "properties": {"type": "array", "items": part}, "age": {"type": "integer"}}
+
+    def asked(fields: dict[str, Any]) -> Request:
+        schema = {"type": "object", "properties": fields, "required": ["name"], "additionalProperties": False}
+        return request(response_format={"type": "json_schema", "json_schema": {"schema": schema, "name": "x"}})
+
+    original = asked(fields)
+    for text in (original.body().decode(), original.to_json(), Request.from_json(original.to_json()).body().decode()):
+        schema = json.loads(text)["response_format"]["json_schema"]["schema"]
+        assert [*schema["properties"]] == ["name", "properties", "age"]
+        assert [*schema["properties"]["properties"]["items"]["properties"]] == ["type", "about"]
+        assert [*schema] == sorted(schema) and [*json.loads(text)] == sorted(json.loads(text))
+    other = asked(backwards(fields))
+    assert other.key != original.key and other.body() != original.body()
+
+
 def test_a_request_can_be_pickled() -> None:
     original = request()
     assert pickle.loads(pickle.dumps(original)).key == original.key

@@ -104,11 +104,11 @@ def test_the_example_in_the_prompt_is_read_as_it_is_meant_and_refused_as_an_answ
     assert all(str(reading.text)[0] == "A" for reading in readings)
 
 
-def test_fields_stand_in_alphabetic_order_for_servers_that_write_them_in_that_order() -> None:
+def test_the_relation_is_written_before_the_person() -> None:
     sent = request(PersonaToPersona(ExpansionSettings(), JSON), "x").response_format
     assert sent is not None
     fields = [*sent["json_schema"]["schema"]["properties"]["people"]["items"]["properties"]]
-    assert fields == sorted(fields) and fields[0] == "relation"
+    assert fields == ["relation", "relation_in_own_words", "who"]
 
 
 def test_a_schema_with_the_labels_is_sent_only_where_the_endpoint_takes_one() -> None:

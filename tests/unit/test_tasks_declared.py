@@ -159,7 +159,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(words={"style": {"by": "kind", "is": {"quick": "x"}}}), "", "words.style.is needs a text for each of"),
         (broken(words={"style": {"by": "mood", "is": {}}}), "", "words.style.by is mood, which is neither form nor"),
         (broken(text="drink"), "", "text names drink, which is no field of output (dish, minutes, steps)"),
-        (broken(text="minutes"), "", "text names minutes, which is no string"),
+        (broken(text="minutes"), "", "text names minutes, which is neither a string nor a list"),
         (broken(output={"persona": {"type": "string"}}, text="persona"), "", "persona is the name of two columns"),
         (broken(kept={"dish": "arguments"}), "", "kept.dish is arguments, so the field's type must be array"),
         (broken(kept={"drink": "lines"}), "", "kept names drink, which is no field of output"),
@@ -197,7 +197,7 @@ def test_each_way_to_break_a_file_is_one_sentence_with_file_and_key(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: [", "line "),
         ("- a", "must hold keys and values, found list"),
@@ -218,7 +218,7 @@ def test_places_without_a_file_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ({"task": "maths"}, "synthesis.1.task: there is no task 'maths' (tasks: "),
         ({"task": "recipe"}, "synthesis.1.texts: task recipe needs the text guest beside the persona"),

@@ -35,7 +35,7 @@ def read(answer: object, *, text: str = PROBLEM, finish: str = "stop") -> Readin
 
 
 @pytest.mark.parametrize(
-    ("score", "wanted"),
+    ("score", "expected"),
     [
         (4, 4), (4.0, 4), ("4", 4), ("４", 4), ("4/5", 4), ("4 / 5", 4), ("４／５", 4), ("4 out of 5", 4),
         ("4 of 5", 4), ("**4**", 4), ("[[4]]", 4), ("(4)", 4), ("4.", 4), ("4.0", 4), ("4 points", 4), ("4分", 4),
@@ -46,15 +46,15 @@ def read(answer: object, *, text: str = PROBLEM, finish: str = "stop") -> Readin
         ("N/A", None), ("not 4", None), ("1e0", None), (float("inf"), None), (10**40, None), ("4" * 4000, None),
     ],
 )  # fmt: skip
-def test_a_score_is_a_whole_number_from_1_to_5_or_none(score: object, wanted: int | None) -> None:
+def test_a_score_is_a_whole_number_from_1_to_5_or_none(score: object, expected: int | None) -> None:
     in_json = read({"reason": REASON, "score": score})
-    if wanted is None:
+    if expected is None:
         assert (in_json.text, in_json.failure) == (None, "no_score")
     else:
-        assert in_json.output == {"reason": REASON, "score": wanted} and in_json.failure is None
+        assert in_json.output == {"reason": REASON, "score": expected} and in_json.failure is None
     if isinstance(score, str) and score:
         in_words = read(f"**Reason:** {REASON}\n**Score:** {score}")
-        assert (in_words.output.get("score"), in_words.text) == (wanted, REASON if wanted is not None else None)
+        assert (in_words.output.get("score"), in_words.text) == (expected, REASON if expected is not None else None)
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,11 @@ def read(
     return reading
 
 
-LOGIC = (
-    "Ada, Ben and Cleo each bake one bread: rye, wheat or spelt. Ada does not bake rye. Ben bakes neither rye nor "
-    "wheat. Who bakes the rye bread?"
-)
+LOGIC = {
+    "situation": "Ada, Ben and Cleo are bakers, and each of them bakes one bread: rye, wheat or spelt.",
+    "statements": ["Ada does not bake rye.", "Ben does not bake rye.", "Ben does not bake wheat."],
+    "question": "Who bakes the rye bread?",
+}
 SPATIAL = {
     "context": "The baker stands at the oven and looks north; the rye sacks are on her left, the door behind her.",
     "challenge": "She turns right, walks two steps, and turns right again.",
@@ -61,6 +62,7 @@ INSTRUCTION = (
     "I bake 240 rye loaves a night and flour went up by a fifth since May. Write a notice of five lines for my bakery "
     "that tells regulars why a loaf costs more now."
 )
+INSTRUCTED = "Two to six sentences in the first person. No greeting; not a word on who the person is."
 PARAGRAPHS = (
     "Rye holds more water than wheat because of its pentosans, so I weigh dough by the tub and never by the loaf. When "
     "the mill raised its price in May, I went through every sack with a sieve and a lamp before paying anything.",
@@ -129,7 +131,7 @@ def _entry(one: object) -> str:
 @pytest.mark.parametrize(
     ("name", "options", "answers", "output"),
     [
-        ("reasoning", {}, [{"question": LOGIC}, f"Question: {LOGIC}", LOGIC], {"question": LOGIC}),
+        ("reasoning", {}, [LOGIC, written(LOGIC)], LOGIC),
         ("reasoning", {"variant": "spatial"}, [SPATIAL, written(SPATIAL)], SPATIAL),
         ("reasoning", {"variant": "ruozhiba"}, [{"question": TRICK}, f"Question：{TRICK}", TRICK], {"question": TRICK}),
         ("instruction", {}, [{"instruction": f"User prompt: {INSTRUCTION}"}, f"**User prompt:** {INSTRUCTION}"],
@@ -175,19 +177,29 @@ def test_the_subjects_text_comes_last_and_most_of_the_prompt_before_it_is_the_sa
 @pytest.mark.parametrize(
     ("name", "options", "answer", "checks", "failure"),
     [
-        ("reasoning", {}, {"question": "The baker bakes rye."}, ("no_question",), None),
-        ("reasoning", {}, f"Question: {LOGIC}\nAnswer: Cleo", ("contains_solution",), None),
+        ("reasoning", {}, {**LOGIC, "question": "The baker bakes rye."}, ("no_question",), None),
+        ("reasoning", {}, {**LOGIC, "question": "Who bakes rye? Answer: Cleo"}, ("contains_solution",), None),
+        ("reasoning", {}, {**LOGIC, "statements": LOGIC["statements"][:2]}, ("too_short",), None),
+        ("reasoning", {}, {**LOGIC, "statements": []}, ("missing_field",), None),
+        ("reasoning", {}, {**LOGIC, "situation": "Three bakers."}, ("too_short",), None),
+        ("reasoning", {}, str(LOGIC["question"]), (), "no_heading"),
         ("reasoning", {"variant": "spatial"}, {**SPATIAL, "challenge": None}, ("missing_field",), None),
-        ("reasoning", {"variant": "spatial"}, LOGIC, (), "no_heading"),
-        ("reasoning", {"variant": "ruozhiba"}, LOGIC, ("wrong_script",), None),
+        ("reasoning", {"variant": "spatial"}, SPATIAL["question"], (), "no_heading"),
+        ("reasoning", {"variant": "ruozhiba"}, "Can rye bread be baked by a rye baker?", ("wrong_script",), None),
         ("instruction", {}, INSTRUCTION, ("missing_prefix",), None),
         ("instruction", {}, "User prompt: Hello", ("too_short", "persona_unused"), None),
+        ("instruction", {}, f"User prompt: I am {BAKER.lower()}. What is new?", ("copies_persona",), None),
         ("knowledge", {}, {**ARTICLE, "body": PARAGRAPHS[0]}, ("too_short",), None),
         ("knowledge", {}, ARTICLE["body"], ("missing_field",), None),
         ("npc", {}, {**NPC, "name": "Ansel Brandt"}, ("name_taken",), None),
+        ("npc", {}, {**NPC, "interaction": LORE["tidewrack"][:90]}, ("copies_lore",), None),
+        ("npc", {}, {**NPC, "background": f"{NPC['background']} Marrit is {BAKER}."}, ("copies_persona",), None),
         ("npc", {}, {**NPC, "role": "a baker", "background": BAKER + " in a village " * 6, "interaction": "Sells."},
-         ("lore_unused", "repeats_itself"), None),
+         ("lore_unused", "copies_persona", "repeats_itself"), None),
         ("npc", {}, {"drink": "tea"}, (), "wrong_type"),
+        ("tool", {}, {**TOOL, "returns": "float"}, ("too_short",), None),
+        ("tool", {}, {**TOOL, "description": BAKER}, ("copies_persona",), None),
+        ("tool", {}, {**TOOL, "description": "一个查询黑麦价格的工具，订面粉时用。"}, ("wrong_script",), None),
         ("tool", {}, {**TOOL, "function_name": "rye-price"}, ("invalid_name",), None),
         ("tool", {}, {**TOOL, "arguments": [*TOOL["arguments"], TOOL["arguments"][0]]}, ("invalid_arguments",), None),
         ("tool", {}, {**TOOL, "arguments": [{"name": "day", "type": "datetime"}]}, ("invalid_arguments",), None),
@@ -259,7 +271,7 @@ ARGUMENT = {"name": "city", "type": None, "description": "", "required": True}
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"),
+    ("value", "expected"),
     [
         (None, []), ("None", []), ([], []), ({}, []),
         ("city", [ARGUMENT]), (["city"], [ARGUMENT]), ([["city"]], [ARGUMENT]),
@@ -278,8 +290,8 @@ ARGUMENT = {"name": "city", "type": None, "description": "", "required": True}
         ("The path of the file to read.", [{**ARGUMENT, "name": "", "description": "The path of the file to read."}]),
     ],
 )  # fmt: skip
-def test_arguments_are_read_in_every_form_that_models_write(value: object, wanted: list[dict[str, Any]]) -> None:
-    assert arguments(value) == wanted
+def test_arguments_are_read_in_every_form_that_models_write(value: object, expected: list[dict[str, Any]]) -> None:
+    assert arguments(value) == expected
 
 
 def test_released_tools_are_read() -> None:
@@ -353,8 +365,8 @@ def test_terms_of_a_lore_count_unless_they_are_the_personas() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [("Rye bread", "LATIN"), ("黑麦面包 rye", "CJK"), ("パンです", "CJK"), ("Хлеб", "CYRILLIC"), ("12!", None)],
 )
-def test_a_text_is_in_the_script_of_most_of_its_letters(text: str, reading: str | None) -> None:
-    assert text_checks.script(text) == reading
+def test_a_text_is_in_the_script_of_most_of_its_letters(text: str, expected: str | None) -> None:
+    assert text_checks.script(text) == expected

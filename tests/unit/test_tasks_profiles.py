@@ -178,7 +178,7 @@ def test_any_form_of_a_profile_is_read_as_the_same_profile(answer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "entries"),
+    ("fields", "entries"),
     [
         ({"likes": ["rye", "rain"], "dislikes": ["scales"]}, ("likes: rye", "likes: rain", "dislikes: scales")),
         ("rye, rain and snow, old tools.", ("rye", "rain and snow", "old tools")),

@@ -530,7 +530,7 @@ def test_real_line_breaks_are_kept_also_before_what_may_be_a_command(text: str) 
 
 
 @pytest.mark.parametrize(
-    ("source", "wanted"),
+    ("source", "expected"),
     [
         (r"\begin{cases} x \\ y \end{cases}", r"\begin{cases} x \\ y \end{cases}"),
         (r"\begin{cases} x \\\\ y \end{cases}", r"\begin{cases} x \\ y \end{cases}"),

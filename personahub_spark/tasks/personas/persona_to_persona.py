@@ -14,8 +14,8 @@ from personahub_spark.tasks.contract import Reading, Subject, Task
 from personahub_spark.tasks.personas.answers import RELATIONS, read_several
 from personahub_spark.tasks.wording import as_data, fill, in_language, json_format, json_object
 
-# In alphabetic order: a schema is sent with sorted fields, and a model that is held to it writes them in that order.
-# A model describes somebody better after it has named their relation to the given person.
+# A model that is held to a schema writes its fields in their order, and describes somebody better after it has named
+# their relation to the given person.
 _RELATIVE = ("relation", "relation_in_own_words", "who")
 _EXAMPLE_GIVEN = "A climbing bridge inspector who taps rivets by ear and is often away from home for weeks."
 _RELATIVES = (
