@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -15,6 +14,7 @@ from personahub_spark.settings.whole import Settings
 from personahub_spark.store.hub_tables import PERSONAS
 from personahub_spark.store.record_tables import WITHDRAWN
 from personahub_spark.store.text_tables import JUDGEMENTS, SYNTHESES, SYNTHESIS_DUPLICATES
+from personahub_spark.synthesis.conditions import rows_where
 from personahub_spark.tasks.declared import Declaration, library
 from personahub_spark.tasks.judges import TASK_ABOUT, Judge, refuse_other_tasks
 
@@ -67,14 +67,7 @@ def judges(settings: Settings) -> list[tuple[JudgementSettings, Declaration, Jud
 def _texts(context: Context, entry: JudgementSettings, judged: Declaration, number: int) -> DataFrame:
     """The texts that the entry chooses: ``id``, ``persona``, ``text``, ``output``."""
     view = str(judged.view)
-    rows = context.store.view(view)
-    try:
-        chosen = rows.where(entry.where)
-    except (AnalysisException, ParseException) as error:
-        raise SettingsError(
-            f"judgements.{number}.where is no SQL condition over the view {view} ({', '.join(rows.columns)}): "
-            f"{str(error).splitlines()[0]}"
-        ) from None
+    chosen = rows_where(context.store.view(view), entry.where, view=view, setting=f"judgements.{number}.where")
     texts = context.store.read(SYNTHESES).select("synthesis_id", _whole(judged).alias("text"), "output")
     return (
         chosen.select("synthesis_id", "persona")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import IntegerType, StringType, StructField, StructType
@@ -35,6 +35,7 @@ from personahub_spark.store.hub_tables import (
     PERSONAS,
 )
 from personahub_spark.store.text_tables import SECOND_PERSONAS, SELECTIONS
+from personahub_spark.synthesis.conditions import rows_where
 
 MOST_COMPARED = 200_000
 """Candidates that ``diverse`` compares: of more, those that come first by hash."""
@@ -65,20 +66,22 @@ def candidates(context: Context, chosen: Candidates, *, setting: str = "personas
 
     SettingsError if ``where`` is no condition over the columns of ``hub``; ``setting`` is named in it.
     """
-    hub = context.store.view("hub")
-    rows = hub.where(F.substring("persona_id", 1, 8) <= last_of_share(chosen.fraction))
+    rows = context.store.view("hub").where(F.substring("persona_id", 1, 8) <= last_of_share(chosen.fraction))
     if chosen.where is not None:
-        try:
-            rows = rows.where(chosen.where)
-        except (AnalysisException, ParseException) as error:
-            raise SettingsError(
-                f"{setting}.where is no SQL condition over the view hub ({', '.join(hub.columns)}): "
-                f"{str(error).splitlines()[0]}"
-            ) from None
+        rows = rows_where(rows, chosen.where, view="hub", setting=f"{setting}.where")
     if chosen.ids is not None:
         ids = context.spark.createDataFrame([(id_,) for id_ in _ids(chosen.ids, setting)], "persona_id string")
         rows = rows.join(ids, on="persona_id", how="left_semi")
     return rows
+
+
+def refuse_wrong(context: Context, chosen: Mapping[str, Candidates]) -> None:
+    """SettingsError if ``where`` of one of ``chosen``, by the names of their settings, is no condition over ``hub``."""
+    conditions = {f"{setting}.where": one.where for setting, one in chosen.items() if one.where is not None}
+    if conditions:
+        hub = context.store.view("hub")
+        for setting, condition in conditions.items():
+            rows_where(hub, condition, view="hub", setting=setting)
 
 
 def first(context: Context, chosen: ChosenPersonas, number: int) -> DataFrame:

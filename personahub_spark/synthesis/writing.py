@@ -48,13 +48,12 @@ def synthesize(context: Context) -> StepResult:
     result = StepResult(0, {})
     # What is wrong in a later entry is said before the first one is asked.
     pairs = tasks_with_shots(context)
+    chosen: dict[str, Candidates] = {}
     for number, (entry, task) in enumerate(pairs):
-        try:
-            selection.candidates(context, entry.personas)
-            if SECOND in task.inputs:
-                selection.candidates(context, entry.second_persona, setting=SECOND)
-        except SettingsError as error:
-            raise SettingsError(f"synthesis.{number}.{error}") from None
+        chosen[f"synthesis.{number}.personas"] = entry.personas
+        if SECOND in task.inputs:
+            chosen[f"synthesis.{number}.{SECOND}"] = entry.second_persona
+    selection.refuse_wrong(context, chosen)
     for entry, task in pairs:
         result += _write(context, entry, task)
     return result

@@ -30,7 +30,7 @@ from personahub_spark.store.hub_tables import (
     PERSONA_REMOVALS,
     PERSONAS,
 )
-from personahub_spark.store.record_tables import RUNS, WITHDRAWALS, WITHDRAWN
+from personahub_spark.store.record_tables import QUARANTINE, RUNS, WITHDRAWALS, WITHDRAWN
 from personahub_spark.store.text_tables import SYNTHESES, SYNTHESIS_DUPLICATES
 from tests.spark.test_tables import NOW, add, sha
 from tests.spark.test_tables import fill as fill_table
@@ -210,7 +210,9 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     witness = context.store.read(PERSONA_REMOVALS).collect()
     assert [(row["kept_id"] in set(map(id_of, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
 
+    fill_table(context.store, QUARANTINE, {"source": "judge_texts:r", "reason": "no_score"})
     summary = report.summary(context.store, {}, "r")
+    assert "\njudge_texts: unreadable no_score 1\n" in summary and "\n  quarantine " not in summary
     assert "13 distinct = 6 in the hub + 0 flagged + 0 removed by exact_tokens + 1 removed by surface" in summary
     assert "+ 0 removed by semantic + 6 withdrawn" in summary
     assert "math         3 written = 1 pass the form checks + 0 fail one or more + 2 withdrawn" in summary
@@ -234,8 +236,13 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert {row["source"] for row in context.store.view("persona_lineage").where("persona like 'some%'").collect()} == {
         "another"
     }
-    add(context.spark, context.store, PERSONA_ORIGINS, {"persona_id": id_of("child of one"), "source_key": sha("2")})
-    assert run(context).outcomes == {"withdrawn": 0, "withdrawn_before": 3, "stays": 3, "restored": 3}
+    # One of them is in use; its way here goes by its parent, and the new text takes the place of that.
+    edges = ({"persona_id": id_of(text), "source_key": sha("2")} for text in ("child of one", "twice"))
+    add(context.spark, context.store, PERSONA_ORIGINS, *edges)
+    foreseen = run(make_context(context.settings, dry_run=True))
+    returned = run(context)
+    assert returned.outcomes == {"withdrawn": 0, "withdrawn_before": 3, "stays": 3, "restored": 3}
+    assert (foreseen.outcomes, foreseen.rows_added) == (returned.outcomes, returned.rows_added)
     dedup(context)
     third = hub(context)
     assert third == second | {"child of one", "round", "about", "someone new from there"}

@@ -621,6 +621,18 @@ def test_an_order_costs_all_calls_of_a_conversation_and_the_one_call_of_any_othe
     assert costs == {"talk": (1, 20), "game": (1, 10), "play": (1, 10), "rota": (1, 10)}
 
 
+def test_the_best_text_is_one_of_those_about_the_same_row(spark: SparkSession, filled: Store) -> None:
+    texts = [
+        {"synthesis_id": sha(letter), "subject_id": sha(about), "sample": sample, "checks": checks}
+        for letter, about, sample, checks in (("1", "a", 0, ["cut_off"]), ("2", "a", 1, []), ("3", "b", 0, ["cut_off"]))
+    ]
+    rows = frame(spark, SYNTHESES, *texts).withColumn("run_id", F.lit("r"))
+    best = filled.view("best_texts", given={"syntheses": rows}).collect()
+    assert {(row["synthesis_id"], row["subject_id"], row["samples"], row["passed"]) for row in best} == {
+        (sha("2"), sha("a"), 2, True), (sha("3"), sha("b"), 1, False),
+    }  # fmt: skip
+
+
 def test_sums_of_cost_say_how_many_calls_they_leave_out(filled: Store) -> None:
     shown = "status", "class", "requests", "requests_without_cost", "cost_usd"
     ended = filled.view("call_outcomes").where("step = 'extract_personas' AND model = 'm'").select(*shown).collect()
