@@ -99,7 +99,7 @@ def judging(settings: whole.Settings, endpoint: Endpoint, name: str, criterion: 
     tasks = library(settings.tasks)
     declared, sampling = tasks[name], SamplingSettings(**tasks[name].sampling.model_dump())
     options = declared.chosen({"criterion": criterion} if "criterion" in declared.options else {})
-    return Judge(declared, options, endpoint, sampling, {TASK_ABOUT: tasks["math"].about})
+    return Judge(declared, options, endpoint, sampling, shared_texts={TASK_ABOUT: tasks["math"].about})
 
 
 def ask(judge: Judge, rows: Sequence[Labelled], answers: Path) -> None:

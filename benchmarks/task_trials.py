@@ -168,7 +168,8 @@ def _task(settings: whole.Settings, chosen: dict[str, Any], **limits: Any) -> Pr
         raise SettingsError("a conversation takes several calls; try it by jobs/synthesize.py --show")
     sampling = SamplingSettings(**(declaration.sampling.model_dump() | chosen["sampling"]))
     endpoint = settings.endpoint("default").model_copy(update=limits)
-    task = PromptedTask(declaration, declaration.chosen(chosen["options"]), endpoint, sampling, chosen["texts"])
+    options = declaration.chosen(chosen["options"])
+    task = PromptedTask(declaration, options, endpoint, sampling, shared_texts=chosen["texts"])
     if chosen["pattern"] == "zero_shot":
         return task
     with_personas = chosen["pattern"] == "persona_few_shot"

@@ -22,12 +22,15 @@ from personahub_spark.settings.whole import Settings
 from personahub_spark.sources import formats, inputs
 from personahub_spark.sources.formats import File
 from personahub_spark.sources.inputs import FileRows, Judged, Listing, Shape
+from personahub_spark.tasks.contract import Reading, Subject
+from personahub_spark.tasks.declared import library
+from personahub_spark.tasks.prompted import AnswerReader
 from personahub_spark.text import clean, content_id, has_words
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-VERSION = "import-1"
+VERSION = "import-2"
 """Goes up when the same row would give another persona, text or key."""
 
 COLUMNS = {
@@ -39,7 +42,6 @@ COLUMNS = {
 NOT_CHECKED = "not_checked"
 """The check that an imported text fails when this project has none for its task."""
 
-TOOL_KEYS = ("name", "description", "function_name", "input_args", "return", "depend")
 # Name of a task by a word of its description; the first word that occurs counts.
 _TASKS = {
     "tool": "tool", "math": "math", "npc": "npc", "game": "npc", "logic": "reasoning", "reasoning": "reasoning",
@@ -161,13 +163,13 @@ def _judge_record(values: Mapping[str, Any], settings: ImportSettings) -> Judged
     if isinstance(text, str) and text.strip() and text != "None":
         text = clean(text)
         task = task_of(values.get("task"))
-        parts, checks = read_text(task, text)
+        reading = read_text(task, text, persona)
         fields |= {
             "synthesis_id": _hash(source, licence, persona_id, task, text),
             "task": task,
-            "text": parts.get("problem", text),
-            "output": json.dumps(parts or {"text": text}, ensure_ascii=False),
-            "checks": checks,
+            "text": reading.text,
+            "output": json.dumps(reading.output, ensure_ascii=False),
+            "checks": list(reading.checks),
         }
     return Judged(fields)
 
@@ -178,28 +180,26 @@ def task_of(description: Any) -> str:
     return next((task for word, task in _TASKS.items() if word in words), words)
 
 
-def read_text(task: str, text: str) -> tuple[dict[str, str], list[str]]:
-    """Parts of an imported text, and the checks that it fails.
+def read_text(task: str, text: str, persona: str) -> Reading:
+    """An imported text as an output of its task, with the checks that it fails.
 
-    A tool's text is its interface: JSON that may be encoded twice, each part a string or JSON; checks: not_json (not
-    such an object), keys_missing (of the six keys of an interface). Texts of other tasks are not checked.
+    A tool is read and checked as an answer of the task tool is. One that cannot be read is kept as it came, with the
+    failure of ``AnswerReader.read`` as its check. Texts of other tasks are not checked.
     """
     if task == "math":
-        return {"problem": text.strip().removeprefix("Math problem:").strip()}, [NOT_CHECKED]
+        problem = text.strip().removeprefix("Math problem:").strip()
+        return Reading(problem, output={"problem": problem}, checks=(NOT_CHECKED,))
+    as_it_came = Reading(text, output={"text": text}, checks=(NOT_CHECKED,))
     if task != "tool":
-        return {}, [NOT_CHECKED]
-    try:
-        value: Any = json.loads(text, strict=False)
-        if isinstance(value, str):
-            value = json.loads(value, strict=False)
-        if not isinstance(value, dict):
-            return {}, ["not_json"]
-        parts = {
-            clean(name): string for name, string in ((name, _as_string(part)) for name, part in value.items()) if string
-        }
-    except (ValueError, RecursionError):
-        return {}, ["not_json"]
-    return parts, [] if all(name in value for name in TOOL_KEYS) else ["keys_missing"]
+        return as_it_came
+    (reading,) = _tools().read(text, "stop", Subject("", {"persona": persona}))
+    return reading if reading.failure is None else dataclasses.replace(as_it_came, checks=(reading.failure,))
+
+
+@functools.cache
+def _tools() -> AnswerReader:
+    tool = library()["tool"]
+    return AnswerReader(tool, tool.chosen({}))
 
 
 def _shape(settings: ImportSettings) -> Shape:

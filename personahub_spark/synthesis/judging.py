@@ -60,7 +60,8 @@ def judges(settings: Settings) -> list[tuple[JudgementSettings, Declaration, Jud
         sampling = declaration.sampling.model_dump() | entry.sampling.model_dump(exclude_none=True)
         shared = {TASK_ABOUT: judged.about} if TASK_ABOUT in declaration.inputs else {}
         endpoint = settings.endpoint(entry.model)
-        chosen.append((entry, judged, Judge(declaration, options, endpoint, SamplingSettings(**sampling), shared)))
+        task = Judge(declaration, options, endpoint, SamplingSettings(**sampling), shared_texts=shared)
+        chosen.append((entry, judged, task))
     return chosen
 
 

@@ -117,7 +117,7 @@ def _task(
                 raise SettingsError(
                     f"{where}.{name}: task {entry.task} is no conversation, so nobody replies; leave it out"
                 )
-        return PromptedTask(declaration, options, settings.endpoint(entry.model), sampling, entry.texts)
+        return PromptedTask(declaration, options, settings.endpoint(entry.model), sampling, shared_texts=entry.texts)
     if entry.pattern != "zero_shot":
         raise SettingsError(
             f"{where}.pattern: task {entry.task} is a conversation, which shows no examples; choose zero_shot"
@@ -127,7 +127,7 @@ def _task(
         options,
         settings.endpoint(entry.model),
         sampling,
-        entry.texts,
+        shared_texts=entry.texts,
         assistant=settings.endpoint(entry.assistant_model or entry.model),
         assistant_settings=_sampling(conversation.sampling, entry.assistant_sampling),
     )

@@ -28,36 +28,19 @@ _BROKEN_JSON = re.compile(r"""\A[\[{]\s*["\[{}]""")
 
 
 @dataclass(frozen=True)
-class PromptedTask(Task):
-    """A declared task with the ``options`` that were chosen (see ``Declaration.chosen``), for one model."""
+class AnswerReader:
+    """Reads answers to a declared task with the ``options`` that were chosen (see ``Declaration.chosen``)."""
 
     declaration: Declaration
     options: Mapping[str, str | None]
-    endpoint: Endpoint
-    settings: SamplingSettings
-    shared_texts: Mapping[str, str] = field(default_factory=dict)
+    shared_texts: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Declared inputs that are the same for all subjects."""
-    shots: Shots | None = None
+    shots: Shots | None = field(default=None, kw_only=True)
     """The examples that the prompts show; None with the pattern zero_shot."""
-    second: str | None = None
-    """A hash of the settings that decide who the second persona is; None where there is none."""
 
     @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.declaration.name
-
-    @property
-    def inputs(self) -> tuple[str, ...]:  # type: ignore[override]
-        brought = self.shots.inputs if self.shots is not None else ()
-        return (*self._own_inputs, *brought)
-
-    @property
-    def _own_inputs(self) -> tuple[str, ...]:
-        """Inputs of the declaration that differ from subject to subject."""
-        return tuple(name for name in self.declaration.needed(self.options) if name not in self.shared_texts)
-
-    @property
-    def checks(self) -> tuple[str, ...]:  # type: ignore[override]
+    def checks(self) -> tuple[str, ...]:
+        """Names of the checks that an output may fail."""
         return (*(check.name for check in self.declaration.checks), *(IMPLICIT if self.shots is not None else ()))
 
     def read(self, answer: str | None, finish_reason: str | None, subject: Subject) -> tuple[Reading, ...]:
@@ -101,7 +84,7 @@ class PromptedTask(Task):
             is_cut=is_cut,
             in_other_language=self.options.get("language", "same") not in (None, "same"),
             prefix=self._prefix,
-            instructions=self._system,
+            instructions=self._instructions,
             examples=self._example_texts,
             shots=[words for shot in shots for words in shot.texts],
             drawn={name: one.data for name, one in drawn.items()},
@@ -160,6 +143,11 @@ class PromptedTask(Task):
         words = r"\s+".join(map(re.escape, re.findall(r"\w+", prefix)))
         return re.compile(rf"\A[\W_]*{words}[*_]*\s*[:\uff1a][*_\s]*", re.IGNORECASE)
 
+    @property
+    def _instructions(self) -> str:
+        """What the prompt says before any data; a text that was not asked for here had no prompt."""
+        return ""
+
     @cached_property
     def _example_texts(self) -> tuple[str, ...]:
         texts: list[str] = []
@@ -170,6 +158,47 @@ class PromptedTask(Task):
                     texts += [str(each) for each in (part.values() if isinstance(part, dict) else [part])
                               if isinstance(each, str)]  # fmt: skip
         return tuple(texts)
+
+    def _draws(self, subject: Subject) -> dict[str, Drawn]:
+        """What is drawn for ``subject``, by name of the draw."""
+        return {name: draw(name, self.declaration.draw[name].parameters, subject) for name in self._drawing}
+
+    @cached_property
+    def _drawing(self) -> tuple[str, ...]:
+        """Names of the draws that are made with the task's options."""
+        return tuple(
+            name
+            for name, one in self.declaration.draw.items()
+            if all(self.options.get(option) == value for option, value in one.only_with.items())
+        )
+
+
+@dataclass(frozen=True)
+class PromptedTask(AnswerReader, Task):  # type: ignore[override]  # checks are a property
+    """A declared task with the ``options`` that were chosen, for one model."""
+
+    endpoint: Endpoint
+    settings: SamplingSettings
+    second: str | None = None
+    """A hash of the settings that decide who the second persona is; None where there is none."""
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.declaration.name
+
+    @property
+    def inputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        brought = self.shots.inputs if self.shots is not None else ()
+        return (*self._own_inputs, *brought)
+
+    @property
+    def _own_inputs(self) -> tuple[str, ...]:
+        """Inputs of the declaration that differ from subject to subject."""
+        return tuple(name for name in self.declaration.needed(self.options) if name not in self.shared_texts)
+
+    @property
+    def _instructions(self) -> str:
+        return self._system
 
     @property
     def _form(self) -> str:
@@ -252,19 +281,6 @@ class PromptedTask(Task):
         if self.shots is not None and not self.shots.are_fixed:
             texts[_SHOWN] = self._block(self.shots.chosen(subject))
         return texts
-
-    def _draws(self, subject: Subject) -> dict[str, Drawn]:
-        """What is drawn for ``subject``, by name of the draw."""
-        return {name: draw(name, self.declaration.draw[name].parameters, subject) for name in self._drawing}
-
-    @cached_property
-    def _drawing(self) -> tuple[str, ...]:
-        """Names of the draws that are made with the task's options."""
-        return tuple(
-            name
-            for name, one in self.declaration.draw.items()
-            if all(self.options.get(option) == value for option, value in one.only_with.items())
-        )
 
     @property
     def _cuts(self) -> dict[str, Any]:

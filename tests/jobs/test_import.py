@@ -28,7 +28,11 @@ from personahub_spark.store.table import Table
 from personahub_spark.store.text_tables import SYNTHESES
 from tests.stores import live_files
 
-TOOL = {"name": "n", "description": "d", "function_name": "f", "input_args": {}, "return": "r", "depend": []}
+TOOL = {
+    "name": "Law finder", "description": "Finds what Roman law says about a case, for a judge who asks.",
+    "function_name": "find_law", "input_args": {"case": {"type": "str", "description": "what it is about"}},
+    "return": "the text as a string", "depend": [],
+}  # fmt: skip
 CHAT = [{"persona": f"A cook number {n} who keeps bees"} for n in range(3)]
 
 
@@ -130,7 +134,10 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     }
     assert labels == {"elite.jsonl": {"general domain (top 1 percent)": "Law"}, "fine.parquet": {"labels": '["air"]'}}
     texts = {row["text"]: (row["task"], row["checks"]) for row in context.store.read(SYNTHESES).collect()}
-    assert texts == {json.dumps(json.dumps(TOOL)): ("tool", []), '"{no"': ("tool", ["not_json"])}
+    assert texts == {TOOL["description"]: ("tool", []), '"{no"': ("tool", ["not_json"])}
+    (tool,) = context.store.view("tools").where("passed").collect()
+    assert (tool["name"], tool["returns"], tool["dependencies"]) == ("Law finder", "the text as a string", [])
+    assert [tuple(argument) for argument in tool["arguments"]] == [("case", "string", "what it is about", True)]
     personas = {row["text"]: row for row in context.store.read(PERSONAS).collect()}
     assert len(personas) == context.store.read(PERSONA_ORIGINS).count() - 1 == cut[0] - 1 + 5  # one has two licences
     assert personas["A pilot from Lima"]["lang"] == "en"

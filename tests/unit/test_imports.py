@@ -112,31 +112,55 @@ def test_the_same_persona_of_another_source_or_licence_is_another_row_and_a_row_
     assert (persona["persona"], persona["source"]) == ("A judge", "theirs")
 
 
-TOOL = {"name": "n", "description": "d", "function_name": "f", "input_args": {"a": 1}, "return": ["r"], "depend": "x"}
+MAKER = "A village baker who bakes rye loaves before dawn"
+TOOL = {
+    "name": "Loaf timer", "description": "Tells a village baker when the rye loaves are done.", "function_name": "loaf",
+    "input_args": {"oven": {"type": "int", "description": "number of the oven"}}, "return": ["the time as text"],
+    "depend": "requests, pytz",
+}  # fmt: skip
+TYPED = {
+    "name": TOOL["name"], "description": TOOL["description"], "function_name": "loaf",
+    "arguments": [{"name": "oven", "type": "integer", "description": "number of the oven", "required": True}],
+    "returns": "the time as text", "dependencies": ["requests", "pytz"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "text", [json.dumps(json.dumps(TOOL)), json.dumps(TOOL), json.dumps(json.dumps(TOOL, indent=1))]
-)
-def test_a_tool_is_read_however_often_it_was_encoded(text: str) -> None:
-    parts, checks = read_text("tool", text)
-    assert checks == []
-    assert parts == {**TOOL, "input_args": '{"a": 1}', "return": '["r"]'}
+    "text",
+    [
+        json.dumps(TOOL), json.dumps(json.dumps(TOOL)), json.dumps(json.dumps(TOOL, indent=1)), json.dumps([TOOL]),
+        json.dumps(json.dumps(json.dumps(TOOL))), json.dumps(TYPED), f"```json\n{json.dumps(TOOL)}\n```",
+    ],
+)  # fmt: skip
+def test_a_tool_is_read_with_types_however_it_was_written(text: str) -> None:
+    row = judged({"input persona": MAKER, "synthesized text": text, "description": "tool development"})
+    assert json.loads(row["output"]) == TYPED
+    assert (row["text"], row["checks"]) == (TOOL["description"], [])
+
+
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        ("missing_field", {"name": None}), ("invalid_name", {"function_name": "bake loaf"}),
+        ("invalid_arguments", {"input_args": {"oven": {"type": "Oven", "description": "the oven"}}}),
+    ],
+)  # fmt: skip
+def test_a_tool_is_checked_as_an_answer_is(check: str, change: dict[str, Any]) -> None:
+    assert read_text("tool", json.dumps(TOOL), MAKER).checks == ()
+    assert read_text("tool", json.dumps(TOOL | change), MAKER).checks == (check,)
+    assert read_text("tool", json.dumps(TOOL), "A pilot").checks == ("persona_unused",)
 
 
 @pytest.mark.parametrize(
     ("check", "text"),
     [
-        ("not_json", json.dumps("{'name': 1}")),
-        ("not_json", "a tool for bakers"),
-        ("not_json", json.dumps([TOOL])),
-        ("not_json", json.dumps(json.dumps(json.dumps(TOOL)))),
-        ("not_json", "[" * 100_000),
-        ("keys_missing", json.dumps(dict.fromkeys(list(TOOL)[1:], "x"))),
+        ("not_json", json.dumps("{'name': 1}")), ("no_heading", "a tool for bakers"), ("wrong_type", '{"stray": 1}'),
+        ("too_long", "[" * 100_000), ("no_text", "[" * 10_000),
     ],
-)
-def test_what_is_no_interface_fails_its_check(check: str, text: str) -> None:
-    assert read_text("tool", text)[1] == [check]
+)  # fmt: skip
+def test_what_is_no_tool_is_kept_as_it_came_and_says_why(check: str, text: str) -> None:
+    row = judged({"input persona": MAKER, "synthesized text": text, "description": "tool development"})
+    assert (row["text"], json.loads(row["output"]), row["checks"]) == (text, {"text": text}, [check])
 
 
 def test_a_text_comes_with_its_task_and_says_when_nothing_checked_it() -> None:

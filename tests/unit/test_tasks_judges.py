@@ -24,7 +24,7 @@ PROBLEM = "A baker buys 12 sacks of rye. What does she pay?"
 def judge(endpoint: Endpoint = PLAIN, **options: Any) -> Judge:
     declared = library()["judge"]
     sampling = SamplingSettings(**declared.sampling.model_dump())
-    return Judge(declared, declared.chosen(options), endpoint, sampling, {"task_about": "A math problem."})
+    return Judge(declared, declared.chosen(options), endpoint, sampling, shared_texts={"task_about": "A math problem."})
 
 
 def read(answer: object, *, text: str = PROBLEM, finish: str = "stop") -> Reading:
@@ -115,7 +115,7 @@ def test_the_constant_part_of_the_question_comes_first_and_the_judged_text_last(
 
 def test_what_is_judged_for_another_task_is_another_judgement() -> None:
     declared = library()["judge"]
-    other = Judge(declared, declared.chosen({}), PLAIN, judge().settings, {"task_about": "A poem."})
+    other = Judge(declared, declared.chosen({}), PLAIN, judge().settings, shared_texts={"task_about": "A poem."})
     assert len({judge().recipe, other.recipe, judge(criterion="validity").recipe}) == 3
 
 
