@@ -96,12 +96,11 @@ def run(
     as_yaml = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
     chosen = loading.load(CONF, as_yaml)
     pipeline = run_pipeline.chosen(chosen)
-    preflight.check(chosen, pipeline)  # before any download; open_context checks it again
+    look_again = preflight.check(chosen, pipeline)  # before any download
     with clock("downloads"):
         jars.jars(chosen.spark)
         local_models.fetch_embedder(chosen.embedding.model)
-    context = open_context(chosen, pipeline)
-    look_again = context.before_asking
+    context = open_context(chosen)
     with contextlib.ExitStack() as served:
 
         def serve(model_endpoint: Endpoint) -> None:

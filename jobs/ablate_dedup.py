@@ -11,8 +11,8 @@ from pathlib import Path
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.hub.ablation import THRESHOLDS, TIERS, Outcome, ablate
-from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
+from personahub_spark.program.options import parser
 from personahub_spark.program.start import open_context
 from personahub_spark.settings.loading import load
 

@@ -3,8 +3,8 @@
 from decimal import Decimal
 
 from personahub_spark.hub.calibration import calibrate
-from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
+from personahub_spark.program.options import parser
 from personahub_spark.program.start import open_context
 from personahub_spark.settings.loading import load
 

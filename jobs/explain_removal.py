@@ -6,8 +6,8 @@ The view ``removals`` has the same in SQL, without the words that differ.
 from pathlib import Path
 
 from personahub_spark.hub.audit import audit, explain, write_audit
-from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
+from personahub_spark.program.options import parser
 from personahub_spark.program.start import open_context
 from personahub_spark.settings.loading import load
 

@@ -11,7 +11,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from io import TextIOWrapper
 
-from personahub_spark.program.cli import parser
+from personahub_spark.program.options import parser
 
 # The package comes first, so that Ctrl-C ends what is imported next.
 # isort: split

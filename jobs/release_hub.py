@@ -9,8 +9,8 @@ import logging
 import sys
 
 from personahub_spark.hub import releases
-from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
+from personahub_spark.program.options import parser
 from personahub_spark.program.start import open_context
 from personahub_spark.program.steps import Step, run_step
 from personahub_spark.settings.loading import load

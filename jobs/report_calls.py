@@ -1,7 +1,7 @@
 """Print the cost and outcomes of calls: by run, by step with the cost of one kept row, by outcome, by latency."""
 
-from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
+from personahub_spark.program.options import parser
 from personahub_spark.program.start import open_context
 from personahub_spark.settings.loading import load
 from personahub_spark.store.store import view_query

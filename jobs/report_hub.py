@@ -1,7 +1,7 @@
 """Print statistics of the hub: novelty and cost by hop, and the number of personas of kinds rare on the web."""
 
-from personahub_spark.program.cli import parser
 from personahub_spark.program.faults import exit_code
+from personahub_spark.program.options import parser
 from personahub_spark.program.start import open_context
 from personahub_spark.publication import report
 from personahub_spark.settings.loading import load

@@ -3,7 +3,7 @@
 The view ``persona_lineage`` has the same in SQL; this job reads only few rows, by their keys, also in large tables.
 """
 
-from personahub_spark.program.cli import parser
+from personahub_spark.program.options import parser
 
 # The package comes first, so that Ctrl-C ends what is imported next.
 # isort: split

@@ -12,8 +12,9 @@ import dedup_texts
 
 from personahub_spark.hub.reach import KINDS
 from personahub_spark.hub.withdrawals import Rule, withdraw, withdraw_and_settle
-from personahub_spark.program.cli import parser
+from personahub_spark.program import preflight
 from personahub_spark.program.faults import exit_code
+from personahub_spark.program.options import parser
 from personahub_spark.program.start import open_context
 from personahub_spark.program.steps import Step
 from personahub_spark.settings.loading import load
@@ -42,7 +43,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("py4j").setLevel(logging.WARNING)
     with exit_code():
-        context = open_context(load(arguments.conf, arguments.set), (STEP,), dry_run=arguments.dry_run)
+        settings = load(arguments.conf, arguments.set)
+        preflight.check(settings, (STEP,), dry_run=arguments.dry_run)
+        context = open_context(settings, dry_run=arguments.dry_run)
         withdraw_and_settle(context, rule, also=[dedup_texts.STEP])
 
 

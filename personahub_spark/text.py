@@ -6,6 +6,7 @@ interpreter's Unicode tables: characters that a newer Unicode assigns may tokeni
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import html
 import re
@@ -13,6 +14,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 TOKENIZER_VERSION = 1
 """Goes up when ``normalise`` or ``tokens`` change what they return."""
@@ -43,9 +45,6 @@ def _is_unspaced(character: str) -> bool:
 
 
 _EMOJI = "\u231a-\u23ff\u25a0-\u27bf\u2934\u2935\u2b05-\u2b55\u3030\u303d\U0001f000-\U0001faff"
-_MARK = _character_class(lambda character: unicodedata.category(character)[0] == "M")
-_UNSPACED = _character_class(_is_unspaced) + "\U00020000-\U0003ffff"
-_SPACED = _character_class(lambda character: character.isalnum() and not _is_unspaced(character))
 
 _UNREADABLE = "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff"
 _UNREADABLE_ONE = re.compile(f"[{_UNREADABLE}]")
@@ -64,13 +63,32 @@ def _spaced_words(letters: str, marks: str) -> str:
 
 
 _ASCII_TOKEN = re.compile(_spaced_words("a-z0-9", ""))
-_TOKEN = re.compile(
-    rf"{_spaced_words(_SPACED, _MARK)}|(?:[{_UNSPACED}][{_MARK}]*)+"
-    rf"|[\U0001f1e6-\U0001f1ff]{{2}}|[{_EMOJI}][\U0001f3fb-\U0001f3ff{_MARK}]*"
-    rf"(?:\u200d[{_EMOJI}][\U0001f3fb-\U0001f3ff{_MARK}]*)*"
-)
-_CLUSTER = re.compile(f"[{_UNSPACED}][{_MARK}]*")
-_IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+
+
+class _AnyScript(NamedTuple):
+    """Expressions for texts of any script. A cluster is a character of an unspaced script with its marks."""
+
+    token: re.Pattern[str]
+    cluster: re.Pattern[str]
+    unspaced: re.Pattern[str]
+
+
+@functools.cache
+def _any_script() -> _AnyScript:
+    """Made at the first use: it takes a third of a second, and many programs compare no texts."""
+    mark = _character_class(lambda character: unicodedata.category(character)[0] == "M")
+    unspaced = _character_class(_is_unspaced) + "\U00020000-\U0003ffff"
+    spaced = _character_class(lambda character: character.isalnum() and not _is_unspaced(character))
+    return _AnyScript(
+        token=re.compile(
+            rf"{_spaced_words(spaced, mark)}|(?:[{unspaced}][{mark}]*)+"
+            rf"|[\U0001f1e6-\U0001f1ff]{{2}}|[{_EMOJI}][\U0001f3fb-\U0001f3ff{mark}]*"
+            rf"(?:\u200d[{_EMOJI}][\U0001f3fb-\U0001f3ff{mark}]*)*"
+        ),
+        cluster=re.compile(f"[{unspaced}][{mark}]*"),
+        unspaced=re.compile(f"[{unspaced}]"),
+    )
+
 
 _ASCII_CHEAP = bytes(code for code in range(128) if chr(code).isalpha() or chr(code) == " ")
 
@@ -136,10 +154,11 @@ def tokens(text: str) -> list[str]:
     plain = normalise(text).replace("\u2019", "'")
     if plain.isascii():
         return _ASCII_TOKEN.findall(plain)
+    script = _any_script()
     words: list[str] = []
-    for token in _TOKEN.findall(plain):
-        if _IS_UNSPACED.match(token):
-            clusters = _CLUSTER.findall(token)
+    for token in script.token.findall(plain):
+        if script.unspaced.match(token):
+            clusters = script.cluster.findall(token)
             if len(clusters) == 1:
                 words.append(token)
             else:
@@ -226,7 +245,7 @@ def words(text: str) -> list[str]:
 
     In scripts that write no blanks between words each character counts.
     """
-    apart = _CLUSTER.sub(r" \g<0> ", normalise(text))
+    apart = _any_script().cluster.sub(r" \g<0> ", normalise(text))
     return [word for word in tokens(apart) if any(map(str.isalnum, word))]
 
 

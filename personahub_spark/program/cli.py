@@ -1,4 +1,4 @@
-"""The options and exit codes that all jobs share.
+"""Programs that run steps: their options and exit codes.
 
 0 all done; 2 something to mend first, in one sentence; 3 done but for calls put off to a later run.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from personahub_spark.errors import SettingsError
 from personahub_spark.program import preflight
 from personahub_spark.program.faults import exit_code
+from personahub_spark.program.options import parser
 from personahub_spark.program.start import open_context
 from personahub_spark.program.steps import Context, Step, StepResult, run_steps
 from personahub_spark.settings import loading
@@ -52,7 +53,8 @@ def run(
                 step.check(settings)
             for line in preflight.ask_one_word(settings, chosen):
                 print(line, file=sys.stderr)
-        context = open_context(settings, chosen, dry_run=arguments.dry_run)
+        before_asking = preflight.check(settings, chosen, dry_run=arguments.dry_run)
+        context = open_context(settings, dry_run=arguments.dry_run, before_asking=before_asking)
         if arguments.dry_run:
             context.progress.say("dry run: nothing is asked, nothing is written")
         results = run_steps(context, chosen)
@@ -68,15 +70,6 @@ def exit_if_put_off(results: dict[str, StepResult]) -> None:
     if calls:
         print(f"{calls:,} calls were put off; run again to go on", file=sys.stderr)
         sys.exit(3)
-
-
-def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with the options of all jobs."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--conf", default="conf/local.yaml", help="settings file (default: %(default)s)")
-    made.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="one setting over the file's")
-    made.add_argument("--dry-run", action="store_true", help="say what would be done; ask no model, write nothing")
-    return made
 
 
 def asking_parser(doc: str) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pyspark
 
@@ -35,8 +36,14 @@ OLDEST_JAVA = 17
 NO_TRACE = "-XX:-UsePerfData"  # or Java leaves a folder hsperfdata_… among the temporary files
 
 
+class Java(NamedTuple):
+    program: str
+    banner: str
+    """What it says about itself: its version and build."""
+
+
 @functools.cache
-def java() -> str:
+def java() -> Java:
     """The java program, at least version 17; PersonaHubError says what to install."""
     home = os.environ.get("JAVA_HOME")
     program = shutil.which(str(Path(home) / "bin" / "java") if home else "java")
@@ -52,7 +59,7 @@ def java() -> str:
         raise PersonaHubError(
             f"{program} is Java {version[1] if version else '?'}, at least {OLDEST_JAVA} is needed; {advice}"
         )
-    return program
+    return Java(program, banner)
 
 
 def jars(spark_settings: SparkSettings) -> list[Path]:
@@ -103,7 +110,7 @@ def _resolve(module: str, folder: Path, ivy_settings: str | None) -> None:
         )
         ivy = next(Path(pyspark.__file__).parent.glob("jars/ivy-*.jar"))
         command = [
-            java(), NO_TRACE, "-jar", str(ivy), "-settings", ivy_settings or str(root / "settings.xml"),
+            java().program, NO_TRACE, "-jar", str(ivy), "-settings", ivy_settings or str(root / "settings.xml"),
             "-cache", str(root / "cache"),
             "-ivy", str(root / "ivy.xml"), "-retrieve",
             f"{root}/jars/[organisation]_[artifact]-[revision](-[classifier]).[ext]", "-types", "jar", "bundle",

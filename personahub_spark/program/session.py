@@ -10,8 +10,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
@@ -19,6 +20,7 @@ from pyspark.sql import SparkSession
 from personahub_spark import files
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.program import endings
+from personahub_spark.program.class_archive import PROPERTIES, ClassArchive
 from personahub_spark.program.code import shipped
 from personahub_spark.program.faults import cause
 from personahub_spark.program.jars import EXCLUDED, NO_TRACE, coordinates, jars, java
@@ -66,6 +68,7 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     options = dict(ALWAYS)
     class_path: list[Path] = []
+    archive: ClassArchive | None = None
     if spark_settings.spark_nlp:
         options |= KRYO
     if submitted:
@@ -80,7 +83,7 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
         options["spark.app.name"] = spark_settings.app_name
         options["spark.ui.showConsoleProgress"] = "false"  # steps show their own progress
         options[JAVA_OPTIONS] = f'"-Djava.io.tmpdir={endings.run_folder()}" {NO_TRACE} {TO_STDERR}'
-        os.environ.setdefault("SPARK_LAUNCHER_OPTS", NO_TRACE)
+        os.environ.setdefault("SPARK_LAUNCHER_OPTS", f"{NO_TRACE} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
         if spark_settings.master.startswith("local"):
             options |= LAPTOP
             log_settings = Path(__file__).with_name("log4j2.properties")
@@ -95,6 +98,9 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
             if spark_settings.ivy_settings is not None:
                 options["spark.jars.ivySettings"] = spark_settings.ivy_settings
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        if spark_settings.is_one_process and SparkContext._gateway is None:
+            archive = ClassArchive(class_path)
+            options[JAVA_OPTIONS] += f" {archive.options()}"
     ours = options.get(JAVA_OPTIONS, "")
     options |= spark_settings.conf
     if not submitted and spark_settings.is_one_process:
@@ -115,6 +121,10 @@ def build(spark_settings: SparkSettings, *, keeps_tables: bool = False) -> Spark
             spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except Exception as error:  # PySpark raises bare RuntimeError, Py4J or captured errors here; all end the start
         raise PersonaHubError(f"Spark did not start: {cause(error)}") from error
+    if archive is not None:
+        jvm: Any = spark.sparkContext._jvm
+        properties = {name: jvm.System.getProperty(name) for name in PROPERTIES}
+        _to_learn.append(functools.partial(archive.learn, properties))
     endings.listen_again(cluster=not whole.is_one_process(str(spark.sparkContext.master)))
     _refuse_speculation(spark.sparkContext.getConf())  # spark-submit or spark-defaults.conf may have turned it on
     spark.sparkContext.setLogLevel("ERROR")
@@ -204,6 +214,10 @@ def _is_utf8(encoding: str) -> bool:
     return encoding.replace("-", "").lower() == "utf8"
 
 
+_to_learn: list[Callable[[], None]] = []
+"""What to do with the classes that the JVM of this process loaded, when it has ended."""
+
+
 @functools.cache
 def _end_java_at_exit() -> None:
     """Register once a process, before any session: exit functions run in reverse order, so the JVM ends last."""
@@ -222,6 +236,9 @@ def _end_java() -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.returncode == 0:
+            for learn in _to_learn:
+                learn()
 
 
 def _own_local_folders(options: dict[str, str]) -> None:

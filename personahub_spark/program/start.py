@@ -1,21 +1,25 @@
-"""Start a program: check what its steps need, build the session, open the store."""
+"""Start a program: build the session, open the store.
+
+Programs that only read tables start by this alone, so it imports nothing that asks models: the clients take a second.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from pyspark.sql import SparkSession
 
-from personahub_spark.program import endings, preflight
+from personahub_spark.program import endings
 from personahub_spark.program.progress import Progress
 from personahub_spark.program.session import build, refuse_a_catalog_that_forgets, refuse_names_that_java_has_not
-from personahub_spark.program.steps import Context, Step, now
+from personahub_spark.program.steps import Context, now
 from personahub_spark.settings import loading
+from personahub_spark.settings.models import Endpoint
 from personahub_spark.settings.whole import Settings
 from personahub_spark.store.store import Store
 from personahub_spark.tasks.declared import library
@@ -23,16 +27,18 @@ from personahub_spark.tasks.views import view_query
 
 
 def open_context(
-    settings: Settings, steps: Collection[Step] = (), *, dry_run: bool = False, progress: Progress | None = None
+    settings: Settings,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    before_asking: Callable[[Endpoint], None] = lambda _: None,
 ) -> Context:
-    """A context with a session and a store, to run ``steps`` in.
+    """A context with a session and a store; steps that it is to run are checked before, see ``preflight``.
 
-    Raises PersonaHubError before Spark starts if the steps lack something (see ``preflight``), as ``build`` does, and
-    for managed tables in a catalog that forgets them.
+    Raises PersonaHubError as ``build`` does, and for managed tables in a catalog that forgets them.
     """
     prices = loading.load_prices(settings.prices)
     views = task_views(settings.tasks)
-    before_asking = preflight.check(settings, steps, dry_run=dry_run)
     spark = build(settings.spark, keeps_tables=settings.store.root is None)
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ:  # there the session belongs to the notebook
         atexit.register(_end, spark)  # or a cluster manager reports that the program died

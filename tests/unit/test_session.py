@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pyspark import SparkContext
 
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.program import code, faults, jars, session, steps
@@ -75,7 +76,7 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 )
 def test_java_17_or_newer_is_taken(fake_java: Callable[..., Path], version: str) -> None:
     folder = fake_java(version)
-    assert jars.java() == str(folder / "java")
+    assert jars.java().program == str(folder / "java")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +235,43 @@ def test_what_is_started_with_the_jvm_prints_nothing_to_the_programs_output(capf
     assert capfd.readouterr() == ("Using CPUs\n", "a crash\n")
 
 
+@pytest.mark.parametrize(
+    ("master", "conf", "archived"),
+    [
+        ("local[2]", {}, True),
+        ("local-cluster[1,1,1024]", {}, False),
+        ("local[2]", {"spark.master": "spark://elsewhere:7077"}, False),
+    ],
+)
+def test_only_in_one_process_java_takes_classes_from_an_archive(
+    monkeypatch: pytest.MonkeyPatch,
+    fake_java: Callable[..., Path],
+    master: str,
+    conf: dict[str, str],
+    archived: bool,
+) -> None:
+    fake_java('openjdk version "17.0.9"\nOpenJDK 64-Bit Server VM (mixed mode, sharing)')
+    chosen: dict[str, str] = {}
+
+    class Options:  # in a process with a JVM, the real class reads that JVM's options too
+        def set(self, key: str, value: str) -> None:
+            chosen[key] = value
+
+    class BuiltError(Exception):
+        pass
+
+    def refuse(_: object) -> None:
+        raise BuiltError
+
+    monkeypatch.setattr(session, "SparkConf", Options)
+    monkeypatch.setattr(session, "_refuse_speculation", refuse)
+    monkeypatch.setattr(SparkContext, "_gateway", None)  # this process may have a JVM
+    monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
+    with pytest.raises(BuiltError):
+        session.build(SparkSettings(master=master, conf=conf))
+    assert ("-XX:DumpLoadedClassList=" in chosen[session.JAVA_OPTIONS]) == archived
+
+
 def test_the_package_runs_from_its_zip(tmp_path: Path) -> None:
     archive = code.package_zip(tmp_path / "package.zip")
     shipped = {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("__init__.py")}
@@ -359,6 +397,14 @@ def run_job(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / name), run_name="__main__")
     return ended.value.code
+
+
+def test_programs_that_only_read_do_not_import_the_clients_of_models() -> None:
+    jobs = "query_tables, trace_persona, explain_removal, report_hub, report_calls, release_hub"
+    program = f"import sys\nimport {jobs}\nprint({{'openai', 'aiohttp'}} & sys.modules.keys())"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'jobs'}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "set()\n", done.stderr
 
 
 @pytest.mark.parametrize("name", [f"jobs/{job}" for job in JOBS] + ["demo/run.py"])
