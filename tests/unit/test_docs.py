@@ -104,7 +104,7 @@ def test_files_that_are_named_exist(page: str) -> None:
 @every_page
 def test_commands_have_the_targets_and_options_that_are_used(page: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    common = (ROOT / "personahub_spark" / "program" / "cli.py").read_text()
+    common = "".join((ROOT / "personahub_spark" / "program" / name).read_text() for name in ("options.py", "cli.py"))
     for command in commands(PAGES[page]):
         if target := re.match(r"make ([a-z]+)", command):
             assert target[1] in targets, f"{page}: {command}"
