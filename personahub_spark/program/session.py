@@ -229,6 +229,8 @@ def _end_java() -> None:
     process = getattr(SparkContext._gateway, "proc", None)
     if process is None or process.poll() is not None:
         return
+    # Py4J may still send that an object is no longer used, and logs by the root logger that Java has gone.
+    logging.getLogger().addFilter(lambda _: False)
     with endings.by_signals():
         process.stdin.close()
         try:

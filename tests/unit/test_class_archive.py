@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import shlex
@@ -215,12 +216,16 @@ def test_java_uses_an_archive_and_says_nothing_about_one_that_it_cannot_use(
 
 
 @pytest.mark.parametrize(("ending", "learns"), [("cat", True), ("cat; exit 1", False)])
-def test_only_a_jvm_that_ended_by_itself_is_learned_from(
-    monkeypatch: pytest.MonkeyPatch, ending: str, learns: bool
+def test_only_a_jvm_that_ended_by_itself_is_learned_from_and_its_end_is_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ending: str, learns: bool
 ) -> None:
+    monkeypatch.setattr(logging.getLogger(), "filters", [])
     learned: list[Callable[[], None]] = []
     process = subprocess.Popen(["sh", "-c", ending], stdin=subprocess.PIPE)
     monkeypatch.setattr(SparkContext, "_gateway", SimpleNamespace(proc=process))
     monkeypatch.setattr(session, "_to_learn", [lambda: learned.append(print)])
     session._end_java()
     assert bool(learned) == learns
+    logging.error("Exception while sending command.")  # as Py4J does
+    logging.getLogger("personahub_spark").warning("ours")
+    assert caplog.messages == ["ours"]
