@@ -161,6 +161,8 @@ def test_texts_are_judged_once_and_the_best_of_each_persona_is_taken(
     endpoint.set_script([{"match": f"<text>\n[^<]*{sight}", "reply": clear} for sight in sights])
     whole_texts = run("judge_texts", make_settings(judgements=[{"task": "conversation"}, {"task": "tool"}]))
     assert whole_texts.outcomes["read"] == whole_texts.rows_in == 2
+    reasons = store.view("judged_texts").where("task <> 'math'").select("reason", "score").collect()
+    assert [tuple(row) for row in reasons] == [("It is as clear as can be.", 4)] * 2
 
     # The key is refused; until the next run one text turns out to be a duplicate, which is judged no more.
     other = make_settings(judgements=[{"where": "duplicate_of is null", "options": {"criterion": "validity"}}])
