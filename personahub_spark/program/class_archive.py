@@ -59,10 +59,11 @@ class ClassArchive:
         if "sharing" not in java().banner:
             return ""
         options = f'-Xlog:cds*=off "-XX:DumpLoadedClassList={self._loaded}"'
-        with contextlib.suppress(OSError):
-            os.utime(self._archive)  # the time of its last use
+        if os.access(self._archive, os.R_OK):
             self._is_used = True
             options += f' "-XX:SharedArchiveFile={self._archive}"'
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                os.utime(self._archive)  # the time of its last use
         return options
 
     def learn(self, properties: Mapping[str, str]) -> None:
@@ -85,10 +86,10 @@ class ClassArchive:
                 tried = os.fstat(lock.fileno())
                 if tried.st_size and 0 <= time.time() - tried.st_mtime < NEXT_TRY_S:
                     return
+                self._drop_old()
                 lock.write("Not empty: the archive is being made, or could not be made or used.\n")
                 lock.flush()
                 if not refused:  # with the same options Java would refuse the next one too
-                    self._drop_old()
                     self._make([*archived, *more], properties, lock.fileno())
 
     def _make(self, classes: Sequence[str], properties: Mapping[str, str], lock: int) -> None:
@@ -117,7 +118,8 @@ class ClassArchive:
         """Delete all archives but this one and those used last."""
         used: dict[str, float] = {}
         for file in self._folder.iterdir():
-            used[file.stem] = max(used.get(file.stem, 0.0), file.stat().st_mtime)
+            with contextlib.suppress(FileNotFoundError):  # another process deletes old ones too
+                used[file.stem] = max(used.get(file.stem, 0.0), file.stat().st_mtime)
         used.pop(self._archive.stem, None)
         old = sorted(used, key=lambda stem: used[stem], reverse=True)[KEPT - 1 :]
         for file in list(self._folder.iterdir()):

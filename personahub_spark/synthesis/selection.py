@@ -76,7 +76,13 @@ def candidates(context: Context, chosen: Candidates, *, setting: str = "personas
 
 
 def refuse_wrong(context: Context, chosen: Mapping[str, Candidates]) -> None:
-    """SettingsError if ``where`` of one of ``chosen``, by the names of their settings, is no condition over ``hub``."""
+    """SettingsError if ``ids`` of one of ``chosen`` cannot be read, or its ``where`` is no condition over ``hub``.
+
+    ``chosen`` is by the names of the settings.
+    """
+    for setting, one in chosen.items():
+        if one.ids is not None:
+            _ids(one.ids, setting)
     conditions = {f"{setting}.where": one.where for setting, one in chosen.items() if one.where is not None}
     if conditions:
         hub = context.store.view("hub")

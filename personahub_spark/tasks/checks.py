@@ -159,7 +159,7 @@ def impossible_ages(answer: CheckedAnswer, *, field: str, of: str = "persona") -
 @_check("Half of the distinct words of a field are the persona's, or (``run``) so many of its words in a row.")
 def copies_persona(answer: CheckedAnswer, *, field: str, of: str = "persona", run: int = 0) -> bool:
     if run:
-        return reading.copies_example(answer.parts(field), [answer.texts[of]], run=run)
+        return reading.copies_passage(answer.parts(field), answer.texts[of], run=run)
     words = token_set(answer.output[field] or "")
     return bool(words) and 2 * len(set(words) & set(tokens(answer.texts[of]))) >= len(words)
 
@@ -171,7 +171,7 @@ def copies_example(answer: CheckedAnswer, *, run: int) -> bool:
 
 @_check("At least ``run`` words in a row are copied from the prompt's instructions.")
 def copies_prompt(answer: CheckedAnswer, *, run: int) -> bool:
-    return reading.copies_example(answer.parts(), [answer.instructions], run=run)
+    return reading.copies_passage(answer.parts(), answer.instructions, run=run)
 
 
 @_check("Words in a row, names or numbers are those of an example that the pattern showed, and not the persona's.")
@@ -254,7 +254,7 @@ def lore_unused(answer: CheckedAnswer, *, least: int, lore: str = "lore", of: st
 
 @_check("At least ``run`` words in a row are copied from the lore.")
 def copies_lore(answer: CheckedAnswer, *, run: int, lore: str = "lore") -> bool:
-    return reading.copies_example(answer.parts(), [answer.texts[lore]], run=run)
+    return reading.copies_passage(answer.parts(), answer.texts[lore], run=run)
 
 
 @_check("The name is one of the lore's.")
@@ -304,6 +304,12 @@ def _interface(text: str) -> dict[str, Any]:
 @_check("The code defines no function at its top level, or several.")
 def not_one_function(answer: CheckedAnswer, *, field: str) -> bool:
     return len(code_checks.functions(answer.output[field] or "")) != 1
+
+
+@_check("The text does not name the function that the code defines, so nobody could write it for these tests.")
+def function_unnamed(answer: CheckedAnswer, *, field: str, function: str) -> bool:
+    names = code_checks.functions(answer.output[function] or "")
+    return bool(names) and not any(name in (answer.output[field] or "") for name in names)
 
 
 @_check("The tests have fewer asserts than ``least``.")

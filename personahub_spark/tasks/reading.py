@@ -197,6 +197,15 @@ def copies_example(texts: Iterable[str], examples: Iterable[str], *, run: int) -
     return bool(word_runs(texts, run) & word_runs(examples, run))
 
 
+def copies_passage(texts: Iterable[str], passage: str, *, run: int) -> bool:
+    """Whether ``run`` words in a row of ``texts`` are those of ``passage``.
+
+    In a script without spaces a word counts one and a half pairs of characters.
+    """
+    runs_together = len(tokens(passage)) > 2 * len(passage.split())
+    return copies_example(texts, [passage], run=run * 3 // 2 if runs_together else run)
+
+
 def opening(answer: str | None, finish_reason: str | None, *, longest: int, is_reply: bool = False) -> str | Reading:
     """The visible answer, or a failed Reading that names why there is none to read.
 

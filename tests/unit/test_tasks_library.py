@@ -210,6 +210,10 @@ def test_the_subjects_text_comes_last_and_most_of_the_prompt_before_it_is_the_sa
         ("tool_code", {}, "I cannot write that code.", (), "refusal"),
         ("code", {}, {**EXERCISE, "tests": EXERCISE["tests"].replace("loaves", "bread")}, ("function_untested",), None),
         ("code", {}, {**EXERCISE, "tests": "assert loaves(1, 1) == 1"}, ("too_few_tests",), None),
+        ("code", {}, {**EXERCISE, "question": "Say how much rye bread a baker makes of flour."}, ("function_unnamed",),
+         None),
+        ("code", {}, {**EXERCISE, "question": "用 rye 面粉的 baker 写函数 loaves，返回面包的个数，请说明。"}, ("wrong_script",),
+         None),
         ("code", {}, {**EXERCISE, "function": EXERCISE["function"] + "\ndef g(): 0"}, ("not_one_function",), None),
         ("survey", SURVEY, {**REPLY, "answer": "rarely"}, ("not_a_choice",), None),
         ("survey", SURVEY, {**REPLY, "answer": "Often."}, (), None),
@@ -221,6 +225,24 @@ def test_a_bad_answer_has_its_check_or_failure(
 ) -> None:
     reading = read(name, answer, **options)
     assert (reading.checks, reading.failure) == (checks, failure)
+
+
+@pytest.mark.parametrize(
+    ("description", "flagged"),
+    [
+        ("返回供水管网各分区的实时水压监测数据，单位为巴，供调度员在用水高峰时调用。", False),
+        ("负责城市供水管网水压监测和供水管网各分区的实时调度，并返回数据。", True),
+    ],
+)
+def test_naming_what_a_person_works_with_copies_nothing_in_a_script_without_spaces(
+    description: str, flagged: bool
+) -> None:
+    engineer = "负责城市供水管网水压监测和供水管网各分区的实时调度的工程师"
+    task = prompted("tool", PLAIN)
+    (reading,) = task.read(
+        json.dumps({**TOOL, "description": description}), "stop", Subject("s", {"persona": engineer})
+    )
+    assert ("copies_persona" in reading.checks) is flagged
 
 
 def test_the_text_of_a_problem_in_parts_is_all_of_them() -> None:
