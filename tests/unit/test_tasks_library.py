@@ -106,6 +106,7 @@ EXERCISE = {
     "function": "def loaves(flour: int, each: int) -> int:\n    return flour // each if each > 0 else 0",
     "tests": "assert loaves(1000, 500) == 2\nassert loaves(0, 500) == 0\nassert loaves(999, 500) == 1",
 }
+EXERCISE_IN_CHINESE = "用 rye 面粉的 baker 写函数 loaves，返回面包的个数，不够时返回零，请说明。"
 SURVEY = {"question": "How often do you worry about money?", "answers": "choices", "choices": "often; sometimes; never"}
 REPLY = {"answer": "often", "reason": "Rye costs a fifth more, and my bakery lives on it."}
 
@@ -212,8 +213,7 @@ def test_the_subjects_text_comes_last_and_most_of_the_prompt_before_it_is_the_sa
         ("code", {}, {**EXERCISE, "tests": "assert loaves(1, 1) == 1"}, ("too_few_tests",), None),
         ("code", {}, {**EXERCISE, "question": "Say how much rye bread a baker makes of flour."}, ("function_unnamed",),
          None),
-        ("code", {}, {**EXERCISE, "question": "用 rye 面粉的 baker 写函数 loaves，返回面包的个数，请说明。"}, ("wrong_script",),
-         None),
+        ("code", {}, {**EXERCISE, "question": EXERCISE_IN_CHINESE}, ("wrong_script",), None),
         ("code", {}, {**EXERCISE, "function": EXERCISE["function"] + "\ndef g(): 0"}, ("not_one_function",), None),
         ("survey", SURVEY, {**REPLY, "answer": "rarely"}, ("not_a_choice",), None),
         ("survey", SURVEY, {**REPLY, "answer": "Often."}, (), None),
