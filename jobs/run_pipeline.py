@@ -8,6 +8,7 @@ import dedup_surface
 import dedup_texts
 import embed_examples
 import embed_personas
+import embed_texts
 import expand_personas
 import extract_personas
 import import_personas
@@ -27,7 +28,7 @@ from personahub_spark.settings.whole import Settings
 JOBS = (
     create_tables, ingest_documents, import_personas, load_examples, withdraw, extract_personas, dedup_surface,
     expand_personas, embed_personas, dedup_semantic, infer_example_personas, embed_examples, synthesize,
-    run_code, judge_texts, dedup_texts,
+    run_code, judge_texts, embed_texts, dedup_texts,
 )  # fmt: skip
 """In the order of their steps in a pipeline."""
 STEPS: dict[str, Step] = {job.STEP.name: job.STEP for job in JOBS}

@@ -21,12 +21,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType, DoubleType, StringType, StructField, StructType
+from pyspark.sql.types import BinaryType, DoubleType, LongType, StringType, StructField, StructType
 
 from personahub_spark.errors import PersonaHubError, SettingsError
 from personahub_spark.llm.local_models import fetch_embedder
 from personahub_spark.settings.dedup import EmbeddingSettings
 from personahub_spark.settings.whole import Settings
+from personahub_spark.text import estimate_tokens
 
 STORED = np.dtype("<f2")
 READER_VERSION = 1
@@ -41,6 +42,9 @@ _PREPARED = StructType(
         StructField("words", StringType(), False),
         StructField("unread_share", DoubleType(), True),
     ]
+)
+_COUNTED = StructType(
+    [StructField(name, StringType(), False) for name in ("id", "text")] + [StructField("tokens", LongType(), False)]
 )
 _VECTORS = StructType(
     [
@@ -84,6 +88,11 @@ class Reader:
             pieces.append(word[start:end])
             start = end
         return pieces
+
+    def count(self, words: list[str]) -> int:
+        """The number of tokens of ``words``, with the two that a model puts around them; 0 without words."""
+        pieces = map(self.pieces, words)
+        return sum(1 if found is None else len(found) for found in pieces) + 2 if words else 0
 
     def unread_share(self, words: list[str]) -> float:
         """Share of the characters of ``words`` that a model sees as unknown, or only letter by letter: 0 to 1.
@@ -145,14 +154,17 @@ class SparkNlpEmbedder:
         floats = F.when(F.length("words") > 0, F.get("sentence", F.lit(0))["embeddings"])
         return embedded.select("id", floats.alias("floats"), "unread_share").mapInArrow(_stored, _VECTORS)
 
+    def reader(self) -> Reader | None:
+        """What the model sees of a text; None if its vocabulary is not available."""
+        if self._folder is None:
+            return None
+        return Reader((self._folder / _VOCABULARY).read_text(encoding="utf-8").splitlines())
+
     def _prepared(self, texts: DataFrame) -> DataFrame:
         """``id``, ``words`` (the text for the model; empty if it cannot read it), ``unread_share``."""
         arrow = pa.schema([("id", pa.string()), ("words", pa.string()), ("unread_share", pa.float64())])
         limit = self._settings.max_unread_share
-        reader = None
-        if self._folder is not None:
-            reader = Reader((self._folder / _VOCABULARY).read_text(encoding="utf-8").splitlines())
-        shared = texts.sparkSession.sparkContext.broadcast(reader)
+        shared = texts.sparkSession.sparkContext.broadcast(self.reader())
 
         def prepare(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             judge = shared.value
@@ -190,6 +202,30 @@ class SparkNlpEmbedder:
             .setCaseSensitive(False)
             .setMaxSentenceLength(self._settings.max_tokens)
         )
+
+
+def token_count(text: str, reader: Reader | None) -> int:
+    """How many tokens the model of ``reader`` reads to the end of ``text``; 0 if it is blank.
+
+    Without a reader at most so many, as good as always: twice the estimate.
+    """
+    if reader is not None:
+        return reader.count(Reader.words(text))
+    return 2 * estimate_tokens(text) + 2 if text.strip() else 0
+
+
+def counted(texts: DataFrame, settings: EmbeddingSettings) -> DataFrame:
+    """``texts`` (``id``, ``text``) with the ``tokens`` that ``token_count`` counts for the embedder of ``settings``."""
+    reader = SparkNlpEmbedder(settings).reader() if settings.by == "spark_nlp" else None
+    shared = texts.sparkSession.sparkContext.broadcast(reader)
+
+    def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            tokens = [token_count(text, shared.value) for text in batch.column("text").to_pylist()]
+            columns = [*(batch.column(name).cast(pa.string()) for name in ("id", "text")), pa.array(tokens, pa.int64())]
+            yield pa.RecordBatch.from_arrays(columns, names=_COUNTED.names)
+
+    return texts.select("id", "text").mapInArrow(count, _COUNTED)
 
 
 def model_of(settings: Settings) -> str:

@@ -34,7 +34,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, IntegerType, StringType, StructField, StructType
 
 from personahub_spark.dedup.survivors import survivors
-from personahub_spark.settings.dedup import SemanticSettings
+from personahub_spark.settings.dedup import CosineSettings, SemanticSettings
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -233,8 +233,8 @@ class SemanticDedup(NamedTuple):
     """``id``: anchored rows that would have been removed for a kept one."""
 
 
-def deduplicate(rows: DataFrame, *, settings: SemanticSettings) -> SemanticDedup:
-    """The personas to remove because a better one means the same.
+def deduplicate(rows: DataFrame, *, settings: CosineSettings) -> SemanticDedup:
+    """The rows to remove because a better one means the same.
 
     ``rows`` as for ``similar_pairs``, with ``priority`` as for ``survivors`` (rows that are not fresh must come before
     fresh ones) and ``anchored``: another tier removed rows for this one, so it stays, whatever it is similar to. Runs
@@ -265,7 +265,7 @@ def deduplicate(rows: DataFrame, *, settings: SemanticSettings) -> SemanticDedup
     return SemanticDedup(removals, spared.select(F.col("id_b").alias("id")).distinct())
 
 
-def parameters_version(settings: SemanticSettings, model: str, dim: int) -> str:
+def parameters_version(settings: CosineSettings, model: str, dim: int) -> str:
     """Sixteen hex digits that change with everything that can change the removals."""
     decisive = {
         **settings.model_dump(mode="json", exclude={"threshold", "bucket_cap"}),
@@ -315,13 +315,13 @@ def assign(vectors: DataFrame, centroids: Centroids, *, settings: SemanticSettin
     return vectors.select("id", "vector").mapInArrow(placed, schema)
 
 
-def similar_pairs(rows: DataFrame, *, settings: SemanticSettings) -> DataFrame:
+def similar_pairs(rows: DataFrame, *, settings: CosineSettings) -> DataFrame:
     """``id_a`` < ``id_b``, ``similarity``: pairs whose cosine is at least ``settings.threshold`` and that share a
     bucket, distinct.
 
-    ``rows``: ``id``, unique; ``vector``; ``buckets``, the home first; ``fresh``: two rows that are not fresh
-    were compared before, and are not compared again. Reads ``rows`` twice, first to count the buckets. A task holds
-    at most about two times ``settings.bucket_cap`` rows of a bucket; larger buckets are compared part by part.
+    ``rows``: ``id``, unique; ``vector``; ``buckets`` (numbers or names), the home first; ``fresh``: two rows that are
+    not fresh were compared before, and are not compared again. Reads ``rows`` twice, first to count the buckets. A task
+    holds at most about two times ``settings.bucket_cap`` rows of a bucket; larger buckets are compared part by part.
     """
     # Parts are by id, so that the same rows are always compared in the same parts.
     sizes = rows.select(F.explode("buckets").alias("bucket")).groupBy("bucket").count()

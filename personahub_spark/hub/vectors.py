@@ -1,4 +1,4 @@
-"""Make a vector for each persona of the hub and for each example, with the embedder of the settings."""
+"""Make a vector for each persona of the hub, example and text, with the embedder of the settings."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from personahub_spark.asking import mapped
-from personahub_spark.dedup.embeddings import SparkNlpEmbedder, halved, model_of, stored
+from personahub_spark.dedup.embeddings import SparkNlpEmbedder, counted, halved, model_of, stored
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.ledger.complete import Asked, embed_all, vectors
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS
-from personahub_spark.store.record_tables import LLM_CALLS
+from personahub_spark.store.record_tables import LLM_CALLS, WITHDRAWN
 from personahub_spark.store.table import Table
-from personahub_spark.store.text_tables import EXAMPLE_EMBEDDINGS
+from personahub_spark.store.text_tables import EXAMPLE_EMBEDDINGS, SYNTHESES, SYNTHESIS_EMBEDDINGS
 from personahub_spark.text import content_id
 
-STEP, STEP_OF_EXAMPLES = "embed_personas", "embed_examples"
+STEP, STEP_OF_EXAMPLES, STEP_OF_TEXTS = "embed_personas", "embed_examples", "embed_texts"
 _TEXTS = StructType([StructField(name, StringType(), False) for name in ("id", "text")])
 
 
@@ -39,6 +39,21 @@ def embed_examples(context: Context) -> StepResult:
     shown_texts = mapped(context.store.view("examples_in_use").select("text", "persona"), texts, _TEXTS)
     once = context.store.stage(shown_texts.groupBy("id").agg(F.min("text").alias("text")))
     return _embed(context, once, EXAMPLE_EMBEDDINGS, step=STEP_OF_EXAMPLES)
+
+
+def embed_texts(context: Context) -> StepResult:
+    """The vectors of the texts that were not withdrawn. A text that the embedder could cut gets none: the end that it
+    did not read may be what tells two texts apart."""
+    settings, store = context.settings.embedding, context.store
+    withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "synthesis").select(F.col("item").alias("synthesis_id"))
+    texts = store.read(SYNTHESES).join(withdrawn, on="synthesis_id", how="left_anti")
+    rows = counted(texts.select(F.col("synthesis_id").alias("id"), "text"), settings)
+    is_long = F.col("tokens") > settings.max_tokens
+    sizes = (F.count_if(F.col("tokens") == 0).alias("blank"), F.count_if(is_long).alias("too_long"))
+    not_whole = rows.agg(*sizes).collect()[0].asDict()
+    whole = rows.where((F.col("tokens") > 0) & ~is_long)
+    result = _embed(context, whole, SYNTHESIS_EMBEDDINGS, step=STEP_OF_TEXTS)
+    return result + StepResult(sum(not_whole.values()), not_whole)
 
 
 def _embed(context: Context, texts: DataFrame, table: Table, *, step: str) -> StepResult:

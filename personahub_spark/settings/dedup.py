@@ -11,7 +11,7 @@ from personahub_spark.settings.group import Group
 
 
 class EmbeddingSettings(Group):
-    """Vectors of personas, which semantic dedup compares."""
+    """Vectors of personas and of texts, which dedup compares."""
 
     by: Literal["spark_nlp", "endpoint"] = Field(
         default="spark_nlp",
@@ -30,7 +30,13 @@ class EmbeddingSettings(Group):
     dimensions: int | None = Field(
         default=None, ge=1, description="length of the vectors to ask an endpoint for; null: the model's own length"
     )
-    max_tokens: int = Field(default=256, ge=16, le=512, description="Spark NLP: a longer text is cut")
+    max_tokens: int = Field(
+        default=256,
+        ge=16,
+        le=1_000_000,
+        description="how many tokens the model reads (Spark NLP: 512 at most). A longer text has no vector, nor has "
+        "one that could be longer for an endpoint's model; a longer persona is cut",
+    )
     max_unread_share: float = Field(
         default=0.2,
         ge=0,
@@ -47,6 +53,8 @@ class EmbeddingSettings(Group):
             raise ValueError(f"{local[0]} is for embedders of Spark NLP; an endpoint's model is set under models")
         if self.by == "spark_nlp" and self.dimensions is not None:
             raise ValueError("dimensions are for endpoints; a model of Spark NLP has its own")
+        if self.by == "spark_nlp" and self.max_tokens > 512:
+            raise ValueError(f"max_tokens is {self.max_tokens}, and models of Spark NLP read 512 at most")
         return self
 
 
@@ -90,16 +98,24 @@ class SurfaceSettings(Group):
         return self
 
 
-class SemanticSettings(Group):
-    """Semantic dedup (paper section 2.3: cosine of the embeddings, 0.9)."""
+class CosineSettings(Group):
+    """Which vectors are near each other, and how many are compared in one task."""
 
     threshold: Decimal = Field(
         default=Decimal("0.9"),
         ge=Decimal("0.5"),
         le=Decimal("1"),
         decimal_places=6,
-        description="a persona is removed at this cosine of two vectors, or a higher one",
+        description="two rows are near each other at this cosine of their vectors, or a higher one",
     )
+    bucket_cap: int = Field(
+        default=4000, ge=100, description="rows of a bucket in one task; larger buckets are compared in parts"
+    )
+
+
+class SemanticSettings(CosineSettings):
+    """Semantic dedup (paper section 2.3: cosine of the embeddings, 0.9)."""
+
     margin: float = Field(
         default=0.1,
         ge=0,
@@ -108,13 +124,22 @@ class SemanticSettings(Group):
         "sqrt((1 - threshold) / 2) almost no pair is missed",
     )
     rows_per_bucket: int = Field(default=400, ge=10, description="size of a bucket to aim for")
-    bucket_cap: int = Field(
-        default=4000, ge=100, description="rows of a bucket in one task; larger buckets are compared in parts"
-    )
     sample_rows: int = Field(
         default=100_000, ge=1000, description="vectors collected on the driver to train the buckets"
     )
     seed: int = Field(default=42, description="seed of the sample of vectors and of the training of buckets")
+
+
+class TopicSettings(CosineSettings):
+    """The same topic: texts of one task that have vectors near each other. Those of a task are one bucket."""
+
+    threshold: Decimal = Field(
+        default=Decimal("0.75"),
+        ge=Decimal("0.5"),
+        le=Decimal("1"),
+        decimal_places=6,
+        description="a text is about the topic of another one at this cosine of their vectors, or a higher one",
+    )
 
 
 class DedupSettings(Group):
@@ -125,3 +150,4 @@ class DedupSettings(Group):
     texts: SurfaceSettings = Field(
         default=SurfaceSettings(), description="texts of one task, their numbers left out of the word sets"
     )
+    topics: TopicSettings = TopicSettings()

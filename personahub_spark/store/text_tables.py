@@ -52,19 +52,60 @@ SYNTHESIS_DUPLICATES = Table(
         column(
             "kind",
             TEXT,
-            "text: the same numbers and nearly the same words; template: other numbers, nearly the same words",
+            "text: the same numbers and nearly the same words; template: other numbers, nearly the same words; topic: "
+            "other words, nearly the same vector",
             nullable=False,
         ),
         column("duplicate_of", TEXT, "syntheses.synthesis_id of the better one, which is kept", nullable=False),
-        column("similarity", DoubleType(), "Jaccard similarity of the words without the numbers", nullable=False),
+        column(
+            "similarity",
+            DoubleType(),
+            "Jaccard similarity of the words without the numbers; of a topic the cosine of the vectors",
+            nullable=False,
+        ),
         column("parameters_version", TEXT, "hash of what decided", nullable=False),
     ),
     key=("synthesis_id", "kind"),
     checks={
-        "kind_known": "kind in ('text', 'template')",
+        "kind_known": "kind in ('text', 'template', 'topic')",
         "not_its_own_witness": "duplicate_of <> synthesis_id",
         "similarity_in_range": "similarity between 0 and 1",
     },
+)
+
+SYNTHESIS_EMBEDDINGS = Table(
+    "synthesis_embeddings",
+    "Vectors of texts that a model reads to their end, each computed once for a model and a length",
+    (
+        column("synthesis_id", TEXT, "syntheses.synthesis_id", nullable=False),
+        column("model", TEXT, "the model; of Spark NLP: with a hash of what decides its vectors", nullable=False),
+        column("dim", INTEGER, "length of the model's vectors", nullable=False),
+        column("vector", BinaryType(), "float16, little-endian, of length one; null: the model cannot read the text"),
+        column("unread_share", DoubleType(), "share of the text that the model cannot read; null: not known"),
+    ),
+    key=("synthesis_id", "model", "dim"),
+    checks={"vector_has_its_length": "vector is null or length(vector) = 2 * dim"},
+)
+
+PERSONA_CLOSENESS = Table(
+    "persona_closeness",
+    "How near texts are to their own persona, compared with a sample of other personas, by vectors",
+    (
+        column("synthesis_id", TEXT, "syntheses.synthesis_id", nullable=False),
+        column("cosine", DoubleType(), "of the vectors of the text and of its persona", nullable=False),
+        column(
+            "closeness",
+            DoubleType(),
+            "share of the other personas that the text is less near to; of those as near a half: 1: its own is the "
+            "nearest, 0.5: as near as others",
+            nullable=False,
+        ),
+        column("others", INTEGER, "number of other personas", nullable=False),
+        column("model", TEXT, "synthesis_embeddings.model", nullable=False),
+        column("dim", INTEGER, "synthesis_embeddings.dim", nullable=False),
+    ),
+    key=("synthesis_id",),
+    checks={"closeness_in_range": "closeness between 0 and 1", "others_positive": "others >= 1"},
 )
 
 EXAMPLES = Table(

@@ -1,8 +1,11 @@
-"""Texts that are nearly the same as another one of their task: the same text, or the same template with other numbers.
+"""Texts that are nearly the same as another one of their task: the same text, the same template with other numbers, or
+the same topic in other words.
 
 They are flagged in ``synthesis_duplicates``, each with the row that stands for it, and stay where they are. All texts
 are compared anew in each run. A row never stands for a better one, and better are those that pass all checks, then
-those that came first; so what a run says of rows that pass stays true when more rows come.
+those that came first; so what a run says of rows that pass stays true when more rows come. Topics are compared by the
+vectors of texts: every text of a task with every other one, without buckets that could miss a pair or change with more
+rows. A text without a vector by the embedder of the settings is not compared.
 """
 
 from __future__ import annotations
@@ -15,24 +18,35 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
-from personahub_spark.dedup import surface
+from personahub_spark.dedup import semantic, surface
+from personahub_spark.dedup.embeddings import model_of, stored
 from personahub_spark.program.steps import Context, StepResult
-from personahub_spark.settings.dedup import SurfaceSettings
+from personahub_spark.settings.dedup import CosineSettings, SurfaceSettings
 from personahub_spark.store.record_tables import WITHDRAWN
-from personahub_spark.store.text_tables import SYNTHESES, SYNTHESIS_DUPLICATES
+from personahub_spark.store.text_tables import SYNTHESES, SYNTHESIS_DUPLICATES, SYNTHESIS_EMBEDDINGS
 from personahub_spark.tasks.amounts import apart, joined
 
 STEP = "dedup_texts"
-TEXT, TEMPLATE = "text", "template"
+TEXT, TEMPLATE, TOPIC = "text", "template", "topic"
 
 # Goes up when the results of `comparable` change.
 _COMPARABLE_VERSION = 1
 # A hyphen before two letters joins words (12-hour, well-known); any other may be a minus (x - 5, A-B).
 _MINUS = re.compile(r"-(?![^\W\d_]{2})")
+
+
+class NearDuplicates(NamedTuple):
+    """What was found by words."""
+
+    rows: DataFrame
+    """Rows of ``synthesis_duplicates``."""
+    others: DataFrame
+    """``synthesis_id`` of the texts with words that are nearly the same as no better one."""
+    without_words: int
 
 
 class Comparable(NamedTuple):
@@ -60,36 +74,45 @@ def comparable(text: str) -> Comparable:
 
 def flag(context: Context) -> StepResult:
     """Bring ``synthesis_duplicates`` in line with the texts that were not withdrawn."""
-    settings, store = context.settings.dedup.texts, context.store
+    settings, store = context.settings.dedup, context.store
     withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "synthesis").select(F.col("item").alias("synthesis_id"))
     syntheses = store.read(SYNTHESES)
     rows_in = syntheses.count()
     if not rows_in:
         return StepResult(0, {})
     texts = syntheses.join(withdrawn, on="synthesis_id", how="left_anti")
-    found, without_words = near_duplicates(texts, settings)
-    counts = {row["kind"]: row["count"] for row in found.groupBy("kind").count().collect()}
-    compared = texts.count()
+    by_words = near_duplicates(texts, settings.texts)
+    compared, flagged, no_vector = texts.count(), by_words.rows, 0
+    has_vectors = not store.read(SYNTHESIS_EMBEDDINGS).isEmpty()
+    if has_vectors:
+        vectors, version = _vectors(context)
+        others = texts.join(by_words.others, on="synthesis_id", how="left_semi")
+        no_vector = others.join(vectors, on="synthesis_id", how="left_anti").count()
+        with_vector = others.join(vectors, on="synthesis_id", how="inner")
+        flagged = flagged.unionByName(same_topic(with_vector, settings.topics, version))
+    counts = {row["kind"]: row["count"] for row in flagged.groupBy("kind").count().collect()}
     outcomes = {
         "withdrawn": rows_in - compared,
         "same_text": counts.get(TEXT, 0),
         "same_template": counts.get(TEMPLATE, 0),
-        "without_words": without_words,
-        "kept": compared - sum(counts.values()) - without_words,
+        **({"same_topic": counts.get(TOPIC, 0), "no_vector": no_vector} if has_vectors else {}),
+        "without_words": by_words.without_words,
+        "kept": compared - sum(counts.values()) - no_vector - by_words.without_words,
     }
-    stored = store.read(SYNTHESIS_DUPLICATES).select(*found.columns)
-    new = found.join(stored, on=found.columns, how="left_anti").count()
-    stale = stored.join(found, on=found.columns, how="left_anti").select(*SYNTHESIS_DUPLICATES.key)
+    before = store.read(SYNTHESIS_DUPLICATES).select(*flagged.columns)
+    new = flagged.join(before, on=flagged.columns, how="left_anti").count()
+    stale = before.join(flagged, on=flagged.columns, how="left_anti").select(*SYNTHESIS_DUPLICATES.key)
     changed = 0
     if not stale.isEmpty():
         changed = store.remove(SYNTHESIS_DUPLICATES, store.stage(stale))
     # In a dry run the stale rows are still there, so those that only change are no new keys.
-    changed += context.add_new(SYNTHESIS_DUPLICATES, found, expected=None if store.dry_run and changed else new)
-    return StepResult(rows_in, outcomes, {SYNTHESIS_DUPLICATES.name: changed})
+    changed += context.add_new(SYNTHESIS_DUPLICATES, flagged, expected=None if store.dry_run and changed else new)
+    notes = () if has_vectors else ("topics were not compared, since no text has a vector (jobs/embed_texts.py)",)
+    return StepResult(rows_in, outcomes, {SYNTHESIS_DUPLICATES.name: changed}, notes=notes)
 
 
-def near_duplicates(texts: DataFrame, settings: SurfaceSettings) -> tuple[DataFrame, int]:
-    """The rows of ``synthesis_duplicates`` for ``texts`` (rows of ``syntheses``), and how many have no words.
+def near_duplicates(texts: DataFrame, settings: SurfaceSettings) -> NearDuplicates:
+    """Which of ``texts`` (rows of ``syntheses``) have nearly the same words as a better one.
 
     Texts are compared within their task. A row that is the same text as another one is not looked at as a template.
     Runs Spark jobs.
@@ -115,7 +138,41 @@ def near_duplicates(texts: DataFrame, settings: SurfaceSettings) -> tuple[DataFr
         "similarity",
         F.lit(parameters_version(settings)).alias("parameters_version"),
     )
-    return rows, same_text.undecidable.count()
+    others = same_template.kept.select(F.col("id").alias("synthesis_id"))
+    return NearDuplicates(rows, others, same_text.undecidable.count())
+
+
+def same_topic(texts: DataFrame, settings: CosineSettings, version: str) -> DataFrame:
+    """The rows of ``synthesis_duplicates`` for ``texts`` (rows of ``syntheses``, with ``vector``) that are about the
+    topic of a better one: the cosine of their vectors is at least ``settings.threshold``.
+
+    Texts are compared within their task. Runs Spark jobs.
+    """
+    rows = texts.select(
+        F.col("synthesis_id").alias("id"),
+        _priority().alias("priority"),
+        "vector",
+        F.array("task").alias("buckets"),
+        F.lit(True).alias("fresh"),
+        F.lit(False).alias("anchored"),
+    )
+    return semantic.deduplicate(rows, settings=settings).removals.select(
+        F.col("id").alias("synthesis_id"),
+        F.lit(TOPIC).alias("kind"),
+        F.col("kept_id").alias("duplicate_of"),
+        "similarity",
+        F.lit(version).alias("parameters_version"),
+    )
+
+
+def _vectors(context: Context) -> tuple[DataFrame, str]:
+    """``synthesis_id`` and ``vector`` of the texts that have one by the embedder of the settings, and the
+    ``parameters_version`` of what is decided by them."""
+    settings = context.settings
+    table, model = SYNTHESIS_EMBEDDINGS, model_of(settings)
+    rows, dim = stored(context.store.read(table), model, settings.embedding.dimensions, table=table.name)
+    version = semantic.parameters_version(settings.dedup.topics, model, dim or 0)
+    return rows.where(F.col("vector").isNotNull()).select("synthesis_id", "vector"), version
 
 
 def parameters_version(settings: SurfaceSettings) -> str:
@@ -126,8 +183,7 @@ def parameters_version(settings: SurfaceSettings) -> str:
 
 def _compared(texts: DataFrame) -> DataFrame:
     """``id``, ``priority``, ``task``, and what is ``comparable`` of each text."""
-    priority = F.struct((F.size("checks") > 0).alias("fails"), "created_at", "sample").alias("priority")
-    given = texts.select(F.col("synthesis_id").alias("id"), priority, "task", "text")
+    given = texts.select(F.col("synthesis_id").alias("id"), _priority().alias("priority"), "task", "text")
 
     def each(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -138,6 +194,11 @@ def _compared(texts: DataFrame) -> DataFrame:
 
     added = [StructField(name, StringType(), False) for name in Comparable._fields]
     return given.mapInArrow(each, StructType([*given.drop("text").schema, *added]))
+
+
+def _priority() -> Column:
+    """Of rows of ``syntheses``: the least is the best."""
+    return F.struct((F.size("checks") > 0).alias("fails"), "created_at", "sample")
 
 
 @functools.lru_cache(maxsize=1 << 12)

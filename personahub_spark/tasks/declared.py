@@ -28,8 +28,8 @@ FORM = "form"
 FORMS = ("json", "text")
 COLUMNS = {
     "synthesis_id", "pattern", "examples", "sample", "subject_id", "persona_id", "persona", "lang", "hop", "passed",
-    "duplicate_of", "same_template_as", "recipe", "prompt_version", "model", "model_returned", "model_terms",
-    "cost_microusd", "call_key", "run_id",
+    "duplicate_of", "same_template_as", "same_topic_as", "persona_closeness", "recipe", "prompt_version", "model",
+    "model_returned", "model_terms", "cost_microusd", "call_key", "run_id",
     "second_persona_id", "second_persona",
     *IMPLICIT,
 }  # fmt: skip

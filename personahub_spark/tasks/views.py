@@ -16,9 +16,10 @@ _TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean"
 def view_query(task: Declaration) -> str:
     """The SELECT of the task's view, its tables as ``{name}``; its first line is a comment: the question it answers.
 
-    A check's column is true if the row fails the check. ``duplicate_of`` and ``same_template_as`` are the rows that it
-    is nearly the same as, null for most. Withdrawn rows are left out. Of a conversation, model, terms and cost are of
-    all its calls.
+    A check's column is true if the row fails the check. ``duplicate_of``, ``same_template_as`` and ``same_topic_as``
+    are the rows that it is nearly the same as, null for most. ``persona_closeness`` is a number, no verdict: how near
+    the text is to its persona, null where one of the two has no vector. Withdrawn rows are left out. Of a conversation,
+    model, terms and cost are of all its calls.
     """
     fields = ", ".join(f"`{name}` {_type(kind, task.kept.get(name))}" for name, kind in task.fields.items())
     written = f"(SELECT *, from_json(output, '{fields}') AS fields FROM {{syntheses}} WHERE task = '{task.name}')"
@@ -30,6 +31,7 @@ def view_query(task: Declaration) -> str:
     checks = [*(check.name for check in task.checks), *IMPLICIT]
     columns += [f"array_contains(s.checks, '{name}') AS `{name}`" for name in checks]
     columns += ["size(s.checks) = 0 AS passed", "d.duplicate_of", "t.duplicate_of AS same_template_as"]
+    columns += ["o.duplicate_of AS same_topic_as", "n.closeness AS persona_closeness"]
     columns += ["s.recipe", "s.prompt_version"]
     columns += ["c.model", "c.model_returned", "c.terms AS model_terms", "c.cost_microusd", "s.call_key", "s.run_id"]
     calls = "{llm_calls} AS c ON c.request_key = s.call_key"
@@ -46,6 +48,8 @@ LEFT JOIN {{personas}} AS q ON q.persona_id = s.second_persona_id
 LEFT JOIN {calls}
 LEFT JOIN {{synthesis_duplicates}} AS d ON d.synthesis_id = s.synthesis_id AND d.kind = 'text'
 LEFT JOIN {{synthesis_duplicates}} AS t ON t.synthesis_id = s.synthesis_id AND t.kind = 'template'
+LEFT JOIN {{synthesis_duplicates}} AS o ON o.synthesis_id = s.synthesis_id AND o.kind = 'topic'
+LEFT JOIN {{persona_closeness}} AS n ON n.synthesis_id = s.synthesis_id
 LEFT ANTI JOIN {{withdrawn}} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
 """
 

@@ -35,6 +35,7 @@ from personahub_spark.store.text_tables import (
     CODE_RUNS,
     EXAMPLES,
     JUDGEMENTS,
+    PERSONA_CLOSENESS,
     SYNTHESES,
     SYNTHESIS_DUPLICATES,
 )
@@ -82,6 +83,12 @@ SOUND: dict[str, dict[str, Any]] = {
     "synthesis_duplicates": {
         "synthesis_id": sha("t"), "kind": "text", "duplicate_of": sha("s"), "similarity": 0.95,
         "parameters_version": "v",
+    },
+    "synthesis_embeddings": {
+        "synthesis_id": sha("s"), "model": "m", "dim": 2, "vector": bytearray(4), "unread_share": 0.0,
+    },
+    "persona_closeness": {
+        "synthesis_id": sha("s"), "cosine": 0.5, "closeness": 0.75, "others": 2, "model": "m", "dim": 2,
     },
     "examples": {"example_id": sha("e"), "task": "math", "text": "t", "source": "s", "file": "f", "line": 1},
     "example_personas": {
@@ -278,9 +285,12 @@ BAD = [
     ("syntheses", "asked_or_imported", {"call_key": None}),
     ("syntheses", "asked_or_imported", {"source_key": sha("i")}),
     ("syntheses", "pattern_known", {"pattern": "one_shot"}),
-    ("synthesis_duplicates", "kind_known", {"kind": "topic"}),
+    ("synthesis_duplicates", "kind_known", {"kind": "mood"}),
     ("synthesis_duplicates", "not_its_own_witness", {"duplicate_of": sha("t")}),
     ("synthesis_duplicates", "similarity_in_range", {"similarity": 1.5}),
+    ("synthesis_embeddings", "vector_has_its_length", {"vector": bytearray(3)}),
+    ("persona_closeness", "closeness_in_range", {"closeness": 1.5}),
+    ("persona_closeness", "others_positive", {"others": 0}),
     ("examples", "example_id_is_sha256", {"example_id": "short"}),
     ("examples", "text_not_blank", {"text": " "}),
     ("example_embeddings", "vector_has_its_length", {"vector": bytearray(3)}),
@@ -503,7 +513,9 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
     fill(
         store, SYNTHESIS_DUPLICATES, {"synthesis_id": sha("1"), "similarity": 0.96}, {"synthesis_id": sha("2")},
         {"synthesis_id": sha("3"), "kind": "template"},
+        {"synthesis_id": sha("4"), "kind": "topic", "similarity": 0.8125},
     )  # fmt: skip
+    fill(store, PERSONA_CLOSENESS, {})
     fill(store, JUDGEMENTS, {})
     output = {"background": "b", "history": ["9: flew"], "preferences": [], "skills": ["flying"]}
     profile = {"task": "profile", "options": {"language": None}, "output": json.dumps(output), "text": "b"}
@@ -686,10 +698,15 @@ def test_near_duplicates_are_told_by_row_and_as_a_share_of_their_task(filled: St
         "m1": sha("s"), "m2": sha("s"),
     }  # fmt: skip
     assert {key: row["same_template_as"] for key, row in rows.items() if row["same_template_as"]} == {"m3": sha("s")}
+    assert {key: row["same_topic_as"] for key, row in rows.items() if row["same_topic_as"]} == {"m4": sha("s")}
+    assert {key: row["persona_closeness"] for key, row in rows.items()} == {
+        key: 0.75 if key == "m0" else None for key in rows
+    }  # fmt: skip
     assert [row["duplicate_of"] for row in filled.view("accepted_rows").collect()] == [None]
     shares = {row["kind"]: row for row in filled.view("near_duplicates").collect()}
     assert {kind: tuple(row)[:6] for kind, row in shares.items()} == {
         "text": ("math", "text", 2, 7, 2 / 7, 0.95), "template": ("math", "template", 1, 7, 1 / 7, 0.95),
+        "topic": ("math", "topic", 1, 7, 1 / 7, 0.8125),
     }  # fmt: skip
     assert tuple(shares["text"])[6:] == (CHECKS[1], "t", sha("2"))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +14,10 @@ import pytest
 
 from personahub_spark.dedup import in_memory
 from personahub_spark.dedup.surface import keys_of_tokens
-from personahub_spark.synthesis.duplicates import TEMPLATE, TEXT, comparable
+from personahub_spark.synthesis.duplicates import TEMPLATE, TEXT, TOPIC, comparable
 from tests.oracles import by_priority, greedy_removals, similar_pairs
 
-THRESHOLD = Decimal("0.9")
+THRESHOLD, NEAR = Decimal("0.9"), 0.75
 Found = dict[str, tuple[str, str, float]]
 
 
@@ -84,6 +85,21 @@ def expected(rows: Sequence[Problem], threshold: Decimal = THRESHOLD) -> Found:
     }
 
 
+def with_topics(rows: Sequence[Problem], vectors: Mapping[str, bytes], threshold: float = NEAR) -> Found:
+    """``expected`` and, among the texts that it does not name, those whose vectors are near: one pair at a time."""
+    by_words = expected(rows)
+    others = {row.id: row for row in rows if row.id in vectors and row.id not in by_words}
+    points = {row: np.frombuffer(vectors[row], "<f2").astype(np.float64) for row in others}
+    points = {row: point / np.linalg.norm(point) for row, point in points.items()}
+    cosines = {
+        (a, b): round(float(points[a] @ points[b]), 9)
+        for a, b in combinations(sorted(others), 2) if others[a].task == others[b].task
+    }  # fmt: skip
+    near = {pair: cosine for pair, cosine in cosines.items() if cosine >= threshold}
+    topics = greedy_removals(by_priority((row.id, (row.fails, row.day)) for row in others.values()), near)
+    return by_words | {row: (TOPIC, kept, cosine) for row, (kept, cosine) in topics.items()}
+
+
 def removed(texts: Sequence[str], scopes: Sequence[str], threshold: Decimal) -> dict[int, tuple[int, float]]:
     """Row -> the row that stands for it; rows are in order of priority."""
     sets = keys_of_tokens(texts, scopes)
@@ -122,7 +138,10 @@ def test_near_duplicates_are_those_of_the_oracle(seed: int, threshold: Decimal) 
 def test_what_comes_later_or_fails_changes_nothing_for_those_that_came_before_and_pass(seed: int) -> None:
     rows = problems(seed, 150)
     later = [row._replace(day=row.day + 3) for row in problems(seed, 200, ids="t")[150:]]
-    before, after = expected(rows), expected([*rows, *later])
+    points = np.random.default_rng(seed).normal(size=(400, 4)).astype("<f2")
+    vectors = {row.id: point.tobytes() for row, point in zip([*rows, *later], points, strict=False)}
+    before, after = with_topics(rows, vectors), with_topics([*rows, *later], vectors)
+    assert {kind for kind, _, _ in before.values()} == {TEXT, TEMPLATE, TOPIC}
     passing = {row.id for row in rows if not row.fails}
     assert {row: one for row, one in before.items() if row in passing} == {
         row: one for row, one in after.items() if row in passing

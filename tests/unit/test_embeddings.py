@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personahub_spark.dedup.embeddings import Reader, SparkNlpEmbedder
+from personahub_spark.dedup.embeddings import Reader, SparkNlpEmbedder, token_count
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.files import cache_root
 from personahub_spark.settings.dedup import EmbeddingSettings
@@ -72,6 +72,19 @@ def test_pieces_are_the_longest_from_the_left(word: str, pieces: list[str] | Non
 )
 def test_letters_by_themselves_are_not_read(text: str, share: float) -> None:
     assert READER.unread_share(Reader.words(text)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("the nurse", 4), ("the sailing nurses", 7), ("The café, полов", 6), ("", 0), (" \n\u200b", 0), ("\u4e2d", 3)],
+)
+def test_the_tokens_of_a_text_are_its_pieces_and_the_two_around_them(text: str, tokens: int) -> None:
+    assert token_count(text, READER) == tokens
+
+
+def test_without_a_vocabulary_a_text_counts_as_twice_the_estimate() -> None:
+    assert token_count("The night shift of a nurse begins late.", None) == 2 * 10 + 2
+    assert token_count(" \n", None) == 0
 
 
 SCRIPTS = {

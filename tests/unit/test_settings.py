@@ -98,6 +98,7 @@ def test_a_bad_value_is_named_with_what_was_found(raw: dict[str, Any], where: st
         ),
         ({"personas": {"verbs": ["read", "read"]}}, "verbs names one twice"),
         ({"pipeline": {"steps": ["synthesize", "synthesize"]}}, "steps names synthesize twice"),
+        ({"embedding": {"max_tokens": 513}}, "max_tokens is 513, and models of Spark NLP read 512 at most"),
         ({"synthesis": [{"accept": {"rows": 1, "best_of": 5}}]}, "best_of 5 needs max_tries 5 or more, found 4"),
         ({"filters": {"min_words": 81}}, "min_words 81 is above max_words 80, which flags everything"),
         (
@@ -113,6 +114,7 @@ def test_settings_that_need_each_other_are_refused_apart(raw: dict[str, Any], ex
 
 def test_settings_that_go_together_are_taken() -> None:
     validate({"filters": {"min_words": 80}, "dedup": {"surface": {"threshold": "0.3", "num_hashes": 33}}})
+    assert validate({"embedding": {"by": "endpoint", "max_tokens": 513}}).embedding.max_tokens == 513
     validate({"store": {"root": None, "state": "/s"}, "synthesis": [{"options": {"variant": "topic", "topic": "x"}}]})
 
 

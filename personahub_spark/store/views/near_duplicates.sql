@@ -1,5 +1,5 @@
 -- How many texts of each task are nearly the same as another one, and which are the least alike, for example?
--- kind: text (the same numbers) or template (other numbers); share: of the task's texts. Withdrawn texts are left out.
+-- kind: text (the same numbers), template (other numbers) or topic (other words); share: of the task's texts. Withdrawn texts are left out.
 WITH texts AS (
   SELECT s.task, s.synthesis_id, s.text FROM {syntheses} AS s
   LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
