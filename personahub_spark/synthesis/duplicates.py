@@ -24,6 +24,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 
 from personahub_spark.dedup import semantic, surface
 from personahub_spark.dedup.embeddings import model_of, stored
+from personahub_spark.errors import PersonaHubError
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.dedup import CosineSettings, SurfaceSettings
 from personahub_spark.store.record_tables import WITHDRAWN
@@ -83,9 +84,9 @@ def flag(context: Context) -> StepResult:
     texts = syntheses.join(withdrawn, on="synthesis_id", how="left_anti")
     by_words = near_duplicates(texts, settings.texts)
     compared, flagged, no_vector = texts.count(), by_words.rows, 0
-    has_vectors = not store.read(SYNTHESIS_EMBEDDINGS).isEmpty()
-    if has_vectors:
-        vectors, version = _vectors(context)
+    by_vectors, note = _vectors(context)
+    if by_vectors is not None:
+        vectors, version = by_vectors
         others = texts.join(by_words.others, on="synthesis_id", how="left_semi")
         no_vector = others.join(vectors, on="synthesis_id", how="left_anti").count()
         with_vector = others.join(vectors, on="synthesis_id", how="inner")
@@ -95,7 +96,7 @@ def flag(context: Context) -> StepResult:
         "withdrawn": rows_in - compared,
         "same_text": counts.get(TEXT, 0),
         "same_template": counts.get(TEMPLATE, 0),
-        **({"same_topic": counts.get(TOPIC, 0), "no_vector": no_vector} if has_vectors else {}),
+        **({"same_topic": counts.get(TOPIC, 0), "no_vector": no_vector} if by_vectors is not None else {}),
         "without_words": by_words.without_words,
         "kept": compared - sum(counts.values()) - no_vector - by_words.without_words,
     }
@@ -107,8 +108,7 @@ def flag(context: Context) -> StepResult:
         changed = store.remove(SYNTHESIS_DUPLICATES, store.stage(stale))
     # In a dry run the stale rows are still there, so those that only change are no new keys.
     changed += context.add_new(SYNTHESIS_DUPLICATES, flagged, expected=None if store.dry_run and changed else new)
-    notes = () if has_vectors else ("topics were not compared, since no text has a vector (jobs/embed_texts.py)",)
-    return StepResult(rows_in, outcomes, {SYNTHESIS_DUPLICATES.name: changed}, notes=notes)
+    return StepResult(rows_in, outcomes, {SYNTHESIS_DUPLICATES.name: changed}, notes=(note,) if note else ())
 
 
 def near_duplicates(texts: DataFrame, settings: SurfaceSettings) -> NearDuplicates:
@@ -165,14 +165,20 @@ def same_topic(texts: DataFrame, settings: CosineSettings, version: str) -> Data
     )
 
 
-def _vectors(context: Context) -> tuple[DataFrame, str]:
-    """``synthesis_id`` and ``vector`` of the texts that have one by the embedder of the settings, and the
-    ``parameters_version`` of what is decided by them."""
-    settings = context.settings
-    table, model = SYNTHESIS_EMBEDDINGS, model_of(settings)
-    rows, dim = stored(context.store.read(table), model, settings.embedding.dimensions, table=table.name)
+def _vectors(context: Context) -> tuple[tuple[DataFrame, str] | None, str]:
+    """``synthesis_id`` and ``vector`` of the texts that have one by the embedder of the settings, with the
+    ``parameters_version`` of what is decided by them; None and why, where topics cannot be compared."""
+    settings, table = context.settings, SYNTHESIS_EMBEDDINGS
+    here = context.store.read(table)
+    if here.isEmpty():
+        return None, "topics were not compared, since no text has a vector (jobs/embed_texts.py)"
+    try:  # what needs no vectors is settled on a machine without the embedder too
+        model = model_of(settings)
+        rows, dim = stored(here, model, settings.embedding.dimensions, table=table.name)
+    except PersonaHubError as error:
+        return None, f"topics were not compared, and no text is flagged for its topic: {error}"
     version = semantic.parameters_version(settings.dedup.topics, model, dim or 0)
-    return rows.where(F.col("vector").isNotNull()).select("synthesis_id", "vector"), version
+    return (rows.where(F.col("vector").isNotNull()).select("synthesis_id", "vector"), version), ""
 
 
 def parameters_version(settings: SurfaceSettings) -> str:
