@@ -6,6 +6,7 @@ with a row that is still kept are held, so memory grows with the rows and not wi
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
@@ -79,6 +80,45 @@ def removals(tokens: Lists, keys: Lists | None, *, published: int, threshold: Fr
     chosen += _of_twins(twins.tolist(), best, is_removed, Pairs.of(near_twins).in_order())
     row, kept, alike = zip(*sorted(chosen), strict=True) if chosen else ((), (), ())
     return Pairs(np.array(row, np.int64), np.array(kept, np.int64), np.array(alike, np.float64))
+
+
+def choices(tokens: Lists, keys: Lists | None, groups: Integers, *, threshold: Fraction) -> Pairs:
+    """One row of each group: the first that is similar to no row chosen of a group before, if there is such a row.
+
+    ``groups``: the number of each row's group; rows are in the order of their groups, and in each group the preferred
+    one comes first. ``tokens`` and ``keys`` as for ``removals``, but a row may have no token: nothing is similar to it.
+    Returns the rows of each group up to its choice. The choice comes with itself; the rows before it come with the most
+    similar row that was chosen before; among equally similar ones, the best. Rows are compared with choices only, so
+    many similar rows cost little.
+    """
+    least, whole = threshold.as_integer_ratio()
+    keys = _prefixes(_by_rarity(tokens), threshold)[0] if keys is None else keys
+    chosen: defaultdict[int | bytes, list[int]] = defaultdict(list)  # by key, and by the whole set
+    done = -1
+    pairs: list[tuple[int, int, float]] = []
+    for row, group in enumerate(groups.tolist()):
+        if group == done:
+            continue
+        values = tokens.values[tokens.starts[row] : tokens.starts[row + 1]]
+        mine = frozenset(values.tolist())
+        of_mine = [values.tobytes(), *keys.values[keys.starts[row] : keys.starts[row + 1]].tolist()] if mine else []
+        near = []
+        for other in {other for key in of_mine for other in chosen.get(key, ())}:
+            theirs = tokens.values[tokens.starts[other] : tokens.starts[other + 1]].tolist()
+            common = len(mine.intersection(theirs))
+            union = len(mine) + len(theirs) - common
+            if common * whole >= union * least:
+                near.append((-common / union, other))
+        if near:
+            negated, other = min(near)
+            pairs.append((row, other, -negated))
+            continue
+        for key in of_mine:
+            chosen[key].append(row)
+        pairs.append((row, row, 1.0))
+        done = group
+    looked_at, better, alike = zip(*pairs, strict=True) if pairs else ((), (), ())
+    return Pairs(np.array(looked_at, np.int64), np.array(better, np.int64), np.array(alike, np.float64))
 
 
 def similar(

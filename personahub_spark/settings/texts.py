@@ -51,14 +51,14 @@ class ChosenPersonas(Candidates):
 class Acceptance(Group):
     """How many rows must pass, instead of how many are asked for."""
 
-    rows: int = Field(ge=1, description="rows that pass, one a persona")
+    rows: int = Field(ge=1, description="rows that pass, one a persona, no two the same text")
     checks: list[str] = Field(default_factory=list, description="checks of the task that count; empty: all of them")
     max_tries: int = Field(default=4, ge=1, le=64, description="answers for one persona, then another one is taken")
     best_of: int = Field(
         default=1,
         ge=1,
-        description="answers to get from each persona, of which the best that passes is taken: that with the highest "
-        "score by judges, or the first; at most max_tries",
+        description="answers to get from each persona, of which the best that passes and is no duplicate is taken: "
+        "that with the highest score by judges, or the first; at most max_tries",
     )
 
     @model_validator(mode="after")

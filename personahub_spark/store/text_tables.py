@@ -180,20 +180,28 @@ SECOND_PERSONAS = Table(
 
 ACCEPTANCES = Table(
     "acceptances",
-    "Rows that pass, taken for an order of so many; the view accepted_rows has them whole",
+    "Rows that pass, taken for an order or passed over as duplicates; the view accepted_rows has those taken, whole",
     (
         column(
-            "order_id", TEXT, "hash of recipe, selection, checks and tries: all but the number of rows", nullable=False
+            "order_id", TEXT, "hash of all that decides which rows it takes: all but the number of rows", nullable=False
         ),
         column("persona_id", TEXT, "personas.persona_id: an order takes one row of each", nullable=False),
         column("synthesis_id", TEXT, "syntheses.synthesis_id", nullable=False),
         column("rank", INTEGER, "selections.rank of the persona", nullable=False),
         column("tries", INTEGER, "answers up to this one, from 1", nullable=False),
+        column(
+            "duplicate_of",
+            TEXT,
+            "syntheses.synthesis_id of the row that the order took before and that is the same text; null: it is taken",
+        ),
         column("task", TEXT, "syntheses.task", nullable=False),
         column("recipe", TEXT, "syntheses.recipe", nullable=False),
     ),
-    key=("order_id", "persona_id"),
-    checks={"tries_positive": "tries >= 1"},
+    key=("order_id", "synthesis_id"),
+    checks={
+        "tries_positive": "tries >= 1",
+        "not_its_own_witness": "duplicate_of is null or duplicate_of <> synthesis_id",
+    },
 )
 
 CODE_RUNS = Table(

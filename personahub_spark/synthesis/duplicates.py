@@ -117,11 +117,8 @@ def near_duplicates(texts: DataFrame, settings: SurfaceSettings) -> NearDuplicat
     Texts are compared within their task. A row that is the same text as another one is not looked at as a template.
     Runs Spark jobs.
     """
-    compared = _compared(texts).localCheckpoint()
-    same_text = surface.deduplicate(
-        compared.withColumn("scope", F.concat_ws("|", "task", "numbers")).withColumnRenamed("words", "text"),
-        settings=settings,
-    )
+    compared = _compared(texts.withColumn("priority", _priority())).localCheckpoint()
+    same_text = surface.deduplicate(_by_numbers(compared), settings=settings)
     same_template = surface.deduplicate(
         compared.join(same_text.removals, on="id", how="left_anti")
         .withColumnRenamed("task", "scope")
@@ -181,15 +178,33 @@ def _vectors(context: Context) -> tuple[tuple[DataFrame, str] | None, str]:
     return (rows.where(F.col("vector").isNotNull()).select("synthesis_id", "vector"), version), ""
 
 
+def choices(texts: DataFrame, settings: SurfaceSettings) -> DataFrame:
+    """Of each group the first text that is not the same text as one chosen of a group before, if there is such a text.
+
+    ``texts``: ``synthesis_id``, ``task``, ``text``, and ``priority``, a struct that begins with ``group`` (int) and
+    gives the order of the groups and of the texts in each. Returns ``synthesis_id`` and ``duplicate_of`` of the texts
+    of each group up to its choice: null for the choice, else the chosen text that it is the same as. Two texts are the
+    same if ``near_duplicates`` could flag one for the other as ``text``; a text without words is the same as none.
+    """
+    rows = surface.choices(_by_numbers(_compared(texts)), settings=settings)
+    duplicate_of = F.when(F.col("kept_id") != F.col("id"), F.col("kept_id"))
+    return rows.select(F.col("id").alias("synthesis_id"), duplicate_of.alias("duplicate_of"))
+
+
 def parameters_version(settings: SurfaceSettings) -> str:
     """Sixteen hex digits that change with everything that can change the result."""
     decisive = f"{surface.parameters_version(settings)}:{_COMPARABLE_VERSION}"
     return hashlib.sha256(decisive.encode()).hexdigest()[:16]
 
 
+def _by_numbers(compared: DataFrame) -> DataFrame:
+    """What surface dedup compares to find the same texts: only those of one task with the same numbers."""
+    return compared.withColumn("scope", F.concat_ws("|", "task", "numbers")).withColumnRenamed("words", "text")
+
+
 def _compared(texts: DataFrame) -> DataFrame:
-    """``id``, ``priority``, ``task``, and what is ``comparable`` of each text."""
-    given = texts.select(F.col("synthesis_id").alias("id"), _priority().alias("priority"), "task", "text")
+    """``id``, ``priority``, ``task``, and what is ``comparable`` of each text (synthesis_id, priority, task, text)."""
+    given = texts.select(F.col("synthesis_id").alias("id"), "priority", "task", "text")
 
     def each(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -33,14 +34,40 @@ from personahub_spark.text import content_id
 from tests.spark.test_tables import fill, sha
 from tests.stores import live_files
 
-GOOD = "Math problem: The miller grinds 12 sacks an hour for 3 hours. How many sacks are that?"
-BAD = "Math problem: The miller grinds 12 sacks an hour."
 TEXTS = {n: f"A miller who keeps mill number {n} by the river" for n in range(9)}
-NEVER, LATE = {1, 4}, {2}  # the answer never passes; it passes at the second try
+BAD = "The miller grinds 12 sacks an hour."
+
+
+def good(sacks: object, bridge: str = "old") -> str:
+    return (
+        f"The miller at the ford by the {bridge} bridge grinds {sacks} sacks of barley every hour from dawn until "
+        "noon, and then rests. How many are that in 3 hours?"
+    )
+
+
+def drawn(seed: int, persona_id: str) -> str:
+    return hashlib.sha256(f"{seed}:{persona_id}".encode()).hexdigest()
+
+
+# The answers about each miller, in the order of the selection: each with the number of its problem. Answers of one
+# number are the same text. None: it does not pass.
+ANSWERS: list[list[tuple[str, int | None]]] = [
+    [(good(20), 20)],
+    [(BAD, None), (good(21), 21)],  # it comes later than the next one's, and goes before it
+    [(good(21, bridge="stone"), 21), (good(22), 22)],  # nearly the same words
+    [(BAD, None), (BAD, None)],
+    [(good("twenty"), 20), (good(21), 21)],  # both are there before
+    [(good(25), 25)],
+    [(good(20), 20), (good(26), 26)],
+    [(BAD, None), (good(22), 22)],
+    [(good(28), 28)],
+]
+IN_ORDER = sorted(TEXTS, key=lambda n: drawn(0, content_id(TEXTS[n])))
+TRIES = dict(zip(IN_ORDER, ANSWERS, strict=True))
 SCRIPT = [
-    {"match": f"mill number [{''.join(map(str, NEVER))}] ", "reply": BAD},
-    {"match": f"mill number [{''.join(map(str, LATE))}] ", "reply": BAD, "times": 1},
-    {"match": "mill number", "reply": GOOD},
+    {"match": f"mill number {n} ", "reply": f"Math problem: {text}", **({"times": 1} if text != tries[-1][0] else {})}
+    for n, tries in TRIES.items()
+    for text, _ in tries
 ]
 
 
@@ -48,31 +75,44 @@ def write(context: Context) -> StepResult:
     return run_step(context, run_pipeline.STEPS["synthesize"])
 
 
-def drawn(seed: int, persona_id: str) -> str:
-    return hashlib.sha256(f"{seed}:{persona_id}".encode()).hexdigest()
+class Order(NamedTuple):
+    taken: list[tuple[int, int]]
+    """(persona, tries) of each row that it takes."""
+    copies: list[tuple[int, int, int]]
+    """(persona, tries, persona of the row that was taken) of each duplicate that it passes over."""
+    answers: int
+    """The answers that it needs."""
 
 
-def expected(rows: int, *, max_tries: int, withdrawn: Collection[int] = ()) -> tuple[list[tuple[int, int]], int]:
-    """(persona, tries) of each row that an order takes, and the answers that it needs; persona by persona."""
-    taken: list[tuple[int, int]] = []
-    answers = 0
-    for n in sorted(TEXTS, key=lambda n: drawn(0, content_id(TEXTS[n]))):
-        if n in withdrawn:
+def expected(rows: int, *, withdrawn: Collection[int] = ()) -> Order:
+    """Persona by persona, try by try."""
+    takers: dict[int, int] = {}
+    taken, copies, answers = list[tuple[int, int]](), list[tuple[int, int, int]](), 0
+    for n in IN_ORDER:
+        if n in withdrawn or len(taken) == rows:
             continue
-        tries = max_tries if n in NEVER else 2 if n in LATE else 1
-        answers += tries
-        if n not in NEVER and tries <= max_tries:
-            taken.append((n, tries))
-        if len(taken) == rows:
-            break
-    return taken, answers
+        for tries, (_, problem) in enumerate(TRIES[n], start=1):
+            answers += 1
+            if problem is None:
+                continue
+            if problem not in takers:
+                takers[problem] = n
+                taken.append((n, tries))
+                break
+            copies.append((n, tries, takers[problem]))
+    return Order(taken, copies, answers)
 
 
-def taken(context: Context) -> list[tuple[int, int]]:
+def stored(context: Context) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
+    """The rows that the last order took, and the duplicates that it passed over, as in ``Order``."""
     numbers = {content_id(text): n for n, text in TEXTS.items()}
     rows = context.store.view("accepted_rows").orderBy("rank").collect()
-    assert all(row["text"] == GOOD.removeprefix("Math problem: ") and row["persona"] for row in rows)
-    return [(numbers[row["persona_id"]], row["tries"]) for row in rows]
+    taken = [(numbers[row["persona_id"]], row["tries"]) for row in rows]
+    assert [row["text"] for row in rows] == [TRIES[n][tries - 1][0] for n, tries in taken]
+    assert [row["persona"] for row in rows] == [TEXTS[n] for n, _ in taken]
+    takers = {row["synthesis_id"]: numbers[row["persona_id"]] for row in rows}
+    copies = context.store.read(ACCEPTANCES).where("duplicate_of is not null").orderBy("rank", "tries").collect()
+    return taken, [(numbers[row["persona_id"]], row["tries"], takers[row["duplicate_of"]]) for row in copies]
 
 
 def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
@@ -81,8 +121,9 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
     def ordering(rows: int) -> dict[str, Any]:
         return {"synthesis": [{"accept": {"rows": rows, "checks": ["no_question"], "max_tries": 2}}]}
 
-    rows, answers = expected(5, max_tries=2)
-    assert {n for n, _ in rows} & LATE or answers > 5  # the case has something to it
+    *order, answers = expected(5)
+    rows, copies = order
+    assert (len(rows), len(copies), answers) == (5, 4, 12)
     context = make_context(make_settings(**ordering(5)))
     fill(context.store, PERSONAS, *({"persona_id": content_id(text), "text": text} for text in TEXTS.values()))
 
@@ -92,11 +133,11 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
     with pytest.raises(PersonaHubError):
         write(context)
     done = write(dataclasses.replace(context, run_id="resumed"))
-    assert taken(context) == rows
+    assert [*stored(context)] == order
     assert endpoint.counts()["billed"] == answers
-    assert done.notes[0].startswith("math: 5 of 5 rows pass (order ")
+    assert re.fullmatch(r"math: 5 of 5 rows pass \(order \w+\); 4 more are duplicates of these", done.notes[0])
     kept = context.store.read(SYNTHESES).collect()
-    assert len(kept) == answers and sum(row["checks"] == [] for row in kept) == 5
+    assert len(kept) == answers and sum(row["checks"] == [] for row in kept) == 5 + 4
 
     before = live_files(context)
     again = write(dataclasses.replace(context, run_id="again"))
@@ -104,12 +145,12 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
     assert live_files(context) == before and endpoint.counts()["billed"] == answers
 
     # A run that died before it wrote a row down has paid for it: a dry run comes to its end, the next one pays nothing.
-    first = content_id(TEXTS[next(n for n, tries in rows if tries == 1)])
+    first = content_id(TEXTS[rows[0][0]])
     written = context.store.read(SYNTHESES).where(f"persona_id = '{first}'").select("synthesis_id")
     context.store.remove(SYNTHESES, context.store.stage(written))
     assert write(make_context(context.settings, dry_run=True)).outcomes["passed"] == 1
     assert write(dataclasses.replace(context, run_id="after")).spend.requests == 0
-    assert taken(context) == rows and endpoint.counts()["billed"] == answers
+    assert [*stored(context)] == order and endpoint.counts()["billed"] == answers
 
     # A larger order begins with the rows of the smaller one, on other partitions too.
     context.spark.conf.set("spark.sql.shuffle.partitions", 5)
@@ -117,33 +158,35 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
         larger = write(dataclasses.replace(context, settings=make_settings(**ordering(6)), run_id="larger"))
     finally:
         context.spark.conf.set("spark.sql.shuffle.partitions", 2)
-    rows, answers = expected(6, max_tries=2)
-    assert taken(context) == rows and larger.outcomes["done_before"] == 5
+    *order, answers = expected(6)
+    rows, copies = order
+    assert [*stored(context)] == order and larger.outcomes["done_before"] == 5
     assert endpoint.counts()["billed"] == answers
     costs = context.store.view("order_costs").collect()
-    assert [(row["rows"], row["tries"]) for row in costs] == [(6, answers)]
+    assert [(row["rows"], row["duplicates"], row["tries"]) for row in costs] == [(6, len(copies), answers)]
     assert costs[0]["cost_microusd_per_row"] > 0 and costs[0]["tries_per_row"] == answers / 6
 
     shown = "\n".join(trial.lines(dataclasses.replace(context, settings=make_settings(**ordering(6)))))
     assert (
-        shown.startswith("# math (variant plain), by test-model\n") and shown.count("fails no_question") == answers - 6
+        shown.startswith("# math (variant plain), by test-model\n") and shown.count("fails no_question") == answers - 11
     )
-    assert f"\n6 of {answers} pass\n" in shown and f"{TEXTS[rows[0][0]]}\n  passes\n  problem: The miller" in shown
+    assert f"\n11 of {answers} pass\n" in shown and f"{TEXTS[rows[0][0]]}\n  passes\n  problem: The miller" in shown
 
-    # Whoever left the hub gives way to the next one; where nobody is left the order says so.
+    # Whoever left the hub gives way to the next one, and its text is free for another one; where nobody is left the
+    # order says so.
     lost = rows[0][0]
     removed = {"persona_id": content_id(TEXTS[lost]), "kept_id": content_id(TEXTS[rows[1][0]])}
     fill(context.store, PERSONA_REMOVALS, removed)
     last = write(dataclasses.replace(context, settings=make_settings(**ordering(9)), run_id="last"))
-    rows, answers = expected(9, max_tries=2, withdrawn={lost})
-    assert taken(context) == rows and len(rows) == 6
+    *order, _ = expected(9, withdrawn={lost})
+    assert [*stored(context)] == order and (IN_ORDER[4], 1) in order[0]
     assert "6 of 9 rows pass" in last.notes[0] and "no further personas" in last.notes[0]
-    assert context.store.read(ACCEPTANCES).count() == 6
+    assert not last.spend.requests
     # Who comes back takes its place again, and a smaller order has just its rows.
     removals = context.store.read(PERSONA_REMOVALS).select("persona_id")
     context.store.remove(PERSONA_REMOVALS, context.store.stage(removals))
     assert not write(dataclasses.replace(context, run_id="back")).spend.requests
-    assert taken(context) == expected(5, max_tries=2)[0]
+    assert stored(context) == expected(5)[:2]
 
     with pytest.raises(
         SettingsError, match=r"synthesis\.0\.accept\.checks names no_answer, which is no check of task math"

@@ -297,6 +297,7 @@ BAD = [
     ("selections", "rank_not_negative", {"rank": -1}),
     ("second_personas", "not_the_same", {"second_persona_id": sha("p")}),
     ("acceptances", "tries_positive", {"tries": 0}),
+    ("acceptances", "not_its_own_witness", {"duplicate_of": sha("s")}),
     ("code_runs", "passed_are_tests", {"passed": 5}),
     ("code_runs", "status_known", {"status": "passed"}),
     ("code_runs", "level_known", {"sandbox_level": "C"}),
@@ -509,7 +510,10 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
           for n, check in enumerate(CHECKS, start=1)),
     )  # fmt: skip
     fill(store, EXAMPLES, {})
-    fill(store, ACCEPTANCES, {"synthesis_id": sha("s")})
+    fill(
+        store, ACCEPTANCES, {"synthesis_id": sha("s")}, {"synthesis_id": sha("1"), "duplicate_of": sha("s")},
+        {"synthesis_id": sha("z"), "duplicate_of": sha("s")},
+    )  # fmt: skip
     fill(
         store, SYNTHESIS_DUPLICATES, {"synthesis_id": sha("1"), "similarity": 0.96}, {"synthesis_id": sha("2")},
         {"synthesis_id": sha("3"), "kind": "template"},
@@ -666,6 +670,7 @@ def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> Non
         ("synthesis failed checks", "a pilot", "too_short, missing_field", "b", sha("w2")),
         ("synthesis failed checks", "a pilot", "invalid_name", "t", sha("y")),
         ("synthesis withdrawn", "a pilot", "withdrawn", "t", sha("z")),
+        ("synthesis not accepted", "a pilot", "duplicate", "same text as: t", sha("1")),
         *{("synthesis failed checks", "a pilot", check, check, sha(str(n))) for n, check in enumerate(CHECKS, start=1)},
     }
 
@@ -702,7 +707,7 @@ def test_near_duplicates_are_told_by_row_and_as_a_share_of_their_task(filled: St
     assert {key: row["persona_closeness"] for key, row in rows.items()} == {
         key: 0.75 if key == "m0" else None for key in rows
     }  # fmt: skip
-    assert [row["duplicate_of"] for row in filled.view("accepted_rows").collect()] == [None]
+    assert [row["synthesis_id"] for row in filled.view("accepted_rows").collect()] == [sha("s")]
     shares = {row["kind"]: row for row in filled.view("near_duplicates").collect()}
     assert {kind: tuple(row)[:6] for kind, row in shares.items()} == {
         "text": ("math", "text", 2, 7, 2 / 7, 0.95), "template": ("math", "template", 1, 7, 1 / 7, 0.95),

@@ -94,6 +94,77 @@ def test_sets_with_one_hash_are_told_apart(sets: Sets, monkeypatch: pytest.Monke
     assert salts == [0, 1, 2]
 
 
+def chosen(
+    sets: Sets, groups: Sequence[int], threshold: Decimal, *, keys: Lists | None = None
+) -> list[tuple[int, int, float]]:
+    pairs = in_memory.choices(tokens_of(sets), keys, np.array(groups), threshold=Fraction(threshold))
+    return list(zip(*(column.tolist() for column in pairs), strict=True))
+
+
+def expected_choices(sets: Sets, groups: Sequence[int], threshold: Decimal) -> list[tuple[int, int, float]]:
+    """Row after row: what each is like among all that were chosen before."""
+    pairs: list[tuple[int, int, float]] = []
+    choice: dict[int, int] = {}
+    for row, (mine, group) in enumerate(zip(sets, groups, strict=True)):
+        if group in choice:
+            continue
+        alike = {other: Fraction(len(mine & sets[other]), len(mine | sets[other]) or 1) for other in choice.values()}
+        near = [(-alike[other], other) for other in alike if mine and alike[other] >= threshold]
+        if near:
+            pairs.append((row, min(near)[1], float(-min(near)[0])))
+        else:
+            choice[group] = row
+            pairs.append((row, row, 1.0))
+    return pairs
+
+
+@pytest.mark.parametrize("threshold", [Decimal(t) for t in ("0.5", "0.8", "0.9", "1")])
+@pytest.mark.parametrize("seed", range(4))
+def test_choices_are_those_of_the_greedy_oracle(threshold: Decimal, seed: int) -> None:
+    rng = random.Random(seed)
+    sets = random_sets(seed, 200)
+    for place in rng.sample(range(200), 3):
+        sets[place] = frozenset()
+    groups = sorted(rng.randrange(80) for _ in sets)
+    choices = expected_choices(sets, groups, threshold)
+    assert any(row != kept for row, kept, _ in choices)
+    assert chosen(sets, groups, threshold) == choices
+    one_key = lists([[7]] * len(sets))
+    assert chosen(sets, groups, threshold, keys=one_key) == choices
+    apart = lists([[row] for row in range(len(sets))])
+    assert chosen(sets, groups, threshold, keys=apart) == expected_choices(sets, groups, Decimal(1))
+
+
+def test_a_group_goes_on_to_its_next_row_only_where_an_earlier_group_chose_the_same() -> None:
+    a, b, near_a = frozenset(range(20)), frozenset({50}), frozenset(range(19))
+    assert chosen([a, b, a, b], [0, 0, 1, 1], Decimal("0.9")) == [(0, 0, 1.0), (2, 0, 1.0), (3, 3, 1.0)]
+    assert chosen([a, near_a], [0, 1], Decimal("0.95")) == [(0, 0, 1.0), (1, 0, 0.95)]
+    assert chosen([a, near_a], [0, 1], Decimal("0.96")) == [(0, 0, 1.0), (1, 1, 1.0)]
+    assert chosen([a, a], [0, 0], Decimal("0.9")) == [(0, 0, 1.0)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_answers_that_come_in_any_order_lead_to_the_same_choices(seed: int) -> None:
+    """Some of the groups that lack a choice get their next row, again and again, until all have one or no more rows."""
+    rng = random.Random(seed)
+    common = random_sets(seed, 40)  # several groups have the same ones
+    rows = [rng.sample(common, 4) for _ in range(25)]
+
+    def choices(answers: Sequence[int]) -> dict[int, int]:
+        """The place of each group's choice among its rows, of which so many have come."""
+        places = [(group, place) for group, number in enumerate(answers) for place in range(number)]
+        pairs = chosen([rows[group][place] for group, place in places], [group for group, _ in places], Decimal("0.8"))
+        return dict(places[row] for row, kept, _ in pairs if row == kept)
+
+    answers = [0] * len(rows)
+    while due := [group for group in {*range(25)} - choices(answers).keys() if answers[group] < 4]:
+        for group in rng.sample(due, rng.randint(1, len(due))):
+            answers[group] += 1
+    everything = choices([4] * len(rows))
+    assert choices(answers) == everything and sum(answers) < 4 * len(rows)
+    assert any(everything.values()) and len(everything) < len(rows)
+
+
 def test_tokens_out_of_order_are_refused() -> None:
     with pytest.raises(ValueError, match="not sorted"):
         in_memory.removals(lists([[1, 2], [2, 1]]), None, published=0, threshold=Fraction(1, 2))

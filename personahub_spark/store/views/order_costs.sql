@@ -1,6 +1,6 @@
 -- What does a row that passes cost, with the answers that did not pass?
 -- Orders of one recipe share their answers, so each of them counts all. Cost is null where a call's cost is unknown.
--- Of a conversation all calls count; of one that could not be read, only the last one.
+-- duplicates: answers that pass, but are the same text as a row that was taken before. Of a conversation all calls count; of one that could not be read, only the last one.
 WITH answers AS (
   SELECT recipe, call_key, coalesce(turn_calls, array(call_key)) AS calls
   FROM {syntheses} WHERE call_key IS NOT NULL
@@ -16,9 +16,12 @@ costs AS (
   JOIN {llm_calls} AS c ON c.request_key = t.call_key
   GROUP BY t.recipe
 ),
-orders AS (SELECT order_id, task, recipe, count(*) AS rows FROM {acceptances} GROUP BY order_id, task, recipe)
+orders AS (
+  SELECT order_id, task, recipe, count_if(duplicate_of IS NULL) AS rows, count(duplicate_of) AS duplicates
+  FROM {acceptances} GROUP BY order_id, task, recipe
+)
 SELECT
-  o.order_id, o.task, o.recipe, o.rows, c.tries, c.tokens, c.cost_microusd,
+  o.order_id, o.task, o.recipe, o.rows, o.duplicates, c.tries, c.tokens, c.cost_microusd,
   c.tries / o.rows AS tries_per_row, c.tokens / o.rows AS tokens_per_row,
   c.cost_microusd / o.rows AS cost_microusd_per_row
 FROM orders AS o

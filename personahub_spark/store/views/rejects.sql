@@ -50,6 +50,14 @@ LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis
 WHERE size(s.checks) > 0
 UNION ALL
 SELECT
+  'synthesis not accepted', p.text, 'duplicate', concat('same text as: ', k.text), a.synthesis_id, a.run_id, a.created_at
+FROM {acceptances} AS a
+JOIN {syntheses} AS k ON k.synthesis_id = a.duplicate_of
+LEFT JOIN {personas} AS p ON p.persona_id = a.persona_id
+LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = a.synthesis_id
+LEFT ANTI JOIN {withdrawn} AS v ON v.kind = 'synthesis' AND v.item = a.duplicate_of
+UNION ALL
+SELECT
   concat(w.kind, ' withdrawn'), p.text, 'withdrawn', s.text, w.item, w.run_id, w.created_at
 FROM {withdrawn} AS w
 LEFT JOIN {syntheses} AS s ON w.kind = 'synthesis' AND s.synthesis_id = w.item
