@@ -229,3 +229,17 @@ def test_only_a_jvm_that_ended_by_itself_is_learned_from_and_its_end_is_not_logg
     logging.error("Exception while sending command.")  # as Py4J does
     logging.getLogger("personahub_spark").warning("ours")
     assert caplog.messages == ["ours"]
+
+
+def test_an_archive_in_a_cache_that_may_only_be_read_is_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = ClassArchive([])
+    assert "SharedArchiveFile" not in archive.options()
+    (home / "bin" / "go").touch()
+    learn(archive, home, "a")
+    assert is_done(home)
+
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(class_archive.os, "utime", refused)
+    assert "SharedArchiveFile" in ClassArchive([]).options()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings import loading
 from personahub_spark.settings.texts import ChosenPersonas
-from personahub_spark.synthesis.selection import farthest, selection_id
+from personahub_spark.synthesis.selection import farthest, refuse_wrong, selection_id
 
 
 def unit(rows: list[list[int]]) -> np.ndarray:
@@ -96,3 +97,15 @@ def test_a_file_of_ids_that_is_missing_or_empty_is_named(tmp_path: Path) -> None
 def test_settings_that_contradict_themselves_are_refused(entry: dict[str, object], fault: str) -> None:
     with pytest.raises(SettingsError, match=fault):
         loading.validate({"synthesis": [entry]})
+
+
+def test_a_file_of_ids_of_any_entry_is_read_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text("a" * 64)
+    good = ChosenPersonas(ids=str(tmp_path / "ids"))
+    context: Any = None  # only conditions are looked up in the store
+    refuse_wrong(context, {"synthesis.0.personas": good})
+    (tmp_path / "empty").touch()
+    for name, message in (("missing", "cannot be read"), ("empty", "has no persona id")):
+        wrong = {"synthesis.0.personas": good, "synthesis.1.personas": ChosenPersonas(ids=str(tmp_path / name))}
+        with pytest.raises(SettingsError, match=rf"synthesis\.1\.personas\.ids: .*{name} {message}"):
+            refuse_wrong(context, wrong)
