@@ -47,6 +47,17 @@ def test_each_variant_has_its_own_wording_and_version() -> None:
     assert "$" not in wording()
 
 
+def test_the_model_chooses_the_language_unless_the_settings_do() -> None:
+    problems = {"英文": f"Math problem: {PROBLEM}", "中文": "Math problem: 护士每6小时给药250毫克，3天一共给药多少克？"}
+    languages = ("Write in", None, set()), ("person's description.", "same", {"英文"}), ("French.", "fr", {"中文"})
+    for words, language, wrong in languages:
+        assert (words in wording(language=language)) == (language is not None)
+        task = prompted("math", ENDPOINT, language=language)
+        checks = {name: read(task, problem, "stop", "山里小镇的护士").checks for name, problem in problems.items()}
+        assert {name for name, failed in checks.items() if "wrong_script" in failed} == wrong, language
+    assert wording() == wording(language=None)
+
+
 def test_a_problem_is_asked_for_as_json_where_the_endpoint_can_with_one_question_at_its_end() -> None:
     def pattern(variant: str) -> re.Pattern[str]:
         task = prompted("math", ENDPOINT, variant=variant)
