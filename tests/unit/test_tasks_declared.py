@@ -223,7 +223,7 @@ def test_places_without_a_file_are_named(tmp_path: Path) -> None:
         ({"task": "maths"}, "synthesis.1.task: there is no task 'maths' (tasks: "),
         ({"task": "recipe"}, "synthesis.1.texts: task recipe needs the text guest beside the persona"),
         ({"texts": {"guest": "x"}}, "synthesis.1.texts: task math has no place for the text guest (texts: none)"),
-        ({"options": {"varient": "plain"}}, "synthesis.1: task math has no option varient (options: variant, topic, language)"),
+        ({"options": {"varient": "plain"}}, "task math has no option varient (options: variant, topic, language)"),
         ({"options": {"variant": "hard"}}, "option variant is 'hard'; it may be plain, topic, olympiad"),
         ({"options": {"variant": "topic"}}, "option topic must be given with variant topic, and only there"),
         ({"options": {"topic": "geometry"}}, "option topic must be given with variant topic, and only there"),
