@@ -157,10 +157,10 @@ def impossible_ages(answer: CheckedAnswer, *, field: str, of: str = "persona") -
 
 
 @_check("Half of the distinct words of a field are the persona's, or (``run``) so many of its words in a row.")
-def copies_persona(answer: CheckedAnswer, *, field: str, of: str = "persona", run: int = 0) -> bool:
+def copies_persona(answer: CheckedAnswer, *, field: str | None = None, of: str = "persona", run: int = 0) -> bool:
     if run:
         return reading.copies_passage(answer.parts(field), answer.texts[of], run=run)
-    words = token_set(answer.output[field] or "")
+    words = token_set(" ".join(answer.parts(field)))
     return bool(words) and 2 * len(set(words) & set(tokens(answer.texts[of]))) >= len(words)
 
 

@@ -216,12 +216,15 @@ def test_a_row_keeps_the_constraints_that_the_question_told() -> None:
     blank = "Instruction: I am a diver and repair moorings in the harbour at night; write me a plan for the week."
     (reading,) = TASK.read(blank, "stop", DIVER)
     drawn = reading.output["constraints"]
-    assert 1 <= len(drawn) <= 3 and {*reading.output} == {"instruction", "constraints"}
+    assert 1 <= len(drawn) <= 3 and [*reading.output] == ["instruction", "requirements", "constraints"]
     assert all({*one} == {"kind", "parameters", "words"} and f"- {one['words']}" in text for one in drawn)
     assert reading.checks == ("constraint_unstated",)
-    whole = f"{blank} {' '.join(one['words'] for one in drawn)}"
-    assert TASK.read(whole, "stop", DIVER)[0].checks == ()
-    assert "`instruction` string, `constraints` array<string>" in view_query(TASK.declaration)
+    whole = "\n- ".join([f"{blank}\nRequirements:", *(one["words"] for one in drawn)])
+    (reading,) = TASK.read(whole, "stop", DIVER)
+    assert reading.checks == () and reading.output["requirements"] == [one["words"] for one in drawn]
+    assert reading.text == "\n".join([blank.removeprefix("Instruction: "), *reading.output["requirements"]])
+    query = view_query(TASK.declaration)
+    assert "`instruction` string, `requirements` array<string>, `constraints` array<string>" in query
 
 
 @pytest.mark.parametrize(
