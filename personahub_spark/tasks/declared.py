@@ -206,6 +206,11 @@ class Declaration(_Part):
                 raise ValueError(f"{name} is no JSON schema: {error.message}") from None
             if schema.get("type") not in KINDS:
                 raise ValueError(f"{name} needs a type: {', '.join(KINDS)}")
+            for pattern in _patterns(schema):
+                if not re.search(r"(?s)^\^.*\$([a-z_]+|\{[a-z_]+\})?$", pattern):
+                    raise ValueError(
+                        f"{name} has the pattern {pattern!r}, which servers ignore unless ^ and $$ enclose it"
+                    )
         return output
 
     @model_validator(mode="after")

@@ -154,6 +154,11 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(user="Cook for $guest and $persona at $5."), "", "user has a dollar sign that begins no placeholder"),
         (broken(output={"dish": {"type": "text"}}), "output", "dish is no JSON schema: 'text' is not valid"),
         (broken(output={"dish": {"minLength": 2}}), "output", "dish needs a type: string, integer"),
+        (
+            broken(output={"dish": {"type": "array", "items": {"type": "string", "pattern": "^Dish: .+"}}}),
+            "output",
+            "dish has the pattern '^Dish: .+', which servers ignore unless ^ and $$ enclose it",
+        ),
         (broken(options={"kind": {"values": [], "default": "quick"}}), "options.kind.values", "at least 1"),
         (broken(options={"kind": {"values": ["quick"], "default": "slow"}}), "options.kind", "default must be one of"),
         (broken(words={"style": {"by": "kind", "is": {"quick": "x"}}}), "", "words.style.is needs a text for each of"),
