@@ -20,6 +20,7 @@ from personahub_spark.text import one_line, token_set
 
 def explain(store: Store, settings: Settings, persona_id: str) -> list[str]:
     """Lines about the persona whose id starts with ``persona_id``; PersonaHubError if there is none, or several."""
+    store = store.snapshot()
     personas = store.read(PERSONAS).where(F.col("persona_id").startswith(persona_id)).limit(2).collect()
     if len(personas) != 1:
         problem = "several ids start" if personas else "no persona has an id that starts"

@@ -36,10 +36,28 @@ def filtering(settings: Settings) -> Settings:
     return settings.model_copy(update={"spark": spark})
 
 
+_READS = re.compile(r"[\s(]*(select|with|from)\b", re.IGNORECASE)
+_NEEDS_DELTA = re.compile(r"\b(as\s+of|insert|delta)\b|@v?\d", re.IGNORECASE)
+
+
+def only_reads(query: str, *, database: str) -> bool:
+    """Whether ``query`` is a SELECT on the tables as they are now, by their names without ``database``.
+
+    False also where that is not certain.
+    """
+    named = re.search(rf"\b{re.escape(database)}\b", query, re.IGNORECASE)
+    return _READS.match(query) is not None and _NEEDS_DELTA.search(query) is None and named is None
+
+
 def use(spark: SparkSession, store: Store, query: str = "", *, personas: Collection[str] = ()) -> None:
-    """Let ``query`` name the tables and views; with ``personas`` the view ``persona_lineage`` has only these."""
+    """Let ``query`` name the tables and views; with ``personas`` the view ``persona_lineage`` has only these.
+
+    A query that only reads sees the tables as they are now, which is faster for small tables.
+    """
     spark.catalog.dropTempView("persona_lineage")
     words = set(re.findall(r"\w+", query.lower()))
+    if only_reads(query, database=store.database):
+        store = store.snapshot()
     store.use(words if query and "show" not in words else None)  # SHOW TABLES names no table, but lists all
     if personas:
         trace(store, personas).createOrReplaceTempView("persona_lineage")

@@ -38,6 +38,7 @@ def summary(
     ``outcomes``: for each step of the run, its rows by outcome (``StepResult.outcomes``). Counts of rows are of this
     run; counts of personas, texts and calls are of the tables.
     """
+    store = store.snapshot()
     parts = (
         _counts(store, outcomes, run_id),
         _personas(store, width, most),

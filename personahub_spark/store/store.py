@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from importlib import resources
 from typing import Any
+from urllib.parse import unquote
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Row, SparkSession, Window
@@ -146,8 +147,8 @@ class Store:
     ) -> None:
         self._spark = spark
         self._settings = settings
-        self._database = settings.database
         self._root = files.absolute(settings.root) if settings.root is not None else None
+        self.database = settings.database
         self.state_root = files.absolute(settings.state_root)
         self.dry_run = dry_run or versions is not None
         self._versions = versions
@@ -197,6 +198,15 @@ class Store:
         """The same store, read at ``versions`` (by table name)."""
         return Store(self._spark, self._settings, versions=versions, task_views=self._task_views)
 
+    def snapshot(self) -> Store:
+        """The same store, read-only, at the versions that its tables have now; small tables are read faster.
+
+        If tables are missing, or only Spark can read their folder, it is this store itself.
+        """
+        if self._versions is not None or self._root is None or not self.is_complete():
+            return self
+        return self.at({table.name: self.version(table) for table in TABLES})
+
     def use(self, names: Collection[str] | None = None) -> None:
         """Let SQL name the tables and views without their database; MissingTableError if they do not exist.
 
@@ -208,8 +218,10 @@ class Store:
         tables = [table for table in TABLES if table.name in selected]
         frames = [self.read(table) for table in tables]
         if self._versions is None:
+            for name in selected:  # of another version that was used before
+                self._spark.catalog.dropTempView(name)
             self._name([table.name for table in tables], selected)
-            self._spark.sql(f"USE {self._database}")
+            self._spark.sql(f"USE {self.database}")
             return
         for table, rows in zip(tables, frames, strict=True):
             rows.createOrReplaceTempView(table.name)
@@ -220,12 +232,12 @@ class Store:
     def _name(self, existing: Collection[str], selected: Collection[str]) -> None:
         """Add the database, and the ``selected`` tables and views, to the catalog if it lacks them; ``existing`` tables
         are in storage, but perhaps not in the catalog."""
-        self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self._database}")
+        self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {self.database}")
         for table in TABLES:
             exists = table.name in existing
             if table.name in selected and not self._is_known(table, exists=exists):
                 self._spark.sql(self._create_statement(table, exists=exists))
-        names = {name: f"{self._database}.{name}" for name in (*self.views, *(table.name for table in TABLES))}
+        names = {name: f"{self.database}.{name}" for name in (*self.views, *(table.name for table in TABLES))}
         for name in self.views:
             if name in selected:
                 self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {self._query(name).format(**names)}")
@@ -240,7 +252,7 @@ class Store:
         except MissingTableError:
             if not self.dry_run:
                 raise
-            return self._spark.range(0).select(*[F.lit(None).cast(c.dataType).alias(c.name) for c in table.schema])
+            return _no_rows(self._spark, table.schema)
 
     def view(self, name: str, *, given: Mapping[str, DataFrame] | None = None) -> DataFrame:
         """The rows of the view; ``given``: frames to use in place of tables, by table name."""
@@ -412,15 +424,17 @@ class Store:
                 self.held.popitem()[1].close()
 
     def _stored(self, table: Table) -> DataFrame:
-        place = self._root or self._database
+        place = self._root or self.database
         reference = self._reference(table.name)
         try:
             if self._versions is None:
                 rows = self._spark.table(reference)
-            elif table.name in self._versions:
-                rows = self._spark.sql(f"SELECT * FROM {reference} VERSION AS OF {self._versions[table.name]:d}")
-            else:
+            elif table.name not in self._versions:
                 raise MissingTableError(f"table {table.name} was not there in that version")
+            else:
+                version = self._versions[table.name]
+                small = self._few_files(table, version)
+                rows = small or self._spark.sql(f"SELECT * FROM {reference} VERSION AS OF {version:d}")
         except AnalysisException as error:
             if error.getErrorClass() not in _ABSENT:
                 raise
@@ -436,6 +450,31 @@ class Store:
             )
         return rows
 
+    def _few_files(self, table: Table, version: int) -> DataFrame | None:
+        """A small ``table`` at ``version``, read as Parquet files; None if it is not small, or only Delta can read it.
+
+        For each scan Delta runs a Spark job that lists the files, and its first plans take seconds. Delta's checksum
+        file of a version lists the files too, if they are few.
+        """
+        if self._root is None:
+            return None
+        folder = f"{self._root}/{table.name}"
+        try:
+            state = json.loads(files.read_whole(f"{folder}/_delta_log", f"{version:020}.crc"))
+        except (FileNotFoundError, PersonaHubError, ValueError):
+            return None
+        live = state.get("allFiles")
+        is_plain = state["protocol"]["minReaderVersion"] == 1 and not state["metadata"]["partitionColumns"]
+        if live is None or not is_plain or sum(file["size"] for file in live) > _SMALL_BYTES:
+            return None
+        paths = [unquote(file["path"]) for file in live]
+        if any(path.startswith("/") or ":" in path for path in paths):  # elsewhere, as in a shallow clone
+            return None
+        schema = StructType.fromJson(json.loads(state["metadata"]["schemaString"]))
+        if not paths:
+            return _no_rows(self._spark, schema)
+        return stored_parquet(self._spark, schema, *(f"{folder}/{path}" for path in paths))
+
     def _exists(self, table: Table) -> bool:
         try:
             self._stored(table)
@@ -445,7 +484,7 @@ class Store:
 
     def _is_known(self, table: Table, *, exists: bool) -> bool:
         """Whether the session's catalog has ``table``; PersonaHubError if it has another one of that name."""
-        name = f"{self._database}.{table.name}"
+        name = f"{self.database}.{table.name}"
         if not self._spark.catalog.tableExists(name):
             return False
         if self._root is None:
@@ -471,12 +510,12 @@ class Store:
     def _reference(self, name: str) -> str:
         """The name of a table in SQL, whether or not the session's catalog has it."""
         if self._root is None:
-            return f"{self._database}.{name}"
+            return f"{self.database}.{name}"
         place = f"{self._root}/{name}".replace("`", "``")
         return f"delta.`{place}`"
 
     def _create_statement(self, table: Table, *, exists: bool) -> str:
-        name = f"{self._database}.{table.name}"
+        name = f"{self.database}.{table.name}"
         place = f" LOCATION {_quoted(f'{self._root}/{table.name}')}" if self._root is not None else ""
         if place and exists:  # in storage, perhaps not in this session's catalog
             return f"CREATE TABLE IF NOT EXISTS {name} USING DELTA{place}"
@@ -538,6 +577,9 @@ _LASTING = {
 COMMITS = 100
 """The number of a table's last changes that are searched for a transaction."""
 
+# Above this size Delta's statistics of files save more than its plans cost.
+_SMALL_BYTES = 64 * 2**20
+
 # Names of the commit files in Delta's log.
 _COMMIT = re.compile(r"\d{20}\.json")
 
@@ -563,6 +605,11 @@ def _as_created(column: StructField) -> StructField:
 def _unformatted(reference: str) -> str:
     """``reference`` for a query with frames as parameters: braces in a path are escaped."""
     return reference.replace("{", "{{").replace("}", "}}")
+
+
+def _no_rows(spark: SparkSession, schema: StructType) -> DataFrame:
+    """No rows of ``schema``; Spark leaves out what a query would do with them."""
+    return spark.range(0).where("false").select(*[F.lit(None).cast(c.dataType).alias(c.name) for c in schema])
 
 
 def stored_parquet(spark: SparkSession, schema: StructType, *folders: str) -> DataFrame:

@@ -81,6 +81,21 @@ def test_rows_are_limited_and_further_ones_are_reported(odd: DataFrame, form: st
         assert len(out.getvalue().splitlines()) == expected + {"table": 2, "csv": 1, "json": 0}[form]
 
 
+@pytest.mark.parametrize(
+    ("query", "reads"),
+    [
+        ("select * from hub", True), ("\n (SELECT 1)", True), ("with x as (select 1 from hub) select * from x", True),
+        ("from hub", True), ("select '@me' from hub", True), ("selection", False), ("show tables", False),
+        ("select * from personas version as of 3", False), ("select 1 from hub TIMESTAMP  AS OF now()", False),
+        ("select * from personas@v2", False), ("select * from delta.`/x/personas`", False), ("explain select 1", False),
+        ("select * from hub_of_us.personas", False), ("from hub insert into x select *", False),
+        ("describe history personas", False), ("delete from personas", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_query_that_only_reads_is_known_by_its_words(query: str, reads: bool) -> None:
+    assert queries.only_reads(query, database="hub_of_us") is reads
+
+
 def test_two_columns_of_one_name_are_shown_but_are_no_json(spark: SparkSession) -> None:
     rows = spark.sql("select 1 as a, 'x' as a")
     assert shown(rows, "csv") == "a,a\r\n1,x\r\n"

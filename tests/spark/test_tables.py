@@ -39,7 +39,7 @@ from personahub_spark.store.text_tables import (
     SYNTHESES,
     SYNTHESIS_DUPLICATES,
 )
-from tests.stores import put
+from tests.stores import assert_same_rows, put
 from tests.tasks import prompted, read
 
 NOW = datetime(2024, 2, 29, 12, 0, 0, 123456)
@@ -474,7 +474,8 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
     root = tmp_path_factory.mktemp("filled")
     store = Store(spark, StoreSettings(root=str(root), database="filled_tables"), task_views=task_views())
     store.create()
-    assert {name: store.view(name).collect() for name in store.views} == {name: [] for name in store.views}
+    empty = store.snapshot()
+    assert {name: empty.view(name).collect() for name in store.views} == {name: [] for name in store.views}
     p, f, q, r = sha("p"), sha("f"), sha("q"), sha("r")
     fill(store, DOCUMENTS, {"doc_id": sha("d"), "licence": "CC0", "title": "T", "url": "u"}, {"doc_id": sha("e")})
     fill(
@@ -539,7 +540,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Sto
         {"source": "extract_personas:r", "line": f"{sha('e')}:3#1", "row_hash": p, "reason": "repeated", "raw": "x"},
         {"source": "expand_personas:r", "line": f"{q}#2", "row_hash": p, "reason": "empty", "raw": "y"},
     )  # fmt: skip
-    return store
+    return store.snapshot()
 
 
 def test_the_hub_has_no_persona_that_is_flagged_removed_or_without_words(filled: Store) -> None:
@@ -778,3 +779,35 @@ def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(
         spark.sql("USE default")
         spark.sql("DROP DATABASE IF EXISTS another_name CASCADE")
     assert filled.read(PERSONAS).count() == 4
+
+
+def test_a_snapshot_shows_the_tables_as_they_are_now_also_where_only_delta_can_read_them(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    store = Store(spark, StoreSettings(root=str(tmp_path / "a %20 place"), database="snapshots"))
+    assert store.snapshot() is store  # which says what to do about its missing tables
+    store.create()
+    sql = f"delta.`{tmp_path}/a %20 place/personas`"
+
+    def ids(at: Store) -> set[str]:
+        return {row["persona_id"] for row in at.read(PERSONAS).collect()}
+
+    empty = store.snapshot()
+    add(spark, store, PERSONAS, {"persona_id": sha("a")}, {"persona_id": sha("b")}, {"persona_id": sha("c")})
+    three = store.snapshot()
+    assert not any(is_by_delta(at) for at in (empty, three)) and is_by_delta(store)
+    store.remove(PERSONAS, three.read(PERSONAS).where(F.col("persona_id") == sha("a")).select("persona_id"))
+    two = store.snapshot()
+    spark.sql(f"ALTER TABLE {sql} SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')")
+    spark.sql(f"DELETE FROM {sql} WHERE persona_id = '{sha('b')}'")
+    one = store.snapshot()
+    assert not is_by_delta(two) and is_by_delta(one)
+    expected = ("", "abc", "bc", "c", "c")
+    assert [ids(at) for at in (empty, three, two, one, store)] == [set(map(sha, letters)) for letters in expected]
+    assert_same_rows(one.read(PERSONAS), store.read(PERSONAS), key=["persona_id"])
+
+
+def is_by_delta(store: Store) -> bool:
+    """Whether Delta reads the personas, and not Spark the files."""
+    plan = store.read(PERSONAS)._jdf.queryExecution().optimizedPlan().toString()  # type: ignore[operator]
+    return "parquet" not in plan and "LocalRelation" not in plan
