@@ -25,8 +25,18 @@ DEAD_S = 7 * 24 * 3600.0
 
 
 def cache_root() -> Path:
-    """The folder for downloads: ``$PERSONAHUB_CACHE``, or ``~/.cache/personahub``."""
-    return Path(os.environ.get("PERSONAHUB_CACHE") or "~/.cache/personahub").expanduser()
+    """The absolute path of the folder for downloads: ``$PERSONAHUB_CACHE``, or ``~/.cache/personahub``.
+
+    Raises PersonaHubError if the path begins with a home folder that does not exist.
+    """
+    place = os.environ.get("PERSONAHUB_CACHE") or "~/.cache/personahub"
+    try:
+        return Path(place).expanduser().absolute()
+    except RuntimeError:
+        raise PersonaHubError(
+            f"downloads are kept in {place}, and this user has no home folder; set PERSONAHUB_CACHE to a folder that "
+            "can be written"
+        ) from None
 
 
 def absolute(place: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +25,7 @@ from tests.waiting import eventually
 
 BANNER = 'openjdk version "17.0.9"\nOpenJDK 64-Bit Server VM (build 17.0.9+9, mixed mode, sharing)'
 
-# Replaces java: notes each call with the classes to archive, writes half an archive, and the rest once "go" exists.
+# Replaces java: notes its options and the classes to archive, writes half an archive, and the rest once "go" exists.
 FAKE_JAVA = """#!/bin/bash
 for option; do
     case $option in
@@ -30,6 +33,7 @@ for option; do
         -XX:SharedArchiveFile=*) archive=${{option#*=}};;
     esac
 done
+echo "$@" >{folder}/options
 echo $(cat "$list") >>{folder}/calls
 printf half >"$archive"
 until [ -e {folder}/go ] || [ -e {folder}/fail ]; do sleep 0.01; done
@@ -132,6 +136,84 @@ def test_an_archive_that_cannot_be_made_leaves_nothing_and_is_tried_again_a_day_
     (home / "bin/go").touch()
     learn(archive, home, "a")
     assert eventually(lambda: used(archive)) and calls(home) == ["a", "a"]
+
+
+def test_a_process_that_could_not_be_started_or_was_killed_does_not_stop_the_next_try(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = ClassArchive([])
+    with monkeypatch.context() as only_here:
+
+        def refused(*_: object, **__: object) -> None:
+            raise BlockingIOError("no more processes")
+
+        only_here.setattr(class_archive.subprocess, "Popen", refused)
+        learn(archive, home, "a")
+    assert [file.suffix for file in (home.parent / "cache/classes").iterdir()] == [".lock"]
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+    with monkeypatch.context() as only_here:
+        only_here.setattr(class_archive.subprocess, "Popen", lambda *a, **k: started.append(real(*a, **k)))
+        learn(archive, home, "a")
+    assert eventually(lambda: calls(home) == ["a"])
+    os.killpg(started[0].pid, signal.SIGKILL)  # as at the end of a container
+    started[0].wait()
+    assert is_done(home) and used(archive) is None
+    (home / "bin/go").touch()
+    learn(archive, home, "a")
+    assert eventually(lambda: used(archive)) and is_done(home) and calls(home) == ["a", "a"]
+
+
+def test_the_process_has_a_limit_of_memory(home: Path) -> None:
+    (home / "bin/go").touch()
+    learn(ClassArchive([]), home, "a")
+    assert is_done(home) and eventually(lambda: (home / "bin/options").exists())
+    assert class_archive.HEAP in (home / "bin/options").read_text().split()
+
+
+@pytest.mark.parametrize("place", [None, "~nobody-of-this-name/cache"])
+def test_a_user_without_a_home_has_no_archive_and_no_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch, place: str | None
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # a container's user, without an entry in passwd
+    if place is None:
+        monkeypatch.delenv("PERSONAHUB_CACHE")
+    else:
+        monkeypatch.setenv("PERSONAHUB_CACHE", place)
+    learn(ClassArchive([]), home, "a")
+    assert used(ClassArchive([])) is None and calls(home) == []
+
+
+def test_a_full_disk_and_a_file_system_without_locks_get_no_archive(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "bin/go").touch()
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as only_here:
+        only_here.setattr(fcntl, "flock", none)
+        learn(ClassArchive([]), home, "a")
+    with monkeypatch.context() as only_here:
+        only_here.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=class_archive.FREE_BYTES - 1))
+        learn(ClassArchive([]), home, "a")
+    assert calls(home) == []
+    learn(ClassArchive([]), home, "a")  # space was freed
+    assert eventually(lambda: calls(home)) and is_done(home) and used(ClassArchive([])) is not None
+
+
+def test_the_cache_may_be_named_from_the_folder_of_the_program(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PERSONAHUB_CACHE", "cache")
+    (home / "bin/go").touch()
+    archive = ClassArchive([])
+    learn(archive, home, "a")
+    assert eventually(lambda: used(archive)) and is_done(home)
+    assert used(archive) == next((tmp_path / "cache/classes").glob("*.jsa"))
 
 
 def test_an_archive_that_java_did_not_use_is_deleted_and_not_made_again_at_once(home: Path) -> None:

@@ -109,6 +109,12 @@ def test_the_cache_is_where_the_variable_says_else_in_the_home(monkeypatch: pyte
     for unset in (lambda: monkeypatch.setenv("PERSONAHUB_CACHE", ""), lambda: monkeypatch.delenv("PERSONAHUB_CACHE")):
         unset()
         assert cache_root() == Path("/home/x/.cache/personahub")
+    monkeypatch.chdir("/usr")
+    monkeypatch.setenv("PERSONAHUB_CACHE", "from/here")
+    assert cache_root() == Path("/usr/from/here")
+    monkeypatch.setenv("PERSONAHUB_CACHE", "~nobody-of-this-name/x")
+    with pytest.raises(PersonaHubError, match="no home folder; set PERSONAHUB_CACHE"):
+        cache_root()
 
 
 def left_behind(place: Path, name: str, *, days: float, alive: bool = True) -> Path:
