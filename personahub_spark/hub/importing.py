@@ -6,7 +6,7 @@ to syntheses; unreadable rows go to quarantine, with file, line and reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
@@ -19,9 +19,11 @@ from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.sources import ImportSettings
 from personahub_spark.sources import imports, inputs
 from personahub_spark.sources.formats import File
+from personahub_spark.sources.imports import TextReader
 from personahub_spark.store.hub_tables import PERSONA_IMPORTS, PERSONA_ORIGINS, PERSONAS
 from personahub_spark.store.record_tables import IMPORTS, QUARANTINE, WITHDRAWALS
 from personahub_spark.store.text_tables import SYNTHESES
+from personahub_spark.tasks.declared import library
 
 STEP = "import_personas"
 BATCH_BYTES = 256 * 1024**2
@@ -32,13 +34,14 @@ def import_all(context: Context) -> StepResult:
     finished = context.store.read(IMPORTS).select("import_id", "rows_in").collect()
     done = {row["import_id"]: row["rows_in"] for row in finished}
     result = StepResult(0, dict.fromkeys(("done_before", "new", "known", "repeated", "unreadable", "withdrawn"), 0))
+    readers = imports.text_readers(library(context.settings.tasks).values())
     for settings in context.settings.imports:
         listing = imports.list_files(settings)
         files = listing.files
         rows_done = sum(done.get(imports.import_id(file, settings), 0) for file in files)
         result += StepResult(rows_done, {"done_before": rows_done}, files_skipped=listing.skipped)
         for batch in _batches([file for file in files if imports.import_id(file, settings) not in done]):
-            result += _import(context, batch, settings)
+            result += _import(context, batch, settings, readers)
             done |= {imports.import_id(file, settings): 0 for file in batch}  # two imports may name one file
             context.store.drop_staged()
     if context.settings.imports and result.rows_in == 0:
@@ -57,9 +60,11 @@ def _batches(files: Sequence[File]) -> Iterator[list[File]]:
         yield batch
 
 
-def _import(context: Context, files: Sequence[File], settings: ImportSettings) -> StepResult:
+def _import(
+    context: Context, files: Sequence[File], settings: ImportSettings, readers: Mapping[str, TextReader]
+) -> StepResult:
     store = context.store
-    listed = imports.read(context.spark, files, settings, stage=store.stage)
+    listed = imports.read(context.spark, files, settings, readers=readers, stage=store.stage)
     rows = store.stage(placed(context, listed.rows))
     counts = {row["file"]: row for row in _counted(rows).collect()}
     total = {

@@ -32,7 +32,7 @@ MORE_SHARE = 0.1
 """The archive is made again if it would get more than this share of its classes in addition."""
 NEXT_TRY_S = 24 * 3600.0
 """When Java could not make an archive or use it, the time until the next try."""
-HEAP = "-Xmx512m"
+HEAP = "-Xmx256m"
 """The heap of the process that makes an archive. Without a limit Java takes up to a quarter of the machine's memory."""
 FREE_BYTES = 500_000_000
 """An archive is only made if so much is free on its disk: it has about 200 MB, and the old one stays until then."""

@@ -9,6 +9,11 @@ from pydantic import Field
 from personahub_spark.settings.group import Group
 from personahub_spark.settings.personas import FilterSettings, Rule
 
+_RELEASED = {
+    "tool": "tool", "math": "math", "npc": "npc", "game": "npc", "logic": "reasoning", "reasoning": "reasoning",
+    "instruction": "instruction", "prompt": "instruction", "knowledge": "knowledge", "article": "knowledge",
+}  # fmt: skip
+
 
 class DocumentSettings(Group):
     """Which documents to ingest, and the meaning of their fields."""
@@ -87,6 +92,11 @@ class ImportSettings(Group):
     columns: dict[Literal["persona", "text", "task", "licence", "lang", "source"], str] = Field(
         default_factory=dict,
         description="our column -> their field, if it is not the usual one (dots reach inside, | gives alternatives)",
+    )
+    tasks: dict[str, str] = Field(
+        default_factory=_RELEASED.copy,
+        description="task of a text by a word of its description, in small letters; the first one that occurs counts. "
+        "A row without a description has the word unknown",
     )
     labels: list[str] = Field(
         default_factory=lambda: [

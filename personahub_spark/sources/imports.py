@@ -10,27 +10,30 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, MapType, StringType, StructField, StructType
 
+from personahub_spark.errors import SettingsError
 from personahub_spark.settings.sources import ImportSettings
 from personahub_spark.settings.whole import Settings
 from personahub_spark.sources import formats, inputs
 from personahub_spark.sources.formats import File
 from personahub_spark.sources.inputs import FileRows, Judged, Listing, Shape
+from personahub_spark.tasks.checks import CHECKS
 from personahub_spark.tasks.contract import Reading, Subject
-from personahub_spark.tasks.declared import library
+from personahub_spark.tasks.declared import Declaration, library
 from personahub_spark.tasks.prompted import AnswerReader
 from personahub_spark.text import clean, content_id, has_words
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-VERSION = "import-2"
+VERSION = "import-3"
 """Goes up when the same row would give another persona, text or key."""
 
 COLUMNS = {
@@ -40,13 +43,9 @@ COLUMNS = {
 """Our field -> theirs, as in ``documents.MAPPINGS``; ``source`` is read only if the settings name its column."""
 
 NOT_CHECKED = "not_checked"
-"""The check that an imported text fails when this project has none for its task."""
+"""The check that an imported text fails when some checks of its task cannot be made, or its task has none."""
 
-# Name of a task by a word of its description; the first word that occurs counts.
-_TASKS = {
-    "tool": "tool", "math": "math", "npc": "npc", "game": "npc", "logic": "reasoning", "reasoning": "reasoning",
-    "instruction": "instruction", "prompt": "instruction", "knowledge": "knowledge", "article": "knowledge",
-}  # fmt: skip
+_OF_PROMPTS = "missing_prefix"  # says how an answer was asked for; whoever released a text may have cut its prefix off
 _LABEL = "label: "  # before a label's name, which may equal a field's
 _LONGEST = 20_000
 """The most characters: a persona has two sentences, so a text a hundred times as long is no persona."""
@@ -66,14 +65,18 @@ _ROW = StructType(
 
 def list_files(settings: ImportSettings, *, setting: str = "imports", ahead: bool = False) -> Listing:
     """The files of ``settings.paths``, as ``inputs.list_files`` does; ``setting`` is their name in messages."""
-    shape, unknown = dataclasses.replace(_shape(settings), setting=setting), settings.unknown_files
+    shape, unknown = dataclasses.replace(_shape(settings, {}), setting=setting), settings.unknown_files
     return inputs.list_files(settings.paths, settings.format, shape, unknown=unknown, ahead=ahead)
 
 
 def check_inputs(settings: Settings) -> None:
-    """SettingsError if the paths on this machine hold nothing to import."""
+    """SettingsError if the paths on this machine hold nothing to import, or an entry names a task that is none."""
+    tasks = library(settings.tasks) if settings.imports else {}
     for number, entry in enumerate(settings.imports):
         setting = f"imports.{number}"
+        for word, task in entry.tasks.items():
+            if task not in tasks:
+                raise SettingsError(f"{setting}.tasks.{word} names the task {task}; tasks are {', '.join(tasks)}")
         inputs.refuse_empty(entry.paths, list_files(entry, setting=setting, ahead=True), setting=setting)
 
 
@@ -84,7 +87,12 @@ def import_id(file: File, settings: ImportSettings) -> str:
 
 
 def read(
-    spark: SparkSession, files: Sequence[File], settings: ImportSettings, *, stage: Callable[[DataFrame], DataFrame]
+    spark: SparkSession,
+    files: Sequence[File],
+    settings: ImportSettings,
+    *,
+    readers: Mapping[str, TextReader],
+    stage: Callable[[DataFrame], DataFrame],
 ) -> FileRows:
     """The rows of ``files``, as ``inputs.read`` gives them.
 
@@ -92,7 +100,7 @@ def read(
     ``lang``; ``labels``: other fields to keep, by their own names. If a text comes with the persona: ``synthesis_id``,
     ``task``, ``output`` (JSON: its parts), ``text`` and failed ``checks``.
     """
-    return inputs.read(spark, files, _shape(settings), stage=stage)
+    return inputs.read(spark, files, _shape(settings, readers), stage=stage)
 
 
 def numbered(rows: DataFrame, withdrawn: Mapping[str, Sequence[str]]) -> DataFrame:
@@ -112,27 +120,69 @@ def numbered(rows: DataFrame, withdrawn: Mapping[str, Sequence[str]]) -> DataFra
     return rows
 
 
-def judge_line(raw: bytes, settings: ImportSettings) -> Judged:
+@dataclass(frozen=True)
+class TextReader:
+    """Reads imported texts as answers to their task, with those of its checks that need no text but the persona."""
+
+    answers: AnswerReader
+    is_checked: bool
+    """Whether these are all its checks."""
+
+    def read(self, text: str, persona: str) -> Reading:
+        """An imported text as an output of the task, with the checks that it fails.
+
+        A text that cannot be read is kept as it came, with the failure of ``AnswerReader.read`` as its check.
+        """
+        (reading,) = self.answers.read(text, "stop", Subject("", {"persona": persona}))
+        if reading.failure is not None:
+            return _as_it_came(text, reading.failure)
+        checks = reading.checks if self.is_checked else (*reading.checks, NOT_CHECKED)
+        return dataclasses.replace(reading, text=reading.text or text, checks=checks)
+
+
+def text_readers(tasks: Iterable[Declaration]) -> dict[str, TextReader]:
+    """How to read texts of ``tasks``, by task.
+
+    Left out are tasks whose rows are more than one text can be: conversations, what answers to an option that has no
+    default, and what was drawn for the prompt.
+    """
+    readers = {}
+    for task in tasks:
+        try:
+            options = task.chosen({})
+        except SettingsError:
+            continue
+        made = tuple(check for check in task.checks if CHECKS[check.name].texts(check.parameters) <= {"persona"})
+        kept = tuple(check for check in made if check.name != _OF_PROMPTS)
+        answers = AnswerReader(task.model_copy(update={"checks": kept}), options)
+        if task.conversation is None and not answers.drawing:
+            readers[task.name] = TextReader(answers, is_checked=len(made) == len(task.checks))
+    return readers
+
+
+def judge_line(raw: bytes, settings: ImportSettings, readers: Mapping[str, TextReader]) -> Judged:
     """One JSON line as a persona.
 
     Reasons: not_utf8, malformed_json, not_an_object, and those of :func:`judge_record`.
     """
-    return inputs.judge_line(raw, _columns(settings), lambda values: judge_record(values, settings))
+    return inputs.judge_line(raw, _columns(settings), lambda values: judge_record(values, settings, readers))
 
 
-def judge_record(values: Mapping[str, Any], settings: ImportSettings) -> Judged:
-    """The values and labels of a row as a persona; the string "None" counts as null.
+def judge_record(values: Mapping[str, Any], settings: ImportSettings, readers: Mapping[str, TextReader]) -> Judged:
+    """The values and labels of a row as a persona, its text read by that of ``readers`` which has the name of its task.
+
+    The string "None" counts as null.
 
     Reasons: missing_persona, not_utf8, persona_not_a_string, empty_persona (no letter), persona_too_long;
     malformed_json for values that are nested too deeply.
     """
     try:
-        return _judge_record(values, settings)
+        return _judge_record(values, settings, readers)
     except RecursionError:
         return Judged({}, "malformed_json")
 
 
-def _judge_record(values: Mapping[str, Any], settings: ImportSettings) -> Judged:
+def _judge_record(values: Mapping[str, Any], settings: ImportSettings, readers: Mapping[str, TextReader]) -> Judged:
     persona = values.get("persona")
     if persona is None or persona == "None":
         return Judged({}, "missing_persona")
@@ -162,8 +212,8 @@ def _judge_record(values: Mapping[str, Any], settings: ImportSettings) -> Judged
     text = values.get("text")
     if isinstance(text, str) and text.strip() and text != "None":
         text = clean(text)
-        task = task_of(values.get("task"))
-        reading = read_text(task, text, persona)
+        task = task_of(values.get("task"), settings.tasks)
+        reading = readers[task].read(text, persona) if task in readers else _as_it_came(text, NOT_CHECKED)
         fields |= {
             "synthesis_id": _hash(source, licence, persona_id, task, text),
             "task": task,
@@ -174,41 +224,23 @@ def _judge_record(values: Mapping[str, Any], settings: ImportSettings) -> Judged
     return Judged(fields)
 
 
-def task_of(description: Any) -> str:
-    """The task that a description means, or the description itself; ``unknown`` without one."""
+def task_of(description: Any, tasks: Mapping[str, str]) -> str:
+    """The task that a description means (see ``ImportSettings.tasks``), or the description itself."""
     words = (_as_string(description) or "unknown")[:100].lower()
-    return next((task for word, task in _TASKS.items() if word in words), words)
+    return next((task for word, task in tasks.items() if word in words), words)
 
 
-def read_text(task: str, text: str, persona: str) -> Reading:
-    """An imported text as an output of its task, with the checks that it fails.
-
-    A tool is read and checked as an answer of the task tool is. One that cannot be read is kept as it came, with the
-    failure of ``AnswerReader.read`` as its check. Texts of other tasks are not checked.
-    """
-    if task == "math":
-        problem = text.strip().removeprefix("Math problem:").strip()
-        return Reading(problem, output={"problem": problem}, checks=(NOT_CHECKED,))
-    as_it_came = Reading(text, output={"text": text}, checks=(NOT_CHECKED,))
-    if task != "tool":
-        return as_it_came
-    (reading,) = _tools().read(text, "stop", Subject("", {"persona": persona}))
-    return reading if reading.failure is None else dataclasses.replace(as_it_came, checks=(reading.failure,))
+def _as_it_came(text: str, check: str) -> Reading:
+    return Reading(text, output={"text": text}, checks=(check,))
 
 
-@functools.cache
-def _tools() -> AnswerReader:
-    tool = library()["tool"]
-    return AnswerReader(tool, tool.chosen({}))
-
-
-def _shape(settings: ImportSettings) -> Shape:
+def _shape(settings: ImportSettings, readers: Mapping[str, TextReader]) -> Shape:
     return Shape(
         "imports",
         _ROW,
         columns=_columns(settings),
         main="persona",
-        judge=lambda values: judge_record(values, settings),
+        judge=lambda values: judge_record(values, settings, readers),
         kinds=("jsonl", "parquet"),
     )
 

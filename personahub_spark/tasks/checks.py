@@ -84,6 +84,11 @@ class CheckKind:
         if missing:
             raise ValueError(f"check {self.fails.__name__} needs the parameter {missing[0]}")
 
+    def texts(self, parameters: Mapping[str, Any]) -> set[str]:
+        """Names of the subject's texts that it compares an answer with."""
+        declared = inspect.signature(self.fails).parameters
+        return {parameters.get(name, declared[name].default) for name in ("of", "lore") if name in declared}
+
 
 CHECKS: dict[str, CheckKind] = {}
 """By name."""

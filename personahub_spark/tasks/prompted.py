@@ -18,7 +18,7 @@ from personahub_spark.tasks.declared import FORM, Declaration
 from personahub_spark.tasks.draws import DRAWS, draw
 from personahub_spark.tasks.fields import Fields
 from personahub_spark.tasks.patterns import VECTOR, Shot, Shots
-from personahub_spark.tasks.reading import content, opening, visible
+from personahub_spark.tasks.reading import content, opening, unquoted, visible
 from personahub_spark.tasks.wording import as_data, in_language, json_format, json_object
 
 MAX_ANSWER_CHARS = 20_000
@@ -66,7 +66,7 @@ class AnswerReader:
         written = self._written(text)
         if written is None:
             return failed("cut_off" if is_cut else "not_json")
-        main = self._prefix.sub("", written) if self._prefix is not None else written
+        main = unquoted(self._prefix.sub("", written)) if self._prefix is not None else written
         if not any(map(str.isalpha, main)):
             return failed("cut_off" if is_cut else "no_text")
         return self._judged({self._text: main}, main, written, subject, is_cut=is_cut)
@@ -161,10 +161,10 @@ class AnswerReader:
 
     def _draws(self, subject: Subject) -> dict[str, Drawn]:
         """What is drawn for ``subject``, by name of the draw."""
-        return {name: draw(name, self.declaration.draw[name].parameters, subject) for name in self._drawing}
+        return {name: draw(name, self.declaration.draw[name].parameters, subject) for name in self.drawing}
 
     @cached_property
-    def _drawing(self) -> tuple[str, ...]:
+    def drawing(self) -> tuple[str, ...]:
         """Names of the draws that are made with the task's options."""
         return tuple(
             name
@@ -284,7 +284,7 @@ class PromptedTask(AnswerReader, Task):  # type: ignore[override]  # checks are 
 
     @property
     def _cuts(self) -> dict[str, Any]:
-        draws = {name: [self.declaration.draw[name].parameters, DRAWS[name].version] for name in self._drawing}
+        draws = {name: [self.declaration.draw[name].parameters, DRAWS[name].version] for name in self.drawing}
         second = {"second": self.second} if self.second is not None else {}
         return ({"draws": draws} if draws else {}) | second | (self.shots.recipe if self.shots is not None else {})
 

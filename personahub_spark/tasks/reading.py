@@ -427,6 +427,11 @@ def _unwrapped(text: str, is_wanted: Callable[[str], bool], *, is_answer: bool) 
     boxed = _BOXED.fullmatch(text)
     if boxed is not None:
         return (boxed["text"] or boxed["inside"]).strip()
+    return unquoted(text)
+
+
+def unquoted(text: str) -> str:
+    """``text`` without one pair of quotes around all of it."""
     inner = text[1:-1]
     if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in inner and text[-1] not in inner:
         return inner.strip()

@@ -33,6 +33,7 @@ TOOL = {
     "function_name": "find_law", "input_args": {"case": {"type": "str", "description": "what it is about"}},
     "return": "the text as a string", "depend": [],
 }  # fmt: skip
+REQUEST = "List what Roman law says about a judge who is a cousin of the plaintiff, in six lines for students."
 CHAT = [{"persona": f"A cook number {n} who keeps bees"} for n in range(3)]
 
 
@@ -53,7 +54,8 @@ def write(folder: Path) -> list[dict[str, Any]]:
     pq.write_table(pa.Table.from_pylist(fine), folder / "fine.parquet")
     tool = {"input persona": "A judge of Roman law", "description": "tool development"}
     tools = [tool | {"synthesized text": text} for text in (json.dumps(json.dumps(TOOL)), '"{no"', '"{no"')]
-    (folder / "tool.jsonl").write_text("\n".join(map(json.dumps, tools)))
+    asked = tool | {"description": "instruction", "synthesized text": f"User prompt: {REQUEST}"}
+    (folder / "tool.jsonl").write_text("\n".join(map(json.dumps, [*tools, asked])))
     (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, [*CHAT, CHAT[0] | {"licence": "MIT"}])))
     (folder / "empty.jsonl").write_text("")
     hub = {"source": "hub", "licence": "CC BY-NC-SA 4.0"}
@@ -106,11 +108,11 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     assert 50 < cut[0] < 900 and cut[-1] == 1
     # All but one of these were already in persona_imports when the first run died.
     assert counted == {
-        "elite.jsonl": (7, 0, 1, 1, 5), "tool.jsonl": (3, 0, 0, 3, 0), "empty.jsonl": (0, 0, 0, 0, 0),
+        "elite.jsonl": (7, 0, 1, 1, 5), "tool.jsonl": (4, 0, 0, 4, 0), "empty.jsonl": (0, 0, 0, 0, 0),
         "fine.parquet": (2, 0, 1, 0, 1), "chat.jsonl": (4, 4, 0, 0, 0),
     }  # fmt: skip
-    assert result.rows_in == cut[0] + 16
-    assert result.outcomes["done_before"] == cut[0] + 10
+    assert result.rows_in == cut[0] + 17
+    assert result.outcomes["done_before"] == cut[0] + 11
 
     reasons = sorted((Path(r["source"]).name, r["line"], r["reason"]) for r in context.store.read(QUARANTINE).collect())
     assert reasons == sorted([
@@ -134,7 +136,11 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     }
     assert labels == {"elite.jsonl": {"general domain (top 1 percent)": "Law"}, "fine.parquet": {"labels": '["air"]'}}
     texts = {row["text"]: (row["task"], row["checks"]) for row in context.store.read(SYNTHESES).collect()}
-    assert texts == {TOOL["description"]: ("tool", []), '"{no"': ("tool", ["not_json"])}
+    assert texts == {
+        TOOL["description"]: ("tool", []), '"{no"': ("tool", ["not_json"]), REQUEST: ("instruction", []),
+    }  # fmt: skip
+    (instruction,) = context.store.view("instructions").collect()
+    assert (instruction["instruction"], instruction["passed"]) == (REQUEST, True)
     (tool,) = context.store.view("tools").where("passed").collect()
     assert (tool["name"], tool["returns"], tool["dependencies"]) == ("Law finder", "the text as a string", [])
     assert [tuple(argument) for argument in tool["arguments"]] == [("case", "string", "what it is about", True)]
@@ -155,7 +161,7 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     listed[0]["paths"] = [str(tmp_path / "in" / name) for name in ("elite.jsonl", "empty.jsonl", "moved.jsonl")]
     later = run(make_context(make_settings(imports=listed)))
     assert later.outcomes == {
-        "done_before": 2, "new": 1, "known": 5, "repeated": 4, "unreadable": 5, "withdrawn": 0,
+        "done_before": 2, "new": 1, "known": 5, "repeated": 5, "unreadable": 5, "withdrawn": 0,
     }  # fmt: skip
     assert {name: count for name, count in later.rows_added.items() if count} == {
         "persona_imports": 1, "personas": 1, "persona_origins": 1, "imports": 3,

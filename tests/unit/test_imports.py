@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from personahub_spark.errors import SettingsError
+from personahub_spark.settings.loading import validate
 from personahub_spark.settings.sources import ImportSettings
-from personahub_spark.sources.imports import import_id, judge_line, read_text, task_of
+from personahub_spark.sources.imports import check_inputs, import_id, judge_line, task_of, text_readers
 from personahub_spark.sources.inputs import File
+from personahub_spark.tasks.declared import library
 from personahub_spark.text import content_id
 
 PLAIN = ImportSettings(paths=["x"], source="set", licence="CC0")
+READERS = text_readers(library().values())
 
 
 def judged(record: Any, settings: ImportSettings = PLAIN) -> dict[str, Any]:
-    result = judge_line(json.dumps(record).encode(), settings)
+    result = judge_line(json.dumps(record).encode(), settings, READERS)
     assert result.reason is None
     return dict(result.fields)
 
@@ -41,8 +46,8 @@ def judged(record: Any, settings: ImportSettings = PLAIN) -> dict[str, Any]:
     ],
 )
 def test_each_reason_has_a_row_and_its_neighbour_has_none(reason: str, bad: bytes, good: bytes) -> None:
-    assert (judge_line(bad, PLAIN).reason, judge_line(bad, PLAIN).fields) == (reason, {})
-    assert judge_line(good, PLAIN).reason is None
+    assert (judge_line(bad, PLAIN, READERS).reason, judge_line(bad, PLAIN, READERS).fields) == (reason, {})
+    assert judge_line(good, PLAIN, READERS).reason is None
 
 
 def test_an_elite_row_keeps_its_domains_and_neither_none_nor_stray_keys() -> None:
@@ -80,14 +85,14 @@ def test_a_nested_label_is_json_that_any_reader_takes(value: str, label: Any) ->
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
 
-    result = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN)
+    result = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN, READERS)
     parsed = json.loads(dict(result.fields["labels"])["labels"], parse_constant=refuse)
     assert parsed == (json.loads(value) if label is None else label)
 
 
 @pytest.mark.parametrize(("value", "label"), [("NaN", None), ("Infinity", "inf"), ("5", "5"), ("true", "true")])
 def test_a_plain_label_is_a_string_and_what_is_no_number_is_none(value: str, label: str | None) -> None:
-    result = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN)
+    result = judge_line(f'{{"persona": "A judge", "labels": {value}}}'.encode(), PLAIN, READERS)
     assert dict(result.fields["labels"]).get("labels") == label
 
 
@@ -146,9 +151,9 @@ def test_a_tool_is_read_with_types_however_it_was_written(text: str) -> None:
     ],
 )  # fmt: skip
 def test_a_tool_is_checked_as_an_answer_is(check: str, change: dict[str, Any]) -> None:
-    assert read_text("tool", json.dumps(TOOL), MAKER).checks == ()
-    assert read_text("tool", json.dumps(TOOL | change), MAKER).checks == (check,)
-    assert read_text("tool", json.dumps(TOOL), "A pilot").checks == ("persona_unused",)
+    assert READERS["tool"].read(json.dumps(TOOL), MAKER).checks == ()
+    assert READERS["tool"].read(json.dumps(TOOL | change), MAKER).checks == (check,)
+    assert READERS["tool"].read(json.dumps(TOOL), "A pilot").checks == ("persona_unused",)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +168,82 @@ def test_what_is_no_tool_is_kept_as_it_came_and_says_why(check: str, text: str) 
     assert (row["text"], json.loads(row["output"]), row["checks"]) == (text, {"text": text}, [check])
 
 
-def test_a_text_comes_with_its_task_and_says_when_nothing_checked_it() -> None:
-    row = {"input persona": "A judge", "synthesized text": "Math problem: 1 + 1?", "description": "math problem"}
-    persona = judged(row)
-    assert (persona["task"], persona["text"], persona["output"], persona["checks"]) == (
-        "math", "1 + 1?", '{"problem": "1 + 1?"}', ["not_checked"],
+ASKED = "Compare two ovens for rye loaves: one takes 12 loaves and 9 kWh, the other 20 loaves and 14 kWh. List costs."
+ARTICLE = "Rye needs a sour dough, a village baker says. "
+NPC = {
+    "name": "Orla Ryehand", "role": "Baker of Low Weir", "background": "Orla bakes rye loaves in Low Weir.",
+    "interaction": "She asks players for dry wood.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("description", "text", "output", "main"),
+    [
+        ("instruction", f"User prompt: {ASKED}", {"instruction": ASKED}, ASKED),
+        ("prompt", f'**User Prompt:** "{ASKED}"', {"instruction": ASKED}, ASKED),
+        ("instruction", ASKED, {"instruction": ASKED}, ASKED),
+        ("math problem", "Math problem: 1 + 1 loaves?", {"problem": "1 + 1 loaves?"}, "1 + 1 loaves?"),
+        (
+            "knowledge text", f"**Title: Sour dough: why?**\n\n### Rye\n\n{ARTICLE}\n\n1. **Salt**: last.",
+            {"title": "Sour dough: why?", "body": f"### Rye\n\n{ARTICLE.strip()}\n\n1. **Salt**: last."},
+            f"### Rye\n\n{ARTICLE.strip()}\n\n1. **Salt**: last.",
+        ),
+        ("knowledge", ARTICLE, {"title": "", "body": ARTICLE.strip()}, ARTICLE.strip()),
+        ("game NPC", "\n\n".join(f"**{key.title()}:** {value}" for key, value in NPC.items()), NPC, NPC["background"]),
+        (
+            "npc", "Name: Orla\nClass: Baker\nBackstory: She bakes.\nInteraction with Players: She asks.",
+            {"name": "Orla", "role": "Baker", "background": "She bakes.", "interaction": "She asks."}, "She bakes.",
+        ),
+        (
+            "npc", "Name: Orla, a baker", {"name": "Orla, a baker", "role": "", "background": "", "interaction": ""},
+            "Name: Orla, a baker",
+        ),
+    ],
+)  # fmt: skip
+def test_a_text_has_the_fields_of_its_task(description: str, text: str, output: dict[str, str], main: str) -> None:
+    row = judged({"input persona": MAKER, "synthesized text": text, "description": description})
+    assert (json.loads(row["output"]), row["text"]) == (output, main)
+
+
+def test_checks_are_of_the_text_and_those_that_cannot_be_made_are_told() -> None:
+    def checks(task: str, text: str, persona: str = MAKER) -> tuple[str, ...]:
+        return READERS[task].read(text, persona).checks
+
+    assert checks("instruction", ASKED) == checks("instruction", f"User prompt: {ASKED}") == ()
+    assert checks("instruction", ASKED, "A pilot from Lima") == ("persona_unused",)
+    assert checks("instruction", "I'm sorry, but I can't help with that.") == ("refusal",)
+    assert checks("reasoning", "Who has the oven?") == ("no_heading",)
+    # The lore of a game does not come with its characters.
+    text = "\n".join(f"{key}: {value}" for key, value in NPC.items())
+    assert checks("npc", text) == ("too_short", "not_checked")
+
+
+def test_a_task_of_ones_own_and_one_whose_rows_are_more_than_a_text() -> None:
+    settings = PLAIN.model_copy(update={"tasks": {"haiku": "instruction", "unknown": "knowledge"}})
+    row = {"persona": MAKER, "synthesized text": ASKED, "description": "A Haiku"}
+    assert (judged(row, settings)["task"], judged(row, settings)["output"]) == (
+        "instruction", json.dumps({"instruction": ASKED}),
     )  # fmt: skip
+    assert judged(row | {"description": None}, settings)["task"] == "knowledge"
+    for description in ("Haiku", "conversation", "survey", "instruction_verifiable"):
+        text = judged(row | {"description": description}, PLAIN.model_copy(update={"tasks": {}}))
+        assert (text["task"], text["text"], json.loads(text["output"]), text["checks"]) == (
+            description.lower(), ASKED, {"text": ASKED}, ["not_checked"],
+        )  # fmt: skip
+
+
+def test_a_task_that_does_not_exist_is_named_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"persona": "A judge"}')
+    model = {"model": "m", "base_url": "http://h/v1"}
+    entry = {"paths": [str(tmp_path)], "source": "s"}
+    check_inputs(validate({"models": {"default": model}, "imports": [entry | {"tasks": {"odd": "math"}}]}))
+    with pytest.raises(SettingsError, match=r"imports.0.tasks.odd names the task maths; tasks are .*math"):
+        check_inputs(validate({"models": {"default": model}, "imports": [entry | {"tasks": {"odd": "maths"}}]}))
+
+
+def test_each_text_of_a_persona_is_a_row_and_an_empty_one_is_none() -> None:
+    row = {"input persona": "A judge", "synthesized text": "Math problem: 1 + 1?", "description": "math problem"}
+    assert judged(row)["task"] == "math"
     for change in ({"synthesized text": ""}, {"synthesized text": None}, {"synthesized text": 5}):
         assert "task" not in judged(row | change)
     ids = {judged(row | change)["synthesis_id"] for change in ({}, {"description": "npc"}, {"synthesized text": "2"})}
@@ -184,7 +259,7 @@ def test_a_text_comes_with_its_task_and_says_when_nothing_checked_it() -> None:
     ],
 )  # fmt: skip
 def test_a_description_names_its_task(description: str | None, task: str) -> None:
-    assert task_of(description) == task
+    assert task_of(description, PLAIN.tasks) == task
 
 
 def test_a_changed_file_or_reading_is_another_import_and_other_paths_to_it_are_not() -> None:
@@ -193,5 +268,5 @@ def test_a_changed_file_or_reading_is_another_import_and_other_paths_to_it_are_n
     assert import_id(file, PLAIN.model_copy(update={"paths": ["y", "z"]})) == usual
     for change in ({"size_bytes": 11}, {"modified_at": datetime(2026, 1, 2, tzinfo=UTC)}, {"path": "file:/b"}):
         assert import_id(dataclasses.replace(file, **change), PLAIN) != usual
-    for change in ({"licence": "MIT"}, {"source": "x"}, {"columns": {"persona": "bio"}}, {"labels": []}):
+    for change in ({"licence": "MIT"}, {"source": "x"}, {"columns": {"persona": "bio"}}, {"labels": []}, {"tasks": {}}):
         assert import_id(file, PLAIN.model_copy(update=change)) != usual
