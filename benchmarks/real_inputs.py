@@ -1,8 +1,8 @@
 """What the tasks make of real texts, without a model: released tools as answers of the task tool, lore as npc's.
 
-``tools`` reads the texts of a released file (JSON lines with ``input persona`` and ``synthesized text``) as the product
-reads an answer. A tool counts as typed if no field is missing. ``lore`` makes the question of the task npc with each
-text of a file of lore (JSON lines with ``text``), and with all of them together.
+``tools`` reads the texts of a released file (JSON lines with ``input persona`` and ``synthesized text``) as an import
+does. A tool counts as typed if it is read into its fields, and as whole if no field is missing. ``lore`` makes the
+question of the task npc with each text of a file of lore (JSON lines with ``text``), and with all of them together.
 
     python benchmarks/real_inputs.py tools ../shared/data/personas/personahub_tool.jsonl
     python benchmarks/real_inputs.py lore ../shared/data/webtext/game_lore_5e_srd.jsonl.gz
@@ -23,8 +23,10 @@ from typing import Any
 
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings import loading
+from personahub_spark.sources.imports import read_text
 from personahub_spark.synthesis.writing import LONGEST_TEXT, tasks
 from personahub_spark.tasks.contract import Subject
+from personahub_spark.tasks.declared import library
 from personahub_spark.tasks.prompted import PromptedTask
 from personahub_spark.tasks.text_checks import lore_terms
 
@@ -43,16 +45,22 @@ def main() -> int:
 
 
 def _tools(rows: list[dict[str, Any]]) -> int:
-    task, ends, failing = _task("tool"), Counter[tuple[bool, str]](), Counter[str]()
+    fields, ends, failing = set(library()["tool"].fields), Counter[tuple[bool, str]](), Counter[str]()
     for row in rows:
         text = row["synthesized text"]
-        (reading,) = task.read(text, "stop", Subject("", {"persona": row["input persona"]}))
-        typed = "missing_field" if "missing_field" in reading.checks else "typed"
-        ends[_is_json(text), reading.failure or typed] += 1
-        failing.update(reading.checks)
+        reading = read_text("tool", text, row["input persona"])
+        is_typed = fields == set(reading.output)
+        end = ("typed, missing_field" if "missing_field" in reading.checks else "whole") if is_typed else None
+        ends[_is_json(text), end or reading.checks[0]] += 1
+        failing.update(reading.checks if is_typed else ())
     valid = sum(count for (is_json, _), count in ends.items() if is_json)
-    print(f"{len(rows):,} rows, {valid:,} valid JSON, {ends[True, 'typed']:,} of these typed tools", end=" ")
-    print(f"({ends[True, 'typed'] / max(valid, 1):.2%})")
+    whole = ends[True, "whole"]
+    typed = whole + ends[True, "typed, missing_field"]
+    print(
+        f"{len(rows):,} rows, {valid:,} valid JSON, {typed:,} of these typed tools ({typed / max(valid, 1):.2%}), ",
+        end="",
+    )
+    print(f"{whole:,} of them whole")
     for (is_json, end), count in sorted(ends.items(), key=str):
         print(f"  {'valid JSON' if is_json else 'no JSON'}: {end} {count:,}")
     print(f"  checks that typed tools fail: {dict(failing.most_common())}")

@@ -82,11 +82,24 @@ def removals(tokens: Lists, keys: Lists | None, *, published: int, threshold: Fr
     return Pairs(np.array(row, np.int64), np.array(kept, np.int64), np.array(alike, np.float64))
 
 
-def choices(tokens: Lists, keys: Lists | None, groups: Integers, *, threshold: Fraction) -> Pairs:
+EARLIER = -1
+"""In the place of a row: one of an earlier portion of the groups."""
+
+
+def choices(
+    tokens: Lists,
+    keys: Lists | None,
+    groups: Integers,
+    *,
+    threshold: Fraction,
+    earlier: npt.NDArray[np.float64] | None = None,
+) -> Pairs:
     """One row of each group: the first that is similar to no row chosen of a group before, if there is such a row.
 
     ``groups``: the number of each row's group; rows are in the order of their groups, and in each group the preferred
     one comes first. ``tokens`` and ``keys`` as for ``removals``, but a row may have no token: nothing is similar to it.
+    Groups may be given in portions, one after the other; then ``earlier`` has the similarity of each row to the most
+    similar row that was chosen in portions before, 0 if none is similar, and such a row is named ``EARLIER``.
     Returns the rows of each group up to its choice. The choice comes with itself; the rows before it come with the most
     similar row that was chosen before; among equally similar ones, the best. Rows are compared with choices only, so
     many similar rows cost little.
@@ -96,13 +109,14 @@ def choices(tokens: Lists, keys: Lists | None, groups: Integers, *, threshold: F
     chosen: defaultdict[int | bytes, list[int]] = defaultdict(list)  # by key, and by the whole set
     done = -1
     pairs: list[tuple[int, int, float]] = []
+    before = [0.0] * len(groups) if earlier is None else earlier.tolist()
     for row, group in enumerate(groups.tolist()):
         if group == done:
             continue
         values = tokens.values[tokens.starts[row] : tokens.starts[row + 1]]
         mine = frozenset(values.tolist())
         of_mine = [values.tobytes(), *keys.values[keys.starts[row] : keys.starts[row + 1]].tolist()] if mine else []
-        near = []
+        near = [(-before[row], EARLIER)] if before[row] > 0 else []
         for other in {other for key in of_mine for other in chosen.get(key, ())}:
             theirs = tokens.values[tokens.starts[other] : tokens.starts[other + 1]].tolist()
             common = len(mine.intersection(theirs))

@@ -5,7 +5,7 @@ proposes rows whose signatures by MLlib's hash functions agree in a band, and mi
 proposes rows that share one of their rarest tokens, and misses none: sets of that similarity cannot differ in all of
 them (prefix filtering, Chaudhuri, Ganti and Kaushik 2006; with lengths and positions, Xiao, Wang, Lin and Yu 2008).
 Tokenisation, in Python, turns tokens into 63-bit integers. Rows that fit in one task are compared there
-(``in_memory``), larger numbers by joins.
+(``in_memory``), larger numbers by joins; ``choices`` are made in portions that fit.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ NO_TOKENS = "no_tokens"
 
 # Memory of a comparison in one task, in bytes: for a row with its id, each token, each MinHash band (short texts).
 _ROW_BYTES, _TOKEN_BYTES, _BAND_BYTES = 400, 48, 52
+# So many times as much for a row among which choices are made, in lists of Python.
+_BYTES_OF_CHOICE = 2
 # Go up when the results of `keys_of_tokens`, or of `_band_keys`, change.
 _KEYS_VERSION, _BANDS_VERSION = 1, 2
 # Tokens are counted in buckets by their low bits; a rare token in the bucket of a frequent one only costs time.
@@ -108,25 +110,45 @@ def choices(texts: DataFrame, *, settings: SurfaceSettings) -> DataFrame:
     The choice has its own id as ``kept_id``; the texts before it have that of the most similar choice of an earlier
     group. A text without tokens is like none.
 
-    The choices of earlier groups do not depend on later ones. All texts are compared in one task, with about 10 kB of
-    memory of its Python worker for a text of 100 words.
+    The choices of earlier groups do not depend on later ones. So the groups choose in portions, one task after the
+    other, each of which takes less memory than ``settings.one_task_mb`` if a group does; a portion meets the choices of
+    those before it by joins. Portions do not show in the result. Runs Spark jobs.
     """
-    least, whole = settings.threshold.as_integer_ratio()
+    nothing = [F.lit(None).cast("string").alias("earlier_id"), F.lit(0.0).alias("earlier_similarity")]
+    rows = token_sets(texts, settings).withColumn("group", F.col("priority.given.group")).localCheckpoint()
+    of_groups = rows.groupBy("group").agg(F.sum(_BYTES_OF_CHOICE * _memory(settings)).alias("bytes")).orderBy("group")
+    portions = list(portions_of([tuple(row) for row in of_groups.collect()], settings.one_task_mb * 2**20))
+    if len(portions) < 2:
+        return _choose(rows.select("*", *nothing), settings)
+    # By id, not by its hash: of two rows with one hash only one may be chosen.
+    keyed = with_keys(rows.where(F.size("tokens") > 0), None, settings).withColumn("row_id", F.col("id"))
+    parts = list[DataFrame]()
+    for first, last in portions:
+        portion = rows.where(F.col("group").between(first, last))
+        if parts:
+            decided = functools.reduce(DataFrame.union, parts)
+            chosen = keyed.join(decided.where("id = kept_id").select("id"), on="id", how="left_semi")
+            earlier = _most_similar(keyed.join(portion.select("id"), on="id", how="left_semi"), chosen, keyed, settings)
+            portion = portion.join(earlier, on="id", how="left").fillna({"earlier_similarity": 0.0})
+        else:
+            portion = portion.select("*", *nothing)
+        parts.append(_choose(portion, settings).localCheckpoint())
+    return functools.reduce(DataFrame.union, parts)
 
-    def choose(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        if held := [batch for batch in batches if batch.num_rows]:
-            rows = pa.Table.from_batches(held).combine_chunks()
-            keys = _lists(rows["keys"]) if settings.engine == "minhash" else None
-            groups = rows["group"].to_numpy()
-            yield from _named(
-                rows["id"],
-                in_memory.choices(_lists(rows["tokens"]), keys, groups, threshold=Fraction(least, whole)),
-            )
 
-    group = F.col("priority.given.group").alias("group")
-    in_turn = token_sets(texts, settings).select("id", group, "priority", "tokens", "keys").repartition(1)
-    in_turn = in_turn.sortWithinPartitions("priority", "id").drop("priority")
-    return in_turn.mapInArrow(choose, REMOVALS)
+def portions_of(groups: Iterable[tuple[int, int]], most_bytes: int) -> Iterator[tuple[int, int]]:
+    """The first and the last group of each portion. ``groups``: each with its bytes, in order; a portion has up to
+    ``most_bytes``, or one group that has more."""
+    first = last = None
+    free = 0
+    for group, needed in groups:
+        if first is None or last is None or needed > free:
+            if first is not None and last is not None:
+                yield first, last
+            first, free = group, most_bytes
+        last, free = group, free - needed
+    if first is not None and last is not None:
+        yield first, last
 
 
 def keys_of_tokens(texts: Iterable[str | None], scopes: Sequence[str | None] | None = None) -> Lists:
@@ -249,20 +271,74 @@ def with_best(rows: DataFrame) -> DataFrame:
     return rows.withColumn("set_hash", F.xxhash64("tokens")).withColumn("best", best).drop("set_hash")
 
 
+def _choose(rows: DataFrame, settings: SurfaceSettings) -> DataFrame:
+    """``choices`` in one task among ``rows``; ``earlier_id``, ``earlier_similarity``: the most similar choice before,
+    null and 0 without one."""
+    least, whole = settings.threshold.as_integer_ratio()
+
+    def choose(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        if held := [batch for batch in batches if batch.num_rows]:
+            rows = pa.Table.from_batches(held).combine_chunks()
+            pairs = in_memory.choices(
+                _lists(rows["tokens"]),
+                _lists(rows["keys"]) if settings.engine == "minhash" else None,
+                rows["group"].to_numpy(),
+                threshold=Fraction(least, whole),
+                earlier=rows["earlier_similarity"].to_numpy(),
+            )
+            yield from _named(rows["id"], pairs, rows["earlier_id"])
+
+    in_turn = rows.select("id", "group", "priority", "tokens", "keys", "earlier_id", "earlier_similarity")
+    in_turn = in_turn.repartition(1).sortWithinPartitions("priority", "id").drop("priority")
+    return in_turn.mapInArrow(choose, REMOVALS)
+
+
+def _most_similar(rows: DataFrame, chosen: DataFrame, keyed: DataFrame, settings: SurfaceSettings) -> DataFrame:
+    """``id``, ``earlier_id``, ``earlier_similarity``: of each of ``rows`` that is like one of ``chosen`` the most
+    similar one; among equally similar ones, the best. Both are rows of ``keyed``, with ``row_id``, ``size``, ``keys``.
+    """
+    least, whole = settings.threshold.as_integer_ratio()
+    of_a, of_b = (
+        side.select(
+            F.col("row_id").alias(f"id_{name}"), F.col("size").alias(f"size_{name}"), F.explode("keys").alias("key")
+        )
+        for side, name in ((rows, "a"), (chosen, "b"))
+    )
+    fits = f"least(size_a, size_b) * {whole} >= greatest(size_a, size_b) * {least}"
+    proposed = of_a.join(of_b, on="key", how="inner").where(fits).select("id_a", "id_b").distinct()
+    witness = F.min(F.struct((-F.col("similarity")).alias("negated"), "priority_b", "id_b")).alias("witness")
+    return (
+        verified(proposed, keyed, settings)
+        .groupBy(F.col("id_a").alias("id"))
+        .agg(witness)
+        .select(
+            "id", F.col("witness.id_b").alias("earlier_id"), (-F.col("witness.negated")).alias("earlier_similarity")
+        )
+    )
+
+
 def _fit(rows: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> bool:
     """Whether all rows fit in one task; reads no more of ``old`` than a task can hold."""
-    beside_tokens = _ROW_BYTES
-    if settings.engine == "minhash":
-        beside_tokens += _BAND_BYTES * bands(float(settings.threshold), settings.num_hashes, settings.recall)[0]
 
     def memory(of: DataFrame) -> int:
-        needed = F.size("tokens").cast("long") * _TOKEN_BYTES + beside_tokens
-        return int(of.agg(F.sum(needed).alias("bytes")).collect()[0]["bytes"] or 0)
+        return int(of.agg(F.sum(_memory(settings)).alias("bytes")).collect()[0]["bytes"] or 0)
 
+    beside_tokens = _beside_tokens(settings)
     free_bytes = settings.one_task_mb * 2**20 - memory(rows)
     if old is not None and free_bytes > 0:
         free_bytes -= memory(old.select("tokens").limit(min(free_bytes // beside_tokens + 1, _MOST_ROWS)))
     return free_bytes > 0
+
+
+def _memory(settings: SurfaceSettings) -> Column:
+    """The bytes that a row of ``token_sets`` takes in a comparison in one task."""
+    return F.size("tokens").cast("long") * _TOKEN_BYTES + _beside_tokens(settings)
+
+
+def _beside_tokens(settings: SurfaceSettings) -> int:
+    if settings.engine != "minhash":
+        return _ROW_BYTES
+    return _ROW_BYTES + _BAND_BYTES * bands(float(settings.threshold), settings.num_hashes, settings.recall)[0]
 
 
 def _in_one_task(worded: DataFrame, old: DataFrame | None, settings: SurfaceSettings) -> DataFrame:
@@ -296,10 +372,15 @@ def _removals_in_turn(
     yield from _named(rows["id"], removals)
 
 
-def _named(ids: pa.ChunkedArray, pairs: in_memory.Pairs) -> Iterator[pa.RecordBatch]:
-    """``pairs`` as rows of ``REMOVALS``."""
+def _named(
+    ids: pa.ChunkedArray, pairs: in_memory.Pairs, earlier: pa.ChunkedArray | None = None
+) -> Iterator[pa.RecordBatch]:
+    """``pairs`` as rows of ``REMOVALS``; ``earlier``: ids of those that are named ``in_memory.EARLIER``, by row."""
     tiers = np.where(pairs.similarity == 1.0, EXACT_TOKENS, SURFACE)
-    columns = [ids.take(pairs.row), ids.take(pairs.better), pa.array(pairs.similarity), pa.array(tiers)]
+    kept = ids.take(np.maximum(pairs.better, 0))
+    if earlier is not None:
+        kept = pc.if_else(pa.array(pairs.better == in_memory.EARLIER), earlier.take(pairs.row), kept)
+    columns = [ids.take(pairs.row), kept, pa.array(pairs.similarity), pa.array(tiers)]
     yield from pa.table(columns, names=ARROW_REMOVALS.names).cast(ARROW_REMOVALS).to_batches()
 
 

@@ -354,11 +354,16 @@ def canonical(value: object) -> str:
     return _json(value, sort_keys=True)
 
 
+def canonical_schema(schema: object) -> str:
+    """``canonical(schema)``, except that its fields keep their order, in which a model writes them."""
+    return _json(_with_fields_in_order(schema), sort_keys=False)
+
+
 def _canonical_request(content: Mapping[str, Any]) -> str:
     """``canonical(content)``, except that the fields of a schema in ``response_format`` keep their order."""
     parts = {canonical(name): canonical(value) for name, value in content.items()}
     if content.get("response_format") is not None:
-        parts['"response_format"'] = _json(_with_fields_in_order(content["response_format"]), sort_keys=False)
+        parts['"response_format"'] = canonical_schema(content["response_format"])
     return f"{{{','.join(f'{name}:{parts[name]}' for name in sorted(parts))}}}"
 
 

@@ -38,7 +38,13 @@ Ask = Callable[[DataFrame, str], tuple[StepResult, list[str]]]
 
 
 def check(accept: Acceptance, task: PromptedTask, *, shows_examples: bool) -> None:
-    """SettingsError if a check that counts is none of the task, or of prompts with examples only."""
+    """SettingsError if a check that counts is none of the task, or of prompts with examples only, or if the task counts
+    rows with the same text, of which an order takes one."""
+    if task.declaration.counts_equal_texts:
+        raise SettingsError(
+            f"accept takes no two rows with the same text, and task {task.name} counts each of them "
+            "(counts_equal_texts in the task's file); leave accept out, and say with personas.number how many to ask"
+        )
     names = (*task.checks, *(IMPLICIT if shows_examples else ()))
     unknown = [name for name in accept.checks if name not in names]
     if unknown:

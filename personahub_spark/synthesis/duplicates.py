@@ -35,7 +35,7 @@ STEP = "dedup_texts"
 TEXT, TEMPLATE, TOPIC = "text", "template", "topic"
 
 # Goes up when the results of `comparable` change.
-_COMPARABLE_VERSION = 1
+_COMPARABLE_VERSION = 2
 # A hyphen before two letters joins words (12-hour, well-known); any other may be a minus (x - 5, A-B).
 _MINUS = re.compile(r"-(?![^\W\d_]{2})")
 

@@ -1,4 +1,4 @@
-"""The numbers of a text: digits of any script, English number words, fractions, percent, cents, thousands."""
+"""The numbers of a text: digits of any script, English number words, fractions, percent, cents, thousands, millions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 from fractions import Fraction
 from itertools import chain
+from math import prod
+from typing import NamedTuple
 
 _ONES = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -16,12 +18,45 @@ _ONES = {
 _TENS = {
     "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
 }  # fmt: skip
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
+_SCALES = {"hundred": 100, "thousand": 1000, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9,
+           "trillion": 10**12}  # fmt: skip
 _PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4,
           "fifth": 5, "fifths": 5, "tenth": 10, "tenths": 10}  # fmt: skip
 # Alone these words name a place or a piece, not an amount.
 _PLACES = {"one", *_PARTS} - {"half"}
 _TIMES = {"twice": 2, "double": 2, "doubles": 2, "doubled": 2, "triple": 3, "triples": 3, "tripled": 3}
+
+# Words that multiply the digits before them: 5 million, 2,5 Mio., 3 lakh crore.
+_MULTIPLIERS = {
+    word: value
+    for value, words in {
+        12: "dozen dozens",
+        10**2: "hundred hundreds hundert सौ",
+        10**3: "thousand thousands tausend mille duizend tysiąc tysiące tysięcy tys tisíc tisíce тысяча тысячи тысяч "
+        "тыс тисяча тисячі тисяч тис ألف آلاف हज़ार हजार nghìn ngàn",
+        10**5: "lakh lakhs लाख",
+        10**6: "million millions millionen mio mn mln millón millones milhão milhões milione milioni miljoen milion "
+        "miliony milionů milionów миллион миллиона миллионов млн мільйон мільйони мільйонів مليون ملايين milyon triệu",
+        10**7: "crore crores करोड़",
+        10**9: "billion billions bn milliard milliards milliarde milliarden mrd mld miliardo miliardi miljard miliard "
+        "miliardy miliardů miliardów bilhão bilhões миллиард миллиарда миллиардов млрд мільярд мільярди мільярдів "
+        "مليار مليارات milyar tỷ अरब",
+        10**12: "trillion trillions billionen billón billones trilhão trilhões",
+    }.items()
+    for word in words.split()
+}
+# These may as well be something else: 5k, $5M, 5 mil (or a thousandth of an inch), 5 bin (Turkish), 5兆 (megabytes).
+_PERHAPS = {"k": 1000, "m": 10**6, "b": 10**9, "mil": 1000, "mila": 1000, "bin": 1000, "兆": 10**12, "조": 10**12}
+# Of scripts without blanks between words.
+_CHARACTERS = {
+    "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8,
+    "백": 100, "천": 1000, "만": 10**4, "억": 10**8,
+    "ร้อย": 100, "พัน": 1000, "หมื่น": 10**4, "แสน": 10**5, "ล้าน": 10**6,
+}  # fmt: skip
+_SPELT = "|".join(sorted([*_MULTIPLIERS, "mil", "mila", "bin"], key=len, reverse=True))
+# A word between a blank and a hyphen belongs to what follows (5 hundred-dollar bills); 千米 and 百分点 are units.
+_SCALE = rf"""(?:-?(?:{_SPELT})(?![^\W\d_])|[^\S\n]+(?:{_SPELT})(?![^\W\d_]|-[^\W\d_])|(?-i:[kKMB])(?![^\W_])
+    |[^\S\n]*(?:{"|".join([*_CHARACTERS, "兆", "조"])})(?<!百(?=分))(?<![千兆](?=[米克瓦卡焦帕伏赫比]|字节)))"""
 
 _UNIT = r"(?P<percent>\s*(?:%|per\s?cent\b|percent\b|percentage\s+points?\b))|(?P<cents>\s*(?:¢|cents?\b))"
 # A digit right after a letter is part of a name (A4, CO2), but not in scripts that write no blanks between words (Thai,
@@ -31,12 +66,14 @@ _DIGITS = re.compile(
     (?P<whole>\d{{1,3}}(?:[\u00a0\u202f\u2009'’]\d{{3}})+(?!\d)|\d+)
     (?P<rest>(?:[.,]\d+)*)
     (?:(?P<blank>[ ])?(?P<over>\d+)?[/⁄](?P<under>\d+))?(?!(?:st|nd|rd|th)\b|\d)
+    (?:\s+and\s+an?\s+(?P<part>half|third|quarter|fourth|fifth|tenth)\b(?!\s+of\b))?
+    (?P<scales>{_SCALE}+)?
     (?:{_UNIT})?""",
     re.VERBOSE | re.IGNORECASE,
 )
 _NAMES = "|".join(sorted([*_ONES, *_TENS, *_SCALES, "dozen", "dozens", *_PARTS, *_TIMES], key=len, reverse=True))
 _WORDS = re.compile(
-    rf"(?<![\w])(?P<run>(?:{_NAMES}|an?(?=[\s-]+(?:hundred|thousand|million|dozen|half|third|quarter|fourth|fifth|tenth)\b))"
+    rf"(?<![\w])(?P<run>(?:{_NAMES}|an?(?=[\s-]+(?:{'|'.join(_SCALES)}|dozen|half|third|quarter|fourth|fifth|tenth)\b))"
     rf"(?:(?:[\s-]+(?:and[\s-]+)?(?:an?[\s-]+)?)(?:{_NAMES})\b)*)(?![\w])(?:{_UNIT})?",
     re.IGNORECASE,
 )
@@ -44,6 +81,7 @@ _AND_CENTS = re.compile(
     r"(?:[$€£]\s*(\d+)|(?<!\d)(\d+)\s*(?:dollars?|euros?|pounds?|€|£))\s*(?:and\s+)?(\d{1,2})\s*(?:cents?|pence|¢)",
     re.IGNORECASE,
 )
+_EACH_SCALE = re.compile("|".join(sorted([*_MULTIPLIERS, *_CHARACTERS, *_PERHAPS], key=len, reverse=True)))
 # A longer run of digits, points and commas states no amount: Python refuses to read very long numbers.
 _LONGEST = 1000
 
@@ -52,7 +90,8 @@ def amounts(text: str) -> list[frozenset[Fraction]]:
     """The amounts that ``text`` states, in order; each as the set of values that it may mean.
 
     Percent and cents are hundredths: "20 %" is 1/5. "1.250" may be 1250 or 1.25. The word "one", ordinals and the
-    digits of names (A4) are no amounts. Number words are read in English, digits in any script.
+    digits of names (A4) are no amounts. Number words are read in English, digits in any script, with the words of many
+    languages that multiply them: 5 million is one amount, and so are 2,5 Mio., 3 lakh and 5万; 5k may be 5 or 5,000.
     """
     return apart(text)[0]
 
@@ -60,10 +99,13 @@ def amounts(text: str) -> list[frozenset[Fraction]]:
 def apart(text: str) -> tuple[list[frozenset[Fraction]], str]:
     """``amounts``, and ``text`` with a blank in the place of each of them, with its percent or cents."""
     plain = _AND_CENTS.sub(_with_cents, _plain(text))
-    found = [(match.span(), [_of_digits(match)]) for match in _DIGITS.finditer(plain) if len(match[0]) <= _LONGEST]
-    found += [(match.span(), [frozenset({value}) for value in _of_words(match)]) for match in _WORDS.finditer(plain)]
+    found = [(one.start, one.end, [one.values]) for one in _joined(_in_digits(plain), plain)]
+    without_digits = _DIGITS.sub(lambda match: "0" * len(match[0]), plain)
+    found += [
+        (*match.span(), [frozenset({value}) for value in _of_words(match)]) for match in _WORDS.finditer(without_digits)
+    ]
     stated, rest, end_of_last = list[frozenset[Fraction]](), list[str](), 0
-    for (start, end), values in sorted(found, key=lambda one: one[0]):
+    for start, end, values in sorted(found, key=lambda one: one[0]):
         if values:
             stated += values
             rest += [plain[end_of_last:start], " "]
@@ -112,6 +154,52 @@ def _with_cents(match: re.Match[str]) -> str:
     return f"{match[1] or match[2]}.{match[3]:0>2} "
 
 
+class _InDigits(NamedTuple):
+    """An amount in digits, and the least of what multiplies them; 1 for nothing."""
+
+    start: int
+    end: int
+    values: frozenset[Fraction]
+    scale: int
+
+
+def _in_digits(plain: str) -> list[_InDigits]:
+    return [
+        _InDigits(*match.span(), _of_digits(match), min(map(prod, _scales(match))))
+        for match in _DIGITS.finditer(plain)
+        if len(match[0]) <= _LONGEST
+    ]
+
+
+def _joined(in_digits: Iterable[_InDigits], plain: str) -> list[_InDigits]:
+    """``in_digits``, each with those behind it that are a part of the same number: 1 lakh 20 thousand, 3万5000."""
+    whole = list[_InDigits]()
+    for one in in_digits:
+        before = whole[-1] if whole else None
+        gap = plain[before.end : one.start] if before is not None else ""
+        if (
+            before is not None
+            and before.scale >= 1000
+            and before.scale > max(one.values)
+            and (not gap or (one.scale >= 100 and gap.isspace()))
+        ):
+            sums = frozenset(first + second for first in before.values for second in one.values)
+            whole[-1] = _InDigits(before.start, one.end, sums, one.scale)
+        else:
+            whole.append(one)
+    return whole
+
+
+def _scales(match: re.Match[str]) -> list[list[int]]:
+    """What multiplies the digits, in each reading."""
+    readings: list[list[int]] = [[]]
+    for word in _EACH_SCALE.findall((match["scales"] or "").lower()):
+        known = _MULTIPLIERS.get(word) or _CHARACTERS.get(word)
+        choices = (known,) if known is not None else (1, _PERHAPS[word])
+        readings = [[*reading, choice] for reading in readings for choice in choices]
+    return readings
+
+
 def _of_digits(match: re.Match[str]) -> frozenset[Fraction]:
     whole = re.sub(r"\D", "", match["whole"])
     values = _decimals(whole, match["rest"])
@@ -120,7 +208,8 @@ def _of_digits(match: re.Match[str]) -> frozenset[Fraction]:
             values = {value + Fraction(int(match["over"]), int(match["under"])) for value in values}
         else:
             values = {value / int(match["under"]) for value in values}
-    return _scaled(values, match)
+    part = Fraction(1, _PARTS[match["part"].lower()]) if match["part"] is not None else 0  # 5 and a half
+    return _scaled({(value + part) * prod(scales) for value in values for scales in _scales(match)}, match)
 
 
 def _decimals(whole: str, rest: str) -> set[Fraction]:
@@ -163,9 +252,14 @@ def _of_words(match: re.Match[str]) -> list[Fraction]:
         following = words[place + 1] if place + 1 < len(words) else ""
         if word in _PARTS:
             part = Fraction(1, _PARTS[word])
+            multiplied = words[place - 2] if place > 1 and words[place - 1] == "and" else ""
             if word == "half" and following.startswith("dozen"):
                 close()
                 current, is_open = part, True
+            elif is_open and _SCALES.get(multiplied, 0) > 100:  # "a million and a half"
+                total += part * _SCALES[multiplied]
+            elif is_open and multiplied.startswith("dozen"):
+                current += part * 12
             elif is_open and words[place - 1] == "and":  # "two and a half"
                 current += part
             elif is_open:  # "two thirds"
@@ -179,6 +273,8 @@ def _of_words(match: re.Match[str]) -> list[Fraction]:
             values.append(Fraction(_TIMES[word]))
         elif word in _SCALES:
             scale = _SCALES[word]
+            if total and not current and words[place - 1] in _SCALES:  # "two lakh crore"
+                current, total = total, Fraction(0)
             current = (current if is_open else Fraction(1)) * scale
             is_open, last = True, scale
             if scale > 100:

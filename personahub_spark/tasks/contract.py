@@ -91,7 +91,7 @@ class Task(ABC):
 
     @cached_property
     def prompt_version(self) -> str:
-        """The version of the prompt, which changes with the wording and the output's schema."""
+        """The version of the prompt, which changes with the wording, and with the output's schema and its order."""
         return version(
             self.name, self._system, self._user(dict.fromkeys(self.inputs, "")), schema=self._response_format
         )

@@ -149,6 +149,9 @@ class Declaration(_Part):
     )
     kept: dict[str, Kept] = Field(default_factory=dict, description="fields that are more than texts of one line")
     text: tuple[str, ...] = Field(min_length=1, description="the fields that dedup, agreement and export look at")
+    counts_equal_texts: bool = Field(
+        default=False, description="whether rows with the same text count each, as answers of a survey do"
+    )
     plain: Plain = Plain()
     draw: dict[str, Draw] = Field(default_factory=dict, description="what code adds to a subject, by name of the draw")
     conversation: Conversation | None = None

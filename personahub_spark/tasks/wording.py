@@ -11,6 +11,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from personahub_spark.llm.wire import canonical_schema
 from personahub_spark.text import clean
 
 _LANGUAGES = {
@@ -52,8 +53,9 @@ def fill(name: str, **values: str) -> str:
 
 
 def version(task: str, *wording: str, schema: Mapping[str, Any] | None = None) -> str:
-    """``task`` and twelve hex digits that change whenever the wording or the schema does."""
-    canonical = json.dumps([wording, schema], sort_keys=True, ensure_ascii=False)
+    """``task`` and twelve hex digits that change whenever the wording or the schema does, also the order of its fields:
+    just when the key of a request does."""
+    canonical = f"[{json.dumps(wording, ensure_ascii=False)}, {canonical_schema(schema)}]"
     return f"{task}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
 

@@ -658,7 +658,7 @@ def test_sums_of_cost_say_how_many_calls_they_leave_out(filled: Store) -> None:
     assert [(row["requests"], row["requests_without_cost"]) for row in by_run] == [(4, 1)]
 
 
-def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> None:
+def test_what_was_not_used_is_listed_with_stage_and_reason(spark: SparkSession, filled: Store) -> None:
     rows = {tuple(row[:5]) for row in filled.view("rejects").collect()}
     assert rows == {
         ("unreadable", "x:7", "malformed_json", "{", "file:/x:7"),
@@ -674,6 +674,23 @@ def test_what_was_not_used_is_listed_with_stage_and_reason(filled: Store) -> Non
         ("synthesis not accepted", "a pilot", "duplicate", "same text as: t", sha("1")),
         *{("synthesis failed checks", "a pilot", check, check, sha(str(n))) for n, check in enumerate(CHECKS, start=1)},
     }
+
+    # Order b takes 1, which order a passes over, and 2, which fails a check; both pass over 3. What stands for 4 is
+    # withdrawn.
+    orders = [("a", "1", "s", 0), ("b", "1", None, 0), ("b", "2", None, 0), ("a", "3", "s", 1), ("b", "3", "5", 0),
+              ("a", "4", "z", 0)]  # fmt: skip
+    taken = [
+        {"order_id": order, "synthesis_id": sha(row), "duplicate_of": same and sha(same), "rank": days}
+        for order, row, same, days in orders
+    ]
+    acceptances = frame(spark, ACCEPTANCES, *taken).withColumn("run_id", F.lit("r"))
+    acceptances = acceptances.withColumn("created_at", F.timestamp_seconds("rank"))
+    shown = filled.view("rejects", given={"acceptances": acceptances}).where("stage like 'synthesis%'").collect()
+    assert sorted((row["item"], row["detail"]) for row in shown if row["stage"] == "synthesis not accepted") == sorted(
+        [(sha("3"), "same text as: t"), (sha("4"), "same text as: t")]
+    )
+    failing = {row["item"] for row in shown if row["stage"] == "synthesis failed checks"}
+    assert not failing & {sha("1"), sha("2")} and {sha("3"), sha("4")} <= failing
 
 
 def test_failed_checks_are_counted_by_kind_with_an_example(filled: Store) -> None:

@@ -183,6 +183,8 @@ FORMULA = (
         (BAKER, BAKER.replace("20%", "20"), TEMPLATE),
         *((BAKER, BAKER.replace("2,500", written), TEXT) for written in ("2500", "2 500", "2.500", "2\u202f500")),
         (BAKER, BAKER.replace("2,500", "2.5"), TEMPLATE),
+        (BAKER, BAKER.replace("2,500", "2.5 thousand"), TEXT),
+        (BAKER, BAKER.replace("2,500", "2.5 million"), TEMPLATE),
         (BAKER, BAKER.replace("3.50 euro", "3 euros and 50 cents"), TEXT),
         (BAKER.replace("12", "0.125"), BAKER.replace("12", "125"), TEMPLATE),
         (BAKER.replace("12", "1"), BAKER.replace("12", "one"), TEMPLATE),  # "one" is more often no number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from personahub_spark.dedup import in_memory
+from personahub_spark.dedup import in_memory, surface
 from personahub_spark.dedup.lists import Integers, Lists
 from tests.oracles import greedy_removals, similar_pairs
 
@@ -133,6 +134,35 @@ def test_choices_are_those_of_the_greedy_oracle(threshold: Decimal, seed: int) -
     assert chosen(sets, groups, threshold, keys=one_key) == choices
     apart = lists([[row] for row in range(len(sets))])
     assert chosen(sets, groups, threshold, keys=apart) == expected_choices(sets, groups, Decimal(1))
+
+
+@pytest.mark.parametrize("most_bytes", [0, 1, 7, 40, 1000])
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_that_choose_in_portions_choose_as_all_at_once(seed: int, most_bytes: int) -> None:
+    rng = random.Random(seed)
+    sets = [*random_sets(seed, 200)]
+    sets[rng.randrange(200)] = frozenset()
+    groups = sorted(rng.randrange(80) for _ in sets)
+    threshold = Decimal("0.8")
+    portions = list(surface.portions_of(sorted(Counter(groups).items()), most_bytes))
+    assert (len(portions) > 1) == (most_bytes < len(sets))
+    pairs: list[tuple[int, int, float]] = []
+    for first, last in portions:
+        rows = [row for row, group in enumerate(groups) if first <= group <= last]
+        assert len(rows) <= most_bytes or first == last
+        near = [(Fraction(0), -1)] * len(rows)
+        for place, row in enumerate(rows):
+            for kept in {kept for one, kept, _ in pairs if one == kept and sets[row]}:
+                alike = Fraction(len(sets[row] & sets[kept]), len(sets[row] | sets[kept]))
+                near[place] = min(near[place], (-alike, kept)) if alike >= threshold else near[place]
+        part = in_memory.choices(
+            tokens_of([sets[row] for row in rows]), None, np.array([groups[row] for row in rows]),
+            threshold=Fraction(threshold), earlier=np.array([float(-one) for one, _ in near]),
+        )  # fmt: skip
+        for row, better, similarity in zip(*(column.tolist() for column in part), strict=True):
+            kept = near[row][1] if better == in_memory.EARLIER else rows[better]
+            pairs.append((rows[row], kept, similarity))
+    assert pairs == expected_choices(sets, groups, threshold)
 
 
 def test_a_group_goes_on_to_its_next_row_only_where_an_earlier_group_chose_the_same() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from personahub_spark.settings.models import Endpoint, SamplingSettings
 from personahub_spark.settings.personas import ExpansionSettings, PersonaSettings
@@ -12,7 +14,8 @@ from personahub_spark.tasks.contract import Task
 from personahub_spark.tasks.declared import library
 from personahub_spark.tasks.personas.persona_to_persona import PersonaToPersona
 from personahub_spark.tasks.personas.text_to_persona import TextToPersona
-from tests.tasks import prompted
+from tests.tasks import prompted, request
+from tests.unit.test_tasks_declared import broken
 
 ENDPOINT: dict[str, Any] = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
 # Settings that choose rows, or the name of a model in the settings file, do not change the question.
@@ -69,6 +72,30 @@ def test_a_recipe_changes_with_the_model_and_not_with_its_address(kind: str) -> 
 
 def test_the_form_of_the_answer_is_in_the_recipe() -> None:
     assert made("personas").recipe != made("personas", endpoint={"structured_output": "json_schema"}).recipe
+
+
+@pytest.mark.parametrize("form", ["json_schema", "none"])
+def test_a_recipe_changes_with_the_order_of_fields_just_when_the_question_does(form: str, tmp_path: Path) -> None:
+    dish, event = {"type": "string", "minLength": 3}, {"age": {"type": "integer"}, "words": {"type": "string"}}
+
+    def fields(dish: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+        items = {"type": "object", "properties": event}
+        return {"dish": dish, "events": {"type": "array", "items": items}}
+
+    def asked(name: str, output: dict[str, Any]) -> tuple[str, str, str]:
+        raw = {**broken(output=output), "inputs": ["persona"], "user": "$persona", "plain": {}, "checks": []}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+        model = Endpoint(**{**ENDPOINT, "structured_output": form})
+        task = prompted("recipe", model, paths=(tmp_path / f"{name}.yaml",))
+        return task.recipe, task.prompt_version, request(task, "A cook").key
+
+    base = asked("base", fields(dish, event))
+    assert asked("keys", fields(dict(reversed(dish.items())), event)) == base
+    turned = asked("turned", dict(reversed(fields(dish, event).items())))
+    inside = asked("inside", fields(dish, dict(reversed(event.items()))))
+    for other in (turned, inside):
+        changed = [one != another for one, another in zip(base, other, strict=True)]
+        assert changed == [form == "json_schema"] * 3
 
 
 @pytest.mark.parametrize("budget", [50, 700, 131_072, 1_000_000])

@@ -258,6 +258,29 @@ def test_an_entry_that_its_task_does_not_know_is_refused_before_spark_starts(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("counts", [False, True])
+def test_rows_that_count_each_though_their_texts_are_equal_cannot_be_ordered(tmp_path: Path, counts: bool) -> None:
+    raw = {**broken(counts_equal_texts=counts), "inputs": ["persona"], "user": "$persona", "checks": []}
+    (tmp_path / "poll.yaml").write_text(yaml.safe_dump({**raw, "name": "poll", "view": "polls"}), encoding="utf-8")
+    settings = Settings.model_validate({
+        "models": {"default": PLAIN.model_dump()}, "tasks": [str(tmp_path)],
+        "synthesis": [{"task": "poll"}, {"task": "poll", "accept": {"rows": 5}}],
+    })  # fmt: skip
+    if not counts:
+        check(settings)
+        return
+    with pytest.raises(SettingsError) as caught:
+        check(settings)
+    assert str(caught.value) == (
+        "synthesis.1.accept takes no two rows with the same text, and task poll counts each of them "
+        "(counts_equal_texts in the task's file); leave accept out, and say with personas.number how many to ask"
+    )
+
+
+def test_of_the_package_only_a_survey_counts_equal_answers() -> None:
+    assert [name for name, task in library().items() if task.counts_equal_texts] == ["survey"]
+
+
 def test_a_text_may_come_from_the_settings_or_from_stored_rows() -> None:
     entries = [
         {"task": "npc", "texts": {"lore": "x" * 20_000}},

@@ -50,8 +50,57 @@ def test_an_amount_is_read_in_digits_of_any_script_and_in_english_words(text: st
 
 
 @pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("5 million people", ["5000000"]), ("5-million-dollar", ["5000000"]), ("$5 million", ["5000000"]),
+        ("2.5 Million", ["2500000"]), ("½ million", ["500000"]), ("2½ million", ["2500000"]),
+        ("5 and a half million", ["5500000"]), ("a million and a half", ["1500000"]), ("a dozen and a half", ["18"]),
+        ("3 dozen eggs", ["36"]), ("5 hundred", ["500"]), ("2 hundred thousand", ["200000"]), ("5 billion", ["5e9"]),
+        ("a thousand million", ["1e9"]), ("two lakh crore", ["2e12"]), ("3 lakh crore", ["3e12"]),
+        ("five lakh", ["500000"]), ("5 crore", ["5e7"]), ("1 lakh 20 thousand", ["120000"]),
+        ("5 million 200 thousand", ["5200000"]), ("2,5 Mio. Euro", ["2500000"]), ("5 Millionen", ["5000000"]),
+        ("5 Tausend", ["5000"]), ("5 milliards", ["5e9"]), ("3 millones", ["3000000"]), ("5 тыс. рублей", ["5000"]),
+        ("5 करोड़", ["5e7"]), ("٥ ملايين", ["5000000"]), ("5 triệu", ["5000000"]), ("5万元", ["50000"]),
+        ("1億5千万円", ["150000000"]), ("3万5000円", ["35000"]), ("5만 원", ["50000"]), ("ราคา 5 ล้าน", ["5000000"]),
+        # What looks like it and multiplies nothing.
+        ("5 million-dollar houses", ["5", "1000000"]), ("5, million", ["5", "1000000"]), ("5 thousandths", ["5"]),
+        ("5 millionaires", ["5"]), ("5 thousand, 200 hundred", ["5000", "20000"]), 
+        ("3 thousand 5 pieces", ["3000", "5"]),
+        ("5 million two", ["5000000", "2"]), ("3 hundred 2 dozen", ["300", "24"]), ("5千米", ["5"]), ("5百分点", ["5"]),
+        ("12 and a half of the rest", ["12", "1/2"]), ("5km", ["5"]), ("5 m", ["5"]), ("5 binders", ["5"]),
+        ("twenty thousand", ["20000"]), ("a million", ["1000000"]),
+    ],
+)  # fmt: skip
+def test_words_behind_digits_multiply_them(text: str, values: list[str]) -> None:
+    assert amounts(text) == [frozenset({Fraction(value)}) for value in values]
+
+
+@pytest.mark.parametrize("text", ["5k", "$5K", "5 mil", "5 bin"])
+def test_what_may_multiply_by_a_thousand_or_be_a_name_means_either(text: str) -> None:
+    assert amounts(text) == [frozenset({Fraction(5), Fraction(5000)})]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_number_in_words_or_half_in_words_is_the_number_in_digits(seed: int) -> None:
+    random = Random(seed)
+    word, count = random.choice([("two", 2), ("seven", 7), ("twelve", 12), ("nineteen", 19)])
+    scale, times = random.choice([("hundred", 100), ("thousand", 10**3), ("million", 10**6), ("billion", 10**9)])
+    whole = count * times
+    for text in (f"{word} {scale}", f"{count}-{scale}", f"{count}.0 {scale}", f"{whole}"):
+        assert states_only(f"They count {text} of them.", [Fraction(whole)]), text
+        assert not states_any(f"They count {text} of them.", [Fraction(count), Fraction(times)]), text
+
+
+def test_an_amount_in_millions_is_neither_of_the_numbers_that_it_is_made_of() -> None:
+    town, five, million = "a town of 5 million people", Fraction(5), Fraction(10**6)
+    assert states_only(town, [5 * million]) and not states_only(town, [five, million]) and not states_any(town, [five])
+    assert states_only("5 pupils, one million books", [five, million])
+
+
+@pytest.mark.parametrize(
     ("text", "rest"),
     [
+        ("a town of 5 million people", "a town of   people"), ("3万5000円", " 円"),
         ("12 loaves at 3.50 euro", "  loaves at   euro"), ("20% of them", "  of them"), ("50 cents", " "),
         ("twenty-five and the third", "  and the third"), ("the 3rd A4", "the 3rd A4"), ("他有3个", "他有 个"),
         ("2½ m²", "  m²"), ("no number", "no number"), ("", ""),

@@ -1,4 +1,6 @@
 -- What was not used, at which stage, and why?
+-- A text that an order of rows takes is used, whatever checks it fails and whatever other orders make of it. A duplicate
+-- stays listed when the text that was taken in its place is withdrawn; the next run of the order decides anew.
 -- what names the document, file or persona as a reader knows it; item has the ids to join by. A failed call is named by
 -- its step and model: the ledger has the hash of each question, and no question. What a failed call was about is among
 -- those of which there is no answer: SELECT title, file, line FROM documents_in_use WHERE doc_id NOT IN (SELECT source_key
@@ -10,6 +12,11 @@ WITH places AS (  -- what a persona may have been found in, by name
   SELECT source_key, concat(source, ', ', element_at(split(file, '/'), -1), ':', line) FROM {persona_imports}
   UNION ALL
   SELECT persona_id, text FROM {personas}
+),
+taken AS (SELECT synthesis_id FROM {acceptances} WHERE duplicate_of IS NULL),
+passed_over AS (  -- orders that changed leave their rows behind, so a text is listed once, with what was decided last
+  SELECT *, row_number() OVER (PARTITION BY synthesis_id ORDER BY created_at DESC, order_id) AS nth
+  FROM {acceptances} WHERE duplicate_of IS NOT NULL
 )
 SELECT
   'unreadable' AS stage,
@@ -47,15 +54,17 @@ SELECT
 FROM {syntheses} AS s
 LEFT JOIN {personas} AS p ON p.persona_id = s.persona_id
 LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = s.synthesis_id
+LEFT ANTI JOIN taken AS t ON t.synthesis_id = s.synthesis_id
 WHERE size(s.checks) > 0
 UNION ALL
 SELECT
   'synthesis not accepted', p.text, 'duplicate', concat('same text as: ', k.text), a.synthesis_id, a.run_id, a.created_at
-FROM {acceptances} AS a
+FROM passed_over AS a
 JOIN {syntheses} AS k ON k.synthesis_id = a.duplicate_of
 LEFT JOIN {personas} AS p ON p.persona_id = a.persona_id
 LEFT ANTI JOIN {withdrawn} AS w ON w.kind = 'synthesis' AND w.item = a.synthesis_id
-LEFT ANTI JOIN {withdrawn} AS v ON v.kind = 'synthesis' AND v.item = a.duplicate_of
+LEFT ANTI JOIN taken AS t ON t.synthesis_id = a.synthesis_id
+WHERE a.nth = 1
 UNION ALL
 SELECT
   concat(w.kind, ' withdrawn'), p.text, 'withdrawn', s.text, w.item, w.run_id, w.created_at
