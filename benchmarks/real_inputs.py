@@ -23,7 +23,7 @@ from typing import Any
 
 from personahub_spark.errors import SettingsError
 from personahub_spark.settings import loading
-from personahub_spark.sources.imports import read_text
+from personahub_spark.sources.imports import text_readers
 from personahub_spark.synthesis.writing import LONGEST_TEXT, tasks
 from personahub_spark.tasks.contract import Subject
 from personahub_spark.tasks.declared import library
@@ -45,10 +45,12 @@ def main() -> int:
 
 
 def _tools(rows: list[dict[str, Any]]) -> int:
-    fields, ends, failing = set(library()["tool"].fields), Counter[tuple[bool, str]](), Counter[str]()
+    tool = library()["tool"]
+    reader = text_readers([tool])[tool.name]
+    fields, ends, failing = set(tool.fields), Counter[tuple[bool, str]](), Counter[str]()
     for row in rows:
         text = row["synthesized text"]
-        reading = read_text("tool", text, row["input persona"])
+        reading = reader.read(text, row["input persona"])
         is_typed = fields == set(reading.output)
         end = ("typed, missing_field" if "missing_field" in reading.checks else "whole") if is_typed else None
         ends[_is_json(text), end or reading.checks[0]] += 1

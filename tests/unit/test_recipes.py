@@ -30,7 +30,10 @@ OTHERS: dict[str, dict[str, Any]] = {
         "min_novelty": 0.5, "language": "de", "temperature": 0.1, "top_p": 0.5, "max_tokens": 99,
     },
     "profile": {"language": "de", "temperature": 0.1, "top_p": 0.5, "max_tokens": 99},
-    "math": {"variant": "olympiad", "topic": "geometry", "temperature": 0.1, "top_p": 0.5, "max_tokens": 99},
+    "math": {
+        "variant": "olympiad", "topic": "geometry", "language": "de", "temperature": 0.1, "top_p": 0.5,
+        "max_tokens": 99,
+    },
 }  # fmt: skip
 
 
