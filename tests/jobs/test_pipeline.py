@@ -133,26 +133,26 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     assert endpoint.counts()["billed"] == billed
 
     # the outcomes in the runs table add up
-    for row in pipeline.store.read(RUNS).collect():
+    for row in pipeline.store.snapshot().read(RUNS).collect():
         assert sum(row["outcomes"].values()) == row["rows_in"], row["step"]
     # every removal has a kept witness
-    hub = {row["persona_id"]: row["text"] for row in pipeline.store.view("hub").collect()}
-    removal = pipeline.store.read(next(t for t in TABLES if t.name == "persona_removals")).collect()
+    hub = {row["persona_id"]: row["text"] for row in pipeline.store.snapshot().view("hub").collect()}
+    removal = pipeline.store.snapshot().read(next(t for t in TABLES if t.name == "persona_removals")).collect()
     assert [r["kept_id"] in hub and r["similarity"] == 1.0 for r in removal] == [True]
     # texts in other scripts are unchanged
     assert set(hub.values()) >= {ANSWERS[w] for w in ("中文", "日本語", "ไทย", "عربي", "emoji", "knitting")}
     assert all(content_id(text) == key for key, text in hub.items())
     # SQL leads from each problem to document, licence, model and cost
-    lineage = {row["persona_id"]: row for row in pipeline.store.view("persona_lineage").collect()}
-    for problem in pipeline.store.view("math_problems").collect():
+    lineage = {row["persona_id"]: row for row in pipeline.store.snapshot().view("persona_lineage").collect()}
+    for problem in pipeline.store.snapshot().view("math_problems").collect():
         reached = lineage[problem["persona_id"]]
         assert (reached["licence"], reached["model_returned"]) == ("CC0-1.0", "fake/test-model")
         assert reached["cost_microusd"] > 0 and problem["cost_microusd"] > 0
 
-    spend = {row["step"]: row for row in pipeline.store.view("spend").collect()}
+    spend = {row["step"]: row for row in pipeline.store.snapshot().view("spend").collect()}
     assert sum(row["requests"] for row in spend.values()) == billed
     assert spend["extract_personas"]["kept_rows"] == 7
-    assert {row["stage"] for row in pipeline.store.view("rejects").collect()} == {
+    assert {row["stage"] for row in pipeline.store.snapshot().view("rejects").collect()} == {
         "unreadable", "persona removed", "synthesis failed checks",
     }  # fmt: skip
     empty = {
@@ -161,7 +161,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up(
     }  # fmt: skip
     assert all(pipeline.store.view(view).columns for view in pipeline.store.views)
     for view in (*VIEWS, "math_problems", "profiles"):  # the views of tasks are generated
-        assert (pipeline.store.view(view).count() > 0) == (view not in empty), view
+        assert (pipeline.store.snapshot().view(view).count() > 0) == (view not in empty), view
     # the notebook has the same results
     conf = tmp_path / "conf.yaml"
     conf.write_text(yaml.safe_dump(pipeline.settings.model_dump(mode="json")), encoding="utf-8")
@@ -204,7 +204,7 @@ def test_a_replay_makes_the_same_tables_without_an_endpoint(
     run_all(replayed)
     assert endpoint.counts()["requests"] == requests
     assert_same_tables(pipeline, replayed, but=[RUNS])  # runs differ in settings and times
-    assert replayed.store.read(RUNS).count() == pipeline.store.read(RUNS).count()
+    assert replayed.store.snapshot().read(RUNS).count() == pipeline.store.snapshot().read(RUNS).count()
 
 
 def test_ids_and_survivors_do_not_depend_on_partitions_or_order(
@@ -309,7 +309,7 @@ def test_a_row_that_a_join_or_a_write_loses_is_a_loud_failure_wherever_it_gets_l
     lost("extract_personas", asking, "requests", "8 rows came in but 7 are accounted for", verb="write")
     lost("extract_personas", asking, "unreadable", "quarantine got 1 new rows .* 2 were expected", verb="like")
     lost("synthesize", asking, "answers", "6 rows came in but 5 are accounted for")
-    recorded = pipeline.store.read(RUNS).collect()  # a failed step has only its spending
+    recorded = pipeline.store.snapshot().read(RUNS).collect()  # a failed step has only its spending
     assert [row["step"] for row in recorded if row["outcomes"]] == ["ingest_documents"]
 
 
@@ -324,7 +324,7 @@ def test_a_file_that_is_replaced_with_another_fault_at_the_same_line_gives_a_sec
         file.write_text('{"text": "one"}\n{"text": "two"}\n' + third + "\n", encoding="utf-8")
         result = run_step(context, run_pipeline.STEPS["ingest_documents"])
         assert result.rows_in == 3 and result.outcomes["quarantined"] == 1
-        return result.rows_added, context.store.read(QUARANTINE).count()
+        return result.rows_added, context.store.snapshot().read(QUARANTINE).count()
 
     assert ingest('{"text": ') == ({"documents": 2, "document_sources": 0, "quarantine": 1}, 1)
     assert ingest('{"text": "thr') == (
@@ -333,7 +333,7 @@ def test_a_file_that_is_replaced_with_another_fault_at_the_same_line_gives_a_sec
     )  # the same reason, another row
     for content in ('{"text": "thr', '{"text": '):
         assert ingest(content) == ({"documents": 0, "document_sources": 0, "quarantine": 0}, 2)
-    rejects = context.store.read(QUARANTINE).collect()
+    rejects = context.store.snapshot().read(QUARANTINE).collect()
     assert {(row["line"], row["reason"], row["raw"]) for row in rejects} == {
         ("3", "malformed_json", '{"text": '), ("3", "malformed_json", '{"text": "thr'),
     }  # fmt: skip
@@ -355,12 +355,12 @@ def test_documents_alike_as_far_as_they_are_shown_are_one_request_and_as_many_or
     assert first.rows_in == 3 == first.outcomes["read"]
     assert first.spend.requests == 2 == endpoint.counts()["billed"]
     assert first.rows_added == {"personas": 2, "quarantine": 0, "persona_origins": 3}
-    origins = {row["source_key"]: row for row in context.store.read(PERSONA_ORIGINS).collect()}
+    origins = {row["source_key"]: row for row in context.store.snapshot().read(PERSONA_ORIGINS).collect()}
     twins = [origins[content_id(text)] for text in texts]
     assert len({row["call_key"] for row in twins}) == len({row["persona_id"] for row in twins}) == 1
     first_origins = {row["persona_id"]: row["first_origin"] for row in context.store.read(PERSONAS).collect()}
     assert first_origins[twins[0]["persona_id"]] == min(map(content_id, texts))
-    assert [row["kept_rows"] for row in context.store.view("spend").collect()] == [2]
+    assert [row["kept_rows"] for row in context.store.snapshot().view("spend").collect()] == [2]
 
     # With the whole texts there are two questions and another recipe; that of the short text is the same as before.
     whole = changed(context, personas={"max_document_tokens": 6000})
@@ -457,9 +457,9 @@ def test_no_key_is_in_a_log_event_log_plan_table_state_file_or_command_line(alon
     assert any(b"call_key" in content for name, content in alone.files.items() if "/events/" in name)
     assert {"plans", "shards"} <= {part for name in alone.files for part in name.split("/")}
     assert any(b"jobs/extract_personas.py" in line for line in alone.command_lines)
-    failed = [row["detail"] for row in alone.store.view("rejects").where("stage = 'call failed'").collect()]
+    failed = [row["detail"] for row in alone.store.snapshot().view("rejects").where("stage = 'call failed'").collect()]
     assert len(failed) == 1 and "bad key" in failed[0]
-    assert all(KEY not in repr(alone.store.read(table).collect()) for table in TABLES)
+    assert all(KEY not in repr(alone.store.snapshot().read(table).collect()) for table in TABLES)
     assert not [name for name, content in alone.files.items() if KEY.encode() in content]
     assert not [line for line in alone.command_lines if KEY.encode() in line]
     assert not [step for step, output in alone.output.items() if KEY in output]
