@@ -192,7 +192,7 @@ def test_every_task_shows_pairs_and_all_that_is_the_same_for_all_comes_first(nam
 def test_no_tag_is_torn_apart() -> None:
     declared = library()["math"].model_dump(by_alias=True)
     declared["user"] = "First.\n\n<person>\n\nAbout:\n\n$persona\n\n$plan_words $level $scene $reply\n\n</person>"
-    task = PromptedTask(Declaration.model_validate(declared), {"variant": "plain", "topic": None}, PLAIN,
+    task = PromptedTask(Declaration.model_validate(declared), prompted("math", PLAIN).options, PLAIN,
                         prompted("math", PLAIN).settings, shots=shots([Shot("a" * 64, "Two?")], number=1))  # fmt: skip
     assert user(task).startswith(f"First.\n\n{ABOUT}\n\n<example>\nTwo?\n</example>\n\n<person>\n\nAbout:\n\n{BAKER}")
 
