@@ -228,6 +228,11 @@ def counted(texts: DataFrame, settings: EmbeddingSettings) -> DataFrame:
     return texts.select("id", "text").mapInArrow(count, _COUNTED)
 
 
+def whole(texts: DataFrame, settings: EmbeddingSettings) -> DataFrame:
+    """``counted``: those of ``texts`` that the embedder reads to their end, and that are not blank."""
+    return counted(texts, settings).where(F.col("tokens").between(1, settings.max_tokens))
+
+
 def model_of(settings: Settings) -> str:
     """The name that the vectors of ``settings.embedding`` are stored under."""
     chosen = settings.embedding
@@ -235,14 +240,24 @@ def model_of(settings: Settings) -> str:
 
 
 def stored(
-    embeddings: DataFrame, model: str, dimensions: int | None, *, table: str = "persona_embeddings"
+    embeddings: DataFrame,
+    model: str,
+    settings: EmbeddingSettings,
+    *,
+    dim: int | None = None,
+    table: str = "persona_embeddings",
 ) -> tuple[DataFrame, int | None]:
-    """Rows of ``table`` by ``model``, of length ``dimensions`` if given; and the length of the vectors,
-    None without vectors.
+    """Rows of ``table`` by ``model``, of length ``dim`` or else ``settings.dimensions``, if given; and the length of
+    the vectors, None without vectors.
 
-    Raises PersonaHubError for vectors of several lengths.
+    ``vector`` is null for texts that the model cannot read by the present ``settings.max_unread_share``. Texts that
+    were declined by a smaller one have no row: they are to be embedded. Raises PersonaHubError for vectors of several
+    lengths.
     """
-    rows = embeddings.where(F.col("model") == model)
+    dimensions = settings.dimensions if dim is None else dim
+    readable = F.coalesce(F.col("unread_share") <= settings.max_unread_share, F.lit(True))
+    rows = embeddings.where((F.col("model") == model) & (F.col("vector").isNotNull() | ~readable))
+    rows = rows.withColumn("vector", F.when(readable, F.col("vector")))
     if dimensions is not None:
         rows = rows.where(F.col("dim") == dimensions)
     dims = sorted(row["dim"] for row in rows.where(F.col("vector").isNotNull()).select("dim").distinct().collect())

@@ -209,6 +209,18 @@ def close_pairs(
     return rows[good], columns[good], cosines[good]
 
 
+def cosines(left: Floats, right: Floats) -> npt.NDArray[np.float64]:
+    """Cosine of each row of ``left`` (rows, dim) to each of ``right``: (rows of left, rows of right), rounded to nine
+    digits.
+
+    The dot product of two stored vectors, of multiples of 2^-24 and of length one, is exact in double precision, in any
+    order of addition; so a cosine is the same on any machine, whatever other rows it is worked out with.
+    """
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    lengths = np.sqrt((a * a).sum(axis=1)[:, None] * (b * b).sum(axis=1)[None, :])
+    return np.asarray(np.minimum(np.round(a @ b.T / np.maximum(lengths, 1e-30), 9), 1.0))
+
+
 def nearest_cosines(vectors: Floats) -> npt.NDArray[np.float32]:
     """Cosine of each of ``vectors`` (rows, dim) to the nearest other one: (rows,); -2 for a single vector.
 

@@ -63,7 +63,7 @@ def ablate(context: Context, *, thresholds: Sequence[Decimal], tiers: Sequence[s
 def _compared(context: Context, rows: int) -> DataFrame:
     """``id``, ``text``, ``priority`` (the order in which both tiers take new personas), ``vector``."""
     store, settings = context.store, context.settings
-    embedded, _ = stored(store.read(PERSONA_EMBEDDINGS), model_of(settings), settings.embedding.dimensions)
+    embedded, _ = stored(store.read(PERSONA_EMBEDDINGS), model_of(settings), settings.embedding)
     withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "persona").select(F.col("item").alias("persona_id"))
     vectors = embedded.where(F.col("vector").isNotNull()).select(F.col("persona_id").alias("id"), "vector")
     personas = (

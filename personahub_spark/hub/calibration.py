@@ -32,7 +32,7 @@ def calibrate(context: Context, *, around: Decimal, width: Decimal, pairs: int) 
             f"{around - width} to {around} is no range of cosines from 0.5 to 1; see --around, --width"
         )
     model = model_of(settings)
-    embedded, _ = stored(store.read(PERSONA_EMBEDDINGS), model, settings.embedding.dimensions)
+    embedded, _ = stored(store.read(PERSONA_EMBEDDINGS), model, settings.embedding)
     texts = store.read(PERSONAS).select("persona_id", "text")
     rows = (
         embedded.where(F.col("vector").isNotNull())

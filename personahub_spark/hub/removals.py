@@ -124,7 +124,7 @@ GROWTH = 4
 def by_meaning(context: Context) -> StepResult:
     settings, store = context.settings.dedup.semantic, context.store
     model = model_of(context.settings)
-    embedded, dim = stored(store.read(PERSONA_EMBEDDINGS), model, context.settings.embedding.dimensions)
+    embedded, dim = stored(store.read(PERSONA_EMBEDDINGS), model, context.settings.embedding)
     vectors = embedded.where(F.col("vector").isNotNull()).select(F.col("persona_id").alias("id"), "vector")
     version = semantic.parameters_version(settings, model, dim or 0)
     removals, compared = store.read(PERSONA_REMOVALS), store.read(PERSONA_BUCKETS)

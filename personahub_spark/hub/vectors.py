@@ -60,7 +60,7 @@ def _embed(context: Context, texts: DataFrame, table: Table, *, step: str) -> St
     """Give those of ``texts`` (``id``, ``text``) that have none a vector in ``table``, whose key begins with the id."""
     settings, store = context.settings.embedding, context.store
     model, key = model_of(context.settings), table.key[0]
-    stored_rows, dim = stored(store.read(table), model, settings.dimensions, table=table.name)
+    stored_rows, dim = stored(store.read(table), model, settings, table=table.name)
     done = stored_rows.select(F.col(key).alias("id"), F.col("vector").isNotNull().alias("embedded"))
     judged = texts.join(done, on="id", how="left")
     before = {row["embedded"]: row["count"] for row in judged.groupBy("embedded").count().collect()}
@@ -95,6 +95,11 @@ def _embed(context: Context, texts: DataFrame, table: Table, *, step: str) -> St
         "unread_share",
     )
     new = {"embedded": tally["embedded"], "declined": tally["declined"], "failed": tally["failed"]}
+    # Texts that were declined by a smaller embedding.max_unread_share.
+    declined = store.read(table).where((F.col("model") == model) & F.col("vector").isNull())
+    outdated = declined.select(*table.key).join(rows.select(key), on=key, how="left_semi")
+    if not outdated.isEmpty():
+        store.remove(table, store.stage(outdated))
     added = {table.name: context.add_new(table, rows, expected=new["embedded"] + new["declined"])}
     outcomes |= {**new, "deferred": missing - sum(new.values())}
     return StepResult(rows_in, outcomes, added, sent.spend if sent else StepResult(0, {}).spend)

@@ -131,7 +131,7 @@ class SemanticSettings(CosineSettings):
 
 
 class TopicSettings(CosineSettings):
-    """The same topic: texts of one task that have vectors near each other. Those of a task are one bucket."""
+    """The same topic: texts of one task that have vectors near each other."""
 
     threshold: Decimal = Field(
         default=Decimal("0.75"),
@@ -139,6 +139,9 @@ class TopicSettings(CosineSettings):
         le=Decimal("1"),
         decimal_places=6,
         description="a text is about the topic of another one at this cosine of their vectors, or a higher one",
+    )
+    bucket_cap: int = Field(
+        default=4000, ge=100, description="texts of a task that the driver decides about at a time, best first"
     )
 
 

@@ -16,19 +16,17 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, StructType
 
-from personahub_spark.dedup.embeddings import model_of, stored
-from personahub_spark.dedup.semantic import Flags, Floats, Integers, read_vectors
+from personahub_spark.dedup.embeddings import stored
+from personahub_spark.dedup.semantic import Flags, Floats, Integers, cosines, read_vectors
 from personahub_spark.program.steps import Context, StepResult
-from personahub_spark.settings.texts import ChosenPersonas
 from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS
-from personahub_spark.store.record_tables import WITHDRAWN
 from personahub_spark.store.text_tables import PERSONA_CLOSENESS, SYNTHESES, SYNTHESIS_EMBEDDINGS
-from personahub_spark.synthesis import selection
+from personahub_spark.synthesis.text_vectors import text_vectors
 
 OTHERS = 100
 """Personas that a text is compared with: steps of a hundredth, for few products of vectors."""
-SAMPLE = ChosenPersonas(number=OTHERS, seed=1_000_003)
-"""Their order is stored like any other, so they stay the same when the hub grows."""
+SEED = 1_000_003
+"""Of the hash that chooses them."""
 
 _ARROW = pa.schema(
     [("synthesis_id", pa.string()), ("cosine", pa.float64()), ("closeness", pa.float64()), ("others", pa.int32())]
@@ -52,55 +50,45 @@ def closeness(
     ``texts``, ``own``: (rows, dim); ``others``: (personas, dim); ``is_own``: (rows, personas), whether that persona is
     the text's own. Cosines are compared to nine digits.
     """
-    doubles = [np.asarray(vectors, dtype=np.float64) for vectors in (texts, own, others)]
-    unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30) for v in doubles]
-    cosines = np.round((unit[0] * unit[1]).sum(axis=1), 9)
-    to_others = np.round(unit[0] @ unit[2].T, 9)
-    less = ((to_others < cosines[:, None]) + 0.5 * (to_others == cosines[:, None])) * ~is_own
+    to_own = np.array([cosines(text[None], one[None])[0, 0] for text, one in zip(texts, own, strict=True)])
+    to_others = cosines(texts, others)
+    less = ((to_others < to_own[:, None]) + 0.5 * (to_others == to_own[:, None])) * ~is_own
     numbers = (~is_own).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        return cosines, less.sum(axis=1) / numbers, numbers
+        return to_own, less.sum(axis=1) / numbers, numbers
 
 
 def measure(context: Context) -> StepResult:
     """Bring ``persona_closeness`` in line with the vectors of texts and personas by the embedder of the settings.
 
-    A text that was measured with these vectors keeps its number.
+    Texts are measured anew in each run, and rows that differ are replaced. A text without such a vector, or whose
+    persona has none, has no row. The other personas are those of the hub, with a vector, that come first by hash, so
+    the result depends on nothing but what the tables hold now.
     """
-    store, settings = context.store, context.settings
-    if store.read(SYNTHESIS_EMBEDDINGS).isEmpty() or store.read(PERSONA_EMBEDDINGS).isEmpty():
+    store = context.store
+    before = store.read(PERSONA_CLOSENESS)
+    if store.read(SYNTHESIS_EMBEDDINGS).isEmpty() and before.isEmpty():
         return StepResult(0, {})
-    model = model_of(settings)
-    of_texts, dim = stored(
-        store.read(SYNTHESIS_EMBEDDINGS), model, settings.embedding.dimensions, table=SYNTHESIS_EMBEDDINGS.name
-    )
-    of_personas, _ = stored(store.read(PERSONA_EMBEDDINGS), model, dim)
+    of_texts, model, dim = text_vectors(context)
+    of_personas, _ = stored(store.read(PERSONA_EMBEDDINGS), model, context.settings.embedding, dim=dim)
     of_personas = of_personas.where(F.col("vector").isNotNull()).select("persona_id", F.col("vector").alias("own"))
-    withdrawn = store.read(WITHDRAWN).where(F.col("kind") == "synthesis").select(F.col("item").alias("synthesis_id"))
-    measured = store.read(PERSONA_CLOSENESS).select("synthesis_id", "model", "dim")
-    by_these = (F.col("model") == model) & (F.col("dim") == F.lit(dim))
-    pending = store.stage(
-        of_texts.where(F.col("vector").isNotNull())
-        .select("synthesis_id", "vector")
-        .join(measured.where(by_these), on="synthesis_id", how="left_anti")
-        .join(withdrawn, on="synthesis_id", how="left_anti")
-        .join(store.read(SYNTHESES).select("synthesis_id", "persona_id"), on="synthesis_id", how="inner")
-        .join(of_personas, on="persona_id", how="inner")
-    )
-    if pending.isEmpty():
-        return StepResult(0, {})
-    sample = selection.first(context, SAMPLE, OTHERS).join(of_personas, on="persona_id", how="inner")
-    others = sorted((row["persona_id"], bytes(row["own"])) for row in sample.select("persona_id", "own").collect())
-    if not others:
-        return StepResult(0, {})
-    rows = store.stage(_measured(pending, others).where(F.col("others") > 0))
-    stale = measured.where(~by_these).select("synthesis_id").join(rows, on="synthesis_id", how="left_semi")
+    hub = store.view("hub").select("persona_id")
+    by_hash = [F.xxhash64(F.lit(SEED), "persona_id"), F.col("persona_id")]
+    sample = of_personas.join(hub, on="persona_id", how="left_semi").orderBy(*by_hash).limit(OTHERS)
+    # Collected and measured in an order of ids: closeness and its sums do not depend on partitions.
+    others = sorted((row["persona_id"], bytes(row["own"])) for row in sample.collect())
+    texts = of_texts.join(store.read(SYNTHESES).select("synthesis_id", "persona_id"), on="synthesis_id", how="inner")
+    with_own = texts.join(of_personas, on="persona_id", how="inner")
+    rows = _measured(with_own.limit(0) if not others else with_own, others).where(F.col("others") > 0)
+    rows = store.stage(rows.withColumn("model", F.lit(model)).withColumn("dim", F.lit(dim or 0)))
+    before = before.select(*rows.columns)
+    new = rows.join(before, on=rows.columns, how="left_anti").count()
+    stale = before.join(rows, on=rows.columns, how="left_anti").select("synthesis_id")
     changed = 0
     if not stale.isEmpty():
         changed = store.remove(PERSONA_CLOSENESS, store.stage(stale))
-    rows = rows.withColumn("model", F.lit(model)).withColumn("dim", F.lit(dim))
     # In a dry run the stale rows are still there, so those that only change are no new keys.
-    changed += context.add_new(PERSONA_CLOSENESS, rows, expected=None if store.dry_run and changed else rows.count())
+    changed += context.add_new(PERSONA_CLOSENESS, rows, expected=None if store.dry_run and changed else new)
     return StepResult(0, {}, {PERSONA_CLOSENESS.name: changed})
 
 
@@ -112,8 +100,8 @@ def _measured(pending: DataFrame, others: Sequence[tuple[str, bytes]]) -> DataFr
         for batch in filter(len, batches):
             texts, own = (read_vectors(batch.column(name).to_pylist()) for name in ("vector", "own"))
             is_own = np.array([[name == one for name in names] for one in batch.column("persona_id").to_pylist()])
-            cosines, shares, numbers = closeness(texts, own, sample, is_own)
-            columns = [batch.column("synthesis_id"), *map(pa.array, (cosines, shares, numbers.astype(np.int32)))]
+            to_own, shares, numbers = closeness(texts, own, sample, is_own)
+            columns = [batch.column("synthesis_id"), *map(pa.array, (to_own, shares, numbers.astype(np.int32)))]
             yield pa.RecordBatch.from_arrays(columns, schema=_ARROW)
 
     return pending.select("synthesis_id", "persona_id", "vector", "own").mapInArrow(each, _MEASURED)

@@ -4,8 +4,9 @@ the same topic in other words.
 They are flagged in ``synthesis_duplicates``, each with the row that stands for it, and stay where they are. All texts
 are compared anew in each run. A row never stands for a better one, and better are those that pass all checks, then
 those that came first; so what a run says of rows that pass stays true when more rows come. Topics are compared by the
-vectors of texts: every text of a task with every other one, without buckets that could miss a pair or change with more
-rows. A text without a vector by the embedder of the settings is not compared.
+vectors of texts: every text of a task with every better one that stands for others or for itself, without buckets that
+could miss a pair or change with more rows. A text without a vector by the embedder of the settings is not compared, nor
+is one that the embedder could cut.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
-from personahub_spark.dedup import semantic, surface
-from personahub_spark.dedup.embeddings import model_of, stored
+from personahub_spark.dedup import in_turn, semantic, surface
 from personahub_spark.errors import PersonaHubError
 from personahub_spark.program.steps import Context, StepResult
 from personahub_spark.settings.dedup import CosineSettings, SurfaceSettings
 from personahub_spark.store.record_tables import WITHDRAWN
 from personahub_spark.store.text_tables import SYNTHESES, SYNTHESIS_DUPLICATES, SYNTHESIS_EMBEDDINGS
+from personahub_spark.synthesis.text_vectors import text_vectors
 from personahub_spark.tasks.amounts import apart, joined
 
 STEP = "dedup_texts"
@@ -146,14 +147,9 @@ def same_topic(texts: DataFrame, settings: CosineSettings, version: str) -> Data
     Texts are compared within their task. Runs Spark jobs.
     """
     rows = texts.select(
-        F.col("synthesis_id").alias("id"),
-        _priority().alias("priority"),
-        "vector",
-        F.array("task").alias("buckets"),
-        F.lit(True).alias("fresh"),
-        F.lit(False).alias("anchored"),
+        F.col("synthesis_id").alias("id"), F.col("task").alias("group"), _priority().alias("priority"), "vector"
     )
-    return semantic.deduplicate(rows, settings=settings).removals.select(
+    return in_turn.removals(rows, settings=settings).select(
         F.col("id").alias("synthesis_id"),
         F.lit(TOPIC).alias("kind"),
         F.col("kept_id").alias("duplicate_of"),
@@ -165,17 +161,13 @@ def same_topic(texts: DataFrame, settings: CosineSettings, version: str) -> Data
 def _vectors(context: Context) -> tuple[tuple[DataFrame, str] | None, str]:
     """``synthesis_id`` and ``vector`` of the texts that have one by the embedder of the settings, with the
     ``parameters_version`` of what is decided by them; None and why, where topics cannot be compared."""
-    settings, table = context.settings, SYNTHESIS_EMBEDDINGS
-    here = context.store.read(table)
-    if here.isEmpty():
+    if context.store.read(SYNTHESIS_EMBEDDINGS).isEmpty():
         return None, "topics were not compared, since no text has a vector (jobs/embed_texts.py)"
     try:  # what needs no vectors is settled on a machine without the embedder too
-        model = model_of(settings)
-        rows, dim = stored(here, model, settings.embedding.dimensions, table=table.name)
+        rows, model, dim = text_vectors(context)
     except PersonaHubError as error:
         return None, f"topics were not compared, and no text is flagged for its topic: {error}"
-    version = semantic.parameters_version(settings.dedup.topics, model, dim or 0)
-    return (rows.where(F.col("vector").isNotNull()).select("synthesis_id", "vector"), version), ""
+    return (rows, semantic.parameters_version(context.settings.dedup.topics, model, dim or 0)), ""
 
 
 def choices(texts: DataFrame, settings: SurfaceSettings) -> DataFrame:

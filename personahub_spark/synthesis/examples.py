@@ -127,7 +127,12 @@ def with_vectors(context: Context, questions: DataFrame, task: PromptedTask) -> 
     """``questions`` with the vectors of their personas (``persona_id``), where ``task`` chooses examples by them."""
     if task.shots is None or VECTOR not in task.shots.inputs:
         return questions
-    personas, _ = stored(context.store.read(PERSONA_EMBEDDINGS), str(task.shots.embedder), task.shots.dimensions)
+    personas, _ = stored(
+        context.store.read(PERSONA_EMBEDDINGS),
+        str(task.shots.embedder),
+        context.settings.embedding,
+        dim=task.shots.dimensions,
+    )
     vectors = personas.select("persona_id", F.hex("vector").alias(VECTOR))
     with_vector = questions.join(vectors, on="persona_id", how="left").withColumn(VECTOR, F.coalesce(VECTOR, F.lit("")))
     without = with_vector.where(F.col(VECTOR) == "").count()
@@ -164,13 +169,19 @@ def _shots(context: Context, entry: SynthesisSettings, number: int) -> Shots:
     if settings.choose in ("fixed", "random"):
         return Shots(settings, pool, with_personas)
     model = model_of(context.settings)
-    personas, dim = stored(context.store.read(PERSONA_EMBEDDINGS), model, context.settings.embedding.dimensions)
+    personas, dim = stored(context.store.read(PERSONA_EMBEDDINGS), model, context.settings.embedding)
     if personas.where(F.col("vector").isNotNull()).isEmpty():
         raise SettingsError(
             f"{where}.shots.choose is {settings.choose}, and no persona has a vector by {model}; run "
             "jobs/embed_personas.py, or choose fixed or random"
         )
-    of_examples, _ = stored(context.store.read(EXAMPLE_EMBEDDINGS), model, dim, table=EXAMPLE_EMBEDDINGS.name)
+    of_examples, _ = stored(
+        context.store.read(EXAMPLE_EMBEDDINGS),
+        model,
+        context.settings.embedding,
+        dim=dim,
+        table=EXAMPLE_EMBEDDINGS.name,
+    )
     vectors = {row["text_id"]: row["vector"] for row in of_examples.select("text_id", "vector").collect()}
     seen = ((shot, vectors.get(content_id(shot.persona or shot.text))) for shot in pool)
     pool = [dataclasses.replace(shot, vector=bytes(vector)) for shot, vector in seen if vector is not None]

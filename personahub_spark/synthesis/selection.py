@@ -250,7 +250,7 @@ def _diverse(
 ) -> DataFrame:
     """The personas that are the least like those chosen before, one after the other, by their vectors."""
     settings = context.settings
-    embedded, _ = stored(context.store.read(PERSONA_EMBEDDINGS), model_of(settings), settings.embedding.dimensions)
+    embedded, _ = stored(context.store.read(PERSONA_EMBEDDINGS), model_of(settings), settings.embedding)
     vectors = embedded.where(F.col("vector").isNotNull()).select("persona_id", "vector")
     before = stored_rows.join(vectors, on="persona_id", how="inner").orderBy("rank").select("vector").collect()
     drawn = _hash(chosen.seed, F.col("persona_id"))

@@ -11,12 +11,14 @@ import embed_texts
 import numpy as np
 import pytest
 
+from personahub_spark.dedup.embeddings import token_count
 from personahub_spark.llm.fake import FakeEndpoint
 from personahub_spark.program.steps import Context, StepResult, run_step
 from personahub_spark.settings import whole
 from personahub_spark.store.hub_tables import PERSONA_EMBEDDINGS, PERSONAS
 from personahub_spark.store.record_tables import WITHDRAWN
 from personahub_spark.store.text_tables import PERSONA_CLOSENESS, SYNTHESES, SYNTHESIS_DUPLICATES, SYNTHESIS_EMBEDDINGS
+from personahub_spark.synthesis.closeness import measure
 from personahub_spark.synthesis.duplicates import TEMPLATE, TEXT, TOPIC
 from tests.spark.test_tables import NOW, fill, sha
 from tests.stores import assert_same_rows, live_files
@@ -53,12 +55,24 @@ def vector_rows(vectors: Mapping[str, bytes], id_: str = "synthesis_id") -> list
     return [{id_: row, "vector": bytearray(vector), **made} for row, vector in vectors.items()]
 
 
+def assert_near(context: Context, vectors: Mapping[str, bytes], people: Mapping[str, bytes], others: str) -> None:
+    """Each of ``vectors`` is measured against the personas ``others``, and no other text is."""
+    near = {row["synthesis_id"]: row for row in context.store.read(PERSONA_CLOSENESS).collect()}
+    assert near.keys() == vectors.keys()
+    for row, vector in vectors.items():
+        numbers = (*slowly(vector, people[sha("a")], [people[sha(name)] for name in others]), len(others))
+        assert (near[row]["cosine"], near[row]["closeness"], near[row]["others"]) == pytest.approx(numbers)
+
+
 def embedded(
     context: Context, dry: Context, rows: Sequence[Problem], people: Mapping[str, bytes], endpoint: FakeEndpoint
 ) -> dict[str, bytes]:
     """The vectors of ``rows``, made by the job, which also tells how near they are to their persona."""
     endpoint.set_script([{"match": "refused", "status": 400}])
     fill(context.store, PERSONA_EMBEDDINGS, *vector_rows(people, "persona_id"))
+    # Declined when a smaller share of what cannot be read was allowed.
+    outdated = {"synthesis_id": rows[0].id, "model": "test-model", "dim": 4, "vector": None, "unread_share": 0.1}
+    fill(context.store, SYNTHESIS_EMBEDDINGS, outdated)
     blank, whole_texts = 1, len(rows) - 2
     counts = {"embedded_before": 0, "declined_before": 0, "blank": blank, "too_long": 1}
     assert run_step(dry, embed_texts.STEP).outcomes == {**counts, "to_embed": whole_texts}
@@ -66,11 +80,8 @@ def embedded(
     assert done.outcomes == {**counts, "embedded": whole_texts - 1, "declined": 0, "failed": 1, "deferred": 0}
     stored = {row["synthesis_id"]: bytes(row["vector"]) for row in context.store.read(SYNTHESIS_EMBEDDINGS).collect()}
     assert stored.keys() == {row.id for row in rows} - {LONG.id, REFUSED.id, "none-"}
-    near = {row["synthesis_id"]: row for row in context.store.read(PERSONA_CLOSENESS).collect()}
     assert done.rows_added == {table.name: len(stored) for table in (SYNTHESIS_EMBEDDINGS, PERSONA_CLOSENESS)}
-    for row, vector in stored.items():
-        numbers = slowly(vector, people[sha("a")], [people[sha(name)] for name in "bc"])
-        assert (near[row]["cosine"], near[row]["closeness"], near[row]["others"]) == pytest.approx((*numbers, 2))
+    assert_near(context, stored, people, "bc")
     assert not run_step(context, embed_texts.STEP).changed
     return stored
 
@@ -78,7 +89,7 @@ def embedded(
 def test_near_duplicates_are_flagged_once_and_follow_what_comes_and_what_is_withdrawn(
     make_context: Callable[..., Context], make_settings: Callable[..., whole.Settings], endpoint: FakeEndpoint
 ) -> None:
-    chosen = make_settings(dedup={"texts": {"engine": "exact"}}, embedding=EMBEDDER)
+    chosen = make_settings(dedup=(dedup := {"texts": {"engine": "exact"}}), embedding=EMBEDDER)
     context = make_context(chosen)
     people = {sha(name): point.tobytes() for name, point in zip("abc", np.eye(4, dtype="<f2"), strict=False)}
     fill(context.store, PERSONAS, *({"persona_id": persona} for persona in people))
@@ -145,3 +156,31 @@ def test_near_duplicates_are_flagged_once_and_follow_what_comes_and_what_is_with
     flag(one, "one")  # by minhash
     columns = [column.name for column in SYNTHESIS_DUPLICATES.columns if column.name != "parameters_version"]
     assert_same_rows(*(c.store.read(SYNTHESIS_DUPLICATES).select(*columns) for c in (context, one)), key=columns)
+
+    # By a smaller limit some texts could be cut: they are left out, and nothing is asked again. Personas come and go.
+    limit, billed = 60, endpoint.counts()["billed"]
+    people |= {
+        sha(name): np.array(point, "<f2").tobytes() for name, point in (("d", [1, 1, 0, 0]), ("e", [0, 1, 1, 1]))
+    }
+    fill(context.store, PERSONAS, *({"persona_id": sha(name)} for name in "de"))
+    fill(context.store, PERSONA_EMBEDDINGS, *vector_rows({sha(name): people[sha(name)] for name in "de"}, "persona_id"))
+    unread = {"persona_id": sha("f"), "model": "test-model", "dim": 4, "vector": bytearray(people[sha("a")])}
+    fill(context.store, PERSONAS, {"persona_id": sha("f")})
+    fill(context.store, PERSONA_EMBEDDINGS, unread | {"unread_share": 0.3})  # a smaller share is allowed now
+    fill(context.store, WITHDRAWN, {"kind": "persona", "item": sha("b")})
+    fits = {row.id: vectors[row.id] for row in remaining if row.id in vectors and token_count(row.text, None) <= limit}
+    assert 0 < len(fits) < len(remaining_vectors)
+    shorter = dataclasses.replace(
+        context, settings=make_settings(dedup=dedup, embedding={**EMBEDDER, "max_tokens": limit})
+    )
+    run_step(shorter, embed_texts.STEP)
+    assert_near(context, fits, people, "cde")
+    assert not run_step(shorter, embed_texts.STEP).changed
+    flag(shorter, "shorter")
+    assert flagged(context) == with_topics(remaining, fits) != with_topics(remaining, vectors)
+    measure(context)
+    assert_near(context, remaining_vectors, people, "cde")
+    measure(dataclasses.replace(context, settings=make_settings(embedding={**EMBEDDER, "dimensions": 5})))
+    assert context.store.read(PERSONA_CLOSENESS).isEmpty(), "the embedder of these numbers is another one"
+    # Only the text that was refused is asked about again, in vain.
+    assert endpoint.counts()["billed"] == billed
