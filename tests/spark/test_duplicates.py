@@ -89,7 +89,8 @@ def embedded(
 def test_near_duplicates_are_flagged_once_and_follow_what_comes_and_what_is_withdrawn(
     make_context: Callable[..., Context], make_settings: Callable[..., whole.Settings], endpoint: FakeEndpoint
 ) -> None:
-    chosen = make_settings(dedup=(dedup := {"texts": {"engine": "exact"}}), embedding=EMBEDDER)
+    dedup = {"texts": {"engine": "exact"}}
+    chosen = make_settings(dedup=dedup, embedding=EMBEDDER)
     context = make_context(chosen)
     people = {sha(name): point.tobytes() for name, point in zip("abc", np.eye(4, dtype="<f2"), strict=False)}
     fill(context.store, PERSONAS, *({"persona_id": persona} for persona in people))
@@ -182,5 +183,4 @@ def test_near_duplicates_are_flagged_once_and_follow_what_comes_and_what_is_with
     assert_near(context, remaining_vectors, people, "cde")
     measure(dataclasses.replace(context, settings=make_settings(embedding={**EMBEDDER, "dimensions": 5})))
     assert context.store.read(PERSONA_CLOSENESS).isEmpty(), "the embedder of these numbers is another one"
-    # Only the text that was refused is asked about again, in vain.
     assert endpoint.counts()["billed"] == billed
