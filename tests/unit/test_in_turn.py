@@ -97,7 +97,7 @@ def test_who_is_removed_for_whom_is_what_all_pairs_say_whatever_is_decided_at_a_
     assert rounds > 10 if cap == 1 else rounds >= 1
 
 
-def test_texts_with_uniform_wording_take_two_rounds_and_memory_for_the_rows_alone() -> None:
+def test_texts_with_uniform_wording_take_one_round_and_memory_for_the_rows_alone() -> None:
     """All of the 4.5 million pairs are near, and one row stands for all others."""
     rows = initial(around(1, 3000, topics=1, spread=0.05), ["survey"] * 3000)
     tracemalloc.start()
