@@ -580,6 +580,9 @@ COMMITS = 100
 # Above this size Delta's statistics of files save more than its plans cost.
 _SMALL_BYTES = 64 * 2**20
 
+# Characters of file name patterns.
+_GLOB = re.compile(r"[{}\[\]*?\\]")
+
 # Names of the commit files in Delta's log.
 _COMMIT = re.compile(r"\d{20}\.json")
 
@@ -612,9 +615,13 @@ def _no_rows(spark: SparkSession, schema: StructType) -> DataFrame:
     return spark.range(0).where("false").select(*[F.lit(None).cast(c.dataType).alias(c.name) for c in schema])
 
 
-def stored_parquet(spark: SparkSession, schema: StructType, *folders: str) -> DataFrame:
-    """The Parquet files in ``folders``; characters that Spark would read as a glob pattern are escaped."""
-    return spark.read.schema(schema).option("__globPaths__", "false").parquet(*folders)
+def stored_parquet(spark: SparkSession, schema: StructType, *places: str) -> DataFrame:
+    """The Parquet files in ``places``, files or folders; characters that Spark would read as a glob pattern are
+    escaped."""
+    reader = spark.read.schema(schema).option("__globPaths__", "false")
+    if any(map(_GLOB.search, places)):  # of several such places Spark reads each once for each
+        return functools.reduce(DataFrame.union, [reader.parquet(place) for place in places])
+    return reader.parquet(*places)
 
 
 def catalog_lasts(spark: SparkSession) -> bool:

@@ -798,6 +798,17 @@ def test_sql_names_tables_and_views_also_where_the_catalog_did_not_know_them(
     assert filled.read(PERSONAS).count() == 4
 
 
+def test_rows_in_several_files_are_read_once_also_below_a_folder_that_looks_like_a_pattern(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    for name in ("a %20 place", "a{b", "a{o,r}b", "a[x]b", "a*b", "a?b", "a\\b"):
+        store = Store(spark, StoreSettings(root=str(tmp_path / name), database="patterns"))
+        store.create()
+        for letter in "abc":
+            fill(store, PERSONAS, {"persona_id": sha(letter)})
+        assert store.snapshot().read(PERSONAS).count() == 3, name
+
+
 def test_a_snapshot_shows_the_tables_as_they_are_now_also_where_only_delta_can_read_them(
     spark: SparkSession, tmp_path: Path
 ) -> None:
