@@ -47,7 +47,7 @@ def test_a_real_model_answers_through_the_whole_pipeline_once(
         context = make_context(chosen)
         steps = ("ingest_documents", "extract_personas", "dedup_surface", "synthesize")
         first = {step: run_step(context, run_pipeline.STEPS[step]) for step in steps}
-        calls = context.store.snapshot().read(LLM_CALLS).collect()
+        calls = context.store.read(LLM_CALLS).collect()
         assert first["extract_personas"].spend.requests == 2
         assert first["extract_personas"].outcomes["deferred"] == 0
         assert len(calls) == 2 + first["synthesize"].spend.requests
@@ -55,4 +55,4 @@ def test_a_real_model_answers_through_the_whole_pipeline_once(
         assert sum(call["output_tokens"] for call in calls) > 10
         again = {step: run_step(context, run_pipeline.STEPS[step]) for step in steps}
         assert not any(result.changed for result in again.values())
-        assert context.store.snapshot().read(LLM_CALLS).count() == len(calls)
+        assert context.store.read(LLM_CALLS).count() == len(calls)

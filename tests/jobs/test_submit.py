@@ -67,8 +67,8 @@ def test_the_pipeline_runs_under_spark_submit_with_executors_that_have_only_what
     )
     assert done.returncode == 0, done.stderr[-4000:]
     context = make_context(chosen)
-    assert context.store.snapshot().read(LLM_CALLS).count() == 6 == endpoint.counts()["billed"]
-    assert context.store.snapshot().read(PERSONAS).count() == 6
+    assert context.store.read(LLM_CALLS).count() == 6 == endpoint.counts()["billed"]
+    assert context.store.read(PERSONAS).count() == 6
     assert {row["step"] for row in context.store.read(RUNS).collect()} >= {"ingest_documents", "extract_personas"}
 
 

@@ -157,12 +157,12 @@ def dedup(context: Context) -> StepResult:
 
 
 def removals(context: Context) -> dict[str, tuple[str, float]]:
-    rows = context.store.snapshot().read(PERSONA_REMOVALS).where("tier = 'semantic'").collect()
+    rows = context.store.read(PERSONA_REMOVALS).where("tier = 'semantic'").collect()
     return {row["persona_id"]: (row["kept_id"], row["similarity"]) for row in rows}
 
 
 def hub(context: Context) -> set[str]:
-    return {row["persona_id"] for row in context.store.snapshot().view("hub").collect()}
+    return {row["persona_id"] for row in context.store.view("hub").collect()}
 
 
 def removed_for(context: Context, pairs: Iterable[tuple[str, str]]) -> None:
@@ -196,7 +196,7 @@ def test_batches_in_a_row_give_what_the_oracle_gives_for_all_and_a_second_run_ad
     assert again.outcomes == {
         "no_vector": 0, "removed_semantic": 0, "stands_for_others": 0, "kept": len(published[1])
     }  # fmt: skip
-    indexes = context.store.snapshot().read(PERSONA_BUCKETS).groupBy("index_id").count().collect()
+    indexes = context.store.read(PERSONA_BUCKETS).groupBy("index_id").count().collect()
     assert sorted(row["count"] for row in indexes) == [len(published[0]), len(published[1])]
 
 
@@ -278,7 +278,7 @@ def test_an_endpoint_gives_each_persona_its_vector_once(
     }  # fmt: skip
     counts, spent = endpoint.counts(), first.spend.requests
     assert spent == 20
-    stored = {row["persona_id"]: row for row in context.store.snapshot().read(PERSONA_EMBEDDINGS).collect()}
+    stored = {row["persona_id"]: row for row in context.store.read(PERSONA_EMBEDDINGS).collect()}
     calls = {bytes(row["vector"]) for row in context.store.read(LLM_CALLS).where("vector is not null").collect()}
     halves = {np.frombuffer(vector, "<f4").astype("<f2").tobytes() for vector in calls}
     assert {bytes(row["vector"]) for row in stored.values()} == halves
