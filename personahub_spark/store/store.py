@@ -461,16 +461,16 @@ class Store:
         folder = f"{self._root}/{table.name}"
         try:
             state = json.loads(files.read_whole(f"{folder}/_delta_log", f"{version:020}.crc"))
-        except (FileNotFoundError, PersonaHubError, ValueError):
+            live, metadata = state["allFiles"], state["metadata"]
+            is_plain = state["protocol"]["minReaderVersion"] == 1 and not metadata["partitionColumns"]
+        except (FileNotFoundError, PersonaHubError, ValueError, KeyError):  # other writers leave parts of it out
             return None
-        live = state.get("allFiles")
-        is_plain = state["protocol"]["minReaderVersion"] == 1 and not state["metadata"]["partitionColumns"]
-        if live is None or not is_plain or sum(file["size"] for file in live) > _SMALL_BYTES:
+        if not is_plain or sum(file["size"] for file in live) > _SMALL_BYTES:
             return None
         paths = [unquote(file["path"]) for file in live]
         if any(path.startswith("/") or ":" in path for path in paths):  # elsewhere, as in a shallow clone
             return None
-        schema = StructType.fromJson(json.loads(state["metadata"]["schemaString"]))
+        schema = StructType.fromJson(json.loads(metadata["schemaString"]))
         if not paths:
             return _no_rows(self._spark, schema)
         return stored_parquet(self._spark, schema, *(f"{folder}/{path}" for path in paths))

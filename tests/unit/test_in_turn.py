@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from personahub_spark.dedup.semantic import Floats, cosines
 from tests.oracles import greedy_removals
 
 THRESHOLD = 0.75
-State = list[dict[str, object]]
+State = list[dict[str, Any]]
 
 
 def around(seed: int, rows: int, *, topics: int, spread: float, dim: int = 12) -> Floats:
@@ -53,9 +54,9 @@ def settled(rows: State, *, cap: int, batch: int) -> tuple[State, int]:
     while pending := [row for row in rows if row["pending"]]:
         heads: dict[str, list[tuple[int, str, bytes]]] = {}
         for row in pending:
-            of_group = heads.setdefault(str(row["group"]), [])
+            of_group = heads.setdefault(row["group"], [])
             if len(of_group) < cap:
-                of_group.append((int(str(row["place"])), str(row["id"]), bytes(row["vector"])))  # type: ignore[call-overload]
+                of_group.append((row["place"], row["id"], row["vector"]))
         decided = {group: decide(ordered, THRESHOLD) for group, ordered in heads.items()}
         parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
         rows = [
