@@ -32,6 +32,7 @@ from personahub_spark.settings.loading import load
 from personahub_spark.settings.whole import PipelineSettings, Settings, SparkSettings
 from personahub_spark.store.record_tables import LLM_CALLS, RUNS
 from personahub_spark.store.store import TABLES
+from tests.conftest import QUICK
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -168,7 +169,7 @@ def test_managed_tables_of_a_hive_catalog_are_there_in_the_next_session(tmp_path
 
 def test_java_options_of_the_settings_are_added_to_ours(spark: SparkSession) -> None:
     options = spark.sparkContext.getConf().get("spark.driver.extraJavaOptions", "")
-    assert " -Dlog4j2.configurationFile=file:" in options and options.endswith(" -XX:+UseSerialGC")
+    assert " -Dlog4j2.configurationFile=file:" in options and options.endswith(" " + QUICK["spark.driver.extraJavaOptions"])
 
 
 def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
