@@ -148,8 +148,6 @@ def add(context: Context, table: Table, rows: DataFrame, version: int) -> None:
     context.store.append(
         table,
         rows,
-        app_id=f"benchmark-{table.name}",
-        version=version,
         run_id="benchmark",
         created_at=context.started_at,
     )

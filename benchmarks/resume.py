@@ -89,9 +89,7 @@ def _fill(context: Context, rows: int) -> None:
     }
     calls = context.spark.range(rows).select(*[value.alias(name) for name, value in made.items()])
     sorted_calls = calls.repartitionByRange(waves, "request_key")
-    context.store.append(
-        LLM_CALLS, sorted_calls, app_id="fill", version=0, run_id="fill", created_at=context.started_at
-    )
+    context.store.append(LLM_CALLS, sorted_calls, run_id="fill", created_at=context.started_at)
 
 
 def _questions(context: Context, label: str, count: int) -> list[tuple[str, str]]:

@@ -52,7 +52,7 @@ class Committer:
         totals = spend_of(rows)
         number = self._commits.next()
         self._commits.begin(number, wave, [])
-        added = self._plan.context.store.append(LLM_CALLS, rows, app_id=self._plan.transactions, version=number)
+        added = self._plan.context.store.append(LLM_CALLS, rows, once_as=(self._plan.transactions, number))
         if added != totals.requests:
             raise PersonaHubError(
                 f"{self._plan.step}: {totals.requests:,} answers were to be copied, but {added:,} were"
@@ -86,8 +86,7 @@ class Committer:
                 added = store.append(
                     LLM_CALLS,
                     new,
-                    app_id=self._plan.transactions,
-                    version=number,
+                    once_as=(self._plan.transactions, number),
                     run_id=context.run_id,
                     created_at=context.started_at,
                 )

@@ -223,8 +223,6 @@ def _record(context: Context, step: str, result: StepResult, duration_s: float) 
     context.store.append(  # the key is new, and concurrent runs do not conflict
         RUNS,
         context.spark.createDataFrame([row], columns),
-        app_id=f"{context.run_id}:{step}",
-        version=1,
         run_id=context.run_id,
         created_at=context.started_at,
     )

@@ -154,7 +154,7 @@ RUNS = Table(
         column("put_off_output_tokens", LONG, "tokens out of such calls"),
         column("put_off_cost_microusd", COST, "micro-dollars of such calls; null: some price unknown"),
     ),
-    key=("run_id", "step"),
+    key=("run_id", "step", "created_at"),  # a program that runs a step twice leaves two rows
 )
 
 

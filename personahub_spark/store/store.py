@@ -243,9 +243,10 @@ class Store:
                 self._spark.sql(f"CREATE OR REPLACE VIEW {names[name]} AS {self._query(name).format(**names)}")
 
     def read(self, table: Table) -> DataFrame:
-        """All rows of ``table``; PersonaHubError if it lacks columns.
+        """The rows that ``table`` has now; changes that come later do not show in the frame.
 
-        Raises MissingTableError if it does not exist; in a dry run a missing table is empty.
+        PersonaHubError if it lacks columns. Raises MissingTableError if it does not exist; in a dry run a missing table
+        is empty.
         """
         try:
             return self._stored(table)
@@ -318,23 +319,27 @@ class Store:
         table: Table,
         rows: DataFrame,
         *,
-        app_id: str,
-        version: int,
+        once_as: tuple[str, int] | None = None,
         run_id: str | None = None,
         created_at: datetime | None = None,
     ) -> int:
-        """Add ``rows``, whose keys must be new, as transaction ``version`` of ``app_id``; returns the number added.
+        """Add ``rows``, whose keys must be new; returns the number added.
 
-        A transaction whose number is not above the last one of ``app_id`` is skipped. It then returns the number added
-        the first time if that is among the last ``COMMITS`` changes of the table, or else 0. Without ``run_id`` and
-        ``created_at``, ``rows`` must have these columns.
+        ``once_as``: the transaction ``(name, number)``. One whose number is not above the last one of that name is
+        skipped. It then returns the number added the first time if that is among the last ``COMMITS`` changes of the
+        table, or else 0. Delta looks up the last number by replaying the table's log, which takes longer than a small
+        write. Without ``run_id`` and ``created_at``, ``rows`` must have these columns.
         """
         if run_id is not None:
             _check_columns(table, rows)
             rows = rows.withColumn("run_id", F.lit(run_id)).withColumn("created_at", F.lit(created_at))
         writer = rows.select(*[F.col(column.name) for column in table.schema]).write.format("delta").mode("append")
-        mine = f"{app_id}@{version}"
-        writer = writer.option("txnAppId", app_id).option("txnVersion", version).option("userMetadata", mine)
+        mine = uuid.uuid4().hex
+        if once_as is not None:
+            name, number = once_as
+            mine = f"{name}@{number}"
+            writer = writer.option("txnAppId", name).option("txnVersion", number)
+        writer = writer.option("userMetadata", mine)
         if self._root is not None:
             writer.save(f"{self._root}/{table.name}")
         else:
@@ -359,8 +364,12 @@ class Store:
 
     def keep_versions(self, table: Table) -> None:
         """Keep all versions of ``table`` from now on; versions that Delta has deleted already stay deleted."""
-        detail = self._detail(self._reference(table.name))
-        if any(detail["properties"].get(name) != lasting for name, lasting in _LASTING.items()):
+        state = self._state(table, self.version(table))
+        if state is not None:  # DESCRIBE DETAIL takes a Spark job for each table
+            properties = state["metadata"].get("configuration", {})
+        else:
+            properties = self._detail(self._reference(table.name))["properties"]
+        if any(properties.get(name) != lasting for name, lasting in _LASTING.items()):
             stated = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in _LASTING.items())
             self._spark.sql(f"ALTER TABLE {self._reference(table.name)} SET TBLPROPERTIES ({stated})")
 
@@ -423,16 +432,17 @@ class Store:
             while self.held:
                 self.held.popitem()[1].close()
 
-    def _stored(self, table: Table) -> DataFrame:
+    def _stored(self, table: Table, *, follows: bool = False) -> DataFrame:
+        """The rows of ``table``; ``follows``: the frame shows later changes too, which asks for no version."""
         place = self._root or self.database
         reference = self._reference(table.name)
         try:
-            if self._versions is None:
-                rows = self._spark.table(reference)
-            elif table.name not in self._versions:
+            if self._versions is not None and table.name not in self._versions:
                 raise MissingTableError(f"table {table.name} was not there in that version")
+            if follows or (self._versions is None and self._log(table) == []):  # of a missing table it says so
+                rows = self._spark.table(reference)
             else:
-                version = self._versions[table.name]
+                version = self._versions[table.name] if self._versions is not None else self.version(table)
                 small = self._few_files(table, version)
                 rows = small or self._spark.sql(f"SELECT * FROM {reference} VERSION AS OF {version:d}")
         except AnalysisException as error:
@@ -456,15 +466,11 @@ class Store:
         For each scan Delta runs a Spark job that lists the files, and its first plans take seconds. Delta's checksum
         file of a version lists the files too, if they are few.
         """
-        if self._root is None:
+        state = self._state(table, version)
+        if state is None:
             return None
-        folder = f"{self._root}/{table.name}"
-        try:
-            state = json.loads(files.read_whole(f"{folder}/_delta_log", f"{version:020}.crc"))
-            live, metadata = state["allFiles"], state["metadata"]
-            is_plain = state["protocol"]["minReaderVersion"] == 1 and not metadata["partitionColumns"]
-        except (FileNotFoundError, PersonaHubError, ValueError, KeyError):  # other writers leave parts of it out
-            return None
+        live, metadata, folder = state["allFiles"], state["metadata"], f"{self._root}/{table.name}"
+        is_plain = state["protocol"]["minReaderVersion"] == 1 and not metadata["partitionColumns"]
         if not is_plain or sum(file["size"] for file in live) > _SMALL_BYTES:
             return None
         paths = [unquote(file["path"]) for file in live]
@@ -475,9 +481,21 @@ class Store:
             return _no_rows(self._spark, schema)
         return stored_parquet(self._spark, schema, *(f"{folder}/{path}" for path in paths))
 
+    def _state(self, table: Table, version: int) -> Mapping[str, Any] | None:
+        """The files, metadata and protocol of ``table`` at ``version``, from the checksum file that Delta writes beside
+        a commit; None if there is none, if another writer left parts out, or if only Spark can read the folder."""
+        if self._root is None:
+            return None
+        try:
+            state = json.loads(files.read_whole(f"{self._root}/{table.name}/_delta_log", f"{version:020}.crc"))
+            is_whole = {"schemaString", "partitionColumns"} <= state["metadata"].keys() and "allFiles" in state
+            return state if is_whole and "minReaderVersion" in state["protocol"] else None
+        except (FileNotFoundError, PersonaHubError, ValueError, KeyError, AttributeError, TypeError):
+            return None
+
     def _exists(self, table: Table) -> bool:
         try:
-            self._stored(table)
+            self._stored(table, follows=True)
         except MissingTableError:
             return False
         return True

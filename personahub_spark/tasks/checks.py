@@ -124,6 +124,12 @@ def no_question(answer: CheckedAnswer) -> bool:
     return math_checks.asks_nothing(answer.text)
 
 
+@_check("It states fewer than ``least`` numbers; not looked at with the options ``but``.")
+def quantities_missing(answer: CheckedAnswer, *, least: int, but: Mapping[str, str] | None = None) -> bool:
+    is_exempt = but is not None and all(answer.options.get(name) == value for name, value in but.items())
+    return not is_exempt and math_checks.numbers_stated(answer.text) < least
+
+
 @_check("The output could be about anybody: it shares too few specific words with the persona.")
 def persona_unused(answer: CheckedAnswer, *, of: str = "persona", field: str | None = None) -> bool:
     text = "\n".join(answer.parts(field))

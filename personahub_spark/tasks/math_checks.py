@@ -9,6 +9,7 @@ import re
 import unicodedata
 from importlib import resources
 
+from personahub_spark.tasks.amounts import apart
 from personahub_spark.text import tokens
 
 # A label counts only where a line, a sentence or a bracket begins: "a 5 % salt solution: 200 ml" has none.
@@ -66,6 +67,12 @@ def asks_once_at_end(problem: str) -> bool:
     """True when one sentence asks or orders something, and it is the last one."""
     asking = [_asks(sentence) for sentence in sentences(problem)]
     return asking == [False] * (len(asking) - 1) + [True]
+
+
+def numbers_stated(text: str) -> int:
+    """The number of amounts in digits of any script or in English words, and of numerals such as 三."""
+    stated, rest = apart(text)
+    return len(stated) + len("".join(c if c.isnumeric() and not c.isdecimal() else " " for c in rest).split())
 
 
 def sentences(text: str) -> list[str]:

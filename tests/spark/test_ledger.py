@@ -512,8 +512,8 @@ def test_a_transaction_that_is_tried_again_adds_nothing(make_context: MakeContex
     ask(context, [question("warm")])
     row = ledger_rows(context)[question("warm").key].asDict()
     calls = context.spark.createDataFrame([{**row, "request_key": "0" * 64}], context.store.read(LLM_CALLS).schema)
-    assert context.store.append(LLM_CALLS, calls, app_id="a plan", version=3) == 1
-    assert context.store.append(LLM_CALLS, calls, app_id="a plan", version=3) == 1  # the same as the first time
+    assert context.store.append(LLM_CALLS, calls, once_as=("a plan", 3)) == 1
+    assert context.store.append(LLM_CALLS, calls, once_as=("a plan", 3)) == 1  # the same as the first time
     assert len(ledger_rows(context)) == 2
 
 

@@ -169,7 +169,8 @@ def test_managed_tables_of_a_hive_catalog_are_there_in_the_next_session(tmp_path
 
 def test_java_options_of_the_settings_are_added_to_ours(spark: SparkSession) -> None:
     options = spark.sparkContext.getConf().get("spark.driver.extraJavaOptions", "")
-    assert " -Dlog4j2.configurationFile=file:" in options and options.endswith(" " + QUICK["spark.driver.extraJavaOptions"])
+    assert " -Dlog4j2.configurationFile=file:" in options
+    assert options.endswith(" " + QUICK["spark.driver.extraJavaOptions"])
 
 
 def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -178,7 +178,8 @@ def test_creating_twice_makes_nothing_new_and_says_what_tables_are(spark: SparkS
     assert store.create() == []
     assert versions(store) == before
     for table in TABLES:
-        schema = store.read(table).schema
+        assert store.read(table).columns == table.schema.names
+        schema = spark.table(f"delta.`{root_of(store)}/{table.name}`").schema
         assert [(c.name, c.dataType.simpleString(), c.nullable) for c in schema] == [
             (c.name, c.dataType.simpleString(), c.nullable) for c in table.schema
         ]
@@ -372,6 +373,22 @@ def test_a_table_that_was_not_created_says_how_to_make_it(spark: SparkSession, t
     managed = Store(spark, StoreSettings(root=None, state=str(tmp_path), database="absent_tables"))
     with pytest.raises(MissingTableError, match=r"^table runs does not exist in absent_tables; run a step"):
         managed.read(RUNS)
+
+
+def test_a_frame_of_a_managed_table_does_not_change_either(spark: SparkSession, tmp_path: Path) -> None:
+    store = Store(spark, StoreSettings(root=None, state=str(tmp_path), database="managed_tables"))
+    spark.sql("CREATE DATABASE managed_tables")
+    try:
+        spark.sql(store._create_statement(RUNS, exists=False))
+        before = store.read(RUNS)
+        fill_managed = {"step": "a", "duration_s": 1.0, "settings_hash": "s", "code_version": "c", "rows_in": 0}
+        fill_managed |= {"outcomes": {}, "rows_added": {}, "requests": 0, "input_tokens": 0, "output_tokens": 0}
+        columns = StructType(list(RUNS.columns))
+        row = spark.createDataFrame([[fill_managed.get(column.name) for column in columns]], columns)
+        assert store.append(RUNS, row, run_id="r", created_at=NOW) == 1
+        assert (before.count(), store.read(RUNS).count()) == (0, 1)
+    finally:
+        spark.sql("DROP DATABASE managed_tables CASCADE")
 
 
 def test_one_name_for_tables_at_two_places_is_refused(spark: SparkSession, tmp_path: Path) -> None:
@@ -823,7 +840,7 @@ def test_a_snapshot_shows_the_tables_as_they_are_now_also_where_only_delta_can_r
     def ids(at: Store) -> set[str]:
         return {row["persona_id"] for row in at.read(PERSONAS).collect()}
 
-    empty = store.snapshot()
+    empty, early = store.snapshot(), store.read(PERSONAS)
     add(spark, store, PERSONAS, {"persona_id": sha("a")}, {"persona_id": sha("b")}, {"persona_id": sha("c")})
     three = store.snapshot()
     store.remove(PERSONAS, three.read(PERSONAS).where(F.col("persona_id") == sha("a")).select("persona_id"))
@@ -835,6 +852,7 @@ def test_a_snapshot_shows_the_tables_as_they_are_now_also_where_only_delta_can_r
         *3 * [False],
         True,
     ]
+    assert early.count() == 0  # nor does a frame change
     expected = ("", "abc", "bc", "c", "c")
     assert [ids(at) for at in (empty, three, two, one, store)] == [set(map(sha, letters)) for letters in expected]
     assert_same_rows(one.read(PERSONAS), store.read(PERSONAS), key=["persona_id"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import re
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from personahub_spark.settings.models import Endpoint
 from personahub_spark.tasks import prompted as prompted_tasks
+from personahub_spark.tasks.checks import CHECKS, CheckedAnswer
 from personahub_spark.tasks.math_checks import (
     asks,
     asks_nothing,
     contains_solution,
+    numbers_stated,
     persona_unused,
 )
 from tests.tasks import prompted, read, request
@@ -223,6 +226,24 @@ def test_contains_solution_is_true_only_where_one_is_given(bad: str, good: str) 
 def test_no_question_is_true_when_nothing_is_asked(bad: str, good: str) -> None:
     assert asks_nothing(bad)
     assert not asks_nothing(good)
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ("A midwife notes weights. What is their mean?", "A midwife notes 3 and 4 kg. What is their mean?"),
+        ("A potter fills A4 boxes with 12 cups. How many fit?", "A potter fills 4 boxes with 12 cups. How many fit?"),
+        ("A ferry takes one car. How many cross?", "A ferry takes sixty cars in two hours. How many cross?"),
+        ("面包师烤了面包。一共多少个？", "面包师烤了三炉面包,每炉十二个。共多少个？"),
+        ("क्या 5 लीटर रंग काफ़ी है?", "५ लीटर रंग ३ साड़ियों के लिए। कितना बचता है?"),
+    ],
+)
+def test_quantities_missing_is_true_when_too_few_numbers_are_stated(bad: str, good: str) -> None:
+    assert [numbers_stated(text) >= 2 for text in (bad, good)] == [False, True]
+    answer = functools.partial(CheckedAnswer, {}, written="", texts={}, options={"variant": "plain"})
+    fails = functools.partial(CHECKS["quantities_missing"].fails, least=2, but={"variant": "olympiad"})
+    assert fails(answer(text=bad)) and not fails(answer(text=good))
+    assert not fails(answer(text=bad, options={"variant": "olympiad"}))
 
 
 @pytest.mark.parametrize(
