@@ -87,7 +87,7 @@ def test_each_tier_leaves_at_each_threshold_what_the_oracles_leave_and_no_table_
     # Not compared: personas without a vector, without words, flagged, or without a vector of this model.
     add(context, {"a nurse whom the model cannot read": None, "?!": near}, days=0, flags=[])
     add(context, {f"{texts[0]} flagged": near}, days=0, flags=["too_short"])
-    before = {table: context.store.snapshot().read(table).count() for table in (PERSONAS, PERSONA_EMBEDDINGS)}
+    before = {table: context.store.read(table).count() for table in (PERSONAS, PERSONA_EMBEDDINGS)}
 
     results = [
         *ablation.ablate(context, thresholds=THRESHOLDS, tiers=["none", "exact", "both"], rows=10_000),
@@ -121,8 +121,8 @@ def test_each_tier_leaves_at_each_threshold_what_the_oracles_leave_and_no_table_
     retained = {(one.tier, one.threshold): one.retained for one in results}
     assert retained["none", None] > retained["exact", None] > retained["surface", high]  # else it proves little
     assert retained["both", low] > retained["semantic", low] > 1  # witnesses are kept
-    assert before == {table: context.store.snapshot().read(table).count() for table in before}
-    assert context.store.snapshot().view("hub").count() == len(texts) + 2
+    assert before == {table: context.store.read(table).count() for table in before}
+    assert context.store.view("hub").count() == len(texts) + 2
 
 
 def test_a_threshold_that_is_none_of_both_tiers_is_refused_in_a_sentence(make_context: MakeContext) -> None:

@@ -106,7 +106,7 @@ def expected(rows: int, *, withdrawn: Collection[int] = ()) -> Order:
 def stored(context: Context) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
     """The rows that the last order took, and the duplicates that it passed over, as in ``Order``."""
     numbers = {content_id(text): n for n, text in TEXTS.items()}
-    rows = context.store.snapshot().view("accepted_rows").orderBy("rank").collect()
+    rows = context.store.view("accepted_rows").orderBy("rank").collect()
     taken = [(numbers[row["persona_id"]], row["tries"]) for row in rows]
     assert [row["text"] for row in rows] == [TRIES[n][tries - 1][0] for n, tries in taken]
     assert [row["persona"] for row in rows] == [TEXTS[n] for n, _ in taken]
@@ -136,7 +136,7 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
     assert [*stored(context)] == order
     assert endpoint.counts()["billed"] == answers
     assert re.fullmatch(r"math: 5 of 5 rows pass \(order \w+\); 4 more are duplicates of these", done.notes[0])
-    kept = context.store.snapshot().read(SYNTHESES).collect()
+    kept = context.store.read(SYNTHESES).collect()
     assert len(kept) == answers and sum(row["checks"] == [] for row in kept) == 5 + 4
 
     before = live_files(context)
@@ -164,7 +164,7 @@ def test_an_order_takes_just_so_many_rows_that_pass_whatever_happens_on_the_way(
     rows, copies = order
     assert [*stored(context)] == order and larger.outcomes["done_before"] == 5
     assert endpoint.counts()["billed"] == answers
-    costs = context.store.snapshot().view("order_costs").collect()
+    costs = context.store.view("order_costs").collect()
     assert [(row["rows"], row["duplicates"], row["tries"]) for row in costs] == [(6, len(copies), answers)]
     assert costs[0]["cost_microusd_per_row"] > 0 and costs[0]["tries_per_row"] == answers / 6
 

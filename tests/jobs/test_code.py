@@ -74,8 +74,8 @@ def test_code_is_asked_about_each_tool_that_passes_and_a_withdrawal_reaches_what
         1,
         4,
     )  # dose count: no name
-    (rye,) = store.snapshot().view("tools").where("passed").collect()
-    rows = store.snapshot().view("tool_codes").orderBy("sample").collect()
+    (rye,) = store.view("tools").where("passed").collect()
+    rows = store.view("tool_codes").orderBy("sample").collect()
     assert [(row["subject_id"], row["persona"], row["sample"], row["passed"]) for row in rows] == [
         (rye["synthesis_id"], BAKER, 0, True), (rye["synthesis_id"], BAKER, 1, True),
     ]  # fmt: skip
@@ -89,10 +89,10 @@ def test_code_is_asked_about_each_tool_that_passes_and_a_withdrawal_reaches_what
     later = run(context, "synthesize")
     assert later.outcomes["done_before"] == 4 and (later.outcomes["passed"], later.outcomes["unreadable"]) == (1, 2)
     assert endpoint.counts()["billed"] == 7
-    (kiln,) = store.snapshot().view("tools").where("function_name = 'kiln_hours'").collect()
-    lines = {row["line"] for row in store.snapshot().read(QUARANTINE).collect()}
+    (kiln,) = store.view("tools").where("function_name = 'kiln_hours'").collect()
+    lines = {row["line"] for row in store.read(QUARANTINE).collect()}
     assert lines == {kiln["synthesis_id"], f"{kiln['synthesis_id']}@1"}
-    assert {row["what"] for row in store.snapshot().view("rejects").where("stage = 'unreadable'").collect()} == {POTTER}
+    assert {row["what"] for row in store.view("rejects").where("stage = 'unreadable'").collect()} == {POTTER}
     assert "\n".join(trial.lines(context)).count(f"{POTTER}\n  cannot be read: not_json") == 2
     assert run(context, "synthesize").outcomes == {"done_before": 7}
 
@@ -114,7 +114,7 @@ def test_code_is_asked_about_each_tool_that_passes_and_a_withdrawal_reaches_what
     fill(store, SYNTHESES, *({"persona_id": baker, **row} for row in chain))
     rule = withdrawals.Rule("source", "elite", "the owner", "asked to")
     run_step(context, Step("withdraw", functools.partial(withdrawals.withdraw, rule=rule)))
-    withdrawn = {(row["kind"], row["item"]) for row in store.snapshot().read(WITHDRAWN).collect()}
+    withdrawn = {(row["kind"], row["item"]) for row in store.read(WITHDRAWN).collect()}
     assert withdrawn == {("synthesis", sha(letter)) for letter in "012"}
 
 
@@ -152,7 +152,7 @@ def test_exercises_are_run_once_and_the_share_of_their_tests_is_a_number(
     first = run(context, "run_code")
     outcomes = {"done_before": 0, "no_program": 1, "all_passed": 1, "some_passed": 1, "none_passed": 1}
     assert (first.outcomes, first.rows_in, first.spend.requests) == (outcomes, 4, 0)
-    rows = {row["synthesis_id"]: row for row in store.snapshot().view("code_results").collect()}
+    rows = {row["synthesis_id"]: row for row in store.view("code_results").collect()}
     assert {id_[0]: (row["passed_share"], row["status"]) for id_, row in rows.items()} == {
         "1": (1.0, "ok"), "2": (0.5, "ok"), "3": (0.0, "error"),
     }  # fmt: skip
@@ -168,5 +168,5 @@ def test_exercises_are_run_once_and_the_share_of_their_tests_is_a_number(
     assert run(context, "run_code", quick).outcomes == {
         "done_before": 3, "no_program": 1, "all_passed": 0, "some_passed": 0, "none_passed": 1,
     }  # fmt: skip
-    (endless,) = store.snapshot().read(CODE_RUNS).where("status = 'timeout'").collect()
+    (endless,) = store.read(CODE_RUNS).where("status = 'timeout'").collect()
     assert (endless["synthesis_id"], endless["tests"], endless["passed"]) == (sha("7"), 1, 0)

@@ -84,20 +84,20 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     endpoint.set_script([refusal, *SCRIPT])
     with pytest.raises(PersonaHubError):
         write(context)
-    assert store.snapshot().read(SYNTHESES).isEmpty()
-    drawn = {row["persona_id"]: row["second_persona_id"] for row in store.snapshot().read(SECOND_PERSONAS).collect()}
+    assert store.read(SYNTHESES).isEmpty()
+    drawn = {row["persona_id"]: row["second_persona_id"] for row in store.read(SECOND_PERSONAS).collect()}
     assert drawn.keys() == names.keys() and all(one != another for one, another in drawn.items())
     done = write(context)
     assert done.outcomes == {
         "done_before": 0, "passed": 2, "failed_checks": 0, "unreadable": 1, "failed": 1, "deferred": 0,
     }  # fmt: skip
-    calls = {row["request_key"]: row for row in store.snapshot().read(LLM_CALLS).collect()}
+    calls = {row["request_key"]: row for row in store.read(LLM_CALLS).collect()}
     billed = 6 + 6 + 5 + 1  # of the nurse five messages, of the miller one
     assert endpoint.counts()["billed"] == billed == sum(row["status"] == "answered" for row in calls.values())
-    [unread] = store.snapshot().read(QUARANTINE).collect()
+    [unread] = store.read(QUARANTINE).collect()
     assert (unread["line"], unread["reason"]) == (f"{ids[NURSE]}/3u", "empty")
 
-    rows = {names[row["persona_id"]]: row for row in store.snapshot().view("conversations").collect()}
+    rows = {names[row["persona_id"]]: row for row in store.view("conversations").collect()}
     assert rows.keys() == {BAKER, POTTER}
     for persona, row in rows.items():
         turns = row["turns"]
@@ -110,7 +110,7 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
         assert row["cost_microusd"] == sum(calls[turn["call_key"]]["cost_microusd"] for turn in turns) > 0
         assert (row["model"], row["call_key"]) == ("reply-model, test-model", turns[-1]["call_key"])
         assert (row["second_persona_id"], row["second_persona"]) == (drawn[ids[persona]], names[drawn[ids[persona]]])
-    kept = store.snapshot().read(SYNTHESES).where(F.col("persona_id") == ids[BAKER]).collect()[0]
+    kept = store.read(SYNTHESES).where(F.col("persona_id") == ids[BAKER]).collect()[0]
     assert kept["text"] == OPENERS[BAKER]
     assert [{**turn} for turn in json.loads(kept["output"])["turns"]] == [t.asDict() for t in rows[BAKER]["turns"]]
     assert kept["turn_calls"] == [turn["call_key"] for turn in rows[BAKER]["turns"]]
@@ -127,7 +127,7 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     # An order takes whole conversations, and its cost has all their calls, and the last one of the unreadable one.
     accepting = contexts(accept={"rows": 1, "max_tries": 1})
     assert not write(accepting).spend.requests
-    [cost] = store.snapshot().view("order_costs").collect()
+    [cost] = store.view("order_costs").collect()
     paid = [*(turn["call_key"] for row in rows.values() for turn in row["turns"]), unread["call_key"]]
     assert (cost["rows"], cost["tries"]) == (1, 3)
     assert cost["cost_microusd"] == sum(calls[key]["cost_microusd"] for key in paid)
@@ -151,9 +151,9 @@ def test_conversations_are_paid_for_once_message_by_message_and_whole_ones_are_k
     withdrawn = names[drawn[ids[BAKER]]]
     rule = withdrawals.Rule("source", f"source of {withdrawn}", "the owner", "asked to")
     run_step(context, Step("withdraw", functools.partial(withdrawals.withdraw, rule=rule)))
-    texts = [row["item"] for row in store.snapshot().read(WITHDRAWN).where("kind = 'synthesis'").collect()]
+    texts = [row["item"] for row in store.read(WITHDRAWN).where("kind = 'synthesis'").collect()]
     assert kept["synthesis_id"] in texts
-    assert BAKER not in {row["persona"] for row in store.snapshot().view("conversations").collect()}
+    assert BAKER not in {row["persona"] for row in store.view("conversations").collect()}
     # Who left the hub is nobody's second persona any more; the others stay.
     now = seconds()
     assert ids[withdrawn] not in now.values() and now != grown

@@ -44,12 +44,12 @@ def dedup(context: Context) -> StepResult:
 
 
 def removals(context: Context) -> dict[str, tuple[str, str, float]]:
-    rows = context.store.snapshot().read(PERSONA_REMOVALS).collect()
+    rows = context.store.read(PERSONA_REMOVALS).collect()
     return {row["persona_id"]: (row["kept_id"], row["tier"], row["similarity"]) for row in rows}
 
 
 def hub(context: Context) -> set[str]:
-    return {row["persona_id"] for row in context.store.snapshot().view("hub").collect()}
+    return {row["persona_id"] for row in context.store.view("hub").collect()}
 
 
 @pytest.mark.parametrize("seed", [11])
@@ -77,7 +77,7 @@ def test_batches_in_a_row_give_what_one_run_over_all_gives_and_no_published_pers
     assert published[0] <= published[1] == hub(whole)
     assert removals(batches) == removals(whole)
     assert {kept for kept, _, _ in removals(whole).values()} <= published[1]
-    stored = batches.store.snapshot().read(PERSONA_BANDS).collect()
+    stored = batches.store.read(PERSONA_BANDS).collect()
     assert {row["persona_id"] for row in stored} == published[1] and len(stored) == len(published[1])
     # Without new rows, nothing is compared or written, only counted.
     batches.spark.sparkContext.setJobGroup("nothing new", "")
@@ -117,7 +117,7 @@ def test_over_both_tiers_and_days_no_witness_of_a_removal_is_removed_by_either_a
             counts |= {name: counts.get(name, 0) + count for name, count in outcomes.items()}
         removed, now = removals(context), hub(context)
         case = f"seed {seed}, day {day}"
-        assert len(removed) == context.store.snapshot().read(PERSONA_REMOVALS).count(), f"{case}: removed by both tiers"
+        assert len(removed) == context.store.read(PERSONA_REMOVALS).count(), f"{case}: removed by both tiers"
         assert now == {content_id(text) for text in texts[: 90 if day == 0 else None]} - removed.keys(), case
         assert published <= now, case
         for row, (witness, tier, similarity) in removed.items():
@@ -187,7 +187,7 @@ def test_a_persona_removed_after_it_was_compared_is_no_witness(
     context = make_context(make_settings(dedup={"surface": {"engine": "exact"}}))
     add(context, [WORDS, "a nurse from Lima"])
     assert dedup(context).outcomes["kept"] == 2
-    version = context.store.snapshot().read(PERSONA_BANDS).select("parameters_version").collect()[0][0]
+    version = context.store.read(PERSONA_BANDS).select("parameters_version").collect()[0][0]
     out = context.spark.createDataFrame(
         [(content_id(WORDS), "surface", content_id("a nurse from Lima"), 0.9, version)],
         StructType(list(PERSONA_REMOVALS.columns)),

@@ -71,7 +71,7 @@ def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_o
 
     loaded = run(context, "load_examples")
     assert loaded.outcomes == {"new": 4, "known": 0, "repeated": 1, "quarantined": 3} and loaded.rows_in == 8
-    rejects = context.store.snapshot().read(QUARANTINE).orderBy("line").collect()
+    rejects = context.store.read(QUARANTINE).orderBy("line").collect()
     assert [(Path(row["source"]).name, row["line"], row["reason"]) for row in rejects] == [
         ("turns.jsonl", "3", "missing_text"), ("turns.jsonl", "4", "text_not_a_string"),
         ("turns.jsonl", "6", "malformed_json"),
@@ -79,7 +79,7 @@ def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_o
     assert not run(context, "load_examples").changed
     rule = withdrawals.Rule("source", "gone", "the owner", "asked to")
     run_step(context, Step("withdraw", functools.partial(withdrawals.withdraw, rule=rule)))
-    shown = {row["text"]: row for row in context.store.snapshot().view("examples_in_use").collect()}
+    shown = {row["text"]: row for row in context.store.view("examples_in_use").collect()}
     assert {text: (row["persona"], row["licence"]) for text, row in shown.items()} == {
         TURNS[0]: (None, None), "Is 7 prime?": (None, None), KILN: (POTTER, "MIT"),
     }  # fmt: skip
@@ -90,7 +90,7 @@ def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_o
     ])  # fmt: skip
     inferred = run(context, "infer_example_personas")
     assert (inferred.outcomes["read"], inferred.outcomes["unreadable"], inferred.spend.requests) == (1, 1, 2)
-    row = context.store.snapshot().read(EXAMPLE_PERSONAS).collect()[0]
+    row = context.store.read(EXAMPLE_PERSONAS).collect()[0]
     assert (row["example_id"], row["persona"]) == (
         shown[TURNS[0]]["example_id"], "A beekeeper who sells honey on a market.",
     )  # fmt: skip
@@ -108,7 +108,7 @@ def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_o
     vectors = {
         row[0]: np.frombuffer(row["vector"], "<f2").astype(float)
         for table in (PERSONA_EMBEDDINGS, EXAMPLE_EMBEDDINGS)
-        for row in context.store.snapshot().read(table).collect()
+        for row in context.store.read(table).collect()
     }
     pool = {shown[TURNS[0]]["example_id"]: row["persona"], shown[KILN]["example_id"]: POTTER}
     nearest = {
@@ -128,7 +128,7 @@ def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_o
     written = run(context, "synthesize")
     assert (written.rows_in, written.outcomes["passed"] + written.outcomes["failed_checks"]) == (4, 4)
     assert endpoint.counts()["requests"] - asked_before == 4
-    rows = context.store.snapshot().view("math_problems").collect()
+    rows = context.store.view("math_problems").collect()
     assert {(row["persona"], row["sample"]): (row["pattern"], row["examples"]) for row in rows} == {
         (who, sample): ("persona_few_shot", [nearest[who]]) for who in (BAKER, NURSE) for sample in (0, 1)
     }

@@ -109,7 +109,7 @@ def expand(context: Context) -> StepResult:
 
 
 def hub(context: Context) -> dict[str, int]:
-    return {row["text"]: row["hop"] for row in context.store.snapshot().view("hub").collect()}
+    return {row["text"]: row["hop"] for row in context.store.view("hub").collect()}
 
 
 def test_a_graph_with_cycles_is_expanded_once_and_printed_hop_by_hop(
@@ -127,7 +127,7 @@ def test_a_graph_with_cycles_is_expanded_once_and_printed_hop_by_hop(
         patched.setattr(Store, "add_new", add)
         first = expand(context)
     assert hub(context) == {NURSE: 0, BAKER: 0, BOY: 1, DRIVER: 1, MILLER: 1, CLERK: 2}
-    flagged = context.store.snapshot().read(PERSONAS).where("size(quality_flags) > 0").collect()
+    flagged = context.store.read(PERSONAS).where("size(quality_flags) > 0").collect()
     assert {row["text"]: row["quality_flags"] for row in flagged} == {ECHO: ["first_person", "copies_source"]}
     assert (
         first.outcomes == {"done_before": 0, "read": 4, "unreadable": 1, "failed": 0, "deferred": 0}
@@ -140,17 +140,17 @@ def test_a_graph_with_cycles_is_expanded_once_and_printed_hop_by_hop(
     assert edges[ids[BAKER], ids[BOY]]["hop"] == 1  # a known persona: an edge is added, but no row
     back = edges[ids[BOY], ids[NURSE]]
     assert (back["hop"], back["relation"], back["relation_words"]) == (2, "carer", "the carer next door")
-    removed = {row["persona_id"]: row for row in context.store.snapshot().read(PERSONA_REMOVALS).collect()}
+    removed = {row["persona_id"]: row for row in context.store.read(PERSONA_REMOVALS).collect()}
     assert {(key, row["kept_id"], row["tier"]) for key, row in removed.items()} == {
         (ids[BOY_AGAIN], ids[BOY], "surface")
     }
     rejects = sorted(
         (row["line"].partition("#")[0], row["reason"])
-        for row in context.store.snapshot().read(QUARANTINE).where("source like 'expand_personas:%'").collect()
+        for row in context.store.read(QUARANTINE).where("source like 'expand_personas:%'").collect()
     )
     assert (ids[NURSE], "given") in rejects and (ids[MILLER], "empty") in rejects
 
-    hops = {row["hop"]: row.asDict() for row in context.store.snapshot().view("expansion_hops").collect()}
+    hops = {row["hop"]: row.asDict() for row in context.store.view("expansion_hops").collect()}
     names = (
         "raw",
         "unparsable",
@@ -167,20 +167,20 @@ def test_a_graph_with_cycles_is_expanded_once_and_printed_hop_by_hop(
     for hop in hops.values():
         assert hop["raw"] == sum(hop[name] for name in names[1:])
     assert hops[1]["novelty"] == 0.5 and hops[1]["cost_usd_per_new"] == pytest.approx(hops[1]["cost_usd"] / 3)
-    rows = context.store.snapshot().view("expansion_branches").collect()
+    rows = context.store.view("expansion_branches").collect()
     branches = {(row["root_id"], row["hop"]): (row["raw"], row["new"]) for row in rows}
     assert branches == {
         (ids[NURSE], 1): (2, 1), (ids[BAKER], 1): (3, 2), (ids[NURSE], 2): (1, 0), (ids[BAKER], 2): (2, 1),
     }  # fmt: skip
 
     # SQL leads from every persona to its document, along the path of hops
-    lineages = context.store.snapshot().view("persona_lineage").collect()
+    lineages = context.store.view("persona_lineage").collect()
     for row in lineages:
         assert (row["licence"], len(row["path"])) == ("CC0-1.0", row["hop"]), row
         assert row["hop"] == 0 or (row["path"][0], row["path"][-1]) == (row["root_id"], row["parent_id"])
         assert row["hop"] == 0 or row["cost_microusd"] > 0
     two_away = [row for row in lineages if row["hop"] == 2]
-    clerk = context.store.snapshot().view("persona_lineage").where(f"persona_id = '{ids[CLERK]}'").collect()
+    clerk = context.store.view("persona_lineage").where(f"persona_id = '{ids[CLERK]}'").collect()
     assert [(row["root"], row["path"], row["doc_id"]) for row in clerk] == [
         (BAKER, [ids[BAKER], ids[BOY]], content_id(f"about {BAKER}"))
     ]
@@ -308,7 +308,7 @@ def test_expansion_stops_where_novelty_or_money_ends(
     result = expand(dataclasses.replace(context, run_id="one", settings=loading.validate(raw)))
     assert result.outcomes["not_chosen"] == 2 and endpoint.counts()["billed"] == 3
     assert content_id(BOY) < content_id(MILLER) < content_id(DRIVER)
-    empty = context.store.snapshot().read(QUARANTINE).where("reason = 'empty'").collect()
+    empty = context.store.read(QUARANTINE).where("reason = 'empty'").collect()
     assert [row["line"] for row in empty] == [content_id(MILLER)]
 
     # The branch of the nurse ends, because 1 of 2 is new; that of the baker goes on.

@@ -43,12 +43,12 @@ def test_a_book_yields_personas_of_its_parts_by_every_verb_and_no_part_is_asked_
     some = extract(8)  # two parts of the book and the whole note, by each verb
     assert some.outcomes == {"done_before": 0, "read": 4, "unreadable": 2, "failed": 0, "deferred": 0}
     assert some.rows_in == 6 == endpoint.counts()["billed"]
-    assert context.store.snapshot().read(PERSONAS).count() == 4
-    origins = context.store.snapshot().read(PERSONA_ORIGINS).collect()
+    assert context.store.read(PERSONAS).count() == 4
+    origins = context.store.read(PERSONA_ORIGINS).collect()
     counts = Counter((row["verb"], row["chunk"]) for row in origins)
     half = next(chunk for verb, chunk in counts if chunk)
     assert counts == {("read", 0): 4, ("read", half): 2, ("write", 0): 1}
-    rejects = Counter(row["reason"] for row in context.store.snapshot().read(QUARANTINE).collect())
+    rejects = Counter(row["reason"] for row in context.store.read(QUARANTINE).collect())
     assert rejects == {"repeated": 1, "wrong_type": 3, "empty": 2}
 
     every = extract(None)

@@ -45,4 +45,4 @@ def test_the_settings_of_the_first_example_are_complete(
     results = run_steps(context, [step for step in run_pipeline.chosen(chosen) if step.name != "create_tables"])
     assert results["synthesize"].outcomes["passed"] == 1
     assert len(context.store.existing()) == len(TABLES)
-    assert context.store.snapshot().view("math_problems").count() == 1
+    assert context.store.view("math_problems").count() == 1

@@ -95,11 +95,11 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
             dying.deaths = death
             with pytest.raises(KeyboardInterrupt):
                 run(dataclasses.replace(context, store=dying))
-        assert context.store.snapshot().read(IMPORTS).count() == 4
+        assert context.store.read(IMPORTS).count() == 4
         result = run(context)
     finally:
         context.spark.sparkContext.setLogLevel("ERROR")
-    done = {Path(row["file"]).name: row for row in context.store.snapshot().read(IMPORTS).collect()}
+    done = {Path(row["file"]).name: row for row in context.store.read(IMPORTS).collect()}
     counted = {
         name: tuple(row[f"rows_{end}"] for end in ("in", "new", "known", "repeated", "unreadable"))
         for name, row in done.items()
@@ -123,7 +123,7 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
     ])  # fmt: skip
     lineage = {
         (row["persona"], row["source"], row["licence"], row["source_kind"], Path(row["file"]).name, row["line"])
-        for row in context.store.snapshot().view("persona_lineage").where("persona not like 'A baker%'").collect()
+        for row in context.store.view("persona_lineage").where("persona not like 'A baker%'").collect()
     }
     assert lineage == {
         ("A judge of Roman law", "hub", "CC BY-NC-SA 4.0", "import", "elite.jsonl", 1),
@@ -135,16 +135,16 @@ def test_each_released_shape_comes_in_once_with_its_source_whatever_happens_on_t
         r["file"].rpartition("/")[2]: r["labels"] for r in context.store.read(PERSONA_IMPORTS).collect() if r["labels"]
     }
     assert labels == {"elite.jsonl": {"general domain (top 1 percent)": "Law"}, "fine.parquet": {"labels": '["air"]'}}
-    texts = {row["text"]: (row["task"], row["checks"]) for row in context.store.snapshot().read(SYNTHESES).collect()}
+    texts = {row["text"]: (row["task"], row["checks"]) for row in context.store.read(SYNTHESES).collect()}
     assert texts == {
         TOOL["description"]: ("tool", []), '"{no"': ("tool", ["not_json"]), REQUEST: ("instruction", []),
     }  # fmt: skip
-    (instruction,) = context.store.snapshot().view("instructions").collect()
+    (instruction,) = context.store.view("instructions").collect()
     assert (instruction["instruction"], instruction["passed"]) == (REQUEST, True)
-    (tool,) = context.store.snapshot().view("tools").where("passed").collect()
+    (tool,) = context.store.view("tools").where("passed").collect()
     assert (tool["name"], tool["returns"], tool["dependencies"]) == ("Law finder", "the text as a string", [])
     assert [tuple(argument) for argument in tool["arguments"]] == [("case", "string", "what it is about", True)]
-    personas = {row["text"]: row for row in context.store.snapshot().read(PERSONAS).collect()}
+    personas = {row["text"]: row for row in context.store.read(PERSONAS).collect()}
     assert len(personas) == context.store.read(PERSONA_ORIGINS).count() - 1 == cut[0] - 1 + 5  # one has two licences
     assert personas["A pilot from Lima"]["lang"] == "en"
     assert run_step(context, dedup_surface.STEP).rows_in == len(personas)
@@ -203,14 +203,14 @@ def test_flags_are_logged_by_rule_and_an_import_has_its_own_limits(
     out = "new personas are flagged, and so not in the hub:"
     context = make_context(chosen)
     run(make_context(chosen, dry_run=True))
-    assert context.store.snapshot().read(PERSONAS).count() == 0
+    assert context.store.read(PERSONAS).count() == 0
     assert messages() == [
         f"import_personas: curated: 2 of 4 {out} too_long 1 (max_words), first_person 1",
         f"import_personas: short: 2 of 4 {out} too_long 2 (max_words)",
     ]
     run(context)
     assert messages() == [f"import_personas: 4 of 8 {out} too_long 3 (max_words), first_person 1"]
-    kept = {row["text"].split()[-1] for row in context.store.snapshot().view("hub").collect()}
+    kept = {row["text"].split()[-1] for row in context.store.view("hub").collect()}
     assert kept == {"plant80", "plant199", "botanist"}
     # With other filters a file is not read again, and personas keep their flags.
     again = run(make_context(make_settings(imports=entries)))

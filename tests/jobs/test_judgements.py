@@ -78,10 +78,10 @@ def test_texts_are_judged_once_and_the_best_of_each_persona_is_taken(
 
     def taken() -> dict[int, int]:
         """The sample that the order takes of each mill."""
-        return {ids[row["persona_id"]]: row["tries"] - 1 for row in store.snapshot().view("accepted_rows").collect()}
+        return {ids[row["persona_id"]]: row["tries"] - 1 for row in store.view("accepted_rows").collect()}
 
     def best() -> dict[int, tuple[int, float | None, int]]:
-        rows = store.snapshot().view("best_texts").where("task = 'math'").collect()
+        rows = store.view("best_texts").where("task = 'math'").collect()
         return {ids[row["persona_id"]]: (row["sample"], row["score"], row["samples"]) for row in rows}
 
     # Each persona is asked three times, though the first answer passes; without scores the first that passes is taken.
@@ -118,17 +118,17 @@ def test_texts_are_judged_once_and_the_best_of_each_persona_is_taken(
     assert (again.outcomes, again.changed) == ({"done_before": 8}, False)
     assert live_files(context) == before and endpoint.counts()["billed"] == 17
 
-    rows = store.snapshot().view("judged_texts").collect()
+    rows = store.view("judged_texts").collect()
     assert {(row["text"], row["score"], row["failure"]) for row in rows} == {
         (problem(*key), score, "no_score" if score is None else None) for key, score in SCORES.items() if key != (1, 0)
     }
     assert {(row["judge"], row["judge_model"]) for row in rows} == {("judge", "test-model")}
     assert {row["reason"] for row in rows if row["score"] == 3} == {"As clear as 3 of the others."}
-    means = store.snapshot().view("judged_texts").groupBy("task", "judge").avg("score").collect()
+    means = store.view("judged_texts").groupBy("task", "judge").avg("score").collect()
     assert [tuple(row) for row in means] == [("math", "judge", (3 + 5 + 5 + 1) / 4)]
-    unread = store.snapshot().view("rejects").where("item like 'judge_texts:%'").collect()
+    unread = store.view("rejects").where("item like 'judge_texts:%'").collect()
     assert sorted(row["what"] for row in unread) == [MILLS[1], *[MILLS[2]] * 3]
-    spent = {row["step"]: row for row in store.snapshot().view("spend").collect()}["judge_texts"]
+    spent = {row["step"]: row for row in store.view("spend").collect()}["judge_texts"]
     assert (spent["requests"], spent["kept_rows"]) == (8, 4) and spent["cost_usd"] > Decimal(0)
 
     # The text that asks nothing is the worst of its persona; a text without a score comes after one with any.
@@ -136,7 +136,7 @@ def test_texts_are_judged_once_and_the_best_of_each_persona_is_taken(
     assert taken() == {0: 0, 1: 1, 2: 0}
     asked_again = run("synthesize")  # the order now knows the scores
     assert (asked_again.outcomes, asked_again.spend.requests) == ({"done_before": 3}, 0)
-    assert taken() == {0: 1, 1: 2, 2: 0} and store.snapshot().read(ACCEPTANCES).count() == 3
+    assert taken() == {0: 1, 1: 2, 2: 0} and store.read(ACCEPTANCES).count() == 3
     assert not run("synthesize").changed
 
     # A withdrawn text is in no view, no order takes it, and no judge gets to see it.
@@ -161,7 +161,7 @@ def test_texts_are_judged_once_and_the_best_of_each_persona_is_taken(
     endpoint.set_script([{"match": f"<text>\n[^<]*{sight}", "reply": clear} for sight in sights])
     whole_texts = run("judge_texts", make_settings(judgements=[{"task": "conversation"}, {"task": "tool"}]))
     assert whole_texts.outcomes["read"] == whole_texts.rows_in == 2
-    reasons = store.snapshot().view("judged_texts").where("task <> 'math'").select("reason", "score").collect()
+    reasons = store.view("judged_texts").where("task <> 'math'").select("reason", "score").collect()
     assert [tuple(row) for row in reasons] == [("It is as clear as can be.", 4)] * 2
 
     # The key is refused; until the next run one text turns out to be a duplicate, which is judged no more.
@@ -169,11 +169,11 @@ def test_texts_are_judged_once_and_the_best_of_each_persona_is_taken(
     endpoint.set_script([{"match": "<task_about>", "status": 401}])
     with pytest.raises(PersonaHubError):
         run("judge_texts", other)
-    (last,) = store.snapshot().view("best_texts").where("score is null").collect()
+    (last,) = store.view("best_texts").where("score is null").collect()
     fill(store, SYNTHESIS_DUPLICATES, {"synthesis_id": last["synthesis_id"], "duplicate_of": withdrawn})
     endpoint.set_script(script())
     assert run("judge_texts", other).rows_in == 7
     assert endpoint.counts()["billed"] == 17 + 2 + 7
     scored = {row["score"]: row["passed"] for row in store.view("best_texts").where("task = 'math'").collect()}
     assert scored == {5.0: True, 1.0: True, None: True}
-    assert store.snapshot().read(JUDGEMENTS).where(f"synthesis_id = '{withdrawn}'").count() == 1
+    assert store.read(JUDGEMENTS).where(f"synthesis_id = '{withdrawn}'").count() == 1

@@ -91,7 +91,7 @@ def fill(context: Context) -> None:
 
 
 def hub(context: Context) -> set[str]:
-    return {row["text"] for row in context.store.snapshot().view("hub").collect()}
+    return {row["text"] for row in context.store.view("hub").collect()}
 
 
 def lineage(context: Context) -> dict[tuple[str, str | None], tuple[str, str, list[str]]]:
@@ -147,7 +147,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     removed = near | {"twice"}
     first = hub(context)
     assert first == set(FROM) - removed
-    grandchild = context.store.snapshot().view("persona_lineage").where("persona = 'grandchild of both'").collect()
+    grandchild = context.store.view("persona_lineage").where("persona = 'grandchild of both'").collect()
     assert [(row["source"], row["root"], row["path"]) for row in grandchild] == [
         ("bad", WORDS, [id_of(WORDS), id_of("twice")])
     ]
@@ -166,25 +166,25 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(removals, "DEDUP_SURFACE", Step("dedup_surface", died))
         withdrawals.withdraw_and_settle(context, RULE)
-    record = context.store.snapshot().read(WITHDRAWALS).collect()[0]
+    record = context.store.read(WITHDRAWALS).collect()[0]
     assert (record["value"], record["by_whom"], record["why"]) == ("bad", "the owner", "asked to")
     assert record["counts"] == {
         "personas": 6, "personas_that_stay": 3, "documents": 1, "imported_rows": 1, "texts": 3, "removals_that_fell": 3,
     }  # fmt: skip
-    withdrawn = context.store.snapshot().read(WITHDRAWN).collect()
+    withdrawn = context.store.read(WITHDRAWN).collect()
     assert {row["item"] for row in withdrawn if row["kind"] == "persona"} == set(map(id_of, ALONE))
     assert {row["item"] for row in withdrawn if row["kind"] == "synthesis"} == {sha("a"), sha("c"), sha(WORDS)}
     assert sum(row["kind"] == "removal" and row["similarity"] > 0.9 for row in withdrawn) == 3
-    assert {row["synthesis_id"] for row in context.store.snapshot().view("math_problems").collect()} == {sha("b")}
+    assert {row["synthesis_id"] for row in context.store.view("math_problems").collect()} == {sha("b")}
     assert [row["synthesis_id"] for row in context.store.read(SYNTHESIS_DUPLICATES).collect()] == [sha("both")]
-    flagged = context.store.snapshot().view("rejects").where("stage = 'synthesis failed checks'").collect()
-    shown = context.store.snapshot().view("profiles").collect()
+    flagged = context.store.view("rejects").where("stage = 'synthesis failed checks'").collect()
+    shown = context.store.view("profiles").collect()
     assert [row["persona_id"] for row in shown] == [id_of("both")]
     assert [row["item"] for row in flagged] == [sha("both")]
-    used = {row["doc_id"]: row["source"] for row in context.store.snapshot().view("documents_in_use").collect()}
+    used = {row["doc_id"]: row["source"] for row in context.store.view("documents_in_use").collect()}
     assert used == {sha("2"): "good", sha("3"): "good"}
     # Personas removed for a withdrawn one are decided again: the best is published, and is the witness of the other.
-    compared = {row["persona_id"] for row in context.store.snapshot().read(PERSONA_BANDS).collect()}
+    compared = {row["persona_id"] for row in context.store.read(PERSONA_BANDS).collect()}
     assert compared.isdisjoint(map(id_of, ALONE | removed)) and id_of("both") in compared
     tiers = []
     with monkeypatch.context() as patched:
@@ -202,12 +202,12 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert shown["twice", "both"] == ("good", "both", ["both"])
     assert shown["grandchild of both", "twice"] == ("good", "both", ["both", "twice"])
     assert len(second & near) == 1 and second == first - ALONE | {"twice"} | second & near
-    hop = context.store.snapshot().view("expansion_hops").where("hop = 1").collect()[0]
+    hop = context.store.view("expansion_hops").where("hop = 1").collect()[0]
     assert [hop[name] for name in ("raw", "exact_duplicates", "withdrawn", "new", "novelty")] == [7, 2, 3, 2, 2 / 3]
-    branches = context.store.snapshot().view("expansion_branches").where("hop = 1").collect()
+    branches = context.store.view("expansion_branches").where("hop = 1").collect()
     # Edges of withdrawn personas do not count; a persona first inferred from one is new in its other branch.
     assert {row["root_id"]: (row["raw"], row["new"]) for row in branches} == {id_of("both"): (2, 2)}
-    witness = context.store.snapshot().read(PERSONA_REMOVALS).collect()
+    witness = context.store.read(PERSONA_REMOVALS).collect()
     assert [(row["kept_id"] in set(map(id_of, second)), row["similarity"] >= 0.9) for row in witness] == [(True, True)]
 
     fill_table(context.store, QUARANTINE, {"source": "judge_texts:r", "reason": "no_score"})

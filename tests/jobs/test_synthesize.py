@@ -68,16 +68,16 @@ def test_profiles_are_paid_for_once_and_stand_beside_the_personas(
     outcomes = {"done_before": 0, "passed": 1, "failed_checks": 1, "unreadable": 1, "failed": 0, "deferred": 0}
     assert (first.outcomes, first.rows_in) == (outcomes, 3)
     assert endpoint.counts()["billed"] == 3 == endpoint.counts()["distinct"] == first.spend.requests
-    rows = {row["persona_id"]: row for row in context.store.snapshot().read(SYNTHESES).collect()}
+    rows = {row["persona_id"]: row for row in context.store.read(SYNTHESES).collect()}
     baker = rows[content_id(BAKER)]
     assert json.loads(baker["output"]) == PROFILE and baker["checks"] == []
     assert (baker["task"], baker["text"], baker["sample"]) == ("profile", PROFILE["background"], 0)
     assert rows[content_id(texts[2])]["checks"] == ["missing_field", "persona_unused"] and len(rows) == 2
-    cut = context.store.snapshot().read(QUARANTINE).collect()
+    cut = context.store.read(QUARANTINE).collect()
     assert [(row["line"], row["reason"]) for row in cut] == [(content_id(NURSE), "cut_off")]
-    paid = context.store.snapshot().read(LLM_CALLS).where(f"request_key = '{cut[0]['call_key']}'").collect()
+    paid = context.store.read(LLM_CALLS).where(f"request_key = '{cut[0]['call_key']}'").collect()
     assert (paid[0]["text"], paid[0]["cost_microusd"] > 0) == (json.dumps(PROFILE)[:300], True)
-    shown = context.store.snapshot().view("profiles").where("passed").collect()
+    shown = context.store.view("profiles").where("passed").collect()
     assert [(row["persona"], row["skills"], row["model"]) for row in shown] == [
         (BAKER, PROFILE["skills"], "test-model")
     ]
@@ -155,19 +155,19 @@ def test_a_task_of_ones_own_is_one_file_and_has_all_that_the_others_have(
         "done_before": 0, "passed": 1, "failed_checks": 1, "unreadable": 2, "failed": 0, "deferred": 0,
     }  # fmt: skip
     assert endpoint.counts()["billed"] == first.spend.requests == 4  # samples of one question are sent as often
-    rows = sorted(context.store.snapshot().view("recipes").collect(), key=lambda row: row["passed"])
+    rows = sorted(context.store.view("recipes").collect(), key=lambda row: row["passed"])
     assert [(row["steps"], row["minutes"], row["too_short"]) for row in rows] == [
         (["Bake it"], 90, True), (["Knead it", "Bake it"], 90, False),
     ]  # fmt: skip
     assert {(row["kind"], row["persona"], row["missing_field"]) for row in rows} == {("festive", BAKER, False)}
     assert {row["sample"] for row in rows} == {0, 1} and all(row["cost_microusd"] > 0 for row in rows)
-    lineage = {row["persona_id"]: row["licence"] for row in context.store.snapshot().view("persona_lineage").collect()}
+    lineage = {row["persona_id"]: row["licence"] for row in context.store.view("persona_lineage").collect()}
     assert lineage[rows[0]["persona_id"]] == "CC0"
-    rejects = context.store.snapshot().read(QUARANTINE).orderBy("line").collect()
+    rejects = context.store.read(QUARANTINE).orderBy("line").collect()
     assert [(row["line"], row["reason"]) for row in rejects] == [
         (content_id(NURSE), "not_json"), (f"{content_id(NURSE)}@1", "not_json"),
     ]  # fmt: skip
-    kinds = {(row["kind"], row["check"]) for row in context.store.snapshot().view("failed_checks").collect()}
+    kinds = {(row["kind"], row["check"]) for row in context.store.view("failed_checks").collect()}
     assert kinds == {("recipe", "too_short")}
 
     before = live_files(context)

@@ -121,7 +121,7 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
     assert len(sums(output)) == 9 and all(total == sum(parts) for total, parts in sums(output)), output
     assert "documents    12 rows read = 1 new + 8 known + 1 repeated + 2 quarantined" in output
     assert "  asked      9 documents = 6 done before + 2 read + 0 unreadable + 1 failed + 0 put off" in output
-    calls = context.store.snapshot().read(LLM_CALLS).collect()
+    calls = context.store.read(LLM_CALLS).collect()
     assert f"all runs     {len(calls)} calls = {len(calls) - 1} answered + 1 failed" in output
     assert "this run     2 calls = 2 answered + 0 failed\n  requests   3 sent = 2 first + 1 again (after an" in output
     assert f"  requests   11 sent = {len(calls)} first + {11 - len(calls)} again (after an" in output
@@ -133,7 +133,7 @@ def test_every_line_adds_up_on_a_first_run_and_on_one_with_a_document_more(
     short = report.summary(context.store, {}, "another", width=60, most=1).splitlines()
     start = short.index("Personas (4, the first 1 of them)")
     assert len(short[start:]) == 4 + 5 + 4 + 1 and all(len(line) <= 60 for line in short[start:])
-    hub = context.store.snapshot().view("hub").count()
+    hub = context.store.view("hub").count()
     assert f"= {hub} in the hub + " in output
 
 
