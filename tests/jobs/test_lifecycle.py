@@ -223,8 +223,7 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert f"semantic 0.950000: {id_of('child of one')} stood for it, and was withdrawn at 20" in twice[1]
 
     settled = live_files(context)
-    for rule in (None, RULE):
-        assert not run(context, rule).changed
+    assert not run(context, RULE).changed
     assert not dedup(context).changed
     assert live_files(context) == settled
     # Another import does not bring it back, but other sources do.
