@@ -32,6 +32,12 @@ _ABOUT = {
     f"person. {_BOUNDS}",
 }
 
+# Without this a small model goes on with the people of the examples.
+_AFTER = {
+    False: "The examples end here. What you write is for the person below, and for nobody else.",
+    True: "The examples end here. As each of them tells of what its person does, tell of what the person below does.",
+}
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -120,7 +126,7 @@ class Shots:
         for shot in shots:
             person = f"<persona>\n{data(shot.persona or '')}\n</persona>\n" if self.with_personas else ""
             parts.append(f"<example>\n{person}{data(shot.text)}\n</example>")
-        return "\n\n".join(parts)
+        return "\n\n".join([*parts, _AFTER[self.with_personas]])
 
     def _first(self, ranks: npt.NDArray[Any]) -> tuple[Shot, ...]:
         """The shots of lowest rank; of equal ones, that of the lower id."""

@@ -50,6 +50,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         cache.mkdir()
         (cache / "jars").symlink_to(jars.jars(SparkSettings(spark_nlp=True))[0].parent.parent)
         embedder = fetch_embedder("all-minilm-l6-v2")
+        (cache / "classes").touch()  # no folder, so that no archive of classes is made for three programs
         (cache / "models").mkdir()
         (cache / "models" / embedder.name).symlink_to(embedder)
     command = [sys.executable, str(ROOT / "demo" / "run.py"), *arguments]
