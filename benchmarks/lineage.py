@@ -120,9 +120,9 @@ def generate(context: Context, roots: int) -> None:
             F.lit("en").alias("lang"), F.lit(hop).cast(IntegerType()).alias("hop"), sources[0].alias("first_origin"),
             F.array().cast("array<string>").alias("quality_flags"),
         )  # fmt: skip
-        add(context, PERSONAS, people, hop)
+        add(context, PERSONAS, people)
         for nth, source in enumerate(sources):
-            add(context, PERSONA_ORIGINS, origins(numbers, hop, source, nth), 2 * hop + nth)
+            add(context, PERSONA_ORIGINS, origins(numbers, hop, source, nth))
         if not hop:
             texts = numbers.select(
                 sources[0].alias("doc_id"), F.lit("a text").alias("text"),
@@ -130,7 +130,7 @@ def generate(context: Context, roots: int) -> None:
                 F.lit("CC0-1.0").alias("licence"), F.lit("f").alias("file"), F.col("id").alias("line"),
                 *[F.lit(None).cast(StringType()).alias(empty) for empty in ("title", "url", "lang")],
             )  # fmt: skip
-            add(context, DOCUMENTS, texts, 0)
+            add(context, DOCUMENTS, texts)
 
 
 def origins(numbers: DataFrame, hop: int, source: Column, nth: int) -> DataFrame:
@@ -144,7 +144,7 @@ def origins(numbers: DataFrame, hop: int, source: Column, nth: int) -> DataFrame
     )  # fmt: skip
 
 
-def add(context: Context, table: Table, rows: DataFrame, version: int) -> None:
+def add(context: Context, table: Table, rows: DataFrame) -> None:
     context.store.append(
         table,
         rows,

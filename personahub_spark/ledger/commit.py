@@ -79,7 +79,8 @@ class Committer:
         # Another step may have asked the same question meanwhile; the later commit must see the earlier one.
         with locks.lease(f"{store.state_root}/locks", f"commit-{LLM_CALLS.name}", wait_s=COMMIT_WAIT_S):
             # A batch file of an earlier run may hold keys of any wave.
-            calls = store.read(LLM_CALLS) if self._plan.endpoint.mode == "batch" else self._plan.calls(wave)
+            ledger = store.follow(LLM_CALLS)
+            calls = ledger if self._plan.endpoint.mode == "batch" else self._plan.of_wave(ledger, wave)
             new = outcomes.join(calls.select("request_key"), on="request_key", how="left_anti")
             totals = spend_of(new)
             if totals.requests:

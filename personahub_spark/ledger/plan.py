@@ -106,12 +106,11 @@ class Plan:
             return self.requests().limit(0).select("request_key", "request")
         columns = StructType.fromJson(self._noted()["columns"])
         stored = stored_parquet(self.context.spark, columns, f"{self.folder}/requests/wave={wave}")
-        return unanswered(stored, self.calls(wave))
+        return unanswered(stored, self.of_wave(self.context.store.read(LLM_CALLS), wave))
 
-    def calls(self, wave: int) -> DataFrame:
-        """The rows of the ledger in the key range of ``wave``; files hold ranges of keys, so few of them are read."""
+    def of_wave(self, calls: DataFrame, wave: int) -> DataFrame:
+        """Those of ``calls`` in the key range of ``wave``; files hold ranges of keys, so few of them are read."""
         waves = self._noted()["waves"]
-        calls = self.context.store.read(LLM_CALLS)
         first, beyond = (-(-(number << 32) // waves) for number in (wave, wave + 1))
         if wave > 0:
             calls = calls.where(F.col("request_key") >= f"{first:08x}")

@@ -117,7 +117,8 @@ def run_step(context: Context, step: Step) -> StepResult:
     their cost, with no rows.
     """
     started = time.monotonic()
-    context = dataclasses.replace(context, started_at=now(), put_off=[])
+    began = now()
+    context = dataclasses.replace(context, started_at=began, put_off=[])
     if context.calls.replay is not None:
         context = _as_recorded(context, step.name, context.calls.replay)
     try:
@@ -136,13 +137,13 @@ def run_step(context: Context, step: Step) -> StepResult:
     except PersonaHubError:
         spent = Spend() if context.store.dry_run else spend_of(_calls_of(context, step.name))
         if spent.requests or _lost(context) != Spend():
-            _record(context, step.name, StepResult(0, {}, spend=spent), time.monotonic() - started)
+            _record(context, step.name, StepResult(0, {}, spend=spent), time.monotonic() - started, began)
         raise
     finally:
         context.store.drop_staged()
     duration_s = time.monotonic() - started
     if (result.changed or _lost(context) != Spend()) and not context.store.dry_run:
-        _record(context, step.name, result, duration_s)
+        _record(context, step.name, result, duration_s, began)
     spend = result.spend
     cost = "" if spend.cost_microusd is None else f", ${spend.cost_microusd / 1_000_000:,.4f}"
     requests = f"; {spend.requests:,} requests{cost}" if spend.requests else ""
@@ -191,8 +192,9 @@ def _added_up(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
 
 
 def _calls_of(context: Context, step: str) -> DataFrame:
-    """The rows that ``step`` added to the ledger in this run."""
-    return context.store.read(LLM_CALLS).where((F.col("run_id") == context.run_id) & (F.col("step") == step))
+    """The rows that ``step`` added to the ledger since it started."""
+    mine = (F.col("run_id") == context.run_id) & (F.col("created_at") == F.lit(context.started_at))
+    return context.store.read(LLM_CALLS).where(mine & (F.col("step") == step))
 
 
 def _as_recorded(context: Context, step: str, replay: str) -> Context:
@@ -212,7 +214,8 @@ def _lost(context: Context) -> Spend:
     return sum(paid, Spend())
 
 
-def _record(context: Context, step: str, result: StepResult, duration_s: float) -> None:
+def _record(context: Context, step: str, result: StepResult, duration_s: float, began: datetime) -> None:
+    """``began``: when it really started, also in a replay, whose rows have the times of the recorded run."""
     lost = _lost(context)
     row = (
         step, duration_s, context.settings.fingerprint(), code_version(), result.rows_in, result.outcomes,
@@ -224,7 +227,7 @@ def _record(context: Context, step: str, result: StepResult, duration_s: float) 
         RUNS,
         context.spark.createDataFrame([row], columns),
         run_id=context.run_id,
-        created_at=context.started_at,
+        created_at=began,
     )
 
 

@@ -81,7 +81,7 @@ class PipelineSettings(Group):
     )
 
     @model_validator(mode="after")
-    def _each_step_is_one_row_of_runs(self) -> Self:
+    def _no_step_is_named_twice(self) -> Self:
         steps = self.steps or []
         twice = [step for step in steps if steps.count(step) > 1]
         if twice:

@@ -216,7 +216,7 @@ class Store:
             self._with_what_they_read(names) if names is not None else {*self.views, *(table.name for table in TABLES)}
         )
         tables = [table for table in TABLES if table.name in selected]
-        frames = [self.read(table) for table in tables]
+        frames = [self._stored(table, follows=True) if self._versions is None else self.read(table) for table in tables]
         if self._versions is None:
             for name in selected:  # of another version that was used before
                 self._spark.catalog.dropTempView(name)
@@ -255,14 +255,30 @@ class Store:
                 raise
             return _no_rows(self._spark, table.schema)
 
+    def follow(self, table: Table) -> DataFrame:
+        """The rows of ``table`` as Delta reads it: a write of what is made of them fails if others wrote meanwhile.
+
+        The frame shows later changes too.
+        """
+        return self._stored(table, follows=True)
+
     def view(self, name: str, *, given: Mapping[str, DataFrame] | None = None) -> DataFrame:
-        """The rows of the view; ``given``: frames to use in place of tables, by table name."""
-        given = given or {}
-        query, used = self._query(name), self._read_by(name)
-        tables = [table for table in TABLES if table.name in used]
-        frames: dict[str, Any] = {table.name: given.get(table.name) or self.read(table) for table in tables}
-        frames |= {part: self.view(part, given=given) for part in used - frames.keys()}
-        return self._spark.sql(query, **frames)
+        """The rows of the view; ``given``: frames to use in place of tables, by table name.
+
+        Each table is read once, so that views of views see one version of it.
+        """
+        return self._view(name, dict(given or {}))
+
+    def _view(self, name: str, frames: dict[str, DataFrame]) -> DataFrame:
+        """The rows of the view, with ``frames`` of tables and views; those that it lacks are added."""
+        used = self._read_by(name)
+        for table in TABLES:
+            if table.name in used and table.name not in frames:
+                frames[table.name] = self.read(table)
+        for part in used - frames.keys():
+            frames[part] = self._view(part, frames)
+        parts: dict[str, Any] = {part: frames[part] for part in used}
+        return self._spark.sql(self._query(name), **parts)
 
     def add_new(
         self, table: Table, rows: DataFrame, *, run_id: str, created_at: datetime, expected: int | None = None
@@ -364,7 +380,7 @@ class Store:
 
     def keep_versions(self, table: Table) -> None:
         """Keep all versions of ``table`` from now on; versions that Delta has deleted already stay deleted."""
-        state = self._state(table, self.version(table))
+        state = self._state(table, self.version(table)) if self._root is not None else None
         if state is not None:  # DESCRIBE DETAIL takes a Spark job for each table
             properties = state["metadata"].get("configuration", {})
         else:
@@ -403,8 +419,8 @@ class Store:
     def stage(self, rows: DataFrame) -> DataFrame:
         """``rows``, evaluated once: written under the state folder and read back.
 
-        A persisted frame is not enough: Spark evaluates it again when a table that it was read from changes. Staged
-        rows of killed runs are deleted some days later; see ``files.Scratch``.
+        A persisted frame is not enough: Spark evaluates it again where it lost a part of it. Staged rows of killed runs
+        are deleted some days later; see ``files.Scratch``.
         """
         if self.dry_run:  # changes no table, and leaves no file
             return rows.localCheckpoint()
@@ -439,9 +455,9 @@ class Store:
         try:
             if self._versions is not None and table.name not in self._versions:
                 raise MissingTableError(f"table {table.name} was not there in that version")
-            if follows or (self._versions is None and self._log(table) == []):  # of a missing table it says so
-                rows = self._spark.table(reference)
-            else:
+            if follows or (self._versions is None and not self._log(table)):
+                rows = self._spark.table(reference)  # says so if the table is missing
+            if not follows:
                 version = self._versions[table.name] if self._versions is not None else self.version(table)
                 small = self._few_files(table, version)
                 rows = small or self._spark.sql(f"SELECT * FROM {reference} VERSION AS OF {version:d}")

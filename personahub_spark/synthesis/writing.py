@@ -234,7 +234,7 @@ def _subjects(context: Context, entry: SynthesisSettings, task: PromptedTask, pe
     )
     given = [F.col(column).alias(name) for name, column in task.declaration.from_rows.items()]
     subjects = rows.select(F.col("synthesis_id").alias("subject_id"), "persona_id", "persona", *given)
-    return store.stage(subjects)  # the answers go to the table that it reads
+    return store.stage(subjects)
 
 
 def _ask(

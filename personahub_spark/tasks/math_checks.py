@@ -69,10 +69,22 @@ def asks_once_at_end(problem: str) -> bool:
     return asking == [False] * (len(asking) - 1) + [True]
 
 
+# Number words from two on, in German, French, Spanish, Portuguese, Italian, Dutch, Russian, Arabic and Hindi. One that
+# means something else in another language only makes the count too high, and the check milder.
+_NUMBER_WORDS = frozenset(
+    (resources.files("personahub_spark.tasks") / "number_words.txt").read_text(encoding="utf-8").split()
+)
+
+
 def numbers_stated(text: str) -> int:
-    """The number of amounts in digits of any script or in English words, and of numerals such as 三."""
+    """The number of amounts in digits of any script or in words of some languages, and of numerals such as 三.
+
+    "One" counts in no language.
+    """
     stated, rest = apart(text)
-    return len(stated) + len("".join(c if c.isnumeric() and not c.isdecimal() else " " for c in rest).split())
+    numerals = "".join(c if (c.isnumeric() and unicodedata.category(c) == "Lo") or c in "两兩" else " " for c in rest)
+    words = [word for word in re.findall(r"\w+", rest.casefold()) if word in _NUMBER_WORDS]
+    return len(stated) + len([run for run in numerals.split() if run != "一"]) + len(words)
 
 
 def sentences(text: str) -> list[str]:

@@ -35,7 +35,8 @@ _ABOUT = {
 # Without this a small model goes on with the people of the examples.
 _AFTER = {
     False: "The examples end here. What you write is for the person below, and for nobody else.",
-    True: "The examples end here. As each of them tells of what its person does, tell of what the person below does.",
+    True: "The examples end here. As each of them goes with its person, what you write goes with the person below, and "
+    "with nobody else.",
 }
 
 

@@ -76,8 +76,7 @@ def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder
     raw["pipeline"]["steps"] = ["create_tables", "ingest_documents", "extract_personas"]
     (folder / "conf").unlink()
     (folder / "conf").mkdir()
-    few_steps = yaml.safe_dump(raw)
-    (folder / "conf" / "local.yaml").write_text(few_steps)
+    (folder / "conf" / "local.yaml").write_text(yaml.safe_dump(raw))
     first = demo(folder, *mine, "--endpoint", endpoint.url)
     assert first.returncode == 3, first.stderr
     assert "calls were put off; run again to go on" in first.stderr and "put off" in first.stdout
@@ -97,7 +96,6 @@ def test_a_run_of_ones_own_puts_calls_off_goes_on_and_then_needs_no_model(folder
     assert store.name.startswith("it-s-mine-really-")
     assert f'make sql STORE=warehouse/{store.name} Q="' in second.stdout
 
-    (folder / "conf" / "local.yaml").write_text(few_steps)
     third = demo(folder, *mine)  # the demo would need to fetch and serve a model
     assert third.returncode == 0, third.stderr
     assert "Nothing was new: these documents were read before" in third.stdout and " + 0 model + " in third.stdout

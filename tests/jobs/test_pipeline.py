@@ -241,7 +241,7 @@ def test_every_job_twice_adds_nothing_asks_nothing_and_counts_add_up_also_in_a_r
     endpoint.set_script([{"match": "(?s)<document>.*apiary", "reply": answer}, *RULES])
     second = run_all(dataclasses.replace(pipeline, run_id="tomorrow"), steps)
     assert second["ingest_documents"].outcomes == {"new": 1, "known": 8, "repeated": 2, "quarantined": 4}
-    assert endpoint.counts()["billed"] == billed + 2  # who reads it, and a problem
+    assert endpoint.counts()["billed"] == billed + 2 == endpoint.counts()["distinct"] + 8  # who reads it, and a problem
     assert rows_added(before, live_files(pipeline)) == {
         "documents": 1, "document_sources": 1, "personas": 1, "persona_origins": 1, "persona_bands": 1, "syntheses": 1,
         "synthesis_duplicates": 1, "llm_calls": 2, "runs": 5,
@@ -450,7 +450,7 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Alon
     return seen
 
 
-def test_each_job_succeeds_alone_under_plain_python(alone: Alone) -> None:
+def test_jobs_and_the_pipeline_succeed_as_programs_of_their_own(alone: Alone) -> None:
     assert alone.codes == dict.fromkeys(JOBS, 0), alone.output
     assert "ingest_documents: 13 in = 8 new" in alone.output["ingest_documents"]
     assert "0 done before + 7 read + 0 unreadable + 1 failed" in alone.output["extract_personas"]

@@ -235,6 +235,10 @@ def test_no_question_is_true_when_nothing_is_asked(bad: str, good: str) -> None:
         ("A potter fills A4 boxes with 12 cups. How many fit?", "A potter fills 4 boxes with 12 cups. How many fit?"),
         ("A ferry takes one car. How many cross?", "A ferry takes sixty cars in two hours. How many cross?"),
         ("面包师烤了面包。一共多少个？", "面包师烤了三炉面包,每炉十二个。共多少个？"),
+        ("一天,一位面包师做面包。要用多少面粉？", "一天,两个面包分给三个人。每人多少？"),
+        ("A lawn of 12 m² needs seed. How much?", "A lawn of 12 m² needs 3 kg of seed. How much is that for 1 m²?"),
+        ("Eine Hebamme wiegt ein Kind. Wie lange?", "Eine Hebamme wiegt drei Kinder in zwei Stunden. Wie viele in 1?"),
+        ("Une boulangère vend un pain. Combien ?", "Une boulangère cuit douze pains et en vend cinq. Combien ?"),
         ("क्या 5 लीटर रंग काफ़ी है?", "५ लीटर रंग ३ साड़ियों के लिए। कितना बचता है?"),
     ],
 )

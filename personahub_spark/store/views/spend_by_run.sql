@@ -10,9 +10,9 @@ WITH calls AS (
   FROM {llm_calls}
   GROUP BY run_id, step, model
 ),
-steps AS (  -- a step has one row, and may have asked several models
+steps AS (  -- a step may have asked several models, and may have run twice
   SELECT
-    run_id, step, min(created_at) AS started_at, min(duration_s) AS duration_s, max(limit_share) AS limit_share,
+    run_id, step, min(created_at) AS started_at, sum(duration_s) AS duration_s, max(limit_share) AS limit_share,
     sum(put_off_input_tokens + put_off_output_tokens) AS put_off_tokens,
     CASE WHEN count(*) = count(put_off_cost_microusd) THEN sum(put_off_cost_microusd) / 1000000 END AS put_off_cost_usd
   FROM {runs}
