@@ -247,6 +247,10 @@ def test_what_comes_from_a_withdrawn_source_alone_goes_and_returns_when_it_is_fo
     assert third == second | {"child of one", "round", "about", "someone new from there"}
     assert not run(context).changed
 
+    recorded = context.store.read(RUNS)  # the same step ran several times in one run
+    steps = recorded.select("step").distinct().count()
+    assert recorded.select(*RUNS.key).distinct().count() == recorded.count() > steps
+
     # The releases are unchanged.
     manifest = release(context, "v2")
     assert manifest["hub"]["personas"] == len(third) and manifest["rows"]["withdrawals"] == 1
