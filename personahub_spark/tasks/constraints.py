@@ -17,6 +17,7 @@ from typing import Any
 
 from personahub_spark.tasks.amounts import states_any
 from personahub_spark.tasks.contract import Drawn
+from personahub_spark.tasks.text_checks import seems_english
 from personahub_spark.text import normalise, sentences, tokens, words
 
 VERSION = "1"
@@ -272,8 +273,9 @@ def draw(random: Random, *, most: int = _MOST, kinds: Sequence[str] | None = Non
 
 
 def unstated(instruction: str, constraints: Sequence[Mapping[str, Any]]) -> bool:
-    """True if an English ``instruction`` lacks a number, a word or another sign of one of the ``constraints``."""
-    return not all(_is_stated(instruction, one) for one in constraints)
+    """True if ``instruction`` lacks a number, a quoted word or, in English, another sign of a constraint."""
+    signs = seems_english(instruction)
+    return not all(_is_stated(instruction, one, signs=signs) for one in constraints)
 
 
 def _constraint(random: Random, name: str) -> dict[str, Any]:
@@ -282,7 +284,9 @@ def _constraint(random: Random, name: str) -> dict[str, Any]:
     return {"kind": name, "parameters": parameters, "words": Template(kind.says).substitute(parameters)}
 
 
-def _is_stated(instruction: str, constraint: Mapping[str, Any]) -> bool:
+def _is_stated(instruction: str, constraint: Mapping[str, Any], *, signs: bool) -> bool:
+    if not signs and constraint["kind"] == "in_language":
+        return True  # each language has its own names of languages
     plain = normalise(instruction)
     for value in constraint["parameters"].values():
         if isinstance(value, int):
@@ -290,4 +294,4 @@ def _is_stated(instruction: str, constraint: Mapping[str, Any]) -> bool:
                 return False
         elif re.search(rf"(?<!\w){re.escape(normalise(value).rstrip('.'))}(?!\w)", plain) is None:
             return False
-    return all(re.search(pattern, instruction, re.IGNORECASE) for pattern in KINDS[constraint["kind"]].stated)
+    return not signs or all(re.search(sign, instruction, re.IGNORECASE) for sign in KINDS[constraint["kind"]].stated)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from importlib import resources
 
 from personahub_spark.tasks.math_checks import specific_words
-from personahub_spark.text import normalise
+from personahub_spark.text import normalise, tokens
 
 _SCRIPTS = {
     "ar": "ARABIC", "hi": "DEVANAGARI", "ja": "CJK", "ko": "HANGUL", "ru": "CYRILLIC", "th": "THAI", "uk": "CYRILLIC",
@@ -39,6 +40,22 @@ def script(text: str) -> str | None:
 def _script(letter: str) -> str:
     name = unicodedata.name(letter, "").split("-")[0].split(" ")[0]
     return "CJK" if name in ("HIRAGANA", "KATAKANA") else name
+
+
+# Small words by which languages in Latin letters are told apart: the first line is English.
+_OF_ENGLISH, *_OF_OTHERS = (
+    frozenset(line.split())
+    for line in (resources.files("personahub_spark.tasks") / "small_words.txt").read_text(encoding="utf-8").splitlines()
+)
+
+
+def seems_english(text: str) -> bool:
+    """Whether nothing speaks against English: Latin letters, and no more of other languages' small words than of
+    English ones."""
+    words = tokens(text)
+    of_english = sum(word in _OF_ENGLISH for word in words)
+    of_others = sum(any(word in known for known in _OF_OTHERS) for word in words)
+    return script(text) in (None, "LATIN") and of_english >= of_others
 
 
 def lore_terms(lore: str) -> set[str]:

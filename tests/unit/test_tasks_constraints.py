@@ -211,6 +211,22 @@ def test_an_instruction_states_a_constraint_by_its_numbers_and_words(
     assert not unstated(good, [constraint]) and unstated(bad, [constraint])
 
 
+@pytest.mark.parametrize(
+    ("kind", "parameters", "good", "bad"),
+    [
+        ("words_at_most", {"n": 50}, "In höchstens 50 Wörtern und mit Ruhe.", "In 60 und nicht mehr."),
+        ("include_word", {"word": "habit"}, "答复里要有“habit”这个词。", "答复里要有这个词。"),
+        ("no_commas", {}, "Sans virgules et pour les enfants.", "No matter what, for the children."),
+        ("in_language", {"language": "Greek"}, "Schreib auf Griechisch und nicht auf Deutsch.", "Answer by phone."),
+    ],
+)  # fmt: skip
+def test_in_other_languages_only_numbers_and_quoted_words_state_a_constraint(
+    kind: str, parameters: dict[str, Any], good: str, bad: str
+) -> None:
+    constraint = {"kind": kind, "parameters": parameters, "words": ""}
+    assert not unstated(good, [constraint]) and unstated(bad, [constraint])
+
+
 def test_a_row_keeps_the_constraints_that_the_question_told() -> None:
     text = str(TASK.request(DIVER).messages[-1]["content"])
     blank = "Instruction: I am a diver and repair moorings in the harbour at night; write me a plan for the week."
