@@ -121,7 +121,7 @@ def test_examples_are_loaded_get_personas_and_vectors_and_stand_in_the_prompts_o
     )
     # A prompt that shows another example, or none in front of the persona, gets a reply that cannot be read.
     endpoint.set_script([
-        {"match": f"(?s)<example>\n.*{expected[nearest[who]]}.*</example>\n\n<persona>\n{who}", "reply":
+        {"match": f"(?s)<example>\n.*{expected[nearest[who]]}.*</example>\n\n[^<]+\n\n<persona>\n{who}", "reply":
          json.dumps({"problem": copied})} for who in (BAKER, NURSE)
     ] + [{"reply": "none of these"}])  # fmt: skip
     asked_before = endpoint.counts()["requests"]
