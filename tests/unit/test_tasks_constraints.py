@@ -202,25 +202,14 @@ def test_the_words_of_a_kind_state_it() -> None:
         ("json_only", {}, "Only a JSON object.", "Only an object."),
         ("in_language", {"language": "Greek"}, "Answer in Greek.", "Answer in Greece."),
         ("ends_with", {"phrase": "Now it is your turn."}, "Finish: Now it is your turn.", "Finish in turn."),
-    ],
-)  # fmt: skip
-def test_an_instruction_states_a_constraint_by_its_numbers_and_words(
-    kind: str, parameters: dict[str, Any], good: str, bad: str
-) -> None:
-    constraint = {"kind": kind, "parameters": parameters, "words": ""}
-    assert not unstated(good, [constraint]) and unstated(bad, [constraint])
-
-
-@pytest.mark.parametrize(
-    ("kind", "parameters", "good", "bad"),
-    [
+        # In other languages only numbers and quoted words do.
         ("words_at_most", {"n": 50}, "In höchstens 50 Wörtern und mit Ruhe.", "In 60 und nicht mehr."),
         ("include_word", {"word": "habit"}, "答复里要有“habit”这个词。", "答复里要有这个词。"),
         ("no_commas", {}, "Sans virgules et pour les enfants.", "No matter what, for the children."),
         ("in_language", {"language": "Greek"}, "Schreib auf Griechisch und nicht auf Deutsch.", "Answer by phone."),
     ],
 )  # fmt: skip
-def test_in_other_languages_only_numbers_and_quoted_words_state_a_constraint(
+def test_an_instruction_states_a_constraint_by_its_numbers_and_words(
     kind: str, parameters: dict[str, Any], good: str, bad: str
 ) -> None:
     constraint = {"kind": kind, "parameters": parameters, "words": ""}
