@@ -198,13 +198,15 @@ _ANNOUNCED = re.compile(
 )
 _OBJECT = re.compile(r'\{\s*".*\}\Z', re.DOTALL)
 _TAGGED = re.compile(r"\A<(message|user|persona|second_persona)>(?P<inside>.*)</\1>\Z", re.DOTALL | re.IGNORECASE)
+# A closing tag of the prompt, which a model may go on with after its message.
+_STRAY = re.compile(r"</(message|user|reply|persona|second_persona)>\Z", re.IGNORECASE)
 _QUOTED = re.compile(
     r"\A(?:\"(?P<straight>[^\"]*)\"|“(?P<curly>[^“”]*)”|«(?P<angled>[^«»]*)»|「(?P<corner>[^「」]*)」)\Z"
 )
 
 
 def _said(text: str) -> str | None:
-    """The message in ``text``, without an announcement, a tag or quotes around it; None for JSON with no one text."""
+    """The message in ``text``, without an announcement, tags or quotes around it; None for JSON with no one text."""
     text = _ANNOUNCED.sub("", text, count=1).strip()
     if _OBJECT.match(text):
         try:
@@ -215,5 +217,8 @@ def _said(text: str) -> str | None:
         return parts[0].strip() if len(parts) == 1 else None
     tagged = _TAGGED.match(text)
     text = tagged["inside"].strip() if tagged else text
+    stray = _STRAY.search(text)
+    if stray is not None and f"<{stray[1].lower()}>" not in text.lower():
+        text = text[: stray.start()].strip()
     quoted = _QUOTED.match(text)
     return next(part for part in quoted.groups() if part is not None).strip() if quoted else text

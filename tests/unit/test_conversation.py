@@ -162,7 +162,7 @@ def read(number: int, answer: str | None, finish: str = "stop") -> Reading:
         OPENER, f"User: {OPENER}", f"**User:** {OPENER}", f"Message:\n{OPENER}", f'"{OPENER}"', f"“{OPENER}”",
         f"Sure! Here's the first message of the baker:\n\n{OPENER}", json.dumps({"message": OPENER}),
         json.dumps({"role": "user", "content": OPENER}), f"<think>Who is it?</think>\n{OPENER}",
-        f"<message>\n{OPENER}\n</message>", f"{OPENER}<|im_end|>",
+        f"<message>\n{OPENER}\n</message>", f"{OPENER}<|im_end|>", f"{OPENER}\n</reply>", f"{OPENER}</Persona>",
     ],
 )  # fmt: skip
 def test_a_message_of_the_user_is_read_without_what_stands_around_it(answer: str) -> None:
@@ -208,6 +208,11 @@ def test_a_reply_is_read_as_it_is(reply: str) -> None:
 )  # fmt: skip
 def test_a_message_that_says_nothing_is_a_failure(number: int, answer: str | None, finish: str, failure: str) -> None:
     assert (read(number, answer, finish).text, read(number, answer, finish).failure) == (None, failure)
+
+
+def test_a_tag_that_the_message_opens_stays() -> None:
+    shown = "What is wrong with <reply>12</reply>"
+    assert read(2, shown).text == shown
 
 
 def test_a_message_that_is_cut_off_says_so() -> None:
