@@ -275,8 +275,9 @@ class Store:
         for table in TABLES:
             if table.name in used and table.name not in frames:
                 frames[table.name] = self.read(table)
-        for part in used - frames.keys():
-            frames[part] = self._view(part, frames)
+        for part in self.views:  # one view may have added another one
+            if part in used and part not in frames:
+                frames[part] = self._view(part, frames)
         parts: dict[str, Any] = {part: frames[part] for part in used}
         return self._spark.sql(self._query(name), **parts)
 
